@@ -1,0 +1,145 @@
+"""The catalogue: every item a shop can recommend, with its text."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from os import PathLike
+from typing import Self
+
+import polars as pl
+
+from llmrec.console import get_logger
+from llmrec.data.files import id_column, read_table, require_column
+from llmrec.data.text import fill_template, parse_template
+from llmrec.errors import UserError
+
+log = get_logger(__name__)
+
+
+class Catalog:
+    """N items: a frame with `item_id` (unique, not empty), `title` and further text fields, "" where missing.
+
+    A row's position is the item's number everywhere else in llmrec.
+    """
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        """`frame` must already be as described; use `from_frame` for anything else."""
+        self.frame = frame
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame, source: str = "the items") -> Self:
+        """A catalogue of any frame with `item_id`: lists are joined with ", ", numbers written out.
+
+        Columns that hold no text (images, nested records) are left out, and the log says so.
+
+        Raises:
+            UserError: without an `item_id` column, with an empty or a repeated item id, or with no item at all.
+                `source` names the data in the message.
+        """
+        require_column(frame, "item_id", source, "the column of item ids")
+        ids = id_column(frame["item_id"], source)
+        if not len(ids):
+            raise UserError(f"{source}: no items; expected at least one row")
+        _check_unique(ids, source)
+        columns = {name: _as_text(frame[name]) for name in frame.columns if name != "item_id"}
+        if skipped := [name for name, values in columns.items() if values is None]:
+            log.info("%s: left out columns that hold no text: %s", source, ", ".join(skipped))
+        texts = {name: values for name, values in columns.items() if values is not None}
+        title = texts.pop("title", pl.Series("title", [""] * len(ids)))
+        return cls(pl.DataFrame([ids, title, *texts.values()]))
+
+    @classmethod
+    def from_file(
+        cls, path: str | PathLike[str], item_column: str = "item_id", title_column: str = "title"
+    ) -> Self:
+        """Read a CSV, TSV, JSONL or parquet file (text files also .gz).
+
+        Raises:
+            UserError: for a missing or unreadable file, a missing column, or what `from_frame` refuses.
+        """
+        frame = read_table(path)
+        require_column(frame, item_column, path, "--data.item_column")
+        require_column(frame, title_column, path, "--data.title_column")
+        return cls.from_frame(frame.rename(_renaming(frame, item_column, title_column)), str(path))
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def __repr__(self) -> str:
+        return f"Catalog({len(self)} items; {', '.join(self.fields)})"
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Item ids in row order."""
+        return self.frame["item_id"].to_list()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Item id -> row."""
+        return {item: row for row, item in enumerate(self.ids)}
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the text fields."""
+        return [name for name in self.frame.columns if name != "item_id"]
+
+    def texts(self, template: str) -> list[str]:
+        """N texts of a template such as `"{title}. {brand}. {categories}"`.
+
+        An empty field goes with its label and the punctuation after it; white space is collapsed.
+
+        Raises:
+            UserError: for a field that the catalogue lacks, or a malformed template.
+        """
+        slots = parse_template(template, self.fields)
+        used = list(dict.fromkeys(slot.field for slot in slots))
+        return [fill_template(slots, values) for values in self.frame.select(used).iter_rows(named=True)]
+
+    def row(self, item_id: str) -> dict[str, str]:
+        """All columns of one item, by name; raises KeyError for an unknown item id."""
+        return self.frame.row(self.index[item_id], named=True)
+
+    def take(self, rows: Sequence[int] | pl.Series) -> "Catalog":
+        """The catalogue of the given rows, in that order."""
+        return Catalog(self.frame[rows])
+
+    def to_parquet(self, path: str | PathLike[str]) -> None:
+        """Write the frame as it is."""
+        self.frame.write_parquet(path)
+
+    @classmethod
+    def from_parquet(cls, path: str | PathLike[str]) -> Self:
+        """Read what `to_parquet` wrote; raises UserError for a missing, damaged or different file."""
+        return cls.from_frame(read_table(path), str(path))
+
+
+def _renaming(frame: pl.DataFrame, item_column: str, title_column: str) -> dict[str, str]:
+    """Columns to rename so that ids and titles get their names; a column in the way keeps its text beside them."""
+    wanted = {item_column: "item_id", title_column: "title"}
+    in_the_way = [name for name in wanted.values() if name in frame.columns and name not in wanted]
+    return {old: new for old, new in wanted.items() if old != new} | {name: f"{name}_" for name in in_the_way}
+
+
+def _check_unique(ids: pl.Series, source: str) -> None:
+    repeated = ids.is_first_distinct().not_().arg_true()
+    if len(repeated):
+        item, second = ids[repeated[0]], int(repeated[0])
+        first = ids.index_of(item)
+        assert first is not None
+        raise UserError(
+            f"{source}: item id {item!r} stands in rows {first + 1} and {second + 1} "
+            f"({len(repeated)} repeated rows in all); expected one row per item, so drop or merge the repeats"
+        )
+
+
+def _as_text(values: pl.Series) -> pl.Series | None:
+    """The column as text with "" for missing, or None when it holds no text."""
+    if isinstance(values.dtype, pl.List | pl.Array):
+        inner = values.dtype.inner
+        if isinstance(inner, pl.DataType) and (inner.is_nested() or inner == pl.Binary):
+            return None
+        if isinstance(values.dtype, pl.Array):
+            values = values.arr.to_list()
+        values = values.cast(pl.List(pl.String)).list.drop_nulls().list.join(", ")
+    elif values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
+        return None
+    return values.cast(pl.String).fill_null("")

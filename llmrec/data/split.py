@@ -1,0 +1,197 @@
+"""Training, validation and test parts of a log, and the log as arrays for everything that trains or ranks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.interactions import Interactions
+from llmrec.errors import UserError
+
+TRAIN, VALID, TEST = 0, 1, 2
+PARTS = ("train", "valid", "test")
+
+
+class Split:
+    """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), never decreasing along a user's rows.
+
+    `protocol` says how it was made: kind, events per part, and the cut timestamps where there are any.
+    """
+
+    def __init__(self, frame: pl.DataFrame, protocol: dict[str, Any]) -> None:
+        self.frame = frame
+        self.protocol = protocol
+
+    def __repr__(self) -> str:
+        return f"Split({self.protocol['kind']}; {self.protocol['events']})"
+
+    def part(self, part: int) -> Interactions:
+        """The events of one part."""
+        return Interactions(self.frame.filter(pl.col("part") == part).drop("part"))
+
+    @property
+    def train(self) -> Interactions:
+        """The events to learn from."""
+        return self.part(TRAIN)
+
+    @property
+    def valid(self) -> Interactions:
+        """The events to choose settings on."""
+        return self.part(VALID)
+
+    @property
+    def test(self) -> Interactions:
+        """The events to measure on."""
+        return self.part(TEST)
+
+    def sequences(self, catalog: Catalog) -> "Sequences":
+        """The log as arrays over the catalogue's rows; users in the order of their first row.
+
+        Raises:
+            UserError: for an item that the catalogue lacks.
+        """
+        users = self.frame.select(pl.col("user_id").unique(maintain_order=True)).with_row_index("user")
+        items = pl.DataFrame({"item_id": catalog.frame["item_id"]}).with_row_index("item")
+        rows = (
+            self.frame.select("user_id", "item_id", "part")
+            .join(users, on="user_id", how="left", maintain_order="left")
+            .join(items, on="item_id", how="left", maintain_order="left")
+        )
+        if rows["item"].null_count():
+            unknown = rows.filter(pl.col("item").is_null())["item_id"]
+            raise UserError(
+                f"the log names {unknown.n_unique()} items that the catalogue lacks, such as {unknown[0]!r}; "
+                "prepare the data with --data.unknown_items drop"
+            )
+        rows = rows.select("user", "item", "part").sort("user", maintain_order=True)
+        counts = np.bincount(rows["user"].to_numpy(), minlength=users.height)
+        return Sequences(
+            users=users["user_id"].to_list(),
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            items=rows["item"].to_numpy().astype(np.int32),
+            parts=rows["part"].to_numpy().astype(np.uint8),
+        )
+
+
+@dataclass(frozen=True)
+class Cases:
+    """n questions with known answers: what does this user take next, after this history?"""
+
+    users: np.ndarray
+    """int32 [n], rows of `Sequences.users`"""
+    histories: list[np.ndarray]
+    """n arrays of catalogue rows, int32, oldest first, none empty"""
+    targets: np.ndarray
+    """int32 [n], catalogue rows"""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def sample(self, n: int, seed: int) -> "Cases":
+        """At most n of the cases, drawn without replacement by `seed`, in their old order."""
+        if n >= len(self):
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self), size=n, replace=False))
+        return Cases(self.users[chosen], [self.histories[row] for row in chosen], self.targets[chosen])
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The log as arrays: user u's events are `items[offsets[u]:offsets[u + 1]]` in time order."""
+
+    users: list[str]
+    """U user ids"""
+    offsets: np.ndarray
+    """int64 [U + 1]"""
+    items: np.ndarray
+    """int32 [E], rows of the catalogue"""
+    parts: np.ndarray
+    """uint8 [E], not decreasing within a user"""
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def history(self, user: int, part: int) -> np.ndarray:
+        """Row `user`'s items of the parts before `part`, int32, oldest first."""
+        start, stop = self.offsets[user], self.offsets[user + 1]
+        return self.items[start : start + np.searchsorted(self.parts[start:stop], part)]
+
+    def train_sequences(self) -> list[np.ndarray]:
+        """U arrays of the users' training items, some perhaps empty."""
+        return [self.history(user, VALID) for user in range(len(self))]
+
+    def cases(self, part: int) -> Cases:
+        """One case for each user with an event in `part` and one before it.
+
+        The target is the user's first event in `part`; the history is all that came in earlier parts.
+        """
+        histories = [self.history(user, part) for user in range(len(self))]
+        targets = self.offsets[:-1] + np.array([len(history) for history in histories], dtype=np.int64)
+        # A target exists where the user's sequence goes on after the history, and with an event of this very part.
+        inside = targets < self.offsets[1:]
+        inside[inside] &= self.parts[targets[inside]] == part
+        chosen = [user for user in np.flatnonzero(inside) if len(histories[user])]
+        return Cases(
+            users=np.array(chosen, dtype=np.int32),
+            histories=[histories[user] for user in chosen],
+            targets=self.items[targets[chosen]],
+        )
+
+    def train_counts(self, n_items: int) -> np.ndarray:
+        """int64 [N], training events of each catalogue row; 0 marks a cold item."""
+        return np.bincount(self.items[self.parts == TRAIN], minlength=n_items).astype(np.int64)
+
+
+def leave_one_out(log: Interactions) -> Split:
+    """A user's last event is the test target, the one before it the validation target, the rest training.
+
+    Users with fewer than three events only train: they have no history to ask with.
+    """
+    place = pl.int_range(pl.len()).over("user_id")
+    events = pl.len().over("user_id")
+    part = (
+        pl.when((events < 3) | (place < events - 2))
+        .then(TRAIN)
+        .when(place == events - 2)
+        .then(VALID)
+        .otherwise(TEST)
+    )
+    frame = log.frame.with_columns(part.cast(pl.UInt8).alias("part"))
+    return Split(frame, {"kind": "leave-one-out", "events": _events(frame)})
+
+
+def timestamp_split(log: Interactions, valid_share: float = 0.1, test_share: float = 0.1) -> Split:
+    """Train before the first cut, validate from it on, test from the second on; the same two cuts for all users.
+
+    The cuts are the timestamps at which `valid_share + test_share` and `test_share` of the events remain; events
+    of one moment stay together, so the real shares may differ and stand in the protocol.
+
+    Raises:
+        UserError: for a log without timestamps, shares that leave no training part, or a part that stays empty.
+    """
+    if not log.has_timestamps:
+        raise UserError("--data.split timestamp: the log has no timestamps; use --data.split leave-one-out")
+    if min(valid_share, test_share) <= 0 or valid_share + test_share >= 1:
+        raise UserError(
+            f"--data.valid_share {valid_share} and --data.test_share {test_share}: expected two shares above 0 "
+            "that leave some of the events for training"
+        )
+    times = np.sort(log.frame["timestamp"].to_numpy())
+    first = int(times[int(len(times) * (1 - valid_share - test_share))])
+    second = int(times[int(len(times) * (1 - test_share))])
+    part = (pl.col("timestamp") >= first).cast(pl.UInt8) + (pl.col("timestamp") >= second).cast(pl.UInt8)
+    frame = log.frame.with_columns(part.alias("part"))
+    events = _events(frame)
+    if empty := [name for name, count in events.items() if not count]:
+        raise UserError(
+            f"--data.split timestamp: cuts at {first} and {second} leave the {empty[0]} part empty; "
+            "change --data.valid_share or --data.test_share, or use --data.split leave-one-out"
+        )
+    return Split(frame, {"kind": "timestamp", "cuts": [first, second], "events": events})
+
+
+def _events(frame: pl.DataFrame) -> dict[str, int]:
+    counts = np.bincount(frame["part"].to_numpy(), minlength=len(PARTS))
+    return dict(zip(PARTS, counts.tolist(), strict=True))
