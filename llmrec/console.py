@@ -19,6 +19,33 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     yield from rich_track(items, description, total=total, console=Console(stderr=True), transient=True)
 
 
+class _Bar:
+    """A progress bar to advance by hand; does nothing when stderr is not a terminal."""
+
+    def __init__(self, description: str, total: int, done: int) -> None:
+        self._progress = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._progress = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task(description, total=total, completed=done)
+            self._progress.start()
+
+    def advance(self) -> None:
+        if self._progress is not None:
+            self._progress.advance(self._task)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def progress_bar(description: str, total: int, done: int = 0) -> _Bar:
+    """A bar on stderr for work that is not a loop of ours; `advance()` it, then `close()` it."""
+    return _Bar(description, total, done)
+
+
 def get_logger(name: str) -> logging.Logger:
     """A logger below `llmrec`; the command line sends them all to stderr."""
     return logging.getLogger(name if name.startswith("llmrec") else f"llmrec.{name}")

@@ -1,7 +1,27 @@
 """Catalogue and interactions: readers of many formats, filters, splits."""
 
 from llmrec.data.catalog import Catalog
+from llmrec.data.config import DataConfig
+from llmrec.data.filters import Summary
 from llmrec.data.interactions import Interactions
+from llmrec.data.prepare import Prepared, load, prepare, save
+from llmrec.data.readers import input_files
 from llmrec.data.split import TEST, TRAIN, VALID, Cases, Sequences, Split
 
-__all__ = ["TEST", "TRAIN", "VALID", "Cases", "Catalog", "Interactions", "Sequences", "Split"]
+__all__ = [
+    "TEST",
+    "TRAIN",
+    "VALID",
+    "Cases",
+    "Catalog",
+    "DataConfig",
+    "Interactions",
+    "Prepared",
+    "Sequences",
+    "Split",
+    "Summary",
+    "input_files",
+    "load",
+    "prepare",
+    "save",
+]

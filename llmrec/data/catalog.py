@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from os import PathLike
+from pathlib import Path
 from typing import Self
 
 import polars as pl
@@ -32,7 +32,7 @@ class Catalog:
         Columns that hold no text (images, nested records) are left out, and the log says so.
 
         Raises:
-            UserError: without an `item_id` column, with an empty or a repeated item id, or with no item at all.
+            UserError: without an `item_id` column, with an empty or a repeated item id, or with no item;
                 `source` names the data in the message.
         """
         require_column(frame, "item_id", source, "the column of item ids")
@@ -48,18 +48,20 @@ class Catalog:
         return cls(pl.DataFrame([ids, title, *texts.values()]))
 
     @classmethod
-    def from_file(
-        cls, path: str | PathLike[str], item_column: str = "item_id", title_column: str = "title"
-    ) -> Self:
+    def from_file(cls, path: str | Path, item_column: str = "item_id", title_column: str = "title") -> Self:
         """Read a CSV, TSV, JSONL or parquet file (text files also .gz).
 
         Raises:
             UserError: for a missing or unreadable file, a missing column, or what `from_frame` refuses.
         """
-        frame = read_table(path)
-        require_column(frame, item_column, path, "--data.item_column")
-        require_column(frame, title_column, path, "--data.title_column")
-        return cls.from_frame(frame.rename(_renaming(frame, item_column, title_column)), str(path))
+        return cls.from_table(read_table(path), str(path), item_column, title_column)
+
+    @classmethod
+    def from_table(cls, frame: pl.DataFrame, source: str, item_column: str, title_column: str) -> Self:
+        """A catalogue of a frame with ids and titles in columns of any name; raises as `from_frame` does."""
+        require_column(frame, item_column, source, "--data.item_column")
+        require_column(frame, title_column, source, "--data.title_column")
+        return cls.from_frame(frame.rename(_renaming(frame, item_column, title_column)), source)
 
     def __len__(self) -> int:
         return self.frame.height
@@ -102,18 +104,18 @@ class Catalog:
         """The catalogue of the given rows, in that order."""
         return Catalog(self.frame[rows])
 
-    def to_parquet(self, path: str | PathLike[str]) -> None:
+    def to_parquet(self, path: str | Path) -> None:
         """Write the frame as it is."""
         self.frame.write_parquet(path)
 
     @classmethod
-    def from_parquet(cls, path: str | PathLike[str]) -> Self:
+    def from_parquet(cls, path: str | Path) -> Self:
         """Read what `to_parquet` wrote; raises UserError for a missing, damaged or different file."""
         return cls.from_frame(read_table(path), str(path))
 
 
 def _renaming(frame: pl.DataFrame, item_column: str, title_column: str) -> dict[str, str]:
-    """Columns to rename so that ids and titles get their names; a column in the way keeps its text beside them."""
+    """Old and new names of columns; one that already has a wanted name gives way and keeps its text."""
     wanted = {item_column: "item_id", title_column: "title"}
     in_the_way = [name for name in wanted.values() if name in frame.columns and name not in wanted]
     return {old: new for old, new in wanted.items() if old != new} | {name: f"{name}_" for name in in_the_way}
@@ -140,6 +142,6 @@ def _as_text(values: pl.Series) -> pl.Series | None:
         if isinstance(values.dtype, pl.Array):
             values = values.arr.to_list()
         values = values.cast(pl.List(pl.String)).list.drop_nulls().list.join(", ")
-    elif values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
+    elif values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object, pl.Duration):
         return None
     return values.cast(pl.String).fill_null("")

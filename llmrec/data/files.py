@@ -3,21 +3,24 @@
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
 import polars as pl
 
-from llmrec.data.text import parse_literal
+from llmrec.data.text import leaves, parse_literal
 from llmrec.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Kinds of table; all but parquet also with .gz."""
 
+_ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that some editors put first
+_POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
 
-def require_file(path: str | PathLike[str], flag: str = "--data.path") -> Path:
+
+def require_file(path: str | Path, flag: str = "--data.path") -> Path:
     """`path` as a Path; raises UserError naming `flag` unless it is a file."""
     path = Path(path)
     if not path.is_file():
@@ -26,7 +29,7 @@ def require_file(path: str | PathLike[str], flag: str = "--data.path") -> Path:
     return path
 
 
-def require_folder(path: str | PathLike[str], flag: str = "--data.path") -> Path:
+def require_folder(path: str | Path, flag: str = "--data.path") -> Path:
     """`path` as a Path; raises UserError naming `flag` unless it is a folder."""
     path = Path(path)
     if not path.is_dir():
@@ -35,7 +38,7 @@ def require_folder(path: str | PathLike[str], flag: str = "--data.path") -> Path
     return path
 
 
-def require_column(frame: pl.DataFrame, column: str, source: str | PathLike[str], flag: str) -> None:
+def require_column(frame: pl.DataFrame, column: str, source: str | Path, flag: str) -> None:
     """Raise UserError naming `flag` unless `frame` has `column`."""
     if column not in frame.columns:
         found = ", ".join(frame.columns) or "no columns"
@@ -50,7 +53,7 @@ def id_column(values: pl.Series, source: str) -> pl.Series:
     """
     if values.dtype.is_float() and (values == values.round()).all():
         values = values.cast(pl.Int64, strict=False)
-    if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
+    if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
         raise UserError(f"{source}: {values.name} holds {values.dtype}; expected text or numbers")
     texts = values.cast(pl.String)
     missing = (texts.is_null() | (texts == "")).arg_true()
@@ -59,44 +62,57 @@ def id_column(values: pl.Series, source: str) -> pl.Series:
     return texts
 
 
-def open_text(path: Path, encoding: str = "utf-8") -> IO[str]:
+def open_text(path: Path, encoding: str) -> IO[str]:
     """The file's text, unpacked when its name ends in .gz."""
     opener = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding=encoding, newline="\n")
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of all lines that are not blank; raises UserError."""
+def _all_lines(path: Path, encoding: str) -> Iterator[str]:
     number = 0
     try:
         with open_text(path, encoding) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
+            for line in file:
+                yield line
+                number += 1
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: after line {number}: not {encoding} text ({error.reason})") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read after line {number}: {error}") from None
 
 
+def read_lines(path: Path, encoding: str = _ENCODING) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) of all lines that are not blank; raises UserError."""
+    for number, line in enumerate(_all_lines(path, encoding), 1):
+        if line.strip():
+            yield number, line.rstrip("\r\n")
+
+
 def read_json(path: Path) -> Any:
     """The JSON document in a file; raises UserError with the line of the first mistake."""
-    text = "\n".join(line for _, line in _all_lines(path))
+    text = "".join(_all_lines(path, _ENCODING))
     try:
-        return json.loads(text)
+        return _parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: malformed JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: malformed JSON: {error}") from None
 
 
-def _all_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Like `read_lines`, with the blank lines, so that a parser's line numbers stay true."""
-    expected = 1
-    for number, line in read_lines(path):
-        yield from ((blank, "") for blank in range(expected, number))
-        yield number, line
-        expected = number + 1
+def _parse_json(text: str) -> Any:
+    """json.loads that also raises ValueError for a key that stands twice and for half a surrogate pair."""
+    value = json.loads(text, object_pairs_hook=_unique_keys)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {twice!r} stands twice in one object; keep one of them")
+    return record
 
 
 def read_records(path: Path, python_literals: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -109,7 +125,7 @@ def read_records(path: Path, python_literals: bool = False) -> Iterator[tuple[in
     """
     for number, line in read_lines(path):
         try:
-            record = json.loads(line)
+            record = _parse_json(line)
         except (ValueError, RecursionError) as error:
             if not python_literals:
                 raise UserError(f"{path}, line {number}: malformed JSON: {error}") from None
@@ -125,31 +141,31 @@ def read_records(path: Path, python_literals: bool = False) -> Iterator[tuple[in
 
 
 def records_frame(path: Path) -> pl.DataFrame:
-    """All fields of a file with one JSON object a line; a field whose values differ in kind becomes text."""
-    rows = [record for _, record in read_records(path)]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pl.DataFrame([mixed_column(name, [row.get(name) for row in rows]) for name in names])
+    """All fields of a file with one JSON object a line; as text where they are not all numbers."""
+    columns: dict[str, list[Any]] = {}
+    count = 0
+    for count, (_, record) in enumerate(read_records(path), 1):
+        for name, value in record.items():
+            column = columns.setdefault(name, [])
+            column += [None] * (count - 1 - len(column))  # the records before that lack the field
+            column.append(value)
+    return pl.DataFrame(
+        [_column(name, values + [None] * (count - len(values))) for name, values in columns.items()]
+    )
 
 
-def mixed_column(name: str, values: list[Any]) -> pl.Series:
-    """A column of JSON values: of their own type where they agree, as text (lists: lists of text) otherwise."""
+def _column(name: str, values: list[Any]) -> pl.Series:
+    """Lists and records as their values joined with ", "; numbers stay numbers where all values are such."""
+    flat = [
+        ", ".join(map(str, leaves(value))) if isinstance(value, list | dict) else value for value in values
+    ]
     try:
-        return pl.Series(name, values, strict=True)
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
-        if any(isinstance(value, list) for value in values):
-            lists = [value if value is None or isinstance(value, list) else [value] for value in values]
-            texts = [row and [_as_text(value) for value in row if value is not None] for row in lists]
-            return pl.Series(name, texts, dtype=pl.List(pl.String))
-        return pl.Series(name, [_as_text(value) for value in values], dtype=pl.String)
+        return pl.Series(name, flat, strict=True)
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):
+        return pl.Series(name, [value if value is None else str(value) for value in flat], dtype=pl.String)
 
 
-def _as_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def read_table(path: str | PathLike[str], flag: str = "--data.path") -> pl.DataFrame:
+def read_table(path: str | Path, flag: str = "--data.path") -> pl.DataFrame:
     """A CSV or TSV file (all columns as text), one JSON object a line, or parquet; text files also as .gz.
 
     Raises:
@@ -166,11 +182,17 @@ def read_table(path: str | PathLike[str], flag: str = "--data.path") -> pl.DataF
     raise UserError(f"{flag}: {path}: unknown kind of file; expected {', '.join(SUFFIXES)} (text also .gz)")
 
 
-def read_separated(path: Path, separator: str) -> pl.DataFrame:
-    """A CSV file with a header, all columns as text, so that an id such as 0042 stays as it is."""
+def read_separated(path: Path, separator: str, quoted: bool = True) -> pl.DataFrame:
+    """A CSV file with a header, all columns as text, so that an id such as 0042 stays as it is.
+
+    Raises:
+        UserError: for what is no such file; `quoted` says whether values may stand in double quotes.
+    """
     try:
-        return pl.read_csv(path, separator=separator, infer_schema=False, missing_utf8_is_empty_string=True)
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        return pl.read_csv(
+            path, separator=separator, infer_schema=False, glob=False, quote_char='"' if quoted else None
+        )
+    except _POLARS_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(
             f"{path}: not a readable table with {separator!r} between columns: {reason}"
@@ -178,13 +200,8 @@ def read_separated(path: Path, separator: str) -> pl.DataFrame:
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        frame = pl.from_arrow(pq.read_table(path))
-    except (pa.ArrowException, OSError, ValueError, pl.exceptions.PolarsError) as error:
+        return pl.read_parquet(path, glob=False)
+    except _POLARS_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(f"{path}: not a readable parquet file: {reason}") from None
-    assert isinstance(frame, pl.DataFrame)
-    return frame

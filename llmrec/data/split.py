@@ -15,7 +15,7 @@ PARTS = ("train", "valid", "test")
 
 
 class Split:
-    """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), never decreasing along a user's rows.
+    """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), not decreasing along a user's rows.
 
     `protocol` says how it was made: kind, events per part, and the cut timestamps where there are any.
     """
@@ -47,17 +47,14 @@ class Split:
         return self.part(TEST)
 
     def sequences(self, catalog: Catalog) -> "Sequences":
-        """The log as arrays over the catalogue's rows; users in the order of their first row.
+        """The log as arrays over the catalogue's rows; users in the order of their rows.
 
         Raises:
             UserError: for an item that the catalogue lacks.
         """
-        users = self.frame.select(pl.col("user_id").unique(maintain_order=True)).with_row_index("user")
         items = pl.DataFrame({"item_id": catalog.frame["item_id"]}).with_row_index("item")
-        rows = (
-            self.frame.select("user_id", "item_id", "part")
-            .join(users, on="user_id", how="left", maintain_order="left")
-            .join(items, on="item_id", how="left", maintain_order="left")
+        rows = self.frame.select("item_id", "part").join(
+            items, on="item_id", how="left", maintain_order="left"
         )
         if rows["item"].null_count():
             unknown = rows.filter(pl.col("item").is_null())["item_id"]
@@ -65,11 +62,10 @@ class Split:
                 f"the log names {unknown.n_unique()} items that the catalogue lacks, such as {unknown[0]!r}; "
                 "prepare the data with --data.unknown_items drop"
             )
-        rows = rows.select("user", "item", "part").sort("user", maintain_order=True)
-        counts = np.bincount(rows["user"].to_numpy(), minlength=users.height)
+        users = self.frame["user_id"].rle().struct.unnest()
         return Sequences(
-            users=users["user_id"].to_list(),
-            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            users=users["value"].to_list(),
+            offsets=np.concatenate([[0], np.cumsum(users["len"].to_numpy())]).astype(np.int64),
             items=rows["item"].to_numpy().astype(np.int32),
             parts=rows["part"].to_numpy().astype(np.uint8),
         )
@@ -129,7 +125,7 @@ class Sequences:
         """
         histories = [self.history(user, part) for user in range(len(self))]
         targets = self.offsets[:-1] + np.array([len(history) for history in histories], dtype=np.int64)
-        # A target exists where the user's sequence goes on after the history, and with an event of this very part.
+        # A target exists where the user's sequence goes on after the history with an event of this part.
         inside = targets < self.offsets[1:]
         inside[inside] &= self.parts[targets[inside]] == part
         chosen = [user for user in np.flatnonzero(inside) if len(histories[user])]
@@ -149,34 +145,30 @@ def leave_one_out(log: Interactions) -> Split:
 
     Users with fewer than three events only train: they have no history to ask with.
     """
-    place = pl.int_range(pl.len()).over("user_id")
-    events = pl.len().over("user_id")
-    part = (
-        pl.when((events < 3) | (place < events - 2))
-        .then(TRAIN)
-        .when(place == events - 2)
-        .then(VALID)
-        .otherwise(TEST)
-    )
-    frame = log.frame.with_columns(part.cast(pl.UInt8).alias("part"))
+    lengths = log.frame["user_id"].rle().struct.field("len").to_numpy()
+    ends = np.cumsum(lengths)[lengths >= 3]
+    parts = np.full(len(log), TRAIN, dtype=np.uint8)
+    parts[ends - 2] = VALID
+    parts[ends - 1] = TEST
+    frame = log.frame.with_columns(pl.Series("part", parts))
     return Split(frame, {"kind": "leave-one-out", "events": _events(frame)})
 
 
 def timestamp_split(log: Interactions, valid_share: float = 0.1, test_share: float = 0.1) -> Split:
-    """Train before the first cut, validate from it on, test from the second on; the same two cuts for all users.
+    """Train before the first cut, validate from it on, test from the second on; same cuts for all users.
 
-    The cuts are the timestamps at which `valid_share + test_share` and `test_share` of the events remain; events
-    of one moment stay together, so the real shares may differ and stand in the protocol.
+    The cuts are the timestamps at which `valid_share + test_share` and `test_share` of the events remain;
+    events of one moment stay together, so the real shares may differ and stand in the protocol.
 
     Raises:
-        UserError: for a log without timestamps, shares that leave no training part, or a part that stays empty.
+        UserError: for a log without timestamps, shares that leave no training part, or an empty part.
     """
     if not log.has_timestamps:
         raise UserError("--data.split timestamp: the log has no timestamps; use --data.split leave-one-out")
     if min(valid_share, test_share) <= 0 or valid_share + test_share >= 1:
         raise UserError(
-            f"--data.valid_share {valid_share} and --data.test_share {test_share}: expected two shares above 0 "
-            "that leave some of the events for training"
+            f"--data.valid_share {valid_share} and --data.test_share {test_share}: expected two shares above "
+            "0 that leave some of the events for training"
         )
     times = np.sort(log.frame["timestamp"].to_numpy())
     first = int(times[int(len(times) * (1 - valid_share - test_share))])

@@ -3,39 +3,67 @@
 import ast
 import html
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from string import Formatter
 from typing import Any, NamedTuple
 
 from llmrec.errors import UserError
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.*?-->")
 _NON_TEXT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-# What closes the field before it ("{title}. {brand}"); an opening bracket or quote belongs to the field after it.
-_CLOSING = re.compile(r"[^\w(\[\"'“‘]*")
+# What closes the field before it ("{title}. {brand}"); opening brackets and quotes belong to the next field.
+_CLOSING = re.compile(r"[^\w({\[\"'“‘]*")
 
 
 def parse_literal(text: str) -> Any:
     """The Python literal written in `text`; raises ValueError for anything else, and runs none of it."""
+    if _SURROGATE.search(text):
+        raise ValueError("half a surrogate pair, which is no text")
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # about texts such as "[5in x 3in]"
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
 
-def clean_text(value: Any) -> str:
-    """One line of plain text from a published value: lists (also written as `"['a', 'b']"`) joined with ", ",
-    HTML tags and entities gone, white space collapsed; None and NaN are ""."""
-    if value is None or value != value:
-        return ""
+def leaves(value: Any) -> Iterator[Any]:
+    """The single values in nested lists and records, in order, None left out."""
+    stack = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, list | tuple):
+            stack += reversed(top)
+        elif isinstance(top, dict):
+            stack += reversed(top.values())
+        elif top is not None:
+            yield top
+
+
+def clean_text(value: Any, separator: str = ", ") -> str:
+    """One line of plain text from a published value: lists (also written as `"['a', 'b']"`) joined without
+    repeats, HTML tags and entities gone, white space collapsed; None and NaN are ""."""
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:
+        with suppress(ValueError):  # or a text that only looks like a list
             value = parse_literal(value)
-        except ValueError:
-            pass  # a text that only looks like a list
-    if isinstance(value, list | tuple):
-        return ", ".join(text for text in map(clean_text, value) if text)
-    text = html.unescape(html.unescape(str(value)))  # Amazon escapes some texts twice
+    texts = (_plain(str(leaf)) for leaf in leaves(value) if leaf == leaf)
+    return separator.join(dict.fromkeys(text for text in texts if text))
+
+
+def _plain(text: str) -> str:
+    text = html.unescape(html.unescape(text))  # Amazon escapes some texts twice
     return " ".join(_TAG.sub(" ", _NON_TEXT.sub(" ", text)).split())
+
+
+def clean_record(record: dict[str, Any]) -> dict[str, str]:
+    """An item's published fields as clean text; paragraphs are joined with a space, other lists with ", "."""
+    return {
+        name: clean_text(value, " " if name in ("description", "features") else ", ")
+        for name, value in record.items()
+    }
 
 
 class Slot(NamedTuple):
@@ -47,7 +75,7 @@ class Slot(NamedTuple):
 
 
 def parse_template(template: str, fields: list[str]) -> list[Slot]:
-    """Split `"{title}. by {brand}"` into slots; raises UserError for a malformed template or an unknown field."""
+    """Split `"{title}. by {brand}"` into slots; UserError for a malformed template or an unknown field."""
     try:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
@@ -55,27 +83,30 @@ def parse_template(template: str, fields: list[str]) -> list[Slot]:
             f"text template {template!r} is malformed: {error}; write fields as {{title}}"
         ) from None
     slots: list[Slot] = []
-    for literal, field, spec, conversion in pieces:
-        lead = literal
-        if slots:
-            close = _CLOSING.match(literal)
-            assert close is not None  # the pattern matches the empty text too
-            slots[-1] = slots[-1]._replace(close=close.group() if field is not None else literal)
-            lead = literal[close.end() :]
-        if field is None:
+    literal = ""
+    for piece, field, spec, conversion in pieces:
+        literal += piece
+        if field is None:  # an escaped brace, or the end
             continue
         if field not in fields or spec or conversion:
             raise UserError(
                 f"text template {template!r}: no field {field!r} in the catalogue; known: {', '.join(fields)}"
             )
-        slots.append(Slot(lead, field, ""))
+        if slots:
+            close = _CLOSING.match(literal)
+            assert close is not None  # the pattern matches the empty text too
+            slots[-1] = slots[-1]._replace(close=close.group())
+            literal = literal[close.end() :]
+        slots.append(Slot(literal, field, ""))
+        literal = ""
     if not slots:
         raise UserError(f"text template {template!r} names no field; known: {', '.join(fields)}")
+    slots[-1] = slots[-1]._replace(close=literal)
     return slots
 
 
 def fill_template(slots: list[Slot], values: dict[str, str]) -> str:
-    """The template's text for one item; an empty field goes together with its lead and its closing punctuation."""
+    """The template's text for one item; an empty field goes with its lead and its closing punctuation."""
     present = [(slot, value) for slot in slots if (value := values[slot.field].strip())]
     parts: list[str] = []
     for slot, value in present:

@@ -15,7 +15,9 @@ from transformers import DynamicCache, GenerationConfig
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.constraint import TrieConstraint
-from llmrec.vocab import ItemTrie, ItemVocabulary
+from llmrec.device import resolve_device, resolve_dtype
+from llmrec.vocab.tokens import ItemVocabulary
+from llmrec.vocab.trie import ItemTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,27 +34,14 @@ class Ranking:
         items: int64 [B, K], rows of the catalogue, -1 where fewer than K were found.
         scores: float32 [B, K], log-probability of the semantic ID given the prompt, -inf where there is no item.
             Items that share a semantic ID share its score.
+        beams: how many beams came alive, over all requests.
+        invalid: how many of them spell no item of the catalogue; the constraint is there to make this 0.
     """
 
     items: np.ndarray
     scores: np.ndarray
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device that `--decode.device` names; auto is a GPU when there is one."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The arithmetic that `--decode.dtype` names; auto is bfloat16 where the hardware multiplies it faster."""
-    if dtype != "auto":
-        return torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    beams: int
+    invalid: int
 
 
 @contextmanager
@@ -72,7 +61,7 @@ class BeamSearch:
     With as many beams as there are items the result is the exact ranking of the whole catalogue.
 
     Args:
-        model: any causal language model of transformers, its rows resized to the item tokens.
+        model: any causal language model of transformers, or a PEFT model around it, with rows for the item tokens.
         vocabulary: the item tokens.
         trie: of the catalogue.
         config: beams, batch size, arithmetic, device.
@@ -89,7 +78,9 @@ class BeamSearch:
     ) -> None:
         self.device = resolve_device(config.device)
         self.dtype = resolve_dtype(config.dtype, self.device)
-        self.model = model.to(self.device).eval()
+        model = model.to(self.device).eval()
+        # A PEFT model's adapter sits in the layers of its base model; its wrapper would compute the prompt's logits.
+        self.model = getattr(model, "get_base_model", lambda: model)()
         self.vocabulary = vocabulary
         self.trie = trie.to(self.device)
         self.config = config
@@ -114,21 +105,25 @@ class BeamSearch:
         Returns:
             The k best items per request.
         """
-        width = min(max(k, beams or self.config.beams), len(self.trie.order))
+        # At least 2: of a single beam `generate` makes a greedy search, which reports no score.
+        width = max(2, min(max(k, beams or self.config.beams), len(self.trie.order)))
         items = np.full((len(prompts), k), -1, dtype=np.int64)
         scores = np.full((len(prompts), k), -np.inf, dtype=np.float32)
+        alive = invalid = 0
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(prompts), self.config.batch_size):
             chosen = by_length[start : start + self.config.batch_size]
             gone = None if excluded is None else [excluded[i] for i in chosen]
             leaves, leaf_scores = self._leaves([prompts[i] for i in chosen], width, gone)
+            alive += int((leaf_scores > DEAD).sum())
+            invalid += int(((leaf_scores > DEAD) & (leaves < 0)).sum())
             for row, request in enumerate(chosen):
                 found, value = self._items(
                     leaves[row], leaf_scores[row], None if excluded is None else excluded[request]
                 )
                 items[request, : min(k, len(found))] = found[:k]
                 scores[request, : min(k, len(found))] = value[:k]
-        return Ranking(items, scores)
+        return Ranking(items, scores, alive, invalid)
 
     @torch.inference_mode()
     def _leaves(
@@ -203,6 +198,8 @@ class BeamSearch:
         for leaf, score in zip(leaves, scores, strict=True):
             if score <= DEAD:
                 break
+            if leaf < 0:
+                continue
             items = self.trie.items(leaf).cpu().numpy()
             if excluded is not None and len(items) > 1:
                 items = items[~np.isin(items, excluded)]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from llmrec.vocab import ItemTrie, ItemVocabulary
+from llmrec.vocab.tokens import ItemVocabulary
+from llmrec.vocab.trie import ItemTrie
 
 
 class TrieConstraint(LogitsProcessor):

@@ -10,7 +10,7 @@ SMALLEST_LEVEL = 8
 
 
 def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group of each item (int64 [N]) and size of each group (int64 [G]); a group shares one tuple of codes."""
+    """Group of each item (int64 [N]) and size of each group (int64 [G]): items with equal codes [N, L]."""
     _, group, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     return group.reshape(-1), sizes
 

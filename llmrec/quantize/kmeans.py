@@ -20,7 +20,7 @@ def kmeans(x: np.ndarray, codes: int, iterations: int, seed: int) -> np.ndarray:
         max_points_per_centroid=len(x),  # faiss would otherwise train on a sample
     )
     trainer.train(np.ascontiguousarray(x))
-    return trainer.centroids
+    return np.asarray(trainer.centroids, np.float32)
 
 
 def nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:

@@ -4,12 +4,15 @@ Input is standardised per dimension and unused codes are reset: without both, un
 embeddings collapse onto a single code.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmrec.console import get_logger, track
+from llmrec.device import resolve_device
 from llmrec.errors import UserError
 from llmrec.quantize.base import Quantizer
 from llmrec.quantize.config import TokenizeConfig
@@ -23,6 +26,9 @@ INIT_POINTS_PER_CODE = 32
 
 class ResidualAutoencoder(nn.Module):
     """MLP encoder, L codebooks [L, C, d] over its output, MLP decoder; input and output are standardised."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, dims: int, config: TokenizeConfig) -> None:
         super().__init__()
@@ -47,7 +53,9 @@ class ResidualAutoencoder(nn.Module):
         for codebook in self.codebooks:
             index = nearest_code(residual, codebook)
             code = codebook[index]
-            loss = loss + F.mse_loss(code, residual.detach()) + self.beta * F.mse_loss(residual, code.detach())
+            loss = (
+                loss + F.mse_loss(code, residual.detach()) + self.beta * F.mse_loss(residual, code.detach())
+            )
             residual, total = residual - code.detach(), total + code
             codes.append(index)
         return torch.stack(codes, dim=1), total, loss
@@ -92,7 +100,7 @@ class RQVAE(Quantizer):
     def _restore(self, tensors: dict[str, np.ndarray]) -> None:
         model = ResidualAutoencoder(len(tensors["mean"]), self._config)
         model.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-        self.model = model.to(_device()).eval()
+        self.model = model.to(resolve_device("auto")).eval()
 
     @torch.inference_mode()
     def _encode(self, x: np.ndarray) -> np.ndarray:
@@ -106,16 +114,19 @@ class RQVAE(Quantizer):
         return (self.model.decoder(total) * self.model.std + self.model.mean).cpu().numpy()
 
     def _standardise(self, x: np.ndarray) -> Tensor:
-        return (torch.from_numpy(x).to(self.model.mean.device) - self.model.mean) / self.model.std
+        centred = torch.from_numpy(x).to(self.model.mean.device) - self.model.mean
+        return centred / self.model.std.where(self.model.std > 0, 1.0)
 
     def _fit(self, x: np.ndarray) -> None:
         settings = self._config.rq_vae
         with torch.random.fork_rng():
             torch.manual_seed(self._config.seed)
-            self.model = ResidualAutoencoder(x.shape[1], self._config).to(_device())
-        self.model.mean.copy_(torch.from_numpy(x.mean(0)))
-        std = x.std(0)
-        self.model.std.copy_(torch.from_numpy(np.where(std > 1e-8, std, 1.0)))
+            self.model = ResidualAutoencoder(x.shape[1], self._config).to(resolve_device("auto"))
+        std = x.std(0, dtype=np.float64)
+        # a dimension constant up to rounding: 0 to the encoder, its mean from the decoder
+        std[std < 1e-6 * std.max()] = 0
+        self.model.mean.copy_(torch.from_numpy(x.mean(0, dtype=np.float64)))
+        self.model.std.copy_(torch.from_numpy(std))
         data = self._standardise(x)
         rng = torch.Generator().manual_seed(self._config.seed)
         self._place_codebooks(data[torch.randperm(len(data), generator=rng)])
@@ -143,7 +154,9 @@ class RQVAE(Quantizer):
         log.info("rq-vae: loss %.4f after %d epochs", loss, settings.epochs)
         self.model.eval()
 
-    def _train_epoch(self, data: Tensor, order: Tensor, optimizer: torch.optim.Optimizer, used: Tensor) -> float:
+    def _train_epoch(
+        self, data: Tensor, order: Tensor, optimizer: torch.optim.Optimizer, used: Tensor
+    ) -> float:
         """One pass over `data` in `order`; marks the codes it used. Mean loss per item."""
         total = 0.0
         for batch in order.split(self._config.rq_vae.batch_size):
@@ -177,10 +190,6 @@ class RQVAE(Quantizer):
 
 def _mlp(widths: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width, following in zip(widths, widths[1:], strict=False):
+    for width, following in pairwise(widths):
         layers += [nn.Linear(width, following), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""The command line: `llmrec COMMAND`, one thin file per command."""

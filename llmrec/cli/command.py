@@ -1,0 +1,105 @@
+"""What a command is, and the parser of the commands that take a configuration."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llmrec.errors import UserError
+from llmrec.resources import resource_folder
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word after `llmrec`.
+
+    Attributes:
+        summary: one line for the overview.
+        main: does it, given the words that follow.
+    """
+
+    summary: str
+    main: Callable[[Sequence[str]], None]
+
+
+class PlainParser(argparse.ArgumentParser):
+    """argparse whose errors are one line of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
+def config_parser(command: str, summary: str) -> Any:
+    """A parser for `--config`, `--run`, `--json` and every `--section.key`."""
+    from dataclasses import fields
+
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    from llmrec.config import Config
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, validate_defaults=False)
+    parser = ArgumentParser(
+        prog=f"llmrec {command}",
+        usage=f"llmrec {command} [--config FILE] --run DIR [--json] [--section.key value ...]",
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
+    parser.add_argument("--run", type=str, required=True, metavar="DIR", help="the run directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
+    for section in fields(Config):
+        parser.add_class_arguments(section.default_factory, section.name)
+    return parser
+
+
+def parse(parser: Any, arguments: Sequence[str]) -> Any:
+    """Parse into dataclasses, with jsonargparse's errors as one line of ours.
+
+    Raises:
+        UserError: an unknown key, with the closest known one; a value of the wrong type; a missing file.
+    """
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.instantiate_classes(parser.parse_args(_shipped_configs(arguments)))
+    except ArgumentError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise UserError(_readable(str(error), parser)) from None
+
+
+def _shipped_configs(arguments: Sequence[str]) -> list[str]:
+    """`--config configs/quickstart.yaml` finds the shipped file from any directory."""
+    result = list(arguments)
+    for at, word in enumerate(result):
+        name = word.removeprefix("--config=") if word.startswith("--config=") else None
+        if word == "--config" and at + 1 < len(result):
+            name, at = result[at + 1], at + 1
+        if name is None or Path(name).exists():
+            continue
+        shipped = resource_folder("configs") / name.removeprefix("configs/")
+        if not shipped.is_file():
+            raise UserError(f"--config {name}: no such file.")
+        result[at] = str(shipped) if not result[at].startswith("--config=") else f"--config={shipped}"
+    return result
+
+
+def _readable(message: str, parser: Any) -> str:
+    """One line, with the closest known key where a key is unknown."""
+    import re
+    from difflib import get_close_matches
+
+    line = " ".join(message.split())
+    known = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
+    for pattern in (r"Key '([\w.\-]+)' is not expected", r"Unrecognized arguments: --([\w.\-]+)"):
+        if match := re.search(pattern, line, re.IGNORECASE):
+            key = match.group(1)
+            near = get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f" did you mean {near[0]!r}?" if near else ""
+            return f"unknown configuration key {key!r};{hint} `{parser.prog} --help` lists them all."
+    return line

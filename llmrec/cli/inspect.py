@@ -1,0 +1,109 @@
+"""`llmrec inspect`: what a run or a bundle holds, in words and numbers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmrec.cli.command import Command, PlainParser
+from llmrec.errors import UserError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse and describe."""
+    parser = PlainParser(prog="llmrec inspect", description="What a run or a bundle holds.")
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--run", metavar="DIR", help="a run directory")
+    group.add_argument("--model", metavar="DIR_OR_HUB_ID", help="a bundle")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
+    options = parser.parse_args(arguments)
+    content = describe_run(Path(options.run)) if options.run else describe_bundle(options.model)
+    if options.json:
+        print(json.dumps(content))
+        return
+    _print(content)
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """Stages with their seconds, the data's numbers, the tokenizer's report, the metrics."""
+    from llmrec.data.prepare import load
+    from llmrec.pipeline import FOLDERS
+
+    if not folder.is_dir():
+        raise UserError(f"--run {folder}: no such folder.")
+    manifests = {name: _json(folder / name / "manifest.json") for name in FOLDERS}
+    manifests = {name: manifest for name, manifest in manifests.items() if manifest}
+    if not manifests:
+        raise UserError(f"--run {folder}: no finished stage there; start one with `llmrec run`.")
+    content: dict[str, Any] = {
+        "stages": {
+            name: {"seconds": manifest["seconds"], "peak_memory_gib": manifest["peak_memory_gib"]}
+            for name, manifest in manifests.items()
+        }
+    }
+    if "data" in manifests:
+        prepared = load(folder / "data")
+        content["data"] = {"items": len(prepared.catalog), "split": prepared.split.protocol}
+        content["data"]["steps"] = prepared.summary.to_dict()
+    if "tokenize" in manifests:
+        content["tokenize"] = _json(folder / "tokenize" / "report.json")
+    if "evaluate" in manifests:
+        metrics = _json(folder / "evaluate" / "metrics.json")
+        content["evaluate"] = {
+            name: {key: slices["all"][key] for key in ("recall@10", "ndcg@10")}
+            for name, slices in metrics["systems"].items()
+        }
+        content["decode"] = metrics["decode"]
+    return content
+
+
+def describe_bundle(name: str) -> dict[str, Any]:
+    """The header, the catalogue's size and fields, some items with their codes, the files and their sizes."""
+    from dataclasses import asdict
+
+    from llmrec.serve import bundle
+
+    folder = bundle.locate(name)
+    header = bundle.read_header(folder)
+    index = bundle.read_index(folder)
+    examples = {row["item_id"]: [*row["codes"], row["title"]] for row in index.head(3).iter_rows(named=True)}
+    files = {
+        str(path.relative_to(folder)): f"{path.stat().st_size / 2**20:.2f} MiB"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return {
+        "bundle": asdict(header),
+        "items": len(index),
+        "fields": [column for column in index.columns if column not in ("item_id", "codes")],
+        "examples": examples,
+        "files": files,
+    }
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _print(content: Any, indent: int = 0) -> None:
+    """Nested dictionaries as indented lines."""
+    for key, value in content.items():
+        pad = "  " * indent
+        if isinstance(value, dict):
+            print(f"{pad}{key}")
+            _print(value, indent + 1)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            print(f"{pad}{key}")
+            for entry in value:
+                print(f"{pad}  " + ", ".join(f"{name} {inner}" for name, inner in entry.items()))
+        elif isinstance(value, list):
+            print(f"{pad}{key}: {', '.join(_number(inner) for inner in value)}")
+        else:
+            print(f"{pad}{key}: {_number(value)}")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+COMMAND = Command("what a run or a bundle holds, in words and numbers", main)

@@ -1,0 +1,54 @@
+"""The `llmrec` program: picks the command, and turns a user's mistake into one line and exit code 2."""
+
+import sys
+from collections.abc import Sequence
+
+from llmrec import __version__
+from llmrec.cli import inspect, recommend, stages
+from llmrec.errors import UserError
+
+COMMANDS = {
+    "run": stages.command("run", "evaluate", "all stages, resumable"),
+    "prepare": stages.command("prepare", "prepare", "read, filter and split the data"),
+    "embed": stages.command("embed", "embed", "items -> vectors"),
+    "tokenize": stages.command("tokenize", "tokenize", "vectors -> semantic IDs"),
+    "train": stages.command("train", "model", "fine-tune the language model and write the bundle"),
+    "evaluate": stages.command("evaluate", "evaluate", "full ranking beside the baselines"),
+    "recommend": recommend.COMMAND,
+    "inspect": inspect.COMMAND,
+}
+
+
+def usage() -> str:
+    """The overview that `llmrec --help` prints."""
+    lines = ["usage: llmrec COMMAND [--help] ...", "", "Recommend with a language model.", "", "commands:"]
+    lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "`llmrec COMMAND --help` shows every field with its meaning and default."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 2 the user's input, 1 a defect of ours."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"llmrec {__version__}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        from difflib import get_close_matches
+
+        near = get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COMMANDS)}"
+        print(f"llmrec: no command {arguments[0]!r}{hint}", file=sys.stderr)
+        return 2
+    try:
+        command.main(arguments[1:])
+    except UserError as error:
+        print(f"llmrec: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("llmrec: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0

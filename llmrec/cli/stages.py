@@ -1,0 +1,50 @@
+"""`llmrec run` and the stage commands: the pipeline up to a stage, in one run directory."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmrec.cli.command import Command, config_parser, parse
+from llmrec.console import log_to_stderr
+
+if TYPE_CHECKING:
+    from llmrec.rundir import RunDirectory
+
+
+def command(name: str, until: str, summary: str) -> Command:
+    """The command `name`: every stage up to `until`; those that stand are skipped."""
+
+    def main(arguments: Sequence[str]) -> None:
+        parser = config_parser(name, summary)
+        options = parse(parser, arguments)
+        log_to_stderr()
+        from llmrec import pipeline
+        from llmrec.config import Config
+        from llmrec.train.launch import open_run
+
+        run = open_run(options.run)
+        pipeline.run(Config(**{section: getattr(options, section) for section in SECTIONS}), run, until)
+        if run.main:
+            _answer(until, run, options.json)
+
+    return Command(summary, main)
+
+
+SECTIONS = ("data", "embed", "tokenize", "base", "tasks", "train", "decode", "evaluate")
+
+
+def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
+    """The table of an evaluation, or where a stage's files are; as JSON, the metrics or the manifest."""
+    from llmrec import pipeline
+
+    folder = run.path({"prepare": "data"}.get(until, until))
+    if until != "evaluate":
+        print(json.dumps(run.manifest(folder.name)) if as_json else f"Done: {folder}")
+        return
+    from llmrec.evaluate.report import protocol_line, table
+
+    metrics = pipeline.metrics(run)
+    if as_json:
+        print(json.dumps(metrics))
+    else:
+        print(f"{protocol_line(metrics)}\n\n{table(metrics)}\n\nThe bundle: {run.path('model')}")

@@ -1,0 +1,135 @@
+"""What is dropped from a log before it is split, step by step, and the account of it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.interactions import Interactions, numbered
+from llmrec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was left after one step, and what it took."""
+
+    step: str
+    """What was done"""
+    users: int
+    items: int
+    """items with events"""
+    interactions: int
+    dropped: int
+    """events gone in this step"""
+    catalogue: int
+    """items of the catalogue, with or without events"""
+
+
+@dataclass
+class Summary:
+    """The steps from the files to the log that is split."""
+
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, step: str, catalog: Catalog, log: Interactions) -> None:
+        """Record what is left after `step`; raises UserError when that is nothing."""
+        before = self.steps[-1] if self.steps else None
+        if before and before.interactions == len(log):
+            users, items = before.users, before.items
+        else:
+            users, items = log.frame["user_id"].n_unique(), log.frame["item_id"].n_unique()
+        dropped = before.interactions - len(log) if before else 0
+        self.steps.append(Step(step, users, items, len(log), dropped, len(catalog)))
+        if not len(log):
+            raise UserError(f"step {step!r} left no interactions ({self}); loosen its setting under --data")
+
+    def __str__(self) -> str:
+        first, *others = self.steps
+        counts = [f"{first.step}: {first.interactions:,} events"]
+        counts += [f"{step.step}: −{step.dropped:,}" for step in others if step.dropped]
+        return "; ".join(counts)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The steps as JSON-ready records."""
+        return [asdict(step) for step in self.steps]
+
+    @classmethod
+    def from_dict(cls, records: list[dict[str, Any]]) -> "Summary":
+        """The summary that `to_dict` wrote."""
+        return cls([Step(**record) for record in records])
+
+
+def known_items(log: Interactions, catalog: Catalog, policy: Literal["drop", "fail"]) -> Interactions:
+    """Only events with items of the catalogue; raises UserError instead under policy `fail`."""
+    known = log.frame["item_id"].is_in(catalog.frame["item_id"].implode())
+    if known.all():
+        return log
+    unknown = log.frame["item_id"].filter(~known)
+    if policy == "fail":
+        raise UserError(
+            f"the log names {unknown.n_unique():,} items that the catalogue lacks ({len(unknown):,} events), "
+            f"first {unknown[0]!r}; add them to the items, or use --data.unknown_items drop"
+        )
+    return Interactions(log.frame.filter(known))
+
+
+def items_with_text(catalog: Catalog, policy: Literal["drop", "fail", "keep"]) -> Catalog:
+    """Only items with some text; under policy `fail`, or when no item has any, raises UserError instead."""
+    if policy == "keep":
+        return catalog
+    has_text = catalog.frame.select(
+        pl.any_horizontal(pl.col(name).str.strip_chars() != "" for name in catalog.fields)
+    ).to_series()
+    if has_text.all():
+        return catalog
+    first = catalog.ids[has_text.not_().arg_true()[0]]
+    count = len(catalog) - int(has_text.sum())
+    if policy == "fail" or not has_text.any():
+        raise UserError(
+            f"{count:,} of {len(catalog):,} items have no text, first {first!r}; give them titles "
+            "(--data.items, --data.title_column), or use --data.empty_text drop or keep"
+        )
+    return Catalog(catalog.frame.filter(has_text))
+
+
+def min_rating(log: Interactions, least: float) -> Interactions:
+    """Only events rated at least `least`; raises UserError for a log without ratings."""
+    if "rating" not in log.frame.columns:
+        raise UserError(
+            f"--data.min_rating {least}: the log has no ratings; name their column with --data.rating_column"
+        )
+    return Interactions(log.frame.filter(pl.col("rating") >= least))
+
+
+def exact_duplicates(log: Interactions) -> Interactions:
+    """One event for each user, item and time; a log without timestamps stays as it is."""
+    if not log.has_timestamps:
+        return log
+    # Equal events are neighbours: they share the time and the hash that a timed log is sorted by.
+    same = _as_the_row_before("user_id") & _as_the_row_before("timestamp") & _as_the_row_before("item_id")
+    return Interactions(log.frame.filter(~same))
+
+
+def repeats(log: Interactions, policy: Literal["drop-repeats", "drop-adjacent"]) -> Interactions:
+    """Drop a user's later events with an item: all of them, or those that directly follow the same item."""
+    if policy == "drop-repeats":
+        return Interactions(log.frame.filter(pl.struct("user_id", "item_id").is_first_distinct()))
+    return Interactions(log.frame.filter(~(_as_the_row_before("user_id") & _as_the_row_before("item_id"))))
+
+
+def _as_the_row_before(column: str) -> pl.Expr:
+    return (pl.col(column) == pl.col(column).shift()).fill_null(False)
+
+
+def k_core(log: Interactions, user_core: int, item_core: int) -> Interactions:
+    """The largest part of the log where every user has `user_core` events and every item `item_core`."""
+    users, items = log.frame["user_id"].rle_id().to_numpy(), numbered(log.frame["item_id"])
+    rows = np.arange(len(log))
+    while True:
+        enough = np.bincount(users)[users] >= user_core
+        enough &= np.bincount(items)[items] >= item_core
+        if enough.all():
+            return Interactions(log.frame[rows]) if len(rows) < len(log) else log
+        rows, users, items = rows[enough], users[enough], items[enough]

@@ -1,0 +1,104 @@
+"""From the user's files to a checked catalogue and a split log, and the `data` folder of a run."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmrec.console import get_logger
+from llmrec.data import filters
+from llmrec.data.catalog import Catalog
+from llmrec.data.config import DataConfig
+from llmrec.data.files import read_json, read_table, require_column, require_file
+from llmrec.data.filters import Summary
+from llmrec.data.interactions import Interactions
+from llmrec.data.readers import read
+from llmrec.data.split import Split, leave_one_out, timestamp_split
+from llmrec.errors import UserError
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A catalogue, its split log, and the account of what was dropped on the way."""
+
+    catalog: Catalog
+    split: Split
+    summary: Summary
+
+
+def prepare(config: DataConfig) -> Prepared:
+    """Read, check, filter and split.
+
+    Raises:
+        UserError: for files that are missing or malformed, items the policies refuse, or an emptied log.
+    """
+    catalog, events = read(config)
+    summary = Summary()
+    summary.add("read", catalog, events)
+    catalog, events = _filtered(catalog, events, config, summary)
+    if config.split == "timestamp":
+        split = timestamp_split(events, config.valid_share, config.test_share)
+    else:
+        split = leave_one_out(events)
+    split.protocol["seed"] = config.seed
+    log.info("%s", summary)
+    return Prepared(catalog, split, summary)
+
+
+def _filtered(
+    catalog: Catalog, events: Interactions, config: DataConfig, summary: Summary
+) -> tuple[Catalog, Interactions]:
+    events = filters.known_items(events, catalog, config.unknown_items)
+    summary.add("items of the catalogue", catalog, events)
+    catalog = filters.items_with_text(catalog, config.empty_text)
+    events = filters.known_items(events, catalog, "drop")
+    summary.add("items with text", catalog, events)
+    if config.min_rating is not None:
+        events = filters.min_rating(events, config.min_rating)
+        summary.add(f"rated {config.min_rating:g} or more", catalog, events)
+    events = filters.exact_duplicates(events)
+    summary.add("exact duplicates dropped", catalog, events)
+    if config.duplicates != "keep":
+        events = filters.repeats(events, config.duplicates)
+        summary.add(config.duplicates, catalog, events)
+    events = filters.k_core(events, config.user_core, config.item_core)
+    summary.add(f"{config.user_core}-core of users, {config.item_core}-core of items", catalog, events)
+    if config.min_length > config.user_core:
+        events = filters.k_core(events, config.min_length, config.item_core)
+        summary.add(f"users with {config.min_length} events or more", catalog, events)
+    if config.unused_items == "drop":
+        used = catalog.frame["item_id"].is_in(events.frame["item_id"].unique().implode())
+        catalog = Catalog(catalog.frame.filter(used))
+        summary.add("unused items dropped", catalog, events)
+    return catalog, events
+
+
+def save(prepared: Prepared, folder: str | Path) -> None:
+    """Write items.parquet, interactions.parquet (with `part`) and split.json into an existing folder."""
+    folder = Path(folder)
+    prepared.catalog.to_parquet(folder / "items.parquet")
+    prepared.split.frame.write_parquet(folder / "interactions.parquet")
+    document = {"protocol": prepared.split.protocol, "steps": prepared.summary.to_dict()}
+    (folder / "split.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: str | Path) -> Prepared:
+    """Read what `save` wrote.
+
+    Raises:
+        UserError: for a missing or damaged file.
+    """
+    folder = Path(folder)
+    frame = read_table(folder / "interactions.parquet", "the run's data")
+    for name in ("user_id", "item_id", "timestamp", "part"):
+        require_column(frame, name, folder / "interactions.parquet", "as prepare writes it")
+    document = read_json(require_file(folder / "split.json", "the run's data"))
+    try:
+        split = Split(frame, document["protocol"])
+        summary = Summary.from_dict(document["steps"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'split.json'}: not as prepare writes it ({error}); prepare again"
+        ) from None
+    return Prepared(Catalog.from_parquet(folder / "items.parquet"), split, summary)

@@ -1,0 +1,74 @@
+"""Hugging Face datasets, from the Hub or a local folder: NAME[:CONFIG][@SPLIT]."""
+
+from pathlib import Path
+
+import polars as pl
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.config import DataConfig
+from llmrec.data.files import read_table
+from llmrec.data.interactions import Interactions, select_columns
+from llmrec.data.readers.table import without_text
+from llmrec.errors import UserError
+
+
+def files(config: DataConfig) -> list[Path]:
+    """The files of what is local; nothing for what a hub holds."""
+    found: list[Path] = []
+    for name in (config.source, config.items):
+        path = Path(_parse(name)[0]) if name else None
+        if path and path.is_dir():
+            found += sorted(file for file in path.rglob("*") if file.is_file())
+        elif path and path.is_file():
+            found.append(path)
+    return found
+
+
+def read(config: DataConfig) -> tuple[Catalog, Interactions]:
+    """Events by the configured columns; `items` is another dataset or a file."""
+    events = select_columns(_load(config.source, "--data.path"), config.event_columns, config.source)
+    log = Interactions.from_frame(events, config.source, config.seed)
+    if config.items is None:
+        return without_text(log, config.source), log
+    is_file = Path(config.items).is_file()
+    frame = read_table(config.items) if is_file else _load(config.items, "--data.items")
+    return Catalog.from_table(frame, config.items, config.item_column, config.title_column), log
+
+
+def _parse(name: str) -> tuple[str, str | None, str | None]:
+    """Name or folder, configuration, split."""
+    if Path(name).exists():
+        return name, None, None
+    name, _, split = name.partition("@")
+    if Path(name).exists():
+        return name, None, split or None
+    name, _, config = name.partition(":")
+    return name, config or None, split or None
+
+
+def _load(source: str, flag: str) -> pl.DataFrame:
+    import datasets
+
+    name, config, split = _parse(source)
+    try:
+        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, config)
+    except Exception as error:  # the library names no common class, and what fails here is the user's path
+        raise UserError(f"{flag}: {source}: cannot be loaded as a dataset: {error}") from None
+    if isinstance(loaded, dict):
+        names = list(loaded)
+        if split is None and len(names) == 1:
+            split = names[0]
+        if split not in names:
+            found = "no split" if split is None else f"split {split!r}"
+            raise UserError(
+                f"{flag}: {source}: {found} named; write {name}@SPLIT with one of {', '.join(names)}"
+            )
+        loaded = loaded[split]
+    elif split is not None:
+        raise UserError(f"{flag}: {source}: this dataset has no splits; leave out @{split}")
+    frame = loaded.to_polars()
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,80 @@
+"""MovieLens folders as published (https://grouplens.org/datasets/movielens/): the CSV releases, the 1M layout
+(ratings.dat, movies.dat) and the 100K layout (u.data, u.item, u.genre)."""
+
+from pathlib import Path
+
+import polars as pl
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.config import DataConfig
+from llmrec.data.files import read_lines, read_separated, require_column, require_file, require_folder
+from llmrec.data.interactions import Interactions
+from llmrec.errors import UserError
+
+_LAYOUTS = (("ratings.csv", "movies.csv"), ("ratings.dat", "movies.dat"), ("u.data", "u.item", "u.genre"))
+_EVENT = ["user_id", "item_id", "rating", "timestamp"]
+_MOVIE = ["item_id", "title", "categories"]
+
+
+def files(config: DataConfig) -> list[Path]:
+    """The files of the layout whose ratings are in the folder."""
+    folder = require_folder(config.source)
+    for layout in _LAYOUTS:
+        if (folder / layout[0]).is_file():
+            return [require_file(folder / name) for name in layout]
+    raise UserError(
+        f"--data.path: {folder}: no ratings.csv, ratings.dat or u.data; expected a MovieLens folder"
+    )
+
+
+def read(config: DataConfig) -> tuple[Catalog, Interactions]:
+    """Ratings as events; movies as items with title and categories (the genres)."""
+    ratings, *movies = files(config)
+    if ratings.suffix == ".csv":
+        events = _csv(
+            ratings, {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"}
+        )
+        items = _csv(movies[0], {"movieId": "item_id", "title": "title", "genres": "categories"})
+    elif ratings.suffix == ".dat":
+        events = _fields(ratings, "::", _EVENT)
+        items = _fields(movies[0], "::", _MOVIE)
+    else:
+        events = _fields(ratings, "\t", _EVENT)
+        items = _items_100k(*movies)
+    genres = pl.col("categories").fill_null("").str.replace("(no genres listed)", "", literal=True)
+    items = items.with_columns(genres.str.replace_all("|", ", ", literal=True))
+    return Catalog.from_frame(items, str(movies[0])), Interactions.from_frame(
+        events, str(ratings), config.seed
+    )
+
+
+def _csv(path: Path, names: dict[str, str]) -> pl.DataFrame:
+    frame = read_separated(path, ",")
+    for name in names:
+        require_column(frame, name, path, "as GroupLens publishes it")
+    return frame.select(pl.col(theirs).alias(ours) for theirs, ours in names.items())
+
+
+def _fields(path: Path, separator: str, names: list[str]) -> pl.DataFrame:
+    """A table without a header, in latin-1 as the older releases are."""
+    rows = []
+    for number, line in read_lines(path, encoding="latin-1"):
+        values = line.split(separator)
+        if len(values) != len(names):
+            raise UserError(
+                f"{path}, line {number}: {len(values)} fields between {separator!r}; expected {len(names)}"
+            )
+        rows.append(values)
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+
+
+def _items_100k(movies: Path, genres: Path) -> pl.DataFrame:
+    """Titles with the names of the genres whose flags, in the order of u.genre, are 1."""
+    names = _fields(genres, "|", ["genre", "number"])["genre"].to_list()
+    if not names:
+        raise UserError(f"{genres}: no genres; expected a line such as Action|1 for each")
+    flags = [f"flag {place}" for place in range(len(names))]
+    frame = _fields(movies, "|", ["item_id", "title", "date", "video date", "url", *flags])
+    set_names = [pl.when(pl.col(f) == "1").then(pl.lit(name)) for f, name in zip(flags, names, strict=True)]
+    categories = pl.concat_str(set_names, separator="|", ignore_nulls=True).alias("categories")
+    return frame.select("item_id", "title", categories)

@@ -1,0 +1,55 @@
+"""RecBole atomic files, D.inter and D.item (https://recbole.io/docs/user_guide/data/atomic_files.html)."""
+
+from pathlib import Path
+
+import polars as pl
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.config import DataConfig
+from llmrec.data.files import read_separated, require_file
+from llmrec.data.interactions import Interactions, select_columns
+from llmrec.data.readers.table import without_text
+from llmrec.errors import UserError
+
+_TYPES = ("token", "token_seq", "float", "float_seq")
+
+
+def files(config: DataConfig) -> list[Path]:
+    """D.inter and, if there, D.item; `path` is the folder or D.inter itself."""
+    path = Path(config.source)
+    if path.is_dir():
+        found = sorted(path.glob("*.inter"))
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or "none"
+            raise UserError(f"--data.path: {path}: expected one *.inter file, found {names}; name the file")
+        path = found[0]
+    inter = require_file(path)
+    items = inter.with_suffix(".item")
+    return [inter, items] if items.is_file() else [inter]
+
+
+def read(config: DataConfig) -> tuple[Catalog, Interactions]:
+    """Events by the configured columns, items with all of theirs; sequences stay texts joined by spaces."""
+    inter, *items = files(config)
+    events = select_columns(_read_atomic(inter), config.event_columns, str(inter))
+    log = Interactions.from_frame(events, str(inter), config.seed)
+    if not items:
+        return without_text(log, str(inter)), log
+    frame = _read_atomic(items[0])
+    return Catalog.from_table(frame, str(items[0]), config.item_column, config.title_column), log
+
+
+def _read_atomic(path: Path) -> pl.DataFrame:
+    """All columns as text under their bare names; the header's `name:type` is checked."""
+    frame = read_separated(path, "\t", quoted=False)
+    names = [header.rpartition(":") for header in frame.columns]
+    for header, (name, _, kind) in zip(frame.columns, names, strict=True):
+        if not name or kind not in _TYPES:
+            raise UserError(
+                f"{path}, line 1: found {header!r}; expected name:type with type {', '.join(_TYPES)}, "
+                "tab between columns"
+            )
+    bare = [name for name, _, _ in names]
+    if len(set(bare)) < len(bare):
+        raise UserError(f"{path}, line 1: a column name stands twice in {', '.join(bare)}")
+    return frame.rename(dict(zip(frame.columns, bare, strict=True)))

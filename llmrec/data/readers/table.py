@@ -1,0 +1,31 @@
+"""Events and items as tables: CSV, TSV, JSONL or parquet, with columns of any name."""
+
+from pathlib import Path
+
+import polars as pl
+
+from llmrec.data.catalog import Catalog
+from llmrec.data.config import DataConfig
+from llmrec.data.files import read_table, require_file
+from llmrec.data.interactions import Interactions, select_columns
+
+
+def files(config: DataConfig) -> list[Path]:
+    """The events and, if given, the items."""
+    events = require_file(config.source)
+    return [events, require_file(config.items, "--data.items")] if config.items else [events]
+
+
+def read(config: DataConfig) -> tuple[Catalog, Interactions]:
+    """Both tables; without one of items, a catalogue of the events' item ids."""
+    events, *items = files(config)
+    frame = select_columns(read_table(events), config.event_columns, str(events))
+    log = Interactions.from_frame(frame, str(events), config.seed)
+    if items:
+        return Catalog.from_file(items[0], config.item_column, config.title_column), log
+    return without_text(log, str(events)), log
+
+
+def without_text(log: Interactions, source: str) -> Catalog:
+    """A catalogue of the items that the log names, with empty titles."""
+    return Catalog.from_frame(log.frame.select(pl.col("item_id").unique(maintain_order=True)), source)

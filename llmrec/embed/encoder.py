@@ -1,0 +1,55 @@
+"""The interface of every encoder: texts to vectors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self, assert_never
+
+import numpy as np
+
+from llmrec.embed.config import EmbedConfig
+
+
+class Encoder(ABC):
+    """Turns texts into vectors; items and queries go through the same one."""
+
+    def __init__(self, config: EmbedConfig) -> None:
+        self.config = config
+
+    def fit(self, texts: Sequence[str]) -> Self:
+        """Learn from the catalogue's texts; pretrained encoders have nothing to learn."""
+        return self
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors (float32 [n, D]) of `texts`, in their order.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+
+    def save(self, folder: Path) -> None:  # noqa: B027 - pretrained encoders have nothing to write
+        """Write what `fit` learned into `folder`; the config is kept by the caller."""
+
+    def load(self, folder: Path) -> Self:
+        """Read back what `save` wrote."""
+        return self
+
+
+def make_encoder(config: EmbedConfig) -> Encoder:
+    """The encoder that `config` names. Weights are loaded by its first `encode`."""
+    match config.encoder:
+        case "sentence-transformers":
+            from llmrec.embed.sentence import SentenceEncoder
+
+            return SentenceEncoder(config)
+        case "minilm-offline":
+            from llmrec.embed.sentence import OfflineMiniLM
+
+            return OfflineMiniLM(config)
+        case "tfidf-svd":
+            from llmrec.embed.tfidf import TfidfEncoder
+
+            return TfidfEncoder(config)
+        case _:
+            assert_never(config.encoder)

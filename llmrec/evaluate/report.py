@@ -1,0 +1,101 @@
+"""The report of an evaluation: metrics.json, per_user.parquet, report.md and report.png."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from llmrec.evaluate.metrics import INTERVAL_METRICS
+from llmrec.evaluate.protocol import Metrics
+
+_COLUMNS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10")
+
+
+def write_report(metrics: Metrics, per_user: pl.DataFrame, directory: str | Path) -> None:
+    """Write the four files into an existing directory."""
+    directory = Path(directory)
+    text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
+    (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    per_user.write_parquet(directory / "per_user.parquet")
+    (directory / "report.md").write_text(_markdown(metrics), encoding="utf-8")
+    _plot(metrics, directory / "report.png")
+
+
+def table(metrics: Metrics, slice_name: str = "all") -> str:
+    """Plain text for a terminal: one line per system that has the slice, numbers aligned."""
+    rows = _rows(metrics, slice_name)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join((name.ljust(widths[0]), *numbers)))
+    return "\n".join(lines)
+
+
+def markdown_table(metrics: Metrics, slice_name: str = "all") -> str:
+    """The same table in Markdown."""
+    header, *rows = _rows(metrics, slice_name)
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def protocol_line(metrics: Metrics) -> str:
+    """The protocol in one line: what was ranked, for whom, with what left out."""
+    protocol = metrics["protocol"]
+    catalogue = f" over {protocol['items']:,} items" if "items" in protocol else ""
+    seen = "left out" if protocol["filter_seen"] else "kept"
+    split = f"{protocol['split']} split, " if "split" in protocol else ""
+    return (
+        f"{split}{protocol['part']} part, {protocol['ranking']} ranking{catalogue}, "
+        f"{protocol['users']:,} users, seen items {seen}, ties against the system"
+    )
+
+
+def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
+    """A header row and one row of cells per system; recall@10 and ndcg@10 carry their interval."""
+    slices = {name: entry[slice_name] for name, entry in metrics["systems"].items() if slice_name in entry}
+    columns = [name for name in _COLUMNS if all(name in entry for entry in slices.values())]
+
+    def cell(entry: dict[str, Any], column: str) -> str:
+        value = f"{entry[column]:.4f}"
+        if column not in INTERVAL_METRICS:
+            return value
+        low, high = entry[f"{column}_ci"]
+        return f"{value} [{low:.4f}, {high:.4f}]"
+
+    header = ["system", *columns, "users"]
+    return [header] + [
+        [name, *(cell(entry, column) for column in columns), f"{entry['users']:,}"]
+        for name, entry in slices.items()
+    ]
+
+
+def _markdown(metrics: Metrics) -> str:
+    slice_names = dict.fromkeys(name for entry in metrics["systems"].values() for name in entry)
+    parts = ["# Evaluation", f"{protocol_line(metrics)}. Brackets are bootstrap 95% intervals over users."]
+    for slice_name in slice_names:
+        parts += [f"## Slice: {slice_name}", markdown_table(metrics, slice_name)]
+    if "decode" in metrics:
+        parts += ["## Decoding", "\n".join(f"- {name}: {value}" for name, value in metrics["decode"].items())]
+    parts.append("![recall@10 and ndcg@10 with intervals](report.png)")
+    return "\n\n".join(parts) + "\n"
+
+
+def _plot(metrics: Metrics, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    systems = {name: entry["all"] for name, entry in metrics["systems"].items()}
+    figure = Figure(figsize=(4 + 1.2 * len(systems), 3.6), layout="constrained")  # draws with Agg, no display
+    for axes, metric in zip(figure.subplots(1, len(INTERVAL_METRICS)), INTERVAL_METRICS, strict=True):
+        values = [entry[metric] for entry in systems.values()]
+        lows = [entry[metric] - entry[f"{metric}_ci"][0] for entry in systems.values()]
+        highs = [entry[f"{metric}_ci"][1] - entry[metric] for entry in systems.values()]
+        # A percentile interval of a skewed sample may end a hair short of the mean.
+        errors = [[max(0.0, size) for size in sizes] for sizes in (lows, highs)]
+        colors = ["tab:orange" if name == "llmrec" else "tab:gray" for name in systems]
+        axes.bar(list(systems), values, yerr=errors, capsize=4, color=colors)
+        axes.set_title(metric)
+        axes.tick_params(axis="x", rotation=30)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)

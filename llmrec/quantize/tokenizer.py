@@ -1,0 +1,195 @@
+"""ItemTokenizer: a catalogue in, one semantic ID per item out, saved and loaded as one folder."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from safetensors.numpy import load_file, save_file
+
+from llmrec.data.catalog import Catalog
+from llmrec.embed import EmbedConfig, Encoder, embed, make_encoder
+from llmrec.errors import UserError
+from llmrec.quantize.base import Quantizer
+from llmrec.quantize.collisions import dedup
+from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
+from llmrec.quantize.methods import quantizer_class
+from llmrec.quantize.report import Report, code_figures, distortion, neighbour_jaccard, save_picture
+
+SCHEMA = 1
+
+
+class ItemTokenizer:
+    """Turns items into semantic IDs.
+
+    Once fitted it holds:
+        item_ids: the N item ids, in catalogue order.
+        codes: int32 [N, L'], one row per item; L' is L, plus the dedup level if there is one.
+        level_sizes: the number of codes of each of the L' levels.
+        quantizer: the fitted `Quantizer`, which knows the L levels of content only.
+        encoder: embeds further texts like the catalogue's; None if the embeddings came from elsewhere.
+        catalog: what `fit` was given; not saved with the tokenizer.
+    """
+
+    item_ids: list[str]
+    codes: np.ndarray
+    level_sizes: list[int]
+    quantizer: Quantizer
+    encoder: Encoder | None
+    catalog: Catalog
+
+    def __init__(
+        self,
+        method: Method = "rq-kmeans",
+        levels: int = 3,
+        codes: int = 256,
+        collisions: Collisions = "dedup",
+        seed: int = 0,
+        iterations: int = 50,
+        rq_vae: RQVAEConfig | None = None,
+        embed: EmbedConfig | None = None,
+    ) -> None:
+        """The fields are those of `TokenizeConfig`; `embed` says how `fit` turns items into vectors."""
+        self.config = TokenizeConfig(
+            method, levels, codes, collisions, seed, iterations, rq_vae or RQVAEConfig()
+        )
+        self.embed_config = embed or EmbedConfig()
+
+    @classmethod
+    def from_config(cls, config: TokenizeConfig, embed: EmbedConfig | None = None) -> Self:
+        """The tokenizer of a configuration's `tokenize` and `embed` sections."""
+        return cls(**vars(config), embed=embed)
+
+    def fit(self, catalog: Catalog) -> Self:
+        """Embed the catalogue's items and learn their semantic IDs.
+
+        Raises:
+            UserError: an item without text, an encoder that cannot be loaded, or as `fit_embeddings`.
+        """
+        embeddings = embed(catalog, self.embed_config)
+        self.catalog = catalog
+        return self.fit_embeddings(embeddings.item_ids, embeddings.vectors, embeddings.encoder)
+
+    def fit_embeddings(
+        self, item_ids: Sequence[str], embeddings: np.ndarray, encoder: Encoder | None = None
+    ) -> Self:
+        """Learn the semantic IDs of items with the given embeddings (float32 [N, D]), made by `encoder`.
+
+        Raises:
+            UserError: NaN or infinite values, or fewer distinct embeddings than codes.
+            ValueError: `embeddings` has not one row per item.
+        """
+        if len(item_ids) != len(embeddings):
+            raise ValueError(f"{len(item_ids)} item ids, but {len(embeddings)} embeddings")
+        _require_finite(item_ids, embeddings)
+        self.item_ids, self.encoder = list(item_ids), encoder
+        if encoder is not None:
+            self.embed_config = encoder.config
+        start = time.perf_counter()
+        self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings)
+        fitted = time.perf_counter()
+        codes = self.quantizer.encode(embeddings)
+        encoded = time.perf_counter()
+        self._assign(codes)
+        reconstruction = self.quantizer.decode(codes)
+        self._report = Report(
+            method=self.config.method,
+            levels=self.quantizer.levels,
+            codes=self.quantizer.codes,
+            items=len(codes),
+            **code_figures(codes, self.quantizer.level_sizes),
+            unique_after=len(np.unique(self.codes, axis=0)) == len(codes),
+            distortion=distortion(embeddings, reconstruction),
+            **{"neighbour_jaccard@20": neighbour_jaccard(embeddings, reconstruction, self.config.seed)},
+            fit_seconds=fitted - start,
+            encode_items_per_second=len(codes) / (encoded - fitted),
+        )
+        return self
+
+    def _assign(self, codes: np.ndarray) -> None:
+        """Take `codes` [N, L] for the items, settling collisions as configured."""
+        self.codes, self.level_sizes = codes, self.quantizer.level_sizes
+        if self.config.collisions == "dedup":
+            self.codes, size = dedup(codes)
+            self.level_sizes = [*self.level_sizes, size]
+
+    def encode(self, embeddings: np.ndarray) -> np.ndarray:
+        """Codes (int32 [n, L]) of any embeddings (float32 [n, D]), before disambiguation.
+
+        Raises:
+            UserError: NaN or infinite values, or D is not that of the fitted embeddings.
+        """
+        return self.quantizer.encode(embeddings)
+
+    def report(self) -> Report:
+        """Quality of the semantic IDs, as measured by the fit."""
+        return self._report
+
+    def save(self, folder: str | Path) -> None:
+        """Write quantizer.safetensors, quantizer.json, item_codes.parquet, report.json, report.png."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: np.ascontiguousarray(array) for name, array in self.quantizer.tensors().items()}
+        save_file(tensors, folder / "quantizer.safetensors")
+        _write_json(folder / "quantizer.json", self._header())
+        ids = pl.Series("item_id", self.item_ids, pl.String)
+        codes = pl.Series("codes", self.codes.tolist(), pl.List(pl.Int32))
+        pl.DataFrame([ids, codes]).write_parquet(folder / "item_codes.parquet")
+        _write_json(folder / "report.json", self._report)
+        save_picture(self._report, folder / "report.png")
+        if self.encoder is not None:
+            self.encoder.save(folder)
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "method": self.config.method,
+            "config": self.quantizer.config(),
+            "level_sizes": self.level_sizes,
+            "embed": asdict(self.encoder.config) if self.encoder is not None else None,
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the folder is not a saved tokenizer, or one of another version.
+        """
+        folder = Path(folder)
+        path = folder / "quantizer.json"
+        if not path.is_file():
+            raise UserError(
+                f"{folder}: no quantizer.json, so not a saved item tokenizer; run `llmrec tokenize`"
+            )
+        header = json.loads(path.read_text("utf-8"))
+        if header["schema"] != SCHEMA:
+            raise UserError(f"{path}: schema {header['schema']}, this llmrec reads {SCHEMA}; tokenize again")
+        embed_config = EmbedConfig(**header["embed"]) if header["embed"] else None
+        tokenizer = cls.from_config(TokenizeConfig.from_dict(header["config"]), embed_config)
+        tokenizer.encoder = make_encoder(embed_config).load(folder) if embed_config else None
+        tensors = load_file(folder / "quantizer.safetensors")
+        tokenizer.quantizer = quantizer_class(header["method"]).from_state(header["config"], tensors)
+        tokenizer.level_sizes = header["level_sizes"]
+        frame = pl.read_parquet(folder / "item_codes.parquet")
+        tokenizer.item_ids = frame["item_id"].to_list()
+        tokenizer.codes = np.array(frame["codes"].to_list(), np.int32)
+        tokenizer._report = Report(json.loads((folder / "report.json").read_text("utf-8")))
+        return tokenizer
+
+
+def _require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"the embedding of item {item_ids[int(finite.argmin())]!r} holds NaN or infinity "
+            f"({int((~finite).sum())} such items); embed it again or drop it"
+        )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

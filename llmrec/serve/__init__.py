@@ -1,0 +1,1 @@
+"""The Recommender facade and the bundle it is saved as."""

@@ -1,0 +1,317 @@
+"""The Recommender: everything a user of the Python API holds in one hand."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from llmrec import __version__
+from llmrec.data import Cases, Catalog, Interactions
+from llmrec.data.split import Split
+from llmrec.decode.beam import BeamSearch
+from llmrec.decode.config import DecodeConfig
+from llmrec.decode.ranker import ItemRanker
+from llmrec.errors import UserError
+from llmrec.quantize.tokenizer import ItemTokenizer
+from llmrec.serve import bundle
+from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.render import Renderer
+from llmrec.tasks.template import Template, load_templates, save_templates
+from llmrec.train.base import load_base, make_base
+from llmrec.train.config import BaseConfig, TrainConfig
+from llmrec.train.finetune import TrainingData, context_length, finetune
+from llmrec.vocab.embeddings import add_item_rows
+from llmrec.vocab.tokens import ItemVocabulary
+from llmrec.vocab.trie import ItemTrie
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One answer.
+
+    Attributes:
+        rank: from 1.
+        item_id: of the catalogue.
+        score: log-probability of the item's semantic ID given the request.
+        title: of the item.
+        fields: the item's other text fields.
+    """
+
+    rank: int
+    item_id: str
+    score: float
+    title: str
+    fields: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `recommend --json` prints it."""
+        return {
+            "rank": self.rank,
+            "item_id": self.item_id,
+            "score": self.score,
+            "title": self.title,
+            **self.fields,
+        }
+
+
+class Recommender:
+    """A language model that recommends the items of one catalogue.
+
+    Make one with `from_base` and `fit` it, or load one with `from_pretrained`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: "PreTrainedTokenizerBase",
+        item_tokenizer: ItemTokenizer,
+        catalog: Catalog,
+        base: BaseConfig,
+        base_model: str,
+        templates: Mapping[str, Template] | None = None,
+        max_history: int = TasksConfig.max_history,
+        decode: DecodeConfig | None = None,
+    ) -> None:
+        """
+        Args:
+            model: causal language model, or a PEFT model, with rows for the item tokens.
+            tokenizer: with the item tokens.
+            item_tokenizer: codes of the catalogue's items.
+            catalog: same items in the same order.
+            base: for the names of item tokens.
+            base_model: name of what the training started from, for the record.
+            templates: prompts; the shipped ones by default.
+            max_history: items of a history that a prompt shows.
+            decode: beams, batch size, device.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.item_tokenizer = item_tokenizer
+        self.catalog = catalog
+        self.base = base
+        self.base_model = base_model
+        self.templates = dict(templates or load_templates())
+        self.max_history = max_history
+        self.decode = decode or DecodeConfig()
+        self._ranker: ItemRanker | None = None
+
+    @classmethod
+    def from_base(
+        cls,
+        name: str | Path | None,
+        item_tokenizer: ItemTokenizer,
+        catalog: Catalog | None = None,
+        config: BaseConfig | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A recommender to be fitted.
+
+        Args:
+            name: path or Hub id of any causal language model; None makes a small one from the catalogue's text.
+            item_tokenizer: fitted.
+            catalog: the items; by default those the tokenizer was fitted on.
+            config: sizes of a model made here, names of the item tokens, seed.
+            kwargs: `templates`, `max_history`, `decode` of the constructor.
+
+        Raises:
+            UserError: the model can't be loaded, or its tokenizer has tokens named as the item tokens.
+        """
+        config = config or BaseConfig()
+        catalog = catalog or item_tokenizer.catalog
+        if name is None:
+            templates = kwargs.get("templates") or load_templates()
+            model, tokenizer = make_base(config, base_texts(catalog, templates))
+        else:
+            model, tokenizer = load_base(name, config.trust_remote_code)
+        vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
+        add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed)
+        base_model = str(name) if name is not None else f"a {config.architecture} made by llmrec"
+        return cls(model, tokenizer, item_tokenizer, catalog, config, base_model, **kwargs)
+
+    @property
+    def renderer(self) -> Renderer:
+        """Prompts for this tokenizer and catalogue."""
+        vocabulary = ItemVocabulary.of(
+            self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix
+        )
+        return Renderer(
+            self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history
+        )
+
+    @property
+    def ranker(self) -> ItemRanker:
+        """Beam search over the catalogue, built when it is first needed."""
+        if self._ranker is None:
+            renderer = self.renderer
+            trie = ItemTrie.build(self.item_tokenizer.codes, self.item_tokenizer.level_sizes)
+            search = BeamSearch(
+                self.model, renderer.vocabulary, trie, self.decode, self.tokenizer.pad_token_id or 0
+            )
+            self._ranker = ItemRanker(renderer, search, context_length(self.model))
+        return self._ranker
+
+    def fit(
+        self,
+        log: Interactions,
+        validation: Cases | None = None,
+        tasks: TasksConfig | None = None,
+        train: TrainConfig | None = None,
+        folder: str | Path | None = None,
+    ) -> Self:
+        """Fine-tune on a log.
+
+        Args:
+            log: what to learn from; a split's `train`, never its test part.
+            validation: cases for the validation loss.
+            tasks: the mixture.
+            train: method and schedule.
+            folder: for checkpoints and the log; training resumes from what is there. Default: a temporary one.
+        """
+        tasks = tasks or TasksConfig(max_history=self.max_history)
+        events = log.frame.with_columns(part=_train_part())
+        sequences = Split(events, {"kind": "train"}).sequences(self.catalog).train_sequences()
+        data = TrainingData(self.catalog, sequences, validation)
+        with tempfile.TemporaryDirectory() as temporary:
+            self.model = finetune(
+                self.model, self.renderer, data, tasks, train or TrainConfig(), Path(folder or temporary)
+            )
+        self._ranker = None
+        return self
+
+    def merge(self) -> Self:
+        """Fold a LoRA adapter into the weights, so that the bundle needs no base."""
+        if hasattr(self.model, "merge_and_unload"):
+            self.model = self.model.merge_and_unload()
+            self._ranker = None
+        return self
+
+    def recommend(
+        self,
+        history: Sequence[str] | None = None,
+        prompt: str | None = None,
+        k: int = 10,
+        exclude: Sequence[str] = (),
+        include_seen: bool = False,
+        where: Mapping[str, str] | None = None,
+    ) -> list[Recommendation]:
+        """The k best items for a history, a request in plain words, or both.
+
+        Args:
+            history: item ids, oldest first.
+            prompt: what is asked for, in words.
+            k: answers at most; all of them are there when that many items are allowed.
+            exclude: item ids that must not come out.
+            include_seen: let the items of the history come out too.
+            where: field -> value; only items whose field is that value, or has it among its comma-separated
+                parts, upper and lower case alike.
+
+        Raises:
+            UserError: neither history nor prompt, an unknown item or field, an empty or too long prompt, k < 1.
+        """
+        if k < 1:
+            raise UserError(f"--k {k}: expected at least 1.")
+        seen = self._rows(history or (), "--history")
+        excluded = self._rows(exclude, "--exclude")
+        if not include_seen:
+            excluded = np.union1d(excluded, seen)
+        if where:
+            excluded = np.union1d(excluded, np.flatnonzero(~self._matches(where)))
+        request = self.ranker.prompt_ids(seen, prompt)
+        ranking = self.ranker.rank([request], k, [excluded.astype(np.int64)])
+        return [
+            self._recommendation(rank, int(item), float(score))
+            for rank, (item, score) in enumerate(zip(ranking.items[0], ranking.scores[0], strict=True), start=1)
+            if item >= 0
+        ]
+
+    def _rows(self, item_ids: Sequence[str], flag: str) -> np.ndarray:
+        unknown = [item for item in item_ids if item not in self.catalog.index]
+        if unknown:
+            raise UserError(
+                f"{flag} {unknown[0]}: no such item among the {len(self.catalog)} of the catalogue "
+                f"(ids look like {self.catalog.ids[0]!r})."
+            )
+        return np.array([self.catalog.index[item] for item in item_ids], dtype=np.int64)
+
+    def _matches(self, where: Mapping[str, str]) -> np.ndarray:
+        allowed = np.ones(len(self.catalog), dtype=bool)
+        for field, value in where.items():
+            if field not in self.catalog.fields:
+                raise UserError(f"--where {field}={value}: no such field; known are {', '.join(self.catalog.fields)}.")
+            wanted = value.strip().casefold()
+            texts = [text.casefold() for text in self.catalog.frame[field]]
+            allowed &= [wanted == text or wanted in (part.strip() for part in text.split(",")) for text in texts]
+        return allowed
+
+    def _recommendation(self, rank: int, item: int, score: float) -> Recommendation:
+        fields = self.catalog.row(self.catalog.ids[item])
+        title = fields.pop("title", "")
+        fields.pop("item_id", None)
+        return Recommendation(rank, self.catalog.ids[item], score, title, fields)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the bundle into `folder` (made if it is not there)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        bundle.save_weights(self.model, self.tokenizer, folder)
+        self.item_tokenizer.save(folder / bundle.QUANTIZER)
+        save_templates(self.templates, folder / bundle.PROMPTS)
+        bundle.write_index(self.catalog.ids, self.item_tokenizer.codes.tolist(), self.catalog.frame, folder)
+        header = bundle.Header(
+            schema=bundle.SCHEMA,
+            llmrec=__version__,
+            levels=len(self.item_tokenizer.level_sizes),
+            level_sizes=list(self.item_tokenizer.level_sizes),
+            token_prefix=self.base.token_prefix,
+            scoring="vocab",
+            base_model=self.base_model,
+            weights="adapter" if hasattr(self.model, "peft_config") else "model",
+            max_history=self.max_history,
+        )
+        bundle.write_header(header, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, decode: DecodeConfig | None = None, trust_remote_code: bool = False
+    ) -> Self:
+        """Load a bundle from a folder or the Hub.
+
+        Raises:
+            UserError: there is no bundle, or a part of it can't be read.
+        """
+        folder = bundle.locate(name)
+        header = bundle.read_header(folder)
+        model, tokenizer = bundle.load_weights(folder, header, trust_remote_code)
+        catalog = Catalog(bundle.read_index(folder).drop("codes"))
+        item_tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER)
+        return cls(
+            model,
+            tokenizer,
+            item_tokenizer,
+            catalog,
+            BaseConfig(token_prefix=header.token_prefix),
+            header.base_model,
+            load_templates(folder / bundle.PROMPTS),
+            header.max_history,
+            decode,
+        )
+
+
+def base_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]:
+    """What the tokenizer of a model made here is trained on: item texts and prompts."""
+    texts = catalog.texts(". ".join(f"{{{field}}}" for field in catalog.fields))
+    return texts + [phrasing for template in templates.values() for phrasing in template.templates]
+
+
+def _train_part() -> Any:
+    import polars as pl
+
+    from llmrec.data.split import TRAIN
+
+    return pl.lit(TRAIN, dtype=pl.UInt8)

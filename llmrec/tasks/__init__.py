@@ -1,0 +1,1 @@
+"""Prompt templates -> training examples: sequential recommendation and alignment tasks, mixed per epoch."""

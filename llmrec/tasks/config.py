@@ -1,0 +1,38 @@
+"""Which tasks are trained, how often, and how their prompts are built."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from llmrec.errors import UserError
+
+TaskName = Literal["sequential", "item-to-codes", "codes-to-item", "search", "personal-search"]
+TASKS: tuple[TaskName, ...] = get_args(TaskName)
+
+
+def _default_mixture() -> dict[TaskName, float]:
+    return {"sequential": 1.0, "item-to-codes": 1.0, "codes-to-item": 0.5, "search": 1.0, "personal-search": 0.5}
+
+
+@dataclass
+class TasksConfig:
+    """The mixture of training tasks."""
+
+    mixture: dict[TaskName, float] = field(default_factory=_default_mixture)
+    """Passes over a task's rows per epoch: users for the tasks with a history, items for the others; 0 leaves it out."""
+    prompts: str | None = None
+    """Folder with YAML templates of your own (same names); default: the shipped prompts."""
+    max_history: int = 20
+    """Most recent items of a history that a prompt shows."""
+    supervise: Literal["every-item", "target"] = "every-item"
+    """Sequential task: learn the next item at each item of a history in one pass, or one target per example."""
+    max_text_tokens: int = 48
+    """Item text and requests are cut to this many tokens in training prompts."""
+
+    def __post_init__(self) -> None:
+        if self.max_history < 1 or self.max_text_tokens < 1:
+            raise UserError("--tasks.max_history and --tasks.max_text_tokens: expected at least 1.")
+        unknown = [name for name in self.mixture if name not in TASKS]
+        if unknown:
+            raise UserError(f"--tasks.mixture: unknown task {unknown[0]!r}; known are {', '.join(TASKS)}.")
+        if any(rate < 0 for rate in self.mixture.values()) or not any(self.mixture.values()):
+            raise UserError(f"--tasks.mixture {self.mixture}: rates are at least 0 and not all 0.")

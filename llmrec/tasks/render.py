@@ -1,0 +1,112 @@
+"""From a task's values to the exact text and tokens a model sees, the same in training and when it is asked."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmrec.tasks.template import Template
+from llmrec.vocab.tokens import ItemVocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Example:
+    """One rendered example.
+
+    Attributes:
+        prompt: all the text before the answer, chat markers included.
+        answer: the text to learn.
+        ends: whether the end-of-sequence token follows the answer (text answers; a semantic ID has a fixed length).
+        every_item: whether the items of the prompt's history, but the first, are learnt too.
+    """
+
+    prompt: str
+    answer: str
+    ends: bool
+    every_item: bool = False
+
+
+class Renderer:
+    """Renders prompts for one tokenizer, catalogue and set of templates.
+
+    Args:
+        tokenizer: holds the item tokens.
+        vocabulary: those tokens.
+        codes: int [N, L], the semantic ID of every item.
+        templates: per task name.
+        max_history: most recent items shown.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        vocabulary: ItemVocabulary,
+        codes: np.ndarray,
+        templates: dict[str, Template],
+        max_history: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.templates = templates
+        self.max_history = max_history
+        self.item_text = [vocabulary.text(row) for row in codes]
+        self._chat = bool(tokenizer.chat_template)
+        # Longest first, so that no token hides inside another's remains.
+        reserved = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._reserved = re.compile("|".join(map(re.escape, reserved)))
+
+    def clean(self, text: str) -> str:
+        """`text` without anything the tokenizer would read as an item token or a control token, on one line."""
+        while (cleaned := self._reserved.sub(" ", text)) != text:
+            text = cleaned
+        return " ".join(text.split())
+
+    def clip(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        """Cleaned texts, each cut to at most `max_tokens` tokens."""
+        cleaned = [self.clean(text) for text in texts]
+        if not cleaned:
+            return []
+        encoded = self.tokenizer(cleaned, add_special_tokens=False, return_offsets_mapping=True)
+        return [
+            text[: offsets[max_tokens - 1][1]] if len(offsets) > max_tokens else text
+            for text, offsets in zip(cleaned, encoded["offset_mapping"], strict=True)
+        ]
+
+    def history(self, items: Sequence[int] | np.ndarray) -> str:
+        """The item tokens of the last `max_history` items, oldest first."""
+        return "".join(self.item_text[item] for item in items[-self.max_history :])
+
+    def prompt(self, task: str, phrasing: int, **values: str) -> str:
+        """The full prompt of a task, in the tokenizer's chat format when it has one."""
+        text = self.templates[task].fill(phrasing, values)
+        if not self._chat:
+            return text
+        return str(
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text.strip()}],
+                add_generation_prompt=True,
+                tokenize=False,
+                enable_thinking=False,
+            )
+        )
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts; a plain prompt starts with the tokenizer's beginning-of-sequence token, if any."""
+        encoded = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        start = [bos] if bos is not None and not self._chat and getattr(self.tokenizer, "add_bos_token", True) else []
+        return [start + ids for ids in encoded]
+
+    def encode_answers(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Token ids of the answers, with the end-of-sequence token where it belongs."""
+        encoded = self.tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
+        eos = self.tokenizer.eos_token_id
+        return [
+            ids + [eos] if example.ends and eos is not None else ids
+            for ids, example in zip(encoded, examples, strict=True)
+        ]

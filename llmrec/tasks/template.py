@@ -1,0 +1,91 @@
+"""One YAML file per task: its inputs, what it answers, several phrasings, the paper."""
+
+import string
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from llmrec.errors import UserError
+from llmrec.resources import resource_folder
+from llmrec.tasks.config import TASKS
+
+INPUTS = {
+    "sequential": ["history"],
+    "item-to-codes": ["text"],
+    "codes-to-item": ["item"],
+    "search": ["query"],
+    "personal-search": ["history", "query"],
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """The phrasings of one task.
+
+    Attributes:
+        name: of the task.
+        paper: where the task comes from.
+        inputs: placeholders that every phrasing holds, once each.
+        answer: whether the answer is a semantic ID or text.
+        templates: the phrasings.
+    """
+
+    name: str
+    paper: str
+    inputs: list[str]
+    answer: Literal["item", "text"]
+    templates: list[str]
+
+    def fill(self, phrasing: int, values: dict[str, str]) -> str:
+        """Phrasing `phrasing` with `values` in place; values are never parsed again."""
+        return self.templates[phrasing].format_map(values)
+
+
+def load_template(path: Path) -> Template:
+    """Read and check one YAML.
+
+    Raises:
+        UserError: a missing file, bad YAML, a missing or unknown key, a phrasing whose placeholders are wrong.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such prompt file; --tasks.prompts needs one YAML per task.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    keys = {"name": str, "paper": str, "inputs": list, "answer": str, "templates": list}
+    if not isinstance(raw, dict) or raw.keys() != keys.keys():
+        found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+        raise UserError(f"{path}: expected the keys {', '.join(keys)}; found {found}.")
+    for key, kind in keys.items():
+        if not isinstance(raw[key], kind) or not raw[key]:
+            raise UserError(f"{path}: {key} must be a non-empty {kind.__name__}, found {raw[key]!r}.")
+    template = Template(**raw)
+    if template.answer not in ("item", "text"):
+        raise UserError(f"{path}: answer must be item or text, found {template.answer!r}.")
+    if template.inputs != INPUTS.get(template.name, template.inputs):
+        raise UserError(f"{path}: inputs of {template.name} are {INPUTS[template.name]}, found {template.inputs}.")
+    for phrasing in template.templates:
+        try:
+            holes = [name for _, name, _, _ in string.Formatter().parse(str(phrasing)) if name is not None]
+        except ValueError as error:
+            raise UserError(f"{path}: template {phrasing!r}: {error}.") from None
+        if sorted(holes) != sorted(template.inputs):
+            raise UserError(f"{path}: template {phrasing!r} has placeholders {holes}, expected {template.inputs}.")
+    return template
+
+
+def load_templates(folder: str | Path | None = None) -> dict[str, Template]:
+    """All tasks' templates from `folder`, or the shipped ones."""
+    root = Path(folder) if folder is not None else resource_folder("prompts")
+    return {name: load_template(root / f"{name}.yaml") for name in TASKS}
+
+
+def save_templates(templates: dict[str, Template], folder: Path) -> None:
+    """Write templates as YAML, one file per task, as `load_templates` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, template in templates.items():
+        text = yaml.safe_dump(asdict(template), sort_keys=False, allow_unicode=True, width=200)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Base models, LoRA or full fine-tuning on transformers.Trainer, checkpoints."""

@@ -1,0 +1,124 @@
+"""The base language model: loaded by path or Hub id, or a small one made from the catalogue's text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmrec.console import get_logger
+from llmrec.errors import UserError
+from llmrec.train.config import BaseConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = get_logger(__name__)
+
+
+def load_base(
+    name: str | Path, trust_remote_code: bool = False
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model (float32, for training) and tokenizer of any causal language model.
+
+    Raises:
+        UserError: the path or Hub id can't be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=trust_remote_code, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"--base.model {name}: has no fast tokenizer (tokenizer.json); save one beside it.")
+    return model, tokenizer
+
+
+def make_base(
+    config: BaseConfig, texts: Sequence[str]
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A small random model with a byte-level BPE tokenizer trained on `texts`.
+
+    Args:
+        config: architecture and sizes.
+        texts: what the tokenizer learns from: item texts and prompts.
+
+    Returns:
+        An ordinary Qwen3 or Llama model with tied embeddings, and its tokenizer.
+    """
+    tokenizer = _make_tokenizer(texts, config.vocabulary, config.context)
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    kinds = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    make_config, make_model = kinds[config.architecture]
+    torch.manual_seed(config.seed)
+    model = make_model(
+        make_config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            # 8/3 of the width in multiples of 64: as many weights as a plain block of 4 times the width
+            intermediate_size=max(64, round(config.hidden_size * 8 / 3 / 64) * 64),
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads // 2,
+            head_dim=config.hidden_size // config.heads,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    log.info("Made a %s base of %.1f million weights", config.architecture, model.num_parameters() / 1e6)
+    return model, tokenizer
+
+
+def _make_tokenizer(texts: Sequence[str], size: int, context: int) -> "PreTrainedTokenizerBase":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|pad|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",  # noqa: S106
+        pad_token="<|pad|>",  # noqa: S106
+        padding_side="left",
+        model_max_length=context,
+    )
+
+
+def pretrain(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], config: BaseConfig
+) -> None:
+    """Train a model made here on plain text, in place: `config.pretrain_epochs` passes, next token, AdamW."""
+    import tempfile
+
+    from transformers import DataCollatorForLanguageModeling
+
+    from llmrec.train.config import TrainConfig
+    from llmrec.train.trainer import run_trainer
+
+    encoded = tokenizer([text + tokenizer.eos_token for text in texts if text], truncation=True)["input_ids"]
+    generator = torch.Generator().manual_seed(config.seed)
+    order = [torch.randperm(len(encoded), generator=generator) for _ in range(config.pretrain_epochs)]
+    examples = [{"input_ids": encoded[i]} for i in torch.cat(order).tolist()]
+    settings = TrainConfig(batch_size=32, learning_rate=1e-3, evaluations=1, seed=config.seed)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    log.info("Pretraining on %d texts, %d passes", len(encoded), config.pretrain_epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        run_trainer(model, examples, None, collator, settings, Path(folder), keeps_logits=True)
+    model.eval()

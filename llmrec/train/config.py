@@ -1,0 +1,99 @@
+"""The base language model and how it is fine-tuned."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmrec.errors import UserError
+
+
+@dataclass
+class BaseConfig:
+    """The language model to start from."""
+
+    model: str | None = None
+    """Path or Hub id of any causal language model, such as Qwen/Qwen3-0.6B; default: make a small one."""
+    trust_remote_code: bool = False
+    """Run code that comes with the checkpoint; off unless you trust its author."""
+    token_prefix: str = ""
+    """Put before the names of item tokens, <{prefix}a_12>, in case the tokenizer has such names."""
+    architecture: Literal["qwen3", "llama"] = "qwen3"
+    """Of a model made here."""
+    hidden_size: int = 256
+    """Width of a model made here."""
+    layers: int = 4
+    """Depth of a model made here."""
+    heads: int = 4
+    """Attention heads of a model made here; they share heads / 2 key-value heads."""
+    vocabulary: int = 4096
+    """Size of the byte-level BPE tokenizer trained on the catalogue's text, for a model made here."""
+    context: int = 512
+    """Longest sequence, in tokens, of a model made here."""
+    pretrain_epochs: int = 0
+    """Passes over the catalogue's text before fine-tuning, for a model made here."""
+    seed: int = 0
+    """Of the weights of a model made here and of the new token rows of any model."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.heads) or self.heads % 2:
+            raise UserError(
+                f"--base.hidden_size {self.hidden_size} and --base.heads {self.heads}: the heads must be even and "
+                "the width a multiple of twice their number."
+            )
+        for name in ("layers", "vocabulary", "context"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--base.{name} {getattr(self, name)}: expected at least 1.")
+
+
+@dataclass
+class TrainConfig:
+    """Fine-tuning on transformers.Trainer."""
+
+    method: Literal["full", "lora"] = "full"
+    """full trains all weights; lora trains a PEFT adapter and the rows of the item tokens."""
+    merge: bool = True
+    """lora: write one merged model into the bundle (True), or the adapter, which needs its base (False)."""
+    lora_rank: int = 16
+    """Rank of the adapter."""
+    lora_alpha: int = 32
+    """Scale of the adapter."""
+    lora_dropout: float = 0.05
+    """Dropout on the adapter's input."""
+    epochs: int = 20
+    """Passes over the task mixture."""
+    batch_size: int = 128
+    """Examples per optimizer step and process, before accumulation is divided out."""
+    accumulation: int = 1
+    """Forward passes that make one optimizer step; each sees batch_size / accumulation examples."""
+    learning_rate: float = 2e-3
+    """Peak of the cosine schedule."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises."""
+    weight_decay: float = 0.1
+    """AdamW's."""
+    dropout: float = 0.1
+    """On the token embeddings and on the output of every attention and feed-forward block, full method only."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic under autocast; weights stay float32. Auto: bfloat16 where the hardware multiplies it faster."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    evaluations: int = 10
+    """How often the validation loss is taken and a checkpoint written, evenly over the run."""
+    patience: int = 0
+    """Stop after so many evaluations without a better validation loss, and keep the best; 0: train to the end."""
+    validation_users: int = 2000
+    """Users in the validation loss, drawn once."""
+    seed: int = 0
+    """Of the order of examples, dropout and the adapter."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"--train.batch_size {self.batch_size} is not a multiple of --train.accumulation {self.accumulation}."
+            )
+        for name in ("lora_rank", "epochs", "batch_size", "accumulation", "evaluations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--train.{name} {getattr(self, name)}: expected at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--train.dropout {self.dropout}: expected 0 <= dropout < 1.")

@@ -1,0 +1,16 @@
+"""How a process finds its place in `accelerate launch`: who writes, and how to wait for the others."""
+
+import os
+from pathlib import Path
+
+from llmrec.rundir import RunDirectory
+
+
+def open_run(folder: str | Path) -> RunDirectory:
+    """The run directory for this process; under `accelerate launch` only the first one writes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return RunDirectory(folder)
+    from accelerate import PartialState
+
+    state = PartialState()
+    return RunDirectory(folder, main=state.is_main_process, wait=state.wait_for_everyone)

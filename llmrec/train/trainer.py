@@ -1,0 +1,221 @@
+"""One training run on transformers.Trainer: a fixed plan of examples, exact resume, checkpoints that are whole.
+
+The plan is one long epoch that holds all epochs of the mixture in order, so the step alone says where a run is.
+"""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from llmrec.console import get_logger, progress_bar
+from llmrec.device import resolve_dtype
+from llmrec.errors import UserError
+from llmrec.tasks.collate import IGNORE, supervised_columns
+from llmrec.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+    from transformers import PreTrainedModel
+
+log = get_logger(__name__)
+WHOLE = "whole"  # a checkpoint without this file was cut off while it was written
+
+
+class _Trainer(Trainer):
+    """Computes logits only where something is learnt."""
+
+    keeps_logits = True
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if self.keeps_logits:
+            inputs = {**inputs, "logits_to_keep": supervised_columns(inputs["labels"])}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def answer_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy over the labelled tokens of the optimizer step.
+
+    Args:
+        outputs: `.logits` [B, P, V] at `supervised_columns(labels)`, or [B, T, V] at all positions.
+        labels: int64 [B, T], -100 where nothing is learnt.
+        num_items_in_batch: labelled tokens in the whole step, over accumulation and processes; default: here.
+    """
+    columns = supervised_columns(labels)
+    logits = outputs.logits if outputs.logits.shape[1] == len(columns) else outputs.logits[:, columns]
+    targets = labels[:, columns + 1]
+    total = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return total / (num_items_in_batch if num_items_in_batch is not None else (targets != IGNORE).sum())
+
+
+class _Report(TrainerCallback):
+    """Log lines to `log.jsonl` and the logger, a progress bar on a terminal, a mark on whole checkpoints."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = progress_bar("train", state.max_steps, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar.advance()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar.close()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        seconds = round(time.perf_counter() - self.started, 1)
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": state.global_step, "seconds": seconds, **logs}) + "\n")
+        name = "eval_loss" if "eval_loss" in logs else "loss"
+        if name in logs:
+            label = "validation loss" if name == "eval_loss" else "loss"
+            log.info("step %d of %d: %s %.4f", state.global_step, state.max_steps, label, logs[name])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+class _Dropout:
+    """Dropout on embeddings and block outputs of a model whose configuration offers none (Qwen3, Llama)."""
+
+    def __init__(self, model: "PreTrainedModel", rate: float) -> None:
+        blocks = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in ("self_attn", "attn", "mlp")]
+        if not blocks:
+            raise UserError(
+                f"--train.dropout {rate}: {type(model).__name__} has no modules named self_attn, attn or mlp to "
+                "drop out; set --train.dropout 0."
+            )
+        self.rate, self.model = rate, model
+        self.hooks = [m.register_forward_hook(self._drop) for m in [model.get_input_embeddings(), *blocks]]
+
+    def _drop(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._drop(module, inputs, output[0]), *output[1:])
+        return nn.functional.dropout(output, self.rate, self.model.training)
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest whole checkpoint below `folder`."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def run_trainer(
+    model: nn.Module,
+    train: "Dataset | Sequence[Any]",
+    validation: Sequence[Any] | None,
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]],
+    config: TrainConfig,
+    folder: Path,
+    keeps_logits: bool,
+) -> None:
+    """Train `model` in place, resuming from the last whole checkpoint in `folder` if there is one.
+
+    Args:
+        model: the model, or a PEFT model around it.
+        train: examples in the order they are to be seen, all epochs.
+        validation: examples for the validation loss; None to do without.
+        collator: examples -> batch with `labels`.
+        config: the schedule. With patience, the model ends with the weights of the best validation loss.
+        folder: for checkpoints and `log.jsonl`.
+        keeps_logits: the model's forward takes `logits_to_keep`.
+    """
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, folder, len(cast(Sequence[Any], train)), validation is not None),
+        train_dataset=cast(Any, train),
+        eval_dataset=cast(Any, validation),
+        data_collator=collator,
+        compute_loss_func=answer_loss,
+        callbacks=[_Report(folder)],
+    )
+    trainer.keeps_logits = keeps_logits
+    # Both write to stdout, which belongs to the answers.
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if config.patience and validation is not None:
+        from transformers import EarlyStoppingCallback
+
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=config.patience))
+    checkpoint = last_checkpoint(folder)
+    if trainer.is_world_process_zero():
+        for path in folder.glob("checkpoint-*"):
+            if not (path / WHOLE).exists():
+                shutil.rmtree(path)
+    trainer.accelerator.wait_for_everyone()
+    if checkpoint is not None:
+        log.info("Resuming from %s", checkpoint.name)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+
+
+def _arguments(config: TrainConfig, folder: Path, examples: int, validate: bool) -> TrainingArguments:
+    from accelerate import PartialState
+
+    state = PartialState()
+    steps = math.ceil(examples / (config.batch_size * state.num_processes))
+    every = max(1, math.ceil(steps / config.evaluations))
+    bf16 = resolve_dtype(config.dtype, state.device) == torch.bfloat16
+    best = bool(config.patience and validate)
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=config.batch_size // config.accumulation,
+        per_device_eval_batch_size=config.batch_size // config.accumulation,
+        gradient_accumulation_steps=config.accumulation,
+        gradient_checkpointing=config.gradient_checkpointing,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(config.warmup * steps)),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=bf16,
+        use_cpu=state.device.type == "cpu",
+        logging_steps=max(1, every // 4),
+        eval_strategy="steps" if validate else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=best,
+        metric_for_best_model="eval_loss" if best else None,
+        greater_is_better=False if best else None,
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=state.device.type == "cuda",
+        disable_tqdm=not sys.stderr.isatty(),
+        report_to="none",
+        seed=config.seed,
+    )

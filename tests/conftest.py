@@ -1,0 +1,103 @@
+"""A tiny shop that the tests of the language model's rooms share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llmrec.data import Catalog
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmrec.tasks.render import Renderer
+    from llmrec.vocab.tokens import ItemVocabulary
+    from llmrec.vocab.trie import ItemTrie
+
+LEVEL_SIZES = [4, 5]
+BRANDS = ["Alba", "Borea", "Cirrus", ""]
+KINDS = ["shampoo", "soap", "face cream", "hand balm", "lip gloss"]
+CHAT = (
+    "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass
+class Shop:
+    """20 items with distinct semantic IDs, and a small language model that has their tokens."""
+
+    catalog: Catalog
+    codes: np.ndarray
+    vocabulary: "ItemVocabulary"
+    tokenizer: "PreTrainedTokenizerBase"
+    model: "PreTrainedModel"
+    renderer: "Renderer"
+    trie: "ItemTrie"
+    sequences: list[np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def tiny_catalog() -> Catalog:
+    """20 items; every fourth has no brand."""
+    rows = [(brand, kind) for brand in BRANDS for kind in KINDS]
+    frame = pl.DataFrame(
+        {
+            "item_id": [f"i{row}" for row in range(len(rows))],
+            "title": [f"{brand} {kind} {row}".strip() for row, (brand, kind) in enumerate(rows)],
+            "brand": [brand for brand, _ in rows],
+            "description": [f"A gentle {kind} for every day of the week, number {row} of the {brand} line that "
+                            "cares for skin and hair" for row, (brand, kind) in enumerate(rows)],
+        }
+    )
+    return Catalog.from_frame(frame)
+
+
+@pytest.fixture
+def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
+    """Builds a fresh `Shop`: `make_shop(tied=True, chat=False)`."""
+    from transformers import AutoModelForCausalLM
+
+    from llmrec.tasks.render import Renderer
+    from llmrec.tasks.template import load_templates
+    from llmrec.train.base import make_base
+    from llmrec.train.config import BaseConfig
+    from llmrec.vocab.embeddings import add_item_rows
+    from llmrec.vocab.tokens import ItemVocabulary
+    from llmrec.vocab.trie import ItemTrie
+
+    def build(tied: bool = True, chat: bool = False) -> Shop:
+        base = BaseConfig(hidden_size=32, layers=2, heads=4, vocabulary=320, context=160)
+        model, tokenizer = make_base(base, tiny_catalog.texts("{title}. {description}"))
+        if not tied:
+            model.config.tie_word_embeddings = False
+            model = AutoModelForCausalLM.from_config(model.config)
+        if chat:
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+            tokenizer.chat_template = CHAT
+        vocabulary = ItemVocabulary.add_to(tokenizer, LEVEL_SIZES)
+        add_item_rows(model, vocabulary.all_ids, len(tokenizer), seed=0)
+        codes = np.stack(np.unravel_index(np.arange(len(tiny_catalog)), LEVEL_SIZES), axis=1)
+        rng = np.random.default_rng(0)
+        sequences = [rng.permutation(len(codes))[: 1 + user % 7].astype(np.int32) for user in range(14)]
+        return Shop(
+            tiny_catalog,
+            codes,
+            vocabulary,
+            tokenizer,
+            model,
+            Renderer(tokenizer, vocabulary, codes, load_templates(), max_history=4),
+            ItemTrie.build(codes, LEVEL_SIZES),
+            sequences,
+        )
+
+    return build
+
+
+@pytest.fixture
+def shop(make_shop: Callable[..., Shop]) -> Shop:
+    """A fresh `Shop` with tied token rows and no chat template."""
+    return make_shop()

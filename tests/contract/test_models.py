@@ -1,0 +1,157 @@
+"""Every kind of model under the beam search: equal to scoring the whole catalogue, whatever its config says."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, Qwen3Config
+
+from llmrec.decode.beam import BeamSearch, Ranking
+from llmrec.decode.config import DecodeConfig
+from llmrec.train.config import TrainConfig
+from llmrec.train.finetune import with_adapter
+from llmrec.vocab.tokens import ItemVocabulary
+from llmrec.vocab.trie import ItemTrie
+
+WORDS, TOKENS = 100, 140  # plain tokens come first, item tokens after them
+SMALL = {"vocab_size": TOKENS, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "head_dim": 8}
+CONFIGS = {
+    "qwen3": Qwen3Config(**SMALL, num_hidden_layers=2, tie_word_embeddings=True),
+    "llama": LlamaConfig(**SMALL, num_hidden_layers=2, tie_word_embeddings=False),
+    "gpt2": GPT2Config(
+        vocab_size=TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+    ),
+    "gemma3": Gemma3TextConfig(**SMALL, num_hidden_layers=3, sliding_window=8),
+}
+PROMPTS = [[int(t) for t in np.random.default_rng(n).integers(1, WORDS, n)] for n in (3, 9, 1, 14, 7)]
+
+
+class Case:
+    """A random catalogue, with its semantic IDs as tokens, in front of a model."""
+
+    def __init__(self, model, codes, level_sizes):
+        starts = WORDS + np.concatenate([[0], np.cumsum(level_sizes)])
+        self.model, self.codes = model, codes
+        self.vocabulary = ItemVocabulary(
+            [[f"<{level}_{code}>" for code in range(size)] for level, size in enumerate(level_sizes)],
+            [np.arange(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)],
+        )
+        self.trie = ItemTrie.build(codes, level_sizes)
+
+    def search(self, prompts, k, excluded=None, dtype="float32", **settings) -> Ranking:
+        config = DecodeConfig(dtype=dtype, device="cpu", **settings)
+        return BeamSearch(self.model, self.vocabulary, self.trie, config).search(prompts, k, excluded)
+
+    @torch.inference_mode()
+    def exhaustive(self, prompt) -> np.ndarray:
+        """float32 [N]: the log-probability of every item's semantic ID after `prompt`, one forward pass each."""
+        answers = torch.from_numpy(self.vocabulary.token_ids(self.codes))
+        ids = torch.cat([torch.tensor(prompt).expand(len(answers), -1), answers], dim=1)
+        logits = self.model(ids).logits[:, len(prompt) - 1 : -1].float()
+        return logits.log_softmax(-1).gather(2, answers[..., None]).sum((1, 2)).numpy()
+
+
+@pytest.fixture(scope="module", params=[*CONFIGS, "lora"])
+def model(request):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS.get(request.param, CONFIGS["qwen3"])))
+    model.generation_config.update(do_sample=True, temperature=0.3, top_k=3, repetition_penalty=1.5, num_beams=2)
+    if request.param == "lora":
+        model = with_adapter(model, np.arange(WORDS, TOKENS), TrainConfig(method="lora", lora_rank=4))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def case(model):
+    level_sizes = [5, 4, 6]
+    codes = np.stack([np.random.default_rng(1).integers(0, size, 40) for size in level_sizes], axis=1)
+    assert len(np.unique(codes, axis=0)) < len(codes), "some items are meant to share a semantic ID"
+    return Case(model, codes, level_sizes)
+
+
+@st.composite
+def situations(draw):
+    """Codes, level sizes, prompts and exclusions of a small shop."""
+    level_sizes = draw(st.lists(st.integers(1, 8), min_size=1, max_size=4))
+    code = st.tuples(*(st.integers(0, size - 1) for size in level_sizes))
+    codes = np.array(draw(st.lists(code, min_size=1, max_size=20)))
+    prompts = draw(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3))
+    items = st.sets(st.integers(0, len(codes) - 1))
+    excluded = draw(st.lists(items.map(sorted), min_size=len(prompts), max_size=len(prompts)))
+    return codes, level_sizes, prompts, [np.array(rows, dtype=np.int64) for rows in excluded]
+
+
+def check_exact(ranking, case, prompts, excluded):
+    """The ranking holds every item that is not excluded, in the order of, and with, its exhaustive score."""
+    for items, scores, prompt, gone in zip(ranking.items, ranking.scores, prompts, excluded, strict=True):
+        expected = case.exhaustive(prompt)
+        found = items[items >= 0]
+        assert sorted(found) == sorted(set(range(len(expected))) - set(gone.tolist()))
+        np.testing.assert_allclose(scores[: len(found)], expected[found], rtol=0, atol=1e-4)
+        assert (np.diff(expected[found]) < 1e-4).all()
+        assert (items[len(found) :] == -1).all()
+        assert np.isneginf(scores[len(found) :]).all()
+    assert ranking.invalid == 0
+
+
+def test_equals_exhaustive_scoring(case):
+    rng = np.random.default_rng(2)
+    excluded = [rng.choice(40, size=n, replace=False) for n in (0, 5, 30, 38, 40)]
+    check_exact(case.search(PROMPTS, k=40), case, PROMPTS, [np.empty(0, np.int64)] * len(PROMPTS))
+    check_exact(case.search(PROMPTS, k=40, excluded=excluded, batch_size=2), case, PROMPTS, excluded)
+
+
+@settings(max_examples=40, deadline=None)
+@given(situation=situations())
+def test_equals_exhaustive_scoring_of_any_shop(model, situation):
+    codes, level_sizes, prompts, excluded = situation
+    case = Case(model, codes, level_sizes)
+    check_exact(case.search(prompts, k=len(codes), excluded=excluded), case, prompts, excluded)
+
+
+def test_prompt_alone_equals_prompt_in_a_batch(case):
+    together = case.search(PROMPTS, k=10, beams=12)
+    backwards = case.search(PROMPTS[::-1], k=10, beams=12)
+    np.testing.assert_array_equal(together.items, backwards.items[::-1])
+    for row, prompt in enumerate(PROMPTS):
+        alone = case.search([prompt], k=10, beams=12)
+        np.testing.assert_array_equal(alone.items[0], together.items[row])
+        np.testing.assert_allclose(alone.scores[0], together.scores[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_narrow_search_gives_real_items(case, beams):
+    ranking = case.search(PROMPTS, k=1, beams=beams)
+    for row, prompt in enumerate(PROMPTS):
+        item = ranking.items[row, 0]
+        assert ranking.scores[row, 0] == pytest.approx(case.exhaustive(prompt)[item], abs=1e-4)
+
+
+def test_more_answers_than_items(case):
+    ranking = case.search(PROMPTS[:1], k=50)
+    assert sorted(ranking.items[0, :40]) == list(range(40))
+    assert (ranking.items[0, 40:] == -1).all()
+
+
+def test_own_generation_config_is_left_as_it_was(case):
+    inner = case.model.get_base_model() if hasattr(case.model, "get_base_model") else case.model
+    before = copy.deepcopy(inner.generation_config.to_dict())
+    assert before["do_sample"]
+    case.search(PROMPTS[:1], k=3)
+    assert inner.generation_config.to_dict() == before
+    assert case.model.generation_config.to_dict() == before
+
+
+def test_bfloat16_stays_close(case):
+    exact, rough = case.search(PROMPTS, k=40), case.search(PROMPTS, k=40, dtype="bfloat16")
+    for row in range(len(PROMPTS)):
+        assert sorted(rough.items[row]) == list(range(40))
+        by_item = [np.argsort(ranking.items[row]) for ranking in (exact, rough)]
+        np.testing.assert_allclose(exact.scores[row][by_item[0]], rough.scores[row][by_item[1]], atol=0.5)

@@ -1,0 +1,85 @@
+import polars as pl
+import pytest
+
+from llmrec.data import Catalog
+from llmrec.errors import UserError
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    frame = pl.DataFrame(
+        {
+            "brand": ["Acme", None, "Bolt"],
+            "item_id": [7, 8, 9],
+            "title": ["Pen {x}", "Ink", ""],
+            "categories": [["Office", "Pens"], [], None],
+            "price": [1.5, None, 3.0],
+        }
+    )
+    return Catalog.from_frame(frame)
+
+
+def test_columns_become_text_with_empty_for_missing(catalog):
+    assert catalog.ids == ["7", "8", "9"]
+    assert catalog.fields == ["title", "brand", "categories", "price"]
+    assert catalog.row("7") == {
+        "item_id": "7", "title": "Pen {x}", "brand": "Acme", "categories": "Office, Pens", "price": "1.5"
+    }  # fmt: skip
+    assert catalog.row("8") == {"item_id": "8", "title": "Ink", "brand": "", "categories": "", "price": ""}
+    assert catalog.index == {"7": 0, "8": 1, "9": 2}
+    assert len(catalog) == 3
+
+
+def test_texts(catalog):
+    assert catalog.texts("{title}. {brand}. {categories}") == ["Pen {x}. Acme. Office, Pens", "Ink.", "Bolt."]
+
+
+def test_take_keeps_the_given_order(catalog):
+    assert catalog.take([2, 0]).ids == ["9", "7"]
+
+
+def test_parquet_round_trip(catalog, tmp_path):
+    catalog.to_parquet(tmp_path / "items.parquet")
+    assert Catalog.from_parquet(tmp_path / "items.parquet").frame.equals(catalog.frame)
+
+
+def test_columns_without_text_are_left_out():
+    frame = pl.DataFrame(
+        {"item_id": ["a"], "image": [b"\x00"], "box": [{"x": 1}], "day": [pl.date(2024, 1, 2)]}
+    )
+    assert Catalog.from_frame(frame.select("item_id", "image", "box")).fields == ["title"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a", "b", "a"], r"items\.csv: item id 'a' stands in rows 1 and 3"),
+        (["a", ""], r"items\.csv: row 2 has no item_id"),
+        (["a", None], r"items\.csv: row 2 has no item_id"),
+        ([], r"items\.csv: no items"),
+        ([[1], [2]], r"item_id holds List"),
+    ],
+)
+def test_bad_ids(ids, message):
+    with pytest.raises(UserError, match=message):
+        Catalog.from_frame(pl.DataFrame({"item_id": ids}), "items.csv")
+
+
+def test_whole_floats_meet_integer_ids():
+    assert Catalog.from_frame(pl.DataFrame({"item_id": [1.0, 2.0]})).ids == ["1", "2"]
+
+
+def test_from_file_renames_and_keeps_what_is_in_the_way(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("sku,name,title\n007,Pen,Sir\n")
+    catalog = Catalog.from_file(path, item_column="sku", title_column="name")
+    assert catalog.row("007") == {"item_id": "007", "title": "Pen", "title_": "Sir"}
+
+
+def test_from_file_names_the_missing_column(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("sku,name\n1,Pen\n")
+    with pytest.raises(
+        UserError, match=r"items\.csv: no column 'item_id' \(--data\.item_column\); found: sku, name"
+    ):
+        Catalog.from_file(path)

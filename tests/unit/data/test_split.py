@@ -1,0 +1,137 @@
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmrec.data import TEST, TRAIN, VALID, Catalog, Interactions
+from llmrec.errors import UserError
+
+
+def log(*rows) -> Interactions:
+    return Interactions.from_frame(
+        pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    )
+
+
+def catalog(items: str) -> Catalog:
+    return Catalog.from_frame(pl.DataFrame({"item_id": list(items)}))
+
+
+@pytest.fixture
+def split():
+    rows = [
+        ("u", "a", 1),
+        ("u", "b", 2),
+        ("u", "c", 3),
+        ("u", "d", 4),
+        ("v", "d", 1),
+        ("v", "a", 2),
+        ("w", "b", 9),
+    ]
+    rows += [("x", "c", 1), ("x", "b", 2), ("x", "a", 3)]
+    return log(*rows).leave_one_out()
+
+
+def test_leave_one_out(split):
+    assert split.protocol == {"kind": "leave-one-out", "events": {"train": 6, "valid": 2, "test": 2}}
+    assert split.test.frame["item_id"].to_list() == ["d", "a"]
+    assert split.valid.frame["item_id"].to_list() == ["c", "b"]
+    assert split.train.frame["user_id"].to_list() == ["u", "u", "v", "v", "w", "x"], "short users only train"
+
+
+def test_sequences(split):
+    arrays = split.sequences(catalog("dcba"))
+    assert arrays.users == ["u", "v", "w", "x"]
+    assert arrays.offsets.tolist() == [0, 4, 6, 7, 10]
+    assert arrays.items.tolist() == [3, 2, 1, 0, 0, 3, 2, 1, 2, 3]
+    assert (arrays.offsets.dtype, arrays.items.dtype, arrays.parts.dtype) == (np.int64, np.int32, np.uint8)
+    assert [items.tolist() for items in arrays.train_sequences()] == [[3, 2], [0, 3], [2], [1]]
+    assert arrays.history(0, TEST).tolist() == [3, 2, 1]
+    assert arrays.train_counts(5).tolist() == [1, 1, 2, 2, 0]
+
+
+def test_cases(split):
+    arrays = split.sequences(catalog("dcba"))
+    test, valid = arrays.cases(TEST), arrays.cases(VALID)
+    assert test.users.tolist() == valid.users.tolist() == [0, 3]
+    assert test.targets.tolist() == [0, 3]
+    assert [items.tolist() for items in test.histories] == [[3, 2, 1], [1, 2]]
+    assert [items.tolist() for items in valid.histories] == [[3, 2], [1]]
+    assert (test.users.dtype, test.targets.dtype, len(test)) == (np.int32, np.int32, 2)
+
+
+def test_sample_is_seeded_and_keeps_cases_whole():
+    rows = [(f"{user:03}", item, time) for user in range(50) for time, item in enumerate("abc")]
+    cases = log(*rows).leave_one_out().sequences(catalog("abc")).cases(TEST)
+    sample = cases.sample(10, seed=1)
+    assert len(sample) == 10
+    assert (
+        sample.users.tolist()
+        == cases.sample(10, seed=1).users.tolist()
+        != cases.sample(10, seed=2).users.tolist()
+    )
+    assert all(
+        np.array_equal(h, cases.histories[u]) for u, h in zip(sample.users, sample.histories, strict=True)
+    )
+    assert cases.sample(50, seed=1) is cases
+
+
+def test_timestamp_split_cuts_all_users_at_the_same_moments():
+    rows = [("a" if time % 2 else "b", "x", time) for time in range(10)] + [
+        ("late", "y", 9),
+        ("late", "y", 10),
+    ]
+    split = log(*rows).timestamp_split(valid_share=0.25, test_share=0.25)
+    assert split.protocol["cuts"] == [6, 9]
+    assert split.train.frame["timestamp"].max() == 5
+    assert sorted(split.valid.frame["timestamp"]) == [6, 7, 8]
+    assert sorted(split.test.frame["timestamp"]) == [9, 9, 10]
+    cases = split.sequences(catalog("xy")).cases(TEST)
+    assert cases.users.tolist() == [0], "a user without a history asks nothing"
+    assert len(cases.histories[0]) == 4, "the history holds training and validation events"
+
+
+@pytest.mark.parametrize(("valid", "test"), [(0, 0.1), (0.5, 0.5), (0.1, -1)])
+def test_bad_shares(valid, test):
+    with pytest.raises(UserError, match=r"--data\.valid_share"):
+        log(("a", "x", 1), ("a", "y", 2)).timestamp_split(valid, test)
+
+
+def test_timestamp_split_needs_times_that_differ():
+    untimed = Interactions.from_frame(pl.DataFrame({"user_id": ["a"], "item_id": ["x"]}))
+    with pytest.raises(UserError, match=r"no timestamps; use --data\.split leave-one-out"):
+        untimed.timestamp_split()
+    with pytest.raises(UserError, match="part empty"):
+        log(("a", "x", 1), ("a", "y", 1), ("b", "x", 1)).timestamp_split()
+
+
+def test_item_outside_the_catalogue(split):
+    with pytest.raises(UserError, match="names 1 items that the catalogue lacks, such as 'd'"):
+        split.sequences(catalog("abc"))
+
+
+events = st.lists(
+    st.tuples(st.sampled_from("uvw"), st.sampled_from("abc"), st.integers(0, 20)), min_size=4, max_size=40
+)
+
+
+@given(events, st.booleans())
+def test_no_case_sees_its_future(rows, by_time):
+    try:
+        split = log(*rows).timestamp_split(0.2, 0.2) if by_time else log(*rows).leave_one_out()
+    except UserError:
+        return
+    arrays = split.sequences(catalog("abc"))
+    assert sum(map(len, arrays.train_sequences())) == arrays.train_counts(3).sum() == len(split.train)
+    for part in (VALID, TEST):
+        cases = arrays.cases(part)
+        for user, history, target in zip(cases.users, cases.histories, cases.targets, strict=True):
+            start, stop = arrays.offsets[user : user + 2]
+            place = start + len(history)
+            assert len(history) > 0
+            assert arrays.parts[place] == part
+            assert (arrays.parts[start:place] < part).all()
+            assert arrays.items[place] == target
+            assert (np.diff(arrays.parts[start:stop].astype(int)) >= 0).all()
+    assert TRAIN == 0

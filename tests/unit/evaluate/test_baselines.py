@@ -1,0 +1,87 @@
+"""Baselines on logs small enough to count by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmrec.data.split import Cases
+from llmrec.evaluate.baselines import BASELINES, DAMPING, ItemKNN, Markov, Popularity
+from llmrec.evaluate.metrics import summarise
+
+BEAUTY = Path(__file__).parents[4] / "shared/data/Beauty/Beauty.inter.json"
+
+
+def sequences(*rows):
+    return [np.array(row, dtype=np.int32) for row in rows]
+
+
+def order(scores):
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def test_popularity_orders_by_training_counts():
+    system = Popularity().fit(sequences([2, 1, 2], [2, 0], [1]), n_items=4)
+    scores = system.scores(sequences([0], [3]))
+    assert scores.dtype == np.float32
+    assert [order(row) for row in scores] == [[2, 1, 0, 3]] * 2
+
+
+def test_markov_counts_adjacent_pairs_from_the_last_item():
+    train = sequences([0, 1, 2], [0, 2], [0, 2], [3, 3, 3, 3])
+    scores = Markov().fit(train, n_items=5).scores(sequences([1, 0]))
+    # After item 0: item 2 twice, item 1 once; then by popularity, though item 3 is the most popular.
+    assert order(scores[0]) == [2, 1, 3, 0, 4]
+    assert np.floor(scores[0]).tolist() == [0, 1, 2, 0, 0]
+
+
+def test_item_knn_counts_common_users_over_damped_norms():
+    train = sequences([0, 1, 0], [0, 1], [0, 2], [3])
+    system = ItemKNN().fit(train, n_items=4)
+    scores = system.scores(sequences([0], [3]))
+    assert scores[0, 1] == pytest.approx(2 / (3 * 2) ** DAMPING, abs=1e-5)
+    assert scores[0, 2] == pytest.approx(1 / (3 * 1) ** DAMPING, abs=1e-5)
+    assert scores[0, 0] < 1e-5  # an item is no neighbour of itself
+    assert order(scores[1])[0] == 0  # without neighbours, the most popular item
+
+
+def test_item_knn_prefers_the_neighbours_of_recent_items():
+    system = ItemKNN().fit(sequences([0, 1], [2, 3]), n_items=4)
+    assert order(system.scores(sequences([0, 2]))[0])[0] == 3
+    assert order(system.scores(sequences([2, 0]))[0])[0] == 1
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_ranks_do_not_depend_on_the_batch(name, monkeypatch):
+    rng = np.random.default_rng(0)
+    train = [rng.integers(20, size=rng.integers(0, 6)).astype(np.int32) for _ in range(40)]
+    histories = [rng.integers(20, size=rng.integers(1, 5)).astype(np.int32) for _ in range(13)]
+    cases = Cases(np.arange(13), histories, rng.integers(20, size=13).astype(np.int32))
+    system = BASELINES[name]().fit(train, n_items=20)
+    assert system.name == name
+    whole = system.ranks(cases, filter_seen=True)
+    monkeypatch.setattr("llmrec.evaluate.baselines.BATCH", 4)
+    assert system.ranks(cases, filter_seen=True).tolist() == whole.tolist()
+    assert (system.ranks(cases, filter_seen=False) >= whole).all()
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("train", [[], sequences([], [])])
+def test_an_empty_training_part_is_an_error(name, train):
+    with pytest.raises(ValueError, match=f"{name}: the training part has no events"):
+        BASELINES[name]().fit(train, n_items=3)
+
+
+@pytest.mark.skipif(not BEAUTY.exists(), reason="the Beauty data is not there")
+@pytest.mark.parametrize(
+    ("name", "recall", "ndcg"), [("markov", 0.0641, 0.0430), ("item-knn", 0.0706, 0.0441)]
+)
+def test_the_published_figures_on_beauty_are_reached(name, recall, ndcg):
+    log = sequences(*json.loads(BEAUTY.read_text()).values())
+    targets = np.array([events[-1] for events in log])
+    cases = Cases(np.arange(len(log)), [events[:-1] for events in log], targets)
+    system = BASELINES[name]().fit([events[:-2] for events in log], n_items=12_101)
+    summary = summarise(system.ranks(cases, filter_seen=True), [10], bootstrap=1, seed=0)
+    assert summary["recall@10"] > recall - 0.003
+    assert summary["ndcg@10"] > ndcg - 0.003

@@ -1,0 +1,77 @@
+"""The four files of a report and the table for the terminal."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llmrec.evaluate.metrics import summarise
+from llmrec.evaluate.report import protocol_line, table, write_report
+
+PER_USER = pl.DataFrame({"user_id": ["ann"], "system": ["llmrec"], "item_id": ["x"], "rank": [None]})
+
+
+@pytest.fixture
+def metrics():
+    def entry(ranks):
+        return summarise(np.array(ranks, float), [1, 5, 10, 20], bootstrap=50, seed=0)
+
+    return {
+        "protocol": {
+            "split": "leave-one-out", "part": "test", "ranking": "full", "items": 12101, "users": 4,
+            "filter_seen": True, "k": [1, 5, 10, 20], "bootstrap": 50, "seed": 0,
+        },
+        "systems": {
+            "llmrec": {"all": entry([1, 1, 7, np.inf]), "cold": entry([7])},
+            "popularity": {"all": entry([99, 99, 99, 99]), "cold": entry([99])},
+        },
+        "decode": {"beams": 20, "scoring": "full", "invalid_rate": 0.0, "users_per_second": 12.5},
+    }  # fmt: skip
+
+
+def test_the_four_files_say_the_same(metrics, tmp_path):
+    write_report(metrics, PER_USER, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert pl.read_parquet(tmp_path / "per_user.parquet").equals(PER_USER)
+    markdown = (tmp_path / "report.md").read_text()
+    assert "full ranking over 12,101 items, 4 users, seen items left out" in markdown
+    assert "## Slice: cold" in markdown
+    assert "| llmrec | 0.5000 | 0.5000 | 0.7500 [" in markdown
+    assert "- invalid_rate: 0.0" in markdown
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_metric_that_is_not_a_number_is_never_written(metrics, tmp_path):
+    metrics["systems"]["llmrec"]["all"]["mrr@5"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_report(metrics, PER_USER, tmp_path)
+
+
+def test_the_table_is_aligned(metrics):
+    header, *rows = table(metrics).splitlines()
+    assert header.split() == [
+        "system",
+        "recall@1",
+        "recall@5",
+        "recall@10",
+        "recall@20",
+        "ndcg@10",
+        "mrr@10",
+        "users",
+    ]
+    assert len({len(line) for line in (header, *rows)}) == 1
+    assert rows[0].split()[:3] == ["llmrec", "0.5000", "0.5000"]
+    assert len(table(metrics, "cold").splitlines()) == 3
+
+
+def test_columns_follow_the_cut_offs(metrics):
+    for entry in metrics["systems"].values():
+        del entry["all"]["recall@1"]
+    assert "recall@1 " not in table(metrics)
+    assert "recall@10" in table(metrics)
+
+
+def test_the_protocol_line_tells_when_seen_items_stay(metrics):
+    metrics["protocol"]["filter_seen"] = False
+    assert "seen items kept" in protocol_line(metrics)

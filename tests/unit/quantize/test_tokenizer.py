@@ -1,0 +1,160 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llmrec.data import Catalog
+from llmrec.embed import EmbedConfig
+from llmrec.errors import UserError
+from llmrec.quantize import ItemTokenizer, RQVAEConfig, TokenizeConfig
+
+IDS = [f"B{row:03d}" for row in range(90)]
+X = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32).repeat(3, axis=0)
+TFIDF = EmbedConfig("tfidf-svd", dim=6)
+REPORT = {
+    *("method", "levels", "codes", "items", "usage", "perplexity", "collision_rate", "max_collision"),
+    *("unique_after", "distortion", "neighbour_jaccard@20", "fit_seconds", "encode_items_per_second"),
+}
+
+
+def shop() -> Catalog:
+    brands, kinds = ["Weleda", "Opi", "Lush", "Nivea"], ["shampoo", "lip balm", "soap", "nail lacquer"]
+    rows = [(b, k, size) for b in brands for k in kinds for size in ("small", "large", "travel")]
+    return Catalog.from_frame(
+        pl.DataFrame(
+            {
+                "item_id": [f"i{row}" for row in range(len(rows))],
+                "title": [f"{size} {kind}" for _, kind, size in rows],
+                "brand": [brand for brand, _, _ in rows],
+            }
+        )
+    )
+
+
+def test_dedup_belongs_to_the_tokenizer():
+    tokenizer = ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X)
+    assert tokenizer.item_ids == IDS
+    assert tokenizer.codes.shape == (90, 3)
+    assert tokenizer.codes.dtype == np.int32
+    assert tokenizer.level_sizes == [8, 8, tokenizer.level_sizes[-1]]
+    assert len(np.unique(tokenizer.codes, axis=0)) == 90
+    np.testing.assert_array_equal(tokenizer.encode(X), tokenizer.codes[:, :2])
+    assert tokenizer.report()["unique_after"]
+
+
+def test_sharing_keeps_the_collisions():
+    tokenizer = ItemTokenizer(levels=2, codes=8, collisions="share").fit_embeddings(IDS, X)
+    assert tokenizer.codes.shape == (90, 2)
+    assert tokenizer.level_sizes == [8, 8]
+    assert not tokenizer.report()["unique_after"]
+    assert tokenizer.report()["max_collision"] >= 3
+
+
+def test_report_has_what_others_rely_on():
+    tokenizer = ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X)
+    report = tokenizer.report()
+    assert report.keys() >= REPORT
+    assert (report["method"], report["levels"], report["codes"], report["items"]) == ("rq-kmeans", 2, 8, 90)
+    assert report["collision_rate"] == 1 - len(np.unique(tokenizer.codes[:, :2], axis=0)) / 90
+    table = str(report)
+    assert "90 items, 2 levels x 8 codes" in table
+    assert "collision rate" in table
+
+
+@pytest.mark.parametrize("method", ["rq-kmeans", "rq-vae"])
+def test_saved_and_loaded(tmp_path, method):
+    network = RQVAEConfig(hidden=[8], latent=4, epochs=5)
+    tokenizer = ItemTokenizer(method, levels=2, codes=8, rq_vae=network).fit_embeddings(IDS, X)
+    tokenizer.save(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "quantizer.safetensors",
+        "quantizer.json",
+        "item_codes.parquet",
+        "report.json",
+        "report.png",
+    }
+    again = ItemTokenizer.load(tmp_path)
+    assert again.item_ids == IDS
+    assert again.codes.dtype == np.int32
+    np.testing.assert_array_equal(again.codes, tokenizer.codes)
+    np.testing.assert_array_equal(again.encode(X + 0.1), tokenizer.encode(X + 0.1))
+    assert again.level_sizes == tokenizer.level_sizes
+    assert again.config == tokenizer.config
+    assert again.report() == tokenizer.report()
+    assert again.encoder is None
+
+
+def test_saved_files_are_what_the_design_says(tmp_path):
+    tokenizer = ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X)
+    tokenizer.save(tmp_path)
+    frame = pl.read_parquet(tmp_path / "item_codes.parquet")
+    assert frame.schema == {"item_id": pl.String, "codes": pl.List(pl.Int32)}
+    assert frame["codes"].to_list() == tokenizer.codes.tolist()
+    header = json.loads((tmp_path / "quantizer.json").read_text())
+    assert (header["schema"], header["method"], header["level_sizes"]) == (
+        1,
+        "rq-kmeans",
+        tokenizer.level_sizes,
+    )
+    assert json.loads((tmp_path / "report.json").read_text()).keys() >= REPORT
+
+
+def test_from_a_catalogue_with_its_encoder(tmp_path):
+    catalog = shop()
+    tokenizer = ItemTokenizer(levels=2, codes=4, embed=TFIDF).fit(catalog)
+    assert tokenizer.item_ids == catalog.ids
+    tokenizer.save(tmp_path)
+    again = ItemTokenizer.load(tmp_path)
+    assert again.embed_config == TFIDF
+    texts = ["small shampoo. Weleda", "a soap never seen before"]
+    np.testing.assert_array_equal(again.encoder.encode(texts), tokenizer.encoder.encode(texts))
+    np.testing.assert_array_equal(again.encode(again.encoder.encode(texts))[0], tokenizer.codes[0, :2])
+
+
+def test_from_a_configuration():
+    config = TokenizeConfig("rq-kmeans", levels=2, codes=8, collisions="share", seed=3, iterations=7)
+    assert ItemTokenizer.from_config(config, TFIDF).config == config
+    assert ItemTokenizer.from_config(config, TFIDF).embed_config == TFIDF
+
+
+def test_an_embedding_that_is_not_finite_is_named_by_its_item():
+    x = X.copy()
+    x[[7, 50], 1] = np.nan, np.inf
+    with pytest.raises(UserError, match=r"item 'B007' holds NaN or infinity \(2 such items\)"):
+        ItemTokenizer(codes=8).fit_embeddings(IDS, x)
+
+
+def test_more_codes_than_distinct_embeddings():
+    with pytest.raises(UserError, match=r"90 items with 30 distinct .* 256 codes .* --tokenize\.codes to 30"):
+        ItemTokenizer().fit_embeddings(IDS, X)
+
+
+def test_one_row_per_item():
+    with pytest.raises(ValueError, match="89 item ids, but 90 embeddings"):
+        ItemTokenizer(codes=8).fit_embeddings(IDS[:-1], X)
+
+
+def test_not_a_tokenizer_or_another_version(tmp_path):
+    with pytest.raises(UserError, match=r"no quantizer\.json"):
+        ItemTokenizer.load(tmp_path)
+    (tmp_path / "quantizer.json").write_text('{"schema": 99}')
+    with pytest.raises(UserError, match="schema 99, this llmrec reads 1"):
+        ItemTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "flag"),
+    [
+        (lambda: TokenizeConfig(levels=0), "--tokenize.levels is 0; give 1 or more"),
+        (lambda: TokenizeConfig(codes=1), "--tokenize.codes is 1; give 2 or more"),
+        (lambda: RQVAEConfig(epochs=0), "--tokenize.rq_vae.epochs is 0; give 1 or more"),
+        (lambda: RQVAEConfig(hidden=[4, 0]), "--tokenize.rq_vae.hidden is 0; give 1 or more"),
+        (lambda: RQVAEConfig(beta=-1.0), "--tokenize.rq_vae.beta is -1.0; give 0 or more"),
+        (lambda: RQVAEConfig(learning_rate=0.0), "--tokenize.rq_vae.learning_rate is 0.0; give more than 0"),
+    ],
+)
+def test_values_out_of_range_name_their_flag(make, flag):
+    with pytest.raises(UserError, match=flag):
+        make()
