@@ -6,11 +6,14 @@ The public names are imported when they are first used, so that `import llmrec` 
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 # faiss, torch and scikit-learn each bring an OpenMP; threads that spin while they wait starve one another.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+if not sys.stderr or not sys.stderr.isatty():
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it too
 
 if TYPE_CHECKING:
     from llmrec.data import Catalog, Interactions, Split

@@ -103,6 +103,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
         recommender.fit(prepared.split.train, validation, config.tasks, config.train, out)
         if config.train.merge:
             recommender.merge()
+        if config.base.model is None and (config.train.merge or config.train.method == "full"):
+            recommender.base_model = f"a {config.base.architecture} made from the catalogue's text"
         if run.main:
             shutil.rmtree(out / "bundle", ignore_errors=True)
             recommender.save_pretrained(out / "bundle")

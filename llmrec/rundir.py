@@ -22,6 +22,7 @@ from llmrec.errors import UserError
 log = get_logger(__name__)
 SCHEMA = 1
 MANIFEST = "manifest.json"
+KEY = ".key"  # of the call whose work a partial folder holds
 PACKAGES = ("llmrec", "torch", "transformers", "peft", "accelerate", "faiss-cpu", "polars", "numpy", "tokenizers")
 
 
@@ -121,6 +122,7 @@ class RunDirectory:
             }
             write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
             _replace(final, partial)
+            (final / KEY).unlink()
             log.info("%s: done in %.1f s", stage, manifest["seconds"])
         self.wait()
         return due
@@ -133,7 +135,7 @@ class RunDirectory:
             shutil.rmtree(partial, ignore_errors=True)
             log.info("%s: unchanged", stage)
             return False
-        mark = partial / "key"
+        mark = partial / KEY
         if not (resumable and mark.exists() and mark.read_text() == key):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()

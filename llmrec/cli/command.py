@@ -96,10 +96,18 @@ def _readable(message: str, parser: Any) -> str:
 
     line = " ".join(message.split())
     known = [action.dest for action in parser._actions if action.dest not in ("help", "print_config")]
-    for pattern in (r"Key '([\w.\-]+)' is not expected", r"Unrecognized arguments: --([\w.\-]+)"):
+    for pattern in (
+        r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+        r"()Key '([\w.\-]+)' is not expected",
+        r"()Unrecognized arguments: --([\w.\-]+)",
+        r"()Option '([\w.\-]+)' is not accepted",
+    ):
         if match := re.search(pattern, line, re.IGNORECASE):
-            key = match.group(1)
+            key = ".".join(filter(None, match.groups()))
             near = get_close_matches(key, known, n=1, cutoff=0.4)
-            hint = f" did you mean {near[0]!r}?" if near else ""
-            return f"unknown configuration key {key!r};{hint} `{parser.prog} --help` lists them all."
-    return line
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            return f"unknown configuration key {key!r}; {hint}`{parser.prog} --help` lists them all."
+    if "arguments are required: run" in line:
+        return "--run DIR is missing: name the folder that the stages share."
+    line = re.sub(r"<class '(\w+)'>|typing\.Literal(\[[^\]]*\])", lambda found: found[1] or f"one of {found[2]}", line)
+    return re.sub(r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)', r"--\1: expected \2, got \3", line)

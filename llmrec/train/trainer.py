@@ -191,7 +191,6 @@ def _arguments(config: TrainConfig, folder: Path, examples: int, validate: bool)
         per_device_train_batch_size=config.batch_size // config.accumulation,
         per_device_eval_batch_size=config.batch_size // config.accumulation,
         gradient_accumulation_steps=config.accumulation,
-        gradient_checkpointing=config.gradient_checkpointing,
         num_train_epochs=1,
         train_sampling_strategy="sequential",
         learning_rate=config.learning_rate,
