@@ -2,7 +2,7 @@
 # All checks: style, types, tests. Makes its own .venv. Arguments go to pytest: scripts/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup.sh ".[offline,test,dev]"
+source scripts/setup.sh ".[offline,serve,test,dev]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from llmrec import __version__
-from llmrec.cli import inspect, recommend, stages
+from llmrec.cli import inspect, recommend, serve, stages
 from llmrec.errors import UserError
 
 COMMANDS = {
@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": stages.command("evaluate", "evaluate", "full ranking beside the baselines"),
     "recommend": recommend.COMMAND,
     "inspect": inspect.COMMAND,
+    "serve": serve.COMMAND,
 }
 
 
