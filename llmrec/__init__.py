@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llmrec.data import Catalog, Interactions, Split
     from llmrec.embed.config import EmbedConfig
     from llmrec.errors import UserError
+    from llmrec.evaluate.generative import evaluate
     from llmrec.quantize.tokenizer import ItemTokenizer
-    from llmrec.serve.evaluation import evaluate
     from llmrec.serve.recommender import Recommendation, Recommender
     from llmrec.tasks.config import TasksConfig
     from llmrec.train.config import BaseConfig, TrainConfig
@@ -39,7 +39,7 @@ _PUBLIC = {
     "TasksConfig": "llmrec.tasks.config",
     "TrainConfig": "llmrec.train.config",
     "UserError": "llmrec.errors",
-    "evaluate": "llmrec.serve.evaluation",
+    "evaluate": "llmrec.evaluate.generative",
 }
 
 __all__ = [

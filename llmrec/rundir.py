@@ -23,7 +23,17 @@ log = get_logger(__name__)
 SCHEMA = 1
 MANIFEST = "manifest.json"
 KEY = ".key"  # of the call whose work a partial folder holds
-PACKAGES = ("llmrec", "torch", "transformers", "peft", "accelerate", "faiss-cpu", "polars", "numpy", "tokenizers")
+PACKAGES = (
+    "llmrec",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "faiss-cpu",
+    "polars",
+    "numpy",
+    "tokenizers",
+)
 
 
 class RunDirectory:
@@ -38,9 +48,7 @@ class RunDirectory:
         UserError: another process works in the folder.
     """
 
-    def __init__(
-        self, folder: str | Path, main: bool = True, wait: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, folder: str | Path, main: bool = True, wait: Callable[[], None] = lambda: None) -> None:
         self.folder = Path(folder)
         self.main = main
         self.wait = wait

@@ -78,9 +78,7 @@ def same(first: Path, second: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interactions", type=int, default=10_000_000, help="events to generate")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated log")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")

@@ -1,6 +1,6 @@
 """Three worked recommendations from a finished run: for a user's history, for a sentence, for both.
 
-    python scripts/show_recommendations.py --run runs/quickstart [--prompt "a red mug"]
+python scripts/show_recommendations.py --run runs/quickstart [--prompt "a red mug"]
 """
 
 import argparse

@@ -134,9 +134,7 @@ def read_records(path: Path, python_literals: bool = False) -> Iterator[tuple[in
             except ValueError:
                 raise UserError(f"{path}, line {number}: neither JSON nor a Python dict: {error}") from None
         if not isinstance(record, dict) or not all(isinstance(key, str) for key in record):
-            raise UserError(
-                f"{path}, line {number}: found {type(record).__name__}, expected an object {{...}}"
-            )
+            raise UserError(f"{path}, line {number}: found {type(record).__name__}, expected an object {{...}}")
         yield number, record
 
 
@@ -149,16 +147,12 @@ def records_frame(path: Path) -> pl.DataFrame:
             column = columns.setdefault(name, [])
             column += [None] * (count - 1 - len(column))  # the records before that lack the field
             column.append(value)
-    return pl.DataFrame(
-        [_column(name, values + [None] * (count - len(values))) for name, values in columns.items()]
-    )
+    return pl.DataFrame([_column(name, values + [None] * (count - len(values))) for name, values in columns.items()])
 
 
 def _column(name: str, values: list[Any]) -> pl.Series:
     """Lists and records as their values joined with ", "; numbers stay numbers where all values are such."""
-    flat = [
-        ", ".join(map(str, leaves(value))) if isinstance(value, list | dict) else value for value in values
-    ]
+    flat = [", ".join(map(str, leaves(value))) if isinstance(value, list | dict) else value for value in values]
     try:
         return pl.Series(name, flat, strict=True)
     except (TypeError, OverflowError, pl.exceptions.PolarsError):
@@ -194,9 +188,7 @@ def read_separated(path: Path, separator: str, quoted: bool = True) -> pl.DataFr
         )
     except _POLARS_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
-        raise UserError(
-            f"{path}: not a readable table with {separator!r} between columns: {reason}"
-        ) from None
+        raise UserError(f"{path}: not a readable table with {separator!r} between columns: {reason}") from None
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:

@@ -175,9 +175,7 @@ def _parse_times(values: pl.Series) -> pl.Series:
         if times.null_count():  # fractions and dates, each slower to read than the kind before
             times = times.fill_null(texts.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False))
         if times.null_count():
-            dates = [
-                _parse_date(text) if time is None else None for text, time in zip(texts, times, strict=True)
-            ]
+            dates = [_parse_date(text) if time is None else None for text, time in zip(texts, times, strict=True)]
             times = times.fill_null(pl.Series(dates, dtype=pl.Int64))
         return times
     if values.dtype.is_numeric():

@@ -98,7 +98,5 @@ def load(folder: str | Path) -> Prepared:
         split = Split(frame, document["protocol"])
         summary = Summary.from_dict(document["steps"])
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'split.json'}: not as prepare writes it ({error}); prepare again"
-        ) from None
+        raise UserError(f"{folder / 'split.json'}: not as prepare writes it ({error}); prepare again") from None
     return Prepared(Catalog.from_parquet(folder / "items.parquet"), split, summary)

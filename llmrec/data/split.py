@@ -53,9 +53,7 @@ class Split:
             UserError: for an item that the catalogue lacks.
         """
         items = pl.DataFrame({"item_id": catalog.frame["item_id"]}).with_row_index("item")
-        rows = self.frame.select("item_id", "part").join(
-            items, on="item_id", how="left", maintain_order="left"
-        )
+        rows = self.frame.select("item_id", "part").join(items, on="item_id", how="left", maintain_order="left")
         if rows["item"].null_count():
             unknown = rows.filter(pl.col("item").is_null())["item_id"]
             raise UserError(

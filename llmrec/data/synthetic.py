@@ -115,9 +115,7 @@ class SyntheticShop:
         brands, styles = self._variants[events, 0], self._variants[events, 1]
         latest = np.where(here, np.arange(events.shape[1]), -1).max(axis=1)
         brand = np.where(latest >= 0, brands[np.arange(len(events)), latest], -1)
-        weights = (
-            np.where(self._variants[rows, 0] == brand[:, None], BRAND_BOOST, 1.0) * self._popularity[rows]
-        )
+        weights = np.where(self._variants[rows, 0] == brand[:, None], BRAND_BOOST, 1.0) * self._popularity[rows]
         of_style = here[:, :, None] & (styles[:, :, None] == self._variants[rows, 1])
         weights *= 1 + STYLE_BOOST * of_style.sum(axis=1) / np.maximum(here.sum(axis=1), 1)[:, None]
         weights[(events[:, :, None] == rows).any(axis=1)] *= _REPEAT

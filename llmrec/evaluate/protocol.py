@@ -116,7 +116,5 @@ def per_user_table(
 
 def _checked(name: str, ranks: np.ndarray, n: int) -> np.ndarray:
     if ranks.shape != (n,) or not (ranks >= 1).all():
-        raise ValueError(
-            f"{name}: expected {n} ranks from 1 on, got shape {ranks.shape}, least {ranks.min()}"
-        )
+        raise ValueError(f"{name}: expected {n} ranks from 1 on, got shape {ranks.shape}, least {ranks.min()}")
     return ranks

@@ -66,8 +66,7 @@ def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
 
     header = ["system", *columns, "users"]
     return [header] + [
-        [name, *(cell(entry, column) for column in columns), f"{entry['users']:,}"]
-        for name, entry in slices.items()
+        [name, *(cell(entry, column) for column in columns), f"{entry['users']:,}"] for name, entry in slices.items()
     ]
 
 

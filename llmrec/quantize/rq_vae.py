@@ -53,9 +53,7 @@ class ResidualAutoencoder(nn.Module):
         for codebook in self.codebooks:
             index = nearest_code(residual, codebook)
             code = codebook[index]
-            loss = (
-                loss + F.mse_loss(code, residual.detach()) + self.beta * F.mse_loss(residual, code.detach())
-            )
+            loss = loss + F.mse_loss(code, residual.detach()) + self.beta * F.mse_loss(residual, code.detach())
             residual, total = residual - code.detach(), total + code
             codes.append(index)
         return torch.stack(codes, dim=1), total, loss
@@ -154,9 +152,7 @@ class RQVAE(Quantizer):
         log.info("rq-vae: loss %.4f after %d epochs", loss, settings.epochs)
         self.model.eval()
 
-    def _train_epoch(
-        self, data: Tensor, order: Tensor, optimizer: torch.optim.Optimizer, used: Tensor
-    ) -> float:
+    def _train_epoch(self, data: Tensor, order: Tensor, optimizer: torch.optim.Optimizer, used: Tensor) -> float:
         """One pass over `data` in `order`; marks the codes it used. Mean loss per item."""
         total = 0.0
         for batch in order.split(self._config.rq_vae.batch_size):

@@ -54,9 +54,7 @@ class ItemTokenizer:
         embed: EmbedConfig | None = None,
     ) -> None:
         """The fields are those of `TokenizeConfig`; `embed` says how `fit` turns items into vectors."""
-        self.config = TokenizeConfig(
-            method, levels, codes, collisions, seed, iterations, rq_vae or RQVAEConfig()
-        )
+        self.config = TokenizeConfig(method, levels, codes, collisions, seed, iterations, rq_vae or RQVAEConfig())
         self.embed_config = embed or EmbedConfig()
 
     @classmethod
@@ -74,9 +72,7 @@ class ItemTokenizer:
         self.catalog = catalog
         return self.fit_embeddings(embeddings.item_ids, embeddings.vectors, embeddings.encoder)
 
-    def fit_embeddings(
-        self, item_ids: Sequence[str], embeddings: np.ndarray, encoder: Encoder | None = None
-    ) -> Self:
+    def fit_embeddings(self, item_ids: Sequence[str], embeddings: np.ndarray, encoder: Encoder | None = None) -> Self:
         """Learn the semantic IDs of items with the given embeddings (float32 [N, D]), made by `encoder`.
 
         Raises:
@@ -163,9 +159,7 @@ class ItemTokenizer:
         folder = Path(folder)
         path = folder / "quantizer.json"
         if not path.is_file():
-            raise UserError(
-                f"{folder}: no quantizer.json, so not a saved item tokenizer; run `llmrec tokenize`"
-            )
+            raise UserError(f"{folder}: no quantizer.json, so not a saved item tokenizer; run `llmrec tokenize`")
         header = json.loads(path.read_text("utf-8"))
         if header["schema"] != SCHEMA:
             raise UserError(f"{path}: schema {header['schema']}, this llmrec reads {SCHEMA}; tokenize again")

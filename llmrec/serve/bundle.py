@@ -95,7 +95,8 @@ def locate(name: str | Path) -> Path:
     try:
         return Path(
             snapshot_download(
-                str(name), allow_patterns=["*.safetensors", "*.json", "*.parquet", "*.yaml", "*.txt", "*.jinja"]
+                str(name),
+                allow_patterns=["*.safetensors", "*.json", "*.parquet", "*.yaml", "*.txt", "*.jinja"],
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -103,9 +104,7 @@ def locate(name: str | Path) -> Path:
         raise UserError(f"--model {name}: no such folder, and the Hub gave: {reason}") from None
 
 
-def save_weights(
-    model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
-) -> None:
+def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Weights (or adapter) and tokenizer, as transformers and peft write them."""
     from transformers import GenerationConfig
 

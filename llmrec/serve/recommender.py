@@ -137,12 +137,8 @@ class Recommender:
     @property
     def renderer(self) -> Renderer:
         """Prompts for this tokenizer and catalogue."""
-        vocabulary = ItemVocabulary.of(
-            self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix
-        )
-        return Renderer(
-            self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history
-        )
+        vocabulary = ItemVocabulary.of(self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix)
+        return Renderer(self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history)
 
     @property
     def ranker(self) -> ItemRanker:
@@ -150,9 +146,7 @@ class Recommender:
         if self._ranker is None:
             renderer = self.renderer
             trie = ItemTrie.build(self.item_tokenizer.codes, self.item_tokenizer.level_sizes)
-            search = BeamSearch(
-                self.model, renderer.vocabulary, trie, self.decode, self.tokenizer.pad_token_id or 0
-            )
+            search = BeamSearch(self.model, renderer.vocabulary, trie, self.decode, self.tokenizer.pad_token_id or 0)
             self._ranker = ItemRanker(renderer, search, context_length(self.model))
         return self._ranker
 

@@ -1,6 +1,6 @@
 """The tasks themselves: what a row is, and the example it gives under a seeded random generator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -132,9 +132,7 @@ class PersonalSearch(_Prompted):
 
     name: TaskName = "personal-search"
 
-    def __init__(
-        self, renderer: Renderer, sequences: Sequence[np.ndarray], requests: Sequence[list[str]]
-    ) -> None:
+    def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray], requests: Sequence[list[str]]) -> None:
         super().__init__(renderer)
         self.search = Search(renderer, requests)
         kept = [(s, [i for i in range(1, len(s)) if requests[s[i]]]) for s in sequences if len(s) > 1]
@@ -159,9 +157,7 @@ def item_texts(catalog: Catalog, renderer: Renderer, max_tokens: int) -> list[li
     """Per item, the ways its text is told: the title, and all its fields together."""
     titles = renderer.clip(catalog.texts("{title}"), max_tokens)
     everything = renderer.clip(catalog.texts("{" + "}. {".join(catalog.fields) + "}"), max_tokens)
-    return [
-        list(dict.fromkeys(text for text in ways if text)) for ways in zip(titles, everything, strict=True)
-    ]
+    return [list(dict.fromkeys(text for text in ways if text)) for ways in zip(titles, everything, strict=True)]
 
 
 def item_requests(catalog: Catalog, renderer: Renderer, max_tokens: int) -> list[list[str]]:
@@ -186,7 +182,7 @@ def build_tasks(
     """The tasks of the mixture whose rate is not 0, over the training part only."""
     texts = item_texts(catalog, renderer, config.max_text_tokens)
     requests = item_requests(catalog, renderer, config.max_text_tokens)
-    makers = {
+    makers: dict[TaskName, Callable[[], Task]] = {
         "sequential": lambda: Sequential(renderer, sequences, config.supervise == "every-item"),
         "item-to-codes": lambda: ItemToCodes(renderer, texts),
         "codes-to-item": lambda: CodesToItem(renderer, texts),

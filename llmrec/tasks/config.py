@@ -10,7 +10,13 @@ TASKS: tuple[TaskName, ...] = get_args(TaskName)
 
 
 def _default_mixture() -> dict[TaskName, float]:
-    return {"sequential": 1.0, "item-to-codes": 1.0, "codes-to-item": 0.5, "search": 1.0, "personal-search": 0.5}
+    return {
+        "sequential": 1.0,
+        "item-to-codes": 1.0,
+        "codes-to-item": 0.5,
+        "search": 1.0,
+        "personal-search": 0.5,
+    }
 
 
 @dataclass
@@ -18,7 +24,7 @@ class TasksConfig:
     """The mixture of training tasks."""
 
     mixture: dict[TaskName, float] = field(default_factory=_default_mixture)
-    """Passes over a task's rows per epoch: users for the tasks with a history, items for the others; 0 leaves it out."""
+    """Passes over a task's rows per epoch: users for tasks with a history, items for the others; 0 leaves it out."""
     prompts: str | None = None
     """Folder with YAML templates of your own (same names); default: the shipped prompts."""
     max_history: int = 20

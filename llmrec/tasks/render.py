@@ -107,6 +107,6 @@ class Renderer:
         encoded = self.tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
         eos = self.tokenizer.eos_token_id
         return [
-            ids + [eos] if example.ends and eos is not None else ids
+            [*ids, eos] if example.ends and eos is not None else ids
             for ids, example in zip(encoded, examples, strict=True)
         ]

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-def load_base(
-    name: str | Path, trust_remote_code: bool = False
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_base(name: str | Path, trust_remote_code: bool = False) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Model (float32, for training) and tokenizer of any causal language model.
 
     Raises:
@@ -28,9 +26,7 @@ def load_base(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, trust_remote_code=trust_remote_code, dtype=torch.float32
-        )
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust_remote_code, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
@@ -39,9 +35,7 @@ def load_base(
     return model, tokenizer
 
 
-def make_base(
-    config: BaseConfig, texts: Sequence[str]
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A small random model with a byte-level BPE tokenizer trained on `texts`.
 
     Args:
@@ -94,8 +88,8 @@ def _make_tokenizer(texts: Sequence[str], size: int, context: int) -> "PreTraine
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|end|>",  # noqa: S106
-        pad_token="<|pad|>",  # noqa: S106
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
         padding_side="left",
         model_max_length=context,
     )

@@ -12,11 +12,11 @@ import numpy as np
 from llmrec.console import get_logger
 from llmrec.data import Cases, Catalog
 from llmrec.errors import UserError
+from llmrec.tasks.build import build_tasks
 from llmrec.tasks.collate import Collator
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture, validation_examples
 from llmrec.tasks.render import Renderer
-from llmrec.tasks.build import build_tasks
 from llmrec.train.config import TrainConfig
 from llmrec.train.trainer import _Dropout, run_trainer
 from llmrec.vocab.embeddings import embedding_names
@@ -72,7 +72,7 @@ def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: TrainCo
 def context_length(model: "PreTrainedModel") -> int:
     """The longest sequence the model takes, in tokens."""
     config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 2048))
+    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 2048))
 
 
 def finetune(

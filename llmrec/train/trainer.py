@@ -25,8 +25,9 @@ from llmrec.tasks.collate import IGNORE, supervised_columns
 from llmrec.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
     from transformers import PreTrainedModel
+
+    from llmrec.tasks.mixture import Mixture
 
 log = get_logger(__name__)
 WHOLE = "whole"  # a checkpoint without this file was cut off while it was written
@@ -132,7 +133,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def run_trainer(
     model: nn.Module,
-    train: "Dataset | Sequence[Any]",
+    train: "Mixture | Sequence[Any]",
     validation: Sequence[Any] | None,
     collator: Callable[[list[Any]], dict[str, torch.Tensor]],
     config: TrainConfig,
@@ -152,7 +153,7 @@ def run_trainer(
     """
     trainer = _Trainer(
         model=model,
-        args=_arguments(config, folder, len(cast(Sequence[Any], train)), validation is not None),
+        args=_arguments(config, folder, len(train), validation is not None),
         train_dataset=cast(Any, train),
         eval_dataset=cast(Any, validation),
         data_collator=collator,

@@ -65,9 +65,7 @@ class ItemVocabulary:
         return cls.of(tokenizer, level_sizes, prefix)
 
     @classmethod
-    def of(
-        cls, tokenizer: "PreTrainedTokenizerBase", level_sizes: Sequence[int], prefix: str = ""
-    ) -> "ItemVocabulary":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase", level_sizes: Sequence[int], prefix: str = "") -> "ItemVocabulary":
         """The item tokens that `tokenizer` already holds.
 
         Raises:

@@ -91,9 +91,7 @@ def _events(path: Path) -> pl.DataFrame:
             expected = f"{names['user_id']} and {names['item_id']}"
             raise UserError(f"{path}, line {number}: expected texts {expected}, found {user!r} and {item!r}")
         if type(time) is not int or abs(time) >= 2**62:
-            raise UserError(
-                f"{path}, line {number}: {names['timestamp']} is {time!r}; expected a whole number"
-            )
+            raise UserError(f"{path}, line {number}: {names['timestamp']} is {time!r}; expected a whole number")
         if rating is not None and not (type(rating) in (int, float) and abs(rating) < 1e9):
             raise UserError(f"{path}, line {number}: {names['rating']} is {rating!r}; expected a number")
         values = (user, item, time, rating, clean_text(record.get(names["review"])))
@@ -123,8 +121,7 @@ def _items(path: Path) -> Catalog:
 
 def _item_fields(record: dict[str, Any]) -> dict[str, str]:
     found = {
-        ours: next((record[name] for name in names if record.get(name)), "")
-        for ours, names in _ITEM_FIELDS.items()
+        ours: next((record[name] for name in names if record.get(name)), "") for ours, names in _ITEM_FIELDS.items()
     }
     fields = clean_record(found)
     if "getTime()" in fields["title"]:  # a script of the page instead of the title, as the 2018 authors warn

@@ -63,9 +63,7 @@ def _load(source: str, flag: str) -> pl.DataFrame:
             split = names[0]
         if split not in names:
             found = "no split" if split is None else f"split {split!r}"
-            raise UserError(
-                f"{flag}: {source}: {found} named; write {name}@SPLIT with one of {', '.join(names)}"
-            )
+            raise UserError(f"{flag}: {source}: {found} named; write {name}@SPLIT with one of {', '.join(names)}")
         loaded = loaded[split]
     elif split is not None:
         raise UserError(f"{flag}: {source}: this dataset has no splits; leave out @{split}")

@@ -44,9 +44,7 @@ def _events(path: Path) -> pl.DataFrame:
             raise UserError(f"{path}: user {user!r}: expected a list of item ids, found {str(sequence)[:80]}")
         users += [user] * len(sequence)
         items += map(str, sequence)
-    return pl.DataFrame(
-        {"user_id": users, "item_id": items}, schema={"user_id": pl.String, "item_id": pl.String}
-    )
+    return pl.DataFrame({"user_id": users, "item_id": items}, schema={"user_id": pl.String, "item_id": pl.String})
 
 
 def read_items(path: Path) -> Catalog:

@@ -27,23 +27,17 @@ def files(config: DataConfig) -> list[Path]:
     folder = require_folder(config.source)
     parts = [file for part in _PARTS if (file := _single(folder, f"{part}/*.csv")) is not None]
     if not parts:
-        raise UserError(
-            f"--data.path: {folder}: no train/*.csv, valid/*.csv or test/*.csv; expected at least one"
-        )
+        raise UserError(f"--data.path: {folder}: no train/*.csv, valid/*.csv or test/*.csv; expected at least one")
     items = _single(folder, "index/*.item.json") or _single(folder, "info/*.txt")
     if items is None:
-        raise UserError(
-            f"--data.path: {folder}: no index/*.item.json and no info/*.txt; expected one with the items"
-        )
+        raise UserError(f"--data.path: {folder}: no index/*.item.json and no info/*.txt; expected one with the items")
     return [*parts, items]
 
 
 def _single(folder: Path, pattern: str) -> Path | None:
     found = sorted(folder.glob(pattern))
     if len(found) > 1:
-        raise UserError(
-            f"--data.path: {folder / pattern}: found {len(found)} files; expected one, keep one data set"
-        )
+        raise UserError(f"--data.path: {folder / pattern}: found {len(found)} files; expected one, keep one data set")
     return found[0] if found else None
 
 
@@ -105,10 +99,6 @@ def _info(path: Path) -> Catalog:
     for number, line in read_lines(path):
         values = line.split("\t")
         if len(values) < 3:
-            raise UserError(
-                f"{path}, line {number}: {len(values)} fields; expected semantic ID, title, item id"
-            )
+            raise UserError(f"{path}, line {number}: {len(values)} fields; expected semantic ID, title, item id")
         rows.append({"item_id": values[-1].strip(), "title": clean_text(" ".join(values[1:-1]))})
-    return Catalog.from_frame(
-        pl.DataFrame(rows, schema={"item_id": pl.String, "title": pl.String}), str(path)
-    )
+    return Catalog.from_frame(pl.DataFrame(rows, schema={"item_id": pl.String, "title": pl.String}), str(path))

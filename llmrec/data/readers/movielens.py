@@ -22,9 +22,7 @@ def files(config: DataConfig) -> list[Path]:
     for layout in _LAYOUTS:
         if (folder / layout[0]).is_file():
             return [require_file(folder / name) for name in layout]
-    raise UserError(
-        f"--data.path: {folder}: no ratings.csv, ratings.dat or u.data; expected a MovieLens folder"
-    )
+    raise UserError(f"--data.path: {folder}: no ratings.csv, ratings.dat or u.data; expected a MovieLens folder")
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
@@ -43,9 +41,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
         items = _items_100k(*movies)
     genres = pl.col("categories").fill_null("").str.replace("(no genres listed)", "", literal=True)
     items = items.with_columns(genres.str.replace_all("|", ", ", literal=True))
-    return Catalog.from_frame(items, str(movies[0])), Interactions.from_frame(
-        events, str(ratings), config.seed
-    )
+    return Catalog.from_frame(items, str(movies[0])), Interactions.from_frame(events, str(ratings), config.seed)
 
 
 def _csv(path: Path, names: dict[str, str]) -> pl.DataFrame:
@@ -61,9 +57,7 @@ def _fields(path: Path, separator: str, names: list[str]) -> pl.DataFrame:
     for number, line in read_lines(path, encoding="latin-1"):
         values = line.split(separator)
         if len(values) != len(names):
-            raise UserError(
-                f"{path}, line {number}: {len(values)} fields between {separator!r}; expected {len(names)}"
-            )
+            raise UserError(f"{path}, line {number}: {len(values)} fields between {separator!r}; expected {len(names)}")
         rows.append(values)
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
 
