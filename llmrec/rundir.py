@@ -139,6 +139,7 @@ class RunDirectory:
         """Settle what an earlier process left; True if the stage is due, its partial folder then ready."""
         if (partial / MANIFEST).exists():  # whole, but killed before the rename
             _replace(final, partial)
+        shutil.rmtree(_old(final), ignore_errors=True)  # killed after it
         if (final / MANIFEST).exists() and self.manifest(stage)["key"] == key:
             shutil.rmtree(partial, ignore_errors=True)
             log.info("%s: unchanged", stage)
@@ -154,12 +155,16 @@ class RunDirectory:
 
 def _replace(final: Path, partial: Path) -> None:
     """Put `partial`, which holds its manifest, in the place of `final`."""
-    old = final.with_name(f".{final.name}.old")
+    old = _old(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     partial.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -45,6 +45,7 @@ def config_parser(command: str, summary: str) -> Any:
         description=f"{summary[0].upper()}{summary[1:]}.",
         exit_on_error=False,
         default_env=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_argument("--run", type=str, required=True, metavar="DIR", help="the run directory")
@@ -80,13 +81,34 @@ def _shipped_configs(arguments: Sequence[str]) -> list[str]:
         name = word.removeprefix("--config=") if word.startswith("--config=") else None
         if word == "--config" and at + 1 < len(result):
             name, at = result[at + 1], at + 1
-        if name is None or Path(name).exists():
+        if name is None:
             continue
-        shipped = resource_folder("configs") / name.removeprefix("configs/")
-        if not shipped.is_file():
+        path = Path(name)
+        if not path.exists():
+            path = resource_folder("configs") / name.removeprefix("configs/")
+        if not path.is_file():
             raise UserError(f"--config {name}: no such file.")
-        result[at] = str(shipped) if not result[at].startswith("--config=") else f"--config={shipped}"
+        _check_yaml(path)
+        result[at] = str(path) if not result[at].startswith("--config=") else f"--config={path}"
     return result
+
+
+def _check_yaml(path: Path) -> None:
+    """Raise UserError, with the line, unless the file holds sections; jsonargparse would not name it."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"--config {path}{line}: malformed YAML: {error.problem}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: malformed YAML: {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: found {content!r:.40}, expected sections such as `train:`.")
+    for name, fields in content.items():
+        if not isinstance(fields, dict) and name not in ("run", "json"):
+            raise UserError(f"--config {path}: {name}: found {fields!r:.40}, expected fields below it.")
 
 
 def _readable(message: str, parser: Any) -> str:

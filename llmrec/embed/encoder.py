@@ -28,7 +28,7 @@ class Encoder(ABC):
             UserError: the model cannot be loaded.
         """
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:  # noqa: B027 - nothing to save is the common case
         """Write what `fit` learned into `folder`; the config is kept by the caller."""
 
     def load(self, folder: Path) -> Self:

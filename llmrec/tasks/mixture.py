@@ -36,8 +36,10 @@ class Mixture:
     ) -> None:
         self.tasks = list(tasks.values())
         self.seed = seed
-        plans = [self._epoch(list(tasks), config, epoch, global_batch) for epoch in range(epochs)]
-        self.plan = np.concatenate(plans) if plans else np.empty((0, 2), np.int64)
+        self.plan = np.empty((0, 2), np.int64)
+        for epoch in range(epochs):
+            begun = -len(self.plan) % global_batch
+            self.plan = np.concatenate([self.plan, self._epoch(list(tasks), config, epoch, global_batch, begun)])
         self.counts = {name: int((self.plan[:, 0] == i).sum()) for i, name in enumerate(tasks)}
         if not len(self.plan):
             raise UserError(
@@ -45,8 +47,13 @@ class Mixture:
                 "(--tasks.mixture); lower --data.user_core, or check the log."
             )
 
-    def _epoch(self, names: list[TaskName], config: TasksConfig, epoch: int, global_batch: int) -> np.ndarray:
-        """int64 [n, 2]: (task, row), shuffled, then grouped by length within windows of whole batches."""
+    def _epoch(
+        self, names: list[TaskName], config: TasksConfig, epoch: int, global_batch: int, begun: int
+    ) -> np.ndarray:
+        """int64 [n, 2]: (task, row), shuffled, then grouped by length within windows of whole batches.
+
+        The first `begun` examples fill up the batch that the epoch before left short.
+        """
         rng = np.random.default_rng((self.seed, epoch))
         parts = []
         for index, (name, task) in enumerate(zip(names, self.tasks, strict=True)):
@@ -58,8 +65,8 @@ class Mixture:
         plan = rng.permutation(np.concatenate(parts))
         lengths = np.array([self.tasks[task].length(row) for task, row in plan], dtype=np.int64)
         window = WINDOW * global_batch
-        # Only whole batches move, so that the short last one stays last.
-        for start in range(0, len(plan) - global_batch + 1, window):
+        # Only whole batches move, so that the short ones at both ends stay there.
+        for start in range(begun, len(plan) - global_batch + 1, window):
             stop = min(start + window, start + (len(plan) - start) // global_batch * global_batch)
             by_length = start + np.argsort(lengths[start:stop], kind="stable")
             batches = rng.permutation(by_length.reshape(-1, global_batch))

@@ -73,7 +73,8 @@ class Renderer:
             return []
         encoded = self.tokenizer(cleaned, add_special_tokens=False, return_offsets_mapping=True)
         return [
-            text[: offsets[max_tokens - 1][1]] if len(offsets) > max_tokens else text
+            # Up to where the first token too many starts: a character of several tokens goes as a whole.
+            text[: offsets[max_tokens][0]].rstrip() if len(offsets) > max_tokens else text
             for text, offsets in zip(cleaned, encoded["offset_mapping"], strict=True)
         ]
 

@@ -57,7 +57,7 @@ def load_template(path: Path) -> Template:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     keys = {"name": str, "paper": str, "inputs": list, "answer": str, "templates": list}
     if not isinstance(raw, dict) or raw.keys() != keys.keys():
-        found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+        found = sorted(map(str, raw)) if isinstance(raw, dict) else type(raw).__name__
         raise UserError(f"{path}: expected the keys {', '.join(keys)}; found {found}.")
     for key, kind in keys.items():
         if not isinstance(raw[key], kind) or not raw[key]:
@@ -65,11 +65,18 @@ def load_template(path: Path) -> Template:
     template = Template(**raw)
     if template.answer not in ("item", "text"):
         raise UserError(f"{path}: answer must be item or text, found {template.answer!r}.")
-    if template.inputs != INPUTS.get(template.name, template.inputs):
+    if template.name != path.stem:
+        raise UserError(f"{path}: name must be that of the file, {path.stem}; found {template.name!r}.")
+    if template.inputs != INPUTS[template.name]:
         raise UserError(f"{path}: inputs of {template.name} are {INPUTS[template.name]}, found {template.inputs}.")
     for phrasing in template.templates:
         try:
-            holes = [name for _, name, _, _ in string.Formatter().parse(str(phrasing)) if name is not None]
+            # A conversion or format, as in {text!r} or {text:>9}, belongs to what is found and refused.
+            holes = [
+                name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+                for _, name, form, conversion in string.Formatter().parse(str(phrasing))
+                if name is not None
+            ]
         except ValueError as error:
             raise UserError(f"{path}: template {phrasing!r}: {error}.") from None
         if sorted(holes) != sorted(template.inputs):

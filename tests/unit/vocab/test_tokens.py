@@ -47,7 +47,8 @@ def test_real_vocabularies_only_grow(load):
     sizes = [256, 256, 256, 7]
     vocabulary = ItemVocabulary.add_to(tokenizer, sizes)
 
-    assert {token: tokenizer.get_vocab()[token] for token in before} == before
+    after = tokenizer.get_vocab()
+    assert {token: after[token] for token in before} == before
     assert [tokenizer(text)["input_ids"] for text in TEXTS] == encoded
     assert vocabulary.all_ids.tolist() == list(range(rows, rows + sum(sizes)))
     assert len(tokenizer) == rows + sum(sizes)

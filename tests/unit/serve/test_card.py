@@ -1,0 +1,34 @@
+"""The model card says what was measured."""
+
+from pathlib import Path
+
+import yaml
+
+from llmrec.serve import bundle
+from llmrec.serve.card import model_card
+
+SLICE = {"recall@10": 0.25, "recall@10_ci": [0.2, 0.3], "ndcg@10": 0.125, "ndcg@10_ci": [0.1, 0.15], "users": 40}
+METRICS = {
+    "protocol": {
+        "split": "leave-one-out",
+        "part": "test",
+        "ranking": "full",
+        "users": 40,
+        "items": 30,
+        "filter_seen": True,
+        "k": [10],
+    },
+    "systems": {"llmrec": {"all": SLICE}},
+    "decode": {"beams": 20, "scoring": "vocab", "invalid_rate": 0.0, "users_per_second": 9.0},
+}
+
+
+def test_card_has_front_matter_protocol_and_figures(tmp_path: Path) -> None:
+    bundle.write_header(
+        bundle.Header(bundle.SCHEMA, "0.1.0", 3, [8, 8, 2], "", "vocab", "org/base", "adapter", 20), tmp_path
+    )
+    card = model_card(tmp_path, METRICS)
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "transformers"
+    for words in ("org/base", "8, 8, 2", "AutoPeftModelForCausalLM", "0.2500 [0.2000, 0.3000]", "30 items", "0.0%"):
+        assert words in body

@@ -1,0 +1,93 @@
+"""The house's order of rooms, and what a bare import or `--help` may load."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llmrec
+
+PACKAGE = Path(llmrec.__file__).parent
+ROOMS = ["data", "embed", "quantize", "vocab", "tasks", "train", "decode", "evaluate", "serve"]
+# Modules at the top that every room may use; they use no room themselves.
+FOUNDATION = {"llmrec", "errors", "console", "device", "resources", "rundir"}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Each part of llmrec that a file imports anywhere, type-checking blocks and function bodies included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            root, *parts = name.split(".")
+            if root == "llmrec":
+                known = parts and ((PACKAGE / parts[0]).is_dir() or (PACKAGE / f"{parts[0]}.py").is_file())
+                yield parts[0] if known else "llmrec"
+
+
+def test_imports_walk_sees_known_edges() -> None:
+    """Guards the guard: an import in the head, one in a function, one of the package's own names."""
+    found = set(imported(PACKAGE / "pipeline.py")) | set(imported(PACKAGE / "serve" / "recommender.py"))
+    assert {"config", "rundir", "evaluate", "llmrec", "decode"} <= found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_imports_only_earlier_rooms(room: str) -> None:
+    allowed = {*ROOMS[: ROOMS.index(room) + 1], *FOUNDATION}
+    if room == "decode":
+        allowed.remove("train")
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports llmrec.{name}"
+        for path in sorted((PACKAGE / room).rglob("*.py"))
+        for name in imported(path)
+        if name not in allowed
+    ]
+    assert not wrong
+
+
+def test_foundation_uses_no_room() -> None:
+    wrong = [
+        f"{name}.py imports llmrec.{other}"
+        for name in sorted(FOUNDATION - {"llmrec"})
+        for other in imported(PACKAGE / f"{name}.py")
+        if other not in FOUNDATION
+    ]
+    assert not wrong
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+def test_import_is_cheap() -> None:
+    code = (
+        "import sys, time; started = time.process_time(); import llmrec; "
+        "print(time.process_time() - started, 'torch' in sys.modules, 'polars' in sys.modules)"
+    )
+    seconds, *loaded = run_python(code).split()
+    assert loaded == ["False", "False"]
+    assert float(seconds) < 0.5
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["recommend", "--help"]])
+def test_help_loads_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom llmrec.cli.main import main\n"
+        f"try: main({arguments})\nexcept SystemExit as end: assert not end.code\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    assert run_python(code).endswith("False False\n")
+
+
+@pytest.mark.parametrize("name", llmrec.__all__)
+def test_public_names_exist(name: str) -> None:
+    assert getattr(llmrec, name) is not None
