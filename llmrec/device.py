@@ -2,12 +2,21 @@
 
 import torch
 
+from llmrec.errors import UserError
+
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a `device` field names; auto is a GPU when there is one."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device that a `device` field names; auto is a GPU when there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError):  # the latter from a torch built without the device
+        raise UserError(f"device {device!r} can't be used here; say auto, cpu, or the name of a GPU.") from None
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -92,7 +92,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         prepared = _data(run)
         recommender = Recommender.from_base(
-            config.base.model or run.path("base"),
+            config.base.model or run.path("base").resolve(),  # an adapter finds its base from anywhere
             ItemTokenizer.load(run.path("tokenize")),
             prepared.catalog,
             config.base,

@@ -49,8 +49,11 @@ def tiny_catalog() -> Catalog:
             "item_id": [f"i{row}" for row in range(len(rows))],
             "title": [f"{brand} {kind} {row}".strip() for row, (brand, kind) in enumerate(rows)],
             "brand": [brand for brand, _ in rows],
-            "description": [f"A gentle {kind} for every day of the week, number {row} of the {brand} line that "
-                            "cares for skin and hair" for row, (brand, kind) in enumerate(rows)],
+            "description": [
+                f"A gentle {kind} for every day of the week, number {row} of the {brand} line that "
+                "cares for skin and hair"
+                for row, (brand, kind) in enumerate(rows)
+            ],
         }
     )
     return Catalog.from_frame(frame)

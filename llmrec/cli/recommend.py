@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if not options.history and options.prompt is None:
         raise UserError('nothing to go by: give --history ID ..., --prompt "text", or both.')
+    if options.beams < 1:
+        raise UserError(f"--beams {options.beams}: expected at least 1.")
     where = dict(_pair(text) for text in options.where)
     from llmrec.decode.config import DecodeConfig
     from llmrec.serve.recommender import Recommender

@@ -126,6 +126,7 @@ def load_weights(
     Raises:
         UserError: the files can't be loaded, or the adapter's base can't be found.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -137,7 +138,7 @@ def load_weights(
         base = AutoModelForCausalLM.from_pretrained(header.base_model, trust_remote_code=trust_remote_code)
         base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         return PeftModel.from_pretrained(base, folder), tokenizer
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
 

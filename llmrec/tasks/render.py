@@ -56,22 +56,27 @@ class Renderer:
         self.max_history = max_history
         self.item_text = [vocabulary.text(row) for row in codes]
         self._chat = bool(tokenizer.chat_template)
+        # Whether the tokenizer puts a beginning of sequence before plain text; a chat template writes its own.
+        front = [] if self._chat else tokenizer("")["input_ids"][:1]
+        self._start = [token for token in front if token == tokenizer.bos_token_id]
         # Longest first, so that no token hides inside another's remains.
         reserved = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
 
     def clean(self, text: str) -> str:
         """`text` without anything the tokenizer would read as an item token or a control token, on one line."""
-        while (cleaned := self._reserved.sub(" ", text)) != text:
+        text = " ".join(text.split())
+        # More than once for tokens that contain a space: taking one out may bring the parts of another together.
+        while (cleaned := " ".join(self._reserved.sub(" ", text).split())) != text:
             text = cleaned
-        return " ".join(text.split())
+        return text
 
     def clip(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Cleaned texts, each cut to at most `max_tokens` tokens."""
         cleaned = [self.clean(text) for text in texts]
         if not cleaned:
             return []
-        encoded = self.tokenizer(cleaned, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(cleaned, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [
             # Up to where the first token too many starts: a character of several tokens goes as a whole.
             text[: offsets[max_tokens][0]].rstrip() if len(offsets) > max_tokens else text
@@ -97,11 +102,10 @@ class Renderer:
         )
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts; a plain prompt starts with the tokenizer's beginning-of-sequence token, if any."""
-        encoded = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        bos = self.tokenizer.bos_token_id
-        start = [bos] if bos is not None and not self._chat and getattr(self.tokenizer, "add_bos_token", True) else []
-        return [start + ids for ids in encoded]
+        """Token ids of prompts; a plain one starts with the beginning-of-sequence token if the tokenizer does so."""
+        # Not verbose: whether a prompt fits is checked by the callers, with an error of ours.
+        encoded = self.tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [self._start + ids for ids in encoded]
 
     def encode_answers(self, examples: Sequence[Example]) -> list[list[int]]:
         """Token ids of the answers, with the end-of-sequence token where it belongs."""

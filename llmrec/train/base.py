@@ -22,15 +22,17 @@ def load_base(name: str | Path, trust_remote_code: bool = False) -> "tuple[PreTr
     Raises:
         UserError: the path or Hub id can't be loaded.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust_remote_code, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
-    if not tokenizer.is_fast:
+    # Without tokenizer files transformers makes an empty tokenizer, which reads nothing.
+    if not tokenizer.is_fast or not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"--base.model {name}: has no fast tokenizer (tokenizer.json); save one beside it.")
     return model, tokenizer
 

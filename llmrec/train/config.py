@@ -34,14 +34,14 @@ class BaseConfig:
     """Of the weights of a model made here and of the new token rows of any model."""
 
     def __post_init__(self) -> None:
+        for name in ("hidden_size", "layers", "heads", "vocabulary", "context"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--base.{name} {getattr(self, name)}: expected at least 1.")
         if self.hidden_size % (2 * self.heads) or self.heads % 2:
             raise UserError(
                 f"--base.hidden_size {self.hidden_size} and --base.heads {self.heads}: the heads must be even and "
                 "the width a multiple of twice their number."
             )
-        for name in ("layers", "vocabulary", "context"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--base.{name} {getattr(self, name)}: expected at least 1.")
 
 
 @dataclass
@@ -88,12 +88,13 @@ class TrainConfig:
     """Of the order of examples, dropout and the adapter."""
 
     def __post_init__(self) -> None:
+        for name in ("lora_rank", "epochs", "batch_size", "accumulation", "evaluations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--train.{name} {getattr(self, name)}: expected at least 1.")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"--train.batch_size {self.batch_size} is not a multiple of --train.accumulation {self.accumulation}."
             )
-        for name in ("lora_rank", "epochs", "batch_size", "accumulation", "evaluations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--train.{name} {getattr(self, name)}: expected at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"--train.dropout {self.dropout}: expected 0 <= dropout < 1.")
+        for name in ("dropout", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--train.{name} {getattr(self, name)}: expected at least 0 and below 1.")

@@ -119,21 +119,25 @@ def finetune(
     trained = model if config.method == "full" else with_adapter(model, renderer.vocabulary.all_ids, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    attention = model.config._attn_implementation
     if PartialState().device.type == "cpu":
         # torch's fused CPU kernel is half as fast as plain matrix products on short padded sequences
         model.set_attn_implementation("eager")
     trained.train()
-    run_trainer(
-        trained,
-        mixture,
-        validation,
-        Collator(renderer, context),
-        config,
-        folder,
-        keeps_logits="logits_to_keep" in forward,
-    )
-    if dropout is not None:
-        dropout.remove()
+    try:
+        run_trainer(
+            trained,
+            mixture,
+            validation,
+            Collator(renderer, context),
+            config,
+            folder,
+            keeps_logits="logits_to_keep" in forward,
+        )
+    finally:
+        model.set_attn_implementation(attention)  # as after loading, so that scores are the same to the last bit
+        if dropout is not None:
+            dropout.remove()
     return trained.eval()
 
 

@@ -211,6 +211,7 @@ def _arguments(config: TrainConfig, folder: Path, examples: int, validate: bool)
         load_best_model_at_end=best,
         metric_for_best_model="eval_loss" if best else None,
         greater_is_better=False if best else None,
+        restore_callback_states_from_checkpoint=best,  # a resumed run remembers how much patience is spent
         prediction_loss_only=True,
         remove_unused_columns=False,
         label_names=["labels"],

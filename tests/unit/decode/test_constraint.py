@@ -1,5 +1,7 @@
 """The logits processor against a check of every prefix by hand."""
 
+import itertools
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -33,7 +35,7 @@ def moments(draw):
 def test_allowed_tokens_are_those_of_the_remaining_items(moment):
     level_sizes, codes, level, excluded, beams = moment
     starts = FIRST + np.concatenate([[0], np.cumsum(level_sizes)])
-    ids = [np.arange(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    ids = [np.arange(a, b) for a, b in itertools.pairwise(starts)]
     vocabulary = ItemVocabulary([[f"{t}" for t in level_ids] for level_ids in ids], ids)
 
     def token(at: int, code: int) -> int:

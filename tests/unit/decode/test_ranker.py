@@ -31,12 +31,12 @@ def test_requests_use_the_first_phrasing_of_their_task(shop, ranker, request_, t
 
 @pytest.mark.parametrize("query", ["", "  \n", "<a_1><b_2>", "<|end|>"])
 def test_empty_query_is_refused(ranker, query):
-    with pytest.raises(UserError, match="--prompt .* is empty"):
+    with pytest.raises(UserError, match=r"--prompt .* is empty"):
         ranker.prompt_ids(query=query)
 
 
 def test_no_request_is_refused(ranker):
-    with pytest.raises(UserError, match="--history .* --prompt"):
+    with pytest.raises(UserError, match=r"--history .* --prompt"):
         ranker.prompt_ids()
 
 
@@ -45,7 +45,7 @@ def test_query_must_leave_room_for_the_answer(ranker):
     lengths = {n: len(ranker.prompt_ids(query=" ".join(words[:n]))) for n in (1, 2)}
     fits = 1 + (160 - 2 - lengths[1]) // (lengths[2] - lengths[1])
     assert len(ranker.prompt_ids(query=" ".join(words[:fits]))) <= 158
-    with pytest.raises(UserError, match="leaves room for 158.*shorten --prompt"):
+    with pytest.raises(UserError, match=r"leaves room for 158.*shorten --prompt"):
         ranker.prompt_ids(query=" ".join(words[: fits + 1]))
 
 

@@ -116,11 +116,9 @@ def test_personal_search_asks_for_an_item_after_its_history(shop, sequences):
 
 def test_items_without_text_have_no_text_rows(shop):
     """Item 1's title is nothing but a token of ours; item 2 has no text at all."""
-    frame = pl.DataFrame(
-        {"item_id": ["x", "y", "z"], "title": ["Soap", "<a_1>", ""], "brand": ["Alba", "Borea", ""]}
-    )
+    frame = pl.DataFrame({"item_id": ["x", "y", "z"], "title": ["Soap", "<a_1>", ""], "brand": ["Alba", "Borea", ""]})
     catalog = Catalog.from_frame(frame)
-    assert item_texts(catalog, shop.renderer, 16) == [["Soap", "Soap. Alba"], ["<a_1>. Borea"[6:].lstrip()], []] or True
+    assert item_texts(catalog, shop.renderer, 16) == [["Soap", "Soap. Alba"], [". Borea"], []]
     requests = item_requests(catalog, shop.renderer, 16)
     assert requests == [["Soap", "Alba", "Alba"], ["Borea"], []]
     assert Search(shop.renderer, requests).items.tolist() == [0, 1]

@@ -60,6 +60,19 @@ def test_examples_depend_on_the_seed_and_the_place_alone():
     assert len({example.answer for example in backwards}) == len(backwards), "each place draws for itself"
 
 
+def test_two_processes_see_the_steps_of_one():
+    """As accelerate deals batches out: two processes with half the batch take the same examples per step."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    plan = mixture(global_batch=8)
+    halves = BatchSampler(SequentialSampler(plan), batch_size=4, drop_last=False)
+    first, second = (list(BatchSamplerShard(halves, 2, process)) for process in (0, 1))
+    whole = BatchSampler(SequentialSampler(plan), batch_size=8, drop_last=False)
+    steps = [one + other for one, other in zip(first, second, strict=True)]
+    assert [set(step) for step in steps][:-1] == [set(step) for step in whole][:-1]
+
+
 def test_more_epochs_do_not_change_the_first():
     np.testing.assert_array_equal(mixture(epochs=3).plan[:231], mixture(epochs=1).plan)
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from llmrec.decode.beam import BeamSearch
 from llmrec.decode.config import DecodeConfig
@@ -13,7 +14,23 @@ from llmrec.tasks.render import Example, Renderer
 from llmrec.tasks.template import load_templates
 
 FRAGMENTS = ["<a_1>", "<b_4>", "<|end|>", "<|pad|>", "<a_", "1>", "<|", "end", "|>", "<a_<a_1>1>", "<|e<b_0>nd|>"]
-FRAGMENTS += ["{title}", "{", "}}", "%s", "\n", "\r\n", "\u2028", "\t", "  ", "抹茶", "مرحبا", "🍵", "é", "\x00", "\u200b"]
+FRAGMENTS += [
+    "{title}",
+    "{",
+    "}}",
+    "%s",
+    "\n",
+    "\r\n",
+    "\u2028",
+    "\t",
+    "  ",
+    "抹茶",
+    "مرحبا",
+    "🍵",
+    "é",
+    "\x00",
+    "\u200b",
+]
 titles = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=8), max_size=12).map("".join)
 any_text = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -38,6 +55,12 @@ def test_other_text_only_loses_white_space(shop, text):
     assert shop.renderer.clean(text) == " ".join(text.split())
 
 
+def test_tokens_with_spaces_are_cleaned_as_well(shop):
+    shop.tokenizer.add_tokens(["<two words>"])
+    renderer = Renderer(shop.tokenizer, shop.vocabulary, shop.codes, load_templates(), max_history=4)
+    assert renderer.clean("a <two  words> soap") == renderer.clean("a <two<|end|>words> soap") == "a soap"
+
+
 @any_text
 @given(texts=st.lists(titles, max_size=3), max_tokens=st.integers(1, 8))
 def test_clipped_text_is_the_longest_start_that_fits(shop, texts, max_tokens):
@@ -54,7 +77,7 @@ def test_clip_keeps_as_many_tokens_as_allowed(shop):
     title = "Alba shampoo, a gentle hand balm for skin and hair"
     ids = tokens(shop, title)
     for n in range(1, len(ids)):
-        assert tokens(shop, shop.renderer.clip([title], n)[0]) == ids[:n]
+        assert shop.renderer.clip([title], n) == [shop.tokenizer.decode(ids[:n]).rstrip()]
 
 
 def test_history_is_the_last_items_oldest_first(shop):
@@ -63,9 +86,7 @@ def test_history_is_the_last_items_oldest_first(shop):
 
 
 def test_plain_prompts_are_the_template(shop):
-    assert shop.renderer.prompt("search", 0, query="a {soap}") == (
-        "Find an item for this request: a {soap} Answer: "
-    )
+    assert shop.renderer.prompt("search", 0, query="a {soap}") == ("Find an item for this request: a {soap} Answer: ")
 
 
 def test_chat_template_is_used(make_shop):
@@ -78,11 +99,19 @@ def test_chat_template_is_used(make_shop):
     assert shop.renderer.clean("<|user|>soap<|assistant|>") == "soap"
 
 
-def test_plain_prompts_start_with_the_beginning_of_sequence(shop):
-    shop.tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
-    renderer = Renderer(shop.tokenizer, shop.vocabulary, shop.codes, load_templates(), max_history=4)
-    bos = shop.tokenizer.bos_token_id
-    assert [ids[0] for ids in renderer.encode_prompts(["soap", "balm"])] == [bos, bos]
+@pytest.mark.parametrize("wanted", [True, False])
+def test_plain_prompts_start_as_the_tokenizer_starts(shop, wanted):
+    """Llama adds its beginning of sequence by a post-processor, GPT-2 has one and leaves it out."""
+    tokenizer = shop.tokenizer
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    bos = tokenizer.bos_token_id
+    if wanted:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|begin|> $A", special_tokens=[("<|begin|>", bos)]
+        )
+    renderer = Renderer(tokenizer, shop.vocabulary, shop.codes, load_templates(), max_history=4)
+    assert renderer.encode_prompts(["soap", "balm"]) == tokenizer(["soap", "balm"])["input_ids"]
+    assert (renderer.encode_prompts(["soap"])[0][0] == bos) == wanted
     assert bos not in renderer.encode_answers([Example("", "soap", ends=True)])[0]
 
 

@@ -16,7 +16,7 @@ GOOD = {
 }
 
 
-def load(folder, **changes):
+def load(folder, changes):
     raw = {key: value for key, value in (GOOD | changes).items() if value is not None}
     path = folder / "personal-search.yaml"
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
@@ -35,7 +35,7 @@ def test_shipped_prompts_load(name):
 
 def test_values_are_never_parsed_again(tmp_path):
     values = {"history": "{query}", "query": "{0} {{}} %s {history!r}"}
-    template = load(tmp_path, templates=["Say {{so}}: {history}|{query}"])
+    template = load(tmp_path, {"templates": ["Say {{so}}: {history}|{query}"]})
     assert template.fill(0, values) == "Say {so}: {query}|{0} {{}} %s {history!r}"
 
 
@@ -69,7 +69,7 @@ def test_saved_templates_load_again(tmp_path):
 )
 def test_broken_yaml_is_named(tmp_path, changes, match):
     with pytest.raises(UserError, match=match) as caught:
-        load(tmp_path, **changes)
+        load(tmp_path, changes)
     assert str(tmp_path / "personal-search.yaml") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -78,7 +78,7 @@ def test_broken_yaml_is_named(tmp_path, changes, match):
 def test_files_that_are_no_template(tmp_path, content):
     path = tmp_path / "search.yaml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="search.yaml"):
+    with pytest.raises(UserError, match=r"search\.yaml"):
         load_template(path)
 
 

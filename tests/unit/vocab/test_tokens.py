@@ -89,12 +89,10 @@ def test_more_levels_than_letters_are_refused():
 
 
 def test_tokens_of_the_base_are_not_taken_over(shop):
-    with pytest.raises(UserError, match="already has the token '<a_0>' \\(and 8 more.*--base.token_prefix"):
+    with pytest.raises(UserError, match=r"already has the token '<a_0>' \(and 8 more.*--base\.token_prefix"):
         ItemVocabulary.add_to(shop.tokenizer, [4, 5])
     rows = len(shop.tokenizer)
-    assert ItemVocabulary.add_to(shop.tokenizer, [4, 5], prefix="item_").all_ids.tolist() == list(
-        range(rows, rows + 9)
-    )
+    assert ItemVocabulary.add_to(shop.tokenizer, [4, 5], prefix="item_").all_ids.tolist() == list(range(rows, rows + 9))
 
 
 def test_missing_item_tokens_are_named(shop):

@@ -1,0 +1,229 @@
+"""What a user can get wrong: one line that says where and what, exit code 2, no traceback."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from llmrec.cli.main import main
+
+Fails = Callable[..., str]
+Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """events.csv and items.csv: 6 users with 4 events each, 6 items."""
+    events = ["user_id,item_id,timestamp"]
+    events += [f"u{user},i{(user + step) % 6},{step}" for user in range(6) for step in range(4)]
+    (tmp_path / "events.csv").write_text("\n".join(events) + "\n")
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},title {n}\n" for n in range(6)))
+    return tmp_path
+
+
+def prepare(folder: Path, *words: str) -> list[str]:
+    """The command that reads the tables in `folder`; later words override earlier ones."""
+    flags = {"format": "table", "path": folder / "events.csv", "items": folder / "items.csv", "user_core": 1}
+    words = tuple(f"--data.{name}={value}" for name, value in {**flags, "item_core": 1}.items()) + words
+    return ["prepare", "--run", str(folder / "run"), *words]
+
+
+def append(path: Path, line: str) -> None:
+    path.write_text(path.read_text() + line + "\n")
+
+
+def test_the_shop_itself_is_fine(llmrec: Program, shop: Path) -> None:
+    result = llmrec(*prepare(shop))
+    assert result.returncode == 0, result.stderr
+
+
+def test_missing_file(fails: Fails, shop: Path) -> None:
+    line = fails(*prepare(shop, "--data.path=nowhere.csv"))
+    assert "--data.path" in line
+    assert "nowhere.csv" in line
+
+
+def test_missing_column(fails: Fails, shop: Path) -> None:
+    line = fails(*prepare(shop, "--data.user_column=customer"))
+    assert "events.csv" in line
+    assert "'customer'" in line
+    assert "--data.user_column" in line
+    assert "user_id, item_id, timestamp" in line
+
+
+def test_malformed_json(fails: Fails, shop: Path) -> None:
+    rows = [json.dumps({"user_id": "u", "item_id": "i0", "timestamp": step}) for step in range(4)]
+    (shop / "events.jsonl").write_text("\n".join([*rows[:2], '{"user_id": "u", ', *rows[2:]]))
+    line = fails(*prepare(shop, f"--data.path={shop / 'events.jsonl'}"))
+    assert "events.jsonl, line 3: malformed JSON" in line
+
+
+def test_item_that_the_catalogue_lacks(fails: Fails, llmrec: Program, shop: Path) -> None:
+    append(shop / "events.csv", "u0,i99,9")
+    line = fails(*prepare(shop, "--data.unknown_items=fail"))
+    assert "'i99'" in line
+    assert "--data.unknown_items" in line
+    assert llmrec(*prepare(shop)).returncode == 0
+    steps = json.loads((shop / "run" / "data" / "split.json").read_text())["steps"]
+    assert [(step["interactions"], step["dropped"]) for step in steps[:2]] == [(25, 0), (24, 1)]
+
+
+def test_item_without_text(fails: Fails, llmrec: Program, shop: Path) -> None:
+    append(shop / "items.csv", "i6,")
+    line = fails(*prepare(shop, "--data.empty_text=fail"))
+    assert "'i6'" in line
+    assert "--data.empty_text" in line
+    assert llmrec(*prepare(shop)).returncode == 0
+    assert "i6" not in pl.read_parquet(shop / "run" / "data" / "items.parquet")["item_id"]
+
+
+def test_duplicate_item_ids(fails: Fails, shop: Path) -> None:
+    append(shop / "items.csv", "i3,another title")
+    line = fails(*prepare(shop))
+    assert "items.csv" in line
+    assert "'i3'" in line
+
+
+def test_empty_log_after_filtering(fails: Fails, shop: Path) -> None:
+    line = fails(*prepare(shop, "--data.user_core=50"))
+    assert "'50-core of users, 1-core of items' left no interactions" in line
+    assert "--data" in line
+
+
+def test_nan_embeddings(fails: Fails, run_copy: Path, tiny_flags: list[str]) -> None:
+    path = run_copy / "embed" / "embeddings.safetensors"
+    vectors = load_file(path)["embeddings"]
+    vectors[7, 0] = np.nan
+    save_file({"embeddings": vectors}, path)
+    row = pl.read_parquet(run_copy / "data" / "items.parquet")["item_id"][7]
+    line = fails("tokenize", "--run", run_copy, *tiny_flags, "--tokenize.codes", "16")
+    assert repr(row) in line
+    assert "nan" in line.lower()
+
+
+def test_unknown_config_key(fails: Fails, shop: Path) -> None:
+    assert "did you mean 'data.item_core'" in fails(*prepare(shop, "--data.itemcore=2"))
+
+
+def test_second_process(fails: Fails, llmrec: Program, shop: Path) -> None:
+    from llmrec.rundir import RunDirectory
+
+    first = RunDirectory(shop / "run")
+    assert "another llmrec is at work" in fails(*prepare(shop))
+    del first
+    assert llmrec(*prepare(shop)).returncode == 0
+
+
+def test_a_defect_of_ours_ends_with_1(llmrec: Program, run_copy: Path, tiny_flags: list[str]) -> None:
+    """Damage that no user makes is not dressed up as the user's mistake."""
+    (run_copy / "embed" / "embed.json").unlink()
+    result = llmrec("tokenize", "--run", run_copy, *tiny_flags, "--tokenize.codes", "16")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--history", "NOSUCH"], "--history NOSUCH: no such item"),
+        (["--prompt", "soap", "--exclude", "NOSUCH"], "--exclude NOSUCH: no such item"),
+        (["--prompt", ""], "--prompt '' is empty"),
+        (["--prompt", "  \n "], "is empty"),
+        (["--prompt", "a soft blanket " * 400], "shorten --prompt"),
+        (["--prompt", "soap", "--where", "colour=red"], "--where colour=red: no such field"),
+        (["--prompt", "soap", "--where", "red"], "--where red: expected FIELD=VALUE"),
+        (["--prompt", "soap", "--k", "0"], "--k 0"),
+        (["--prompt", "soap", "--k", "many"], "--k"),
+        (["--prompt", "soap", "--beams", "0"], "--beams 0"),
+        (["--prompt", "soap", "--device", "abacus"], "abacus"),
+        ([], "nothing to go by"),
+        (["--prompt", "soap", "--hitsory", "x"], "--hitsory"),
+    ],
+)
+def test_recommend(tiny_run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "--model", str(tiny_run / "model"), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = captured.err.splitlines()
+    assert said in line
+
+
+def test_recommend_in_a_process_of_its_own(fails: Fails, tiny_run: Path) -> None:
+    assert "NOSUCH" in fails("recommend", "--model", tiny_run / "model", "--history", "NOSUCH", "--json")
+
+
+def damage(folder: Path, how: str) -> None:
+    header = folder / "llmrec.json"
+    if how == "no header":
+        header.unlink()
+    elif how == "not JSON":
+        header.write_text(header.read_text()[:40])
+    elif how == "a list":
+        header.write_text("[]")
+    elif how == "another schema":
+        header.write_text(json.dumps({**json.loads(header.read_text()), "schema": 99}))
+    elif how == "a field lacks":
+        content = json.loads(header.read_text())
+        del content["levels"]
+        header.write_text(json.dumps(content))
+    elif how == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif how == "cut weights":
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:1000])
+    elif how == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif how == "no quantizer":
+        (folder / "quantizer" / "quantizer.json").unlink()
+    elif how == "no prompts":
+        (folder / "prompts" / "search.yaml").unlink()
+    elif how == "cut index":
+        path = folder / "item_index.parquet"
+        path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("no header", "llmrec.json"),
+        ("not JSON", "llmrec.json"),
+        ("a list", "llmrec.json"),
+        ("another schema", "schema 99"),
+        ("a field lacks", "levels"),
+        ("no weights", "model.safetensors"),
+        ("cut weights", "header"),
+        ("no tokenizer", "tokenizer"),
+        ("no quantizer", "quantizer"),
+        ("no prompts", "search"),
+        ("cut index", "item_index.parquet"),
+    ],
+)
+def test_damaged_bundle(run_copy: Path, how: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_copy / "model"
+    damage(folder, how)
+    assert main(["recommend", "--model", str(folder), "--prompt", "soap"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+@pytest.mark.parametrize("command", [["recommend", "--prompt", "soap"], ["inspect"]])
+@pytest.mark.parametrize("name", ["nowhere", "no/such/place", "/no/such/place", "org/name"])
+def test_model_that_is_nowhere(
+    command: list[str], name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main([*command, "--model", name]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"--model {name}: no such folder" in line
+
+
+@pytest.mark.parametrize("words", [["--run", "nowhere"], ["--run", "{empty}"], []])
+def test_inspect(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *(word.format(empty=tmp_path) for word in words)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--run" in line

@@ -1,0 +1,109 @@
+"""The base model: made from text, or loaded from a folder that may be broken in many ways."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmrec.errors import UserError
+from llmrec.train.base import load_base, make_base
+from llmrec.train.config import BaseConfig, TrainConfig
+
+TEXTS = ["a gentle shampoo", "a gentle soap", "hand balm for dry hands"] * 3
+TINY = {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 280, "context": 64}
+
+
+@pytest.fixture(scope="module")
+def made():
+    return make_base(BaseConfig(**TINY), TEXTS)
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    for part in made:
+        part.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_made_model_is_an_ordinary_one(architecture, tmp_path):
+    model, tokenizer = make_base(BaseConfig(**TINY, architecture=architecture), TEXTS)
+    assert model.config.model_type == architecture
+    assert model.config.vocab_size == len(tokenizer) <= 280
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 1)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
+    again, tokens = load_base(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+    assert tokens(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+    assert (tokens.pad_token_id, tokens.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+
+
+def test_made_weights_follow_the_seed():
+    one, same, other = (make_base(BaseConfig(**TINY, seed=seed), TEXTS)[0].lm_head.weight for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@given(text=st.text())
+def test_made_tokenizer_reads_any_text(made, text):
+    _, tokenizer = made
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:300])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "match"),
+    [
+        (lambda folder: cut(folder / "model.safetensors"), "can't be loaded"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "can't be loaded"),
+        (lambda folder: cut(folder / "config.json"), "can't be loaded"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "frob"}'), "frob"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "can't be loaded"),
+        (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "has no fast tokenizer"),
+    ],
+)
+def test_broken_checkpoints_are_named(folder, break_it, match):
+    break_it(folder)
+    with pytest.raises(UserError, match=match) as caught:
+        load_base(folder)
+    assert str(caught.value).startswith(f"--base.model {folder}: ")
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"--base\.model .*nowhere: can't be loaded"):
+        load_base(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"heads": 0}, r"--base\.heads 0"),
+        ({"layers": 0}, r"--base\.layers 0"),
+        ({"heads": 3, "hidden_size": 48}, r"--base\.heads 3: the heads must be even"),
+        ({"heads": 4, "hidden_size": 20}, r"--base\.hidden_size 20"),
+    ],
+)
+def test_base_config_refuses(settings, match):
+    with pytest.raises(UserError, match=match):
+        BaseConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"accumulation": 0}, r"--train\.accumulation 0: expected at least 1"),
+        ({"accumulation": 3}, r"--train\.batch_size 128 is not a multiple of --train\.accumulation 3"),
+        ({"dropout": 1.0}, r"--train\.dropout 1\.0"),
+        ({"lora_dropout": -0.1}, r"--train\.lora_dropout -0\.1"),
+        ({"epochs": 0}, r"--train\.epochs 0"),
+    ],
+)
+def test_train_config_refuses(settings, match):
+    with pytest.raises(UserError, match=match):
+        TrainConfig(**settings)

@@ -1,0 +1,206 @@
+"""Tiny fine-tunings: what is trained, what stays, and that an interrupted run ends as an undisturbed one."""
+
+import contextlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from llmrec.data import Cases
+from llmrec.errors import UserError
+from llmrec.tasks.collate import Collator
+from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.mixture import Mixture, validation_examples
+from llmrec.train.config import TrainConfig
+from llmrec.train.finetune import TrainingData, context_length, finetune, with_adapter
+from llmrec.train.trainer import answer_loss, last_checkpoint
+
+TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
+FULL = TrainConfig(epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8)
+LORA = replace(FULL, method="lora", lora_rank=4, learning_rate=5e-3)
+
+
+def data(shop, validation=True):
+    histories = [sequence for sequence in shop.sequences if len(sequence) > 2]
+    targets = np.array([sequence[0] for sequence in histories], dtype=np.int32)
+    cases = Cases(np.arange(len(histories), dtype=np.int32), histories, targets)
+    return TrainingData(shop.catalog, shop.sequences, cases if validation else None)
+
+
+def train(shop, config, folder, validation=True):
+    return finetune(shop.model, shop.renderer, data(shop, validation), TASKS, config, folder)
+
+
+def log(folder, key):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@contextlib.contextmanager
+def power_cut(monkeypatch, stop):
+    """Examples give out at number `stop`."""
+    whole = Mixture.__getitem__
+
+    def get(self, index):
+        if index >= stop:
+            raise RuntimeError("power cut")
+        return whole(self, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Mixture, "__getitem__", get)
+        yield
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("config", [FULL, LORA], ids=["full", "lora"])
+def test_learns(shop, tmp_path, config):
+    model = train(shop, replace(config, epochs=15, dropout=0.0), tmp_path)
+    losses = log(tmp_path, "loss")
+    assert losses[-1] < 0.75 * losses[0]
+    assert not model.training
+    assert len(log(tmp_path, "eval_loss")) >= 4
+
+
+@pytest.mark.parametrize("config", [FULL, LORA], ids=["full", "lora"])
+def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, monkeypatch, config):
+    undisturbed = weights(train(make_shop(), config, tmp_path / "one"))
+
+    for stop in (40, 70):
+        with power_cut(monkeypatch, stop), pytest.raises(RuntimeError, match="power cut"):
+            train(make_shop(), config, tmp_path / "two")
+        # As if the run had died while it wrote the next checkpoint.
+        (tmp_path / "two" / "checkpoint-999").mkdir()
+    assert last_checkpoint(tmp_path / "two").name == "checkpoint-6"
+    resumed = weights(train(make_shop(), config, tmp_path / "two"))
+    assert_same(resumed, undisturbed)
+    assert not (tmp_path / "two" / "checkpoint-999").exists()
+    assert log(tmp_path / "two", "eval_loss")[-1] == log(tmp_path / "one", "eval_loss")[-1]
+
+
+def test_finished_run_is_not_trained_again(make_shop, tmp_path):
+    once = weights(train(make_shop(), FULL, tmp_path))
+    assert_same(weights(train(make_shop(), FULL, tmp_path)), once)
+
+
+def test_checkpoints_that_are_not_whole_are_ignored(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step, whole in ((9, True), (10, True), (100, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "whole").touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_lora_trains_the_adapter_and_the_item_rows_only(make_shop, tmp_path, tied):
+    shop = make_shop(tied)
+    before = weights(shop.model)
+    model = train(shop, LORA, tmp_path, validation=False)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rows = [p for name, p in trainable.items() if "trainable_tokens_delta" in name]
+    assert all("lora_" in name or "trainable_tokens_delta" in name for name in trainable)
+    assert [tuple(p.shape) for p in rows] == [(9, 32)] * (1 if tied else 2)
+
+    merged = model.merge_and_unload()
+    after = weights(merged)
+    assert (merged.get_input_embeddings().weight is merged.get_output_embeddings().weight) == tied
+    items = shop.vocabulary.all_ids
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        old = np.delete(np.arange(len(shop.tokenizer)), items)
+        assert torch.equal(after[name][old], before[name][old])
+        assert not torch.equal(after[name][items], before[name][items])
+    norms = [name for name in before if "norm" in name]
+    assert norms
+    assert all(torch.equal(after[name], before[name]) for name in norms)
+    assert not torch.equal(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_new_adapter_changes_nothing(make_shop, tied):
+    shop = make_shop(tied)
+    ids = torch.tensor([[5, 6, *shop.vocabulary.all_ids[:4]]])
+    plain = shop.model.eval()(ids).logits
+    adapted = with_adapter(shop.model, shop.vocabulary.all_ids, LORA).eval()(ids).logits
+    torch.testing.assert_close(adapted, plain)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_accumulation_is_the_same_step(make_shop, tmp_path, method):
+    config = replace(FULL, method=method, dropout=0.0, lora_dropout=0.0, epochs=2)
+    one = weights(train(make_shop(), config, tmp_path / "1x8"))
+    four = weights(train(make_shop(), replace(config, accumulation=4), tmp_path / "4x2"))
+    np.testing.assert_allclose(log(tmp_path / "4x2", "loss"), log(tmp_path / "1x8", "loss"), rtol=1e-3)
+    np.testing.assert_allclose(log(tmp_path / "4x2", "eval_loss"), log(tmp_path / "1x8", "eval_loss"), rtol=1e-3)
+    for name in one:
+        torch.testing.assert_close(four[name], one[name], rtol=0, atol=2e-3)
+
+
+def test_gradient_checkpointing_is_the_same_step(make_shop, tmp_path):
+    config = replace(FULL, method="lora", lora_dropout=0.0, epochs=1)
+    train(make_shop(), config, tmp_path / "plain")
+    train(make_shop(), replace(config, gradient_checkpointing=True), tmp_path / "checkpointed")
+    plain, checkpointed = (log(tmp_path / name, "loss") for name in ("plain", "checkpointed"))
+    np.testing.assert_allclose(checkpointed, plain, rtol=1e-4)
+
+
+def overfit(**changes):
+    """The validation targets contradict what is learnt, so that their loss turns upwards soon."""
+    return replace(FULL, epochs=30, evaluations=30, learning_rate=2e-2, dropout=0.0, patience=2, **changes)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_patience_stops_and_keeps_the_best(shop, tmp_path, method):
+    model = train(shop, overfit(method=method), tmp_path)
+    losses = log(tmp_path, "eval_loss")
+    assert len(losses) < 30
+    assert np.argmin(losses) == len(losses) - 3
+    batch = Collator(shop.renderer, 160)(validation_examples(shop.renderer, data(shop).validation.sample(8, 0)))
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        assert answer_loss(model(**batch), labels).item() == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_patience_survives_an_interruption(make_shop, tmp_path, monkeypatch):
+    undisturbed = weights(train(make_shop(), overfit(), tmp_path / "one"))
+    losses = log(tmp_path / "one", "eval_loss")
+    # Cut after the first evaluation that is no better, when half of the patience is spent.
+    state = json.loads((last_checkpoint(tmp_path / "one") / "trainer_state.json").read_text())
+    evaluated = [line["step"] for line in state["log_history"] if "eval_loss" in line]
+    cut = FULL.batch_size * (evaluated[-2] + 1)
+    with power_cut(monkeypatch, cut), pytest.raises(RuntimeError, match="power cut"):
+        train(make_shop(), overfit(), tmp_path / "two")
+    assert last_checkpoint(tmp_path / "two").name == f"checkpoint-{evaluated[-2]}"
+    assert_same(weights(train(make_shop(), overfit(), tmp_path / "two")), undisturbed)
+    assert log(tmp_path / "two", "eval_loss") == losses
+
+
+@pytest.mark.parametrize("stop", [16, 1000], ids=["interrupted", "finished"])
+def test_dropout_goes_after_training(shop, tmp_path, monkeypatch, stop):
+    with power_cut(monkeypatch, stop), contextlib.suppress(RuntimeError):
+        train(shop, replace(FULL, epochs=1), tmp_path, validation=False)
+    assert last_checkpoint(tmp_path) is not None
+    assert not any(module._forward_hooks for module in shop.model.modules())
+
+
+def test_runs_with_bfloat16(shop, tmp_path):
+    model = train(shop, replace(FULL, epochs=1, dtype="bfloat16"), tmp_path)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert np.isfinite(log(tmp_path, "eval_loss")).all()
+
+
+def test_prompts_must_fit_the_context(shop, tmp_path):
+    assert context_length(shop.model) == 160
+    tasks = replace(TASKS, max_history=70)
+    with pytest.raises(UserError, match=r"--tasks\.max_history 70 .* the model's context is 160; lower them"):
+        finetune(shop.model, shop.renderer, data(shop), tasks, FULL, tmp_path)
