@@ -177,6 +177,8 @@ def run_trainer(
     if checkpoint is not None:
         log.info("Resuming from %s", checkpoint.name)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    # Else the model would answer under the training's autocast until it is saved and loaded.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
 def _arguments(config: TrainConfig, folder: Path, examples: int, validate: bool) -> TrainingArguments:

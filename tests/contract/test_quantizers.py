@@ -98,9 +98,7 @@ def test_unseen_items_near_a_group_take_its_first_code(fitted):
 
 def test_each_row_is_encoded_alone(fitted):
     x = planted()
-    np.testing.assert_array_equal(
-        np.vstack([fitted.encode(row[None]) for row in x[:20]]), fitted.encode(x)[:20]
-    )
+    np.testing.assert_array_equal(np.vstack([fitted.encode(row[None]) for row in x[:20]]), fitted.encode(x)[:20])
 
 
 def test_no_items_no_codes(fitted):

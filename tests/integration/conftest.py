@@ -75,6 +75,8 @@ def tiny_run(llmrec: Program, tiny_flags: list[str], tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     result = llmrec("run", "--run", folder, *tiny_flags)
     assert result.returncode == 0, result.stderr
+    (folder.parent / "stdout.txt").write_text(result.stdout)
+    (folder.parent / "stderr.txt").write_text(result.stderr)
     return folder
 
 

@@ -44,6 +44,17 @@ def test_run_directory(tiny_run: Path) -> None:
     assert {path.name for path in tiny_run.iterdir()} == {*STAGES, "config.yaml", ".lock"}
 
 
+def test_stdout_is_the_answer_and_stderr_the_log(tiny_run: Path) -> None:
+    answer = (tiny_run.parent / "stdout.txt").read_text()
+    assert answer.startswith("leave-one-out split")
+    assert [line.split()[0] for line in answer.splitlines()[3:7]] == SYSTEMS
+    log = (tiny_run.parent / "stderr.txt").read_text()
+    for stage in STAGES:
+        assert log.index(f"{stage}: started") < log.index(f"{stage}: done in")
+    assert "\r" not in log, "a progress bar, though stderr is no terminal"
+    assert "it/s" not in log
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_manifest(tiny_run: Path, stage: str) -> None:
     manifest = json.loads((tiny_run / stage / "manifest.json").read_text())

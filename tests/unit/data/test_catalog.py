@@ -44,9 +44,7 @@ def test_parquet_round_trip(catalog, tmp_path):
 
 
 def test_columns_without_text_are_left_out():
-    frame = pl.DataFrame(
-        {"item_id": ["a"], "image": [b"\x00"], "box": [{"x": 1}], "day": [pl.date(2024, 1, 2)]}
-    )
+    frame = pl.DataFrame({"item_id": ["a"], "image": [b"\x00"], "box": [{"x": 1}], "day": [pl.date(2024, 1, 2)]})
     assert Catalog.from_frame(frame.select("item_id", "image", "box")).fields == ["title"]
 
 
@@ -79,7 +77,5 @@ def test_from_file_renames_and_keeps_what_is_in_the_way(tmp_path):
 def test_from_file_names_the_missing_column(tmp_path):
     path = tmp_path / "items.csv"
     path.write_text("sku,name\n1,Pen\n")
-    with pytest.raises(
-        UserError, match=r"items\.csv: no column 'item_id' \(--data\.item_column\); found: sku, name"
-    ):
+    with pytest.raises(UserError, match=r"items\.csv: no column 'item_id' \(--data\.item_column\); found: sku, name"):
         Catalog.from_file(path)

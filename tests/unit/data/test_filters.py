@@ -11,9 +11,7 @@ from llmrec.errors import UserError
 
 def log(rows, columns=("user_id", "item_id", "timestamp")) -> Interactions:
     types = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "rating": pl.Float64}
-    return Interactions.from_frame(
-        pl.DataFrame(rows, schema={name: types[name] for name in columns}, orient="row")
-    )
+    return Interactions.from_frame(pl.DataFrame(rows, schema={name: types[name] for name in columns}, orient="row"))
 
 
 def items(*rows) -> Catalog:

@@ -44,9 +44,7 @@ def test_ties_are_shuffled_by_seed_whatever_the_file_order():
     ],
 )
 def test_times_of_many_kinds(found, seconds):
-    events = Interactions.from_frame(
-        pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "x"], "timestamp": found})
-    )
+    events = Interactions.from_frame(pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "x"], "timestamp": found}))
     assert events.frame["timestamp"].to_list() == seconds
 
 
@@ -75,9 +73,7 @@ def test_from_file_and_parquet_round_trip(tmp_path):
     assert events.frame.rows() == [("u1", "02", 4, 3.0), ("u1", "01", 5, 4.5)]
     events.to_parquet(tmp_path / "log.parquet")
     assert Interactions.from_parquet(tmp_path / "log.parquet").frame.equals(events.frame)
-    with pytest.raises(
-        UserError, match=r"no column 'timestamp' \(--data\.time_column\); found: who, what, when"
-    ):
+    with pytest.raises(UserError, match=r"no column 'timestamp' \(--data\.time_column\); found: who, what, when"):
         Interactions.from_file(path, "who", "what")
 
 

@@ -41,7 +41,5 @@ def test_five_core_keeps_all_of_beauty():
 
 def test_both_layouts_of_industrial_hold_the_same_sequences():
     logs = [read(config("lc-rec", "Industrial"))[1], read(config("minionerec", "Industrial/minionerec"))[1]]
-    first, second = (
-        sorted(part["item_id"].to_list() for part in log.frame.partition_by("user_id")) for log in logs
-    )
+    first, second = (sorted(part["item_id"].to_list() for part in log.frame.partition_by("user_id")) for log in logs)
     assert first == second

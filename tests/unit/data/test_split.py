@@ -9,9 +9,7 @@ from llmrec.errors import UserError
 
 
 def log(*rows) -> Interactions:
-    return Interactions.from_frame(
-        pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    )
+    return Interactions.from_frame(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
 
 
 def catalog(items: str) -> Catalog:
@@ -66,14 +64,8 @@ def test_sample_is_seeded_and_keeps_cases_whole():
     cases = log(*rows).leave_one_out().sequences(catalog("abc")).cases(TEST)
     sample = cases.sample(10, seed=1)
     assert len(sample) == 10
-    assert (
-        sample.users.tolist()
-        == cases.sample(10, seed=1).users.tolist()
-        != cases.sample(10, seed=2).users.tolist()
-    )
-    assert all(
-        np.array_equal(h, cases.histories[u]) for u, h in zip(sample.users, sample.histories, strict=True)
-    )
+    assert sample.users.tolist() == cases.sample(10, seed=1).users.tolist() != cases.sample(10, seed=2).users.tolist()
+    assert all(np.array_equal(h, cases.histories[u]) for u, h in zip(sample.users, sample.histories, strict=True))
     assert cases.sample(50, seed=1) is cases
 
 

@@ -62,9 +62,7 @@ def test_texts_are_complete_and_titles_unique(shop):
 
 def test_users_have_six_to_twelve_events_and_never_repeat_one(shop):
     frame = shop.interactions.frame
-    per_user = frame.group_by("user_id").agg(
-        pl.len().alias("events"), pl.col("item_id").n_unique().alias("items")
-    )
+    per_user = frame.group_by("user_id").agg(pl.len().alias("events"), pl.col("item_id").n_unique().alias("items"))
     assert per_user["events"].min() >= 6
     assert per_user["events"].max() <= 12
     assert (per_user["events"] == per_user["items"]).all()

@@ -64,9 +64,7 @@ def test_template(template, values, text):
     assert fill(template, **values) == text
 
 
-@pytest.mark.parametrize(
-    "template", ["{unknown}", "{title", "no field", "{}", "{title!r}", "{title:>9}", "{title.x}"]
-)
+@pytest.mark.parametrize("template", ["{unknown}", "{title", "no field", "{}", "{title!r}", "{title:>9}", "{title.x}"])
 def test_bad_template_is_one_line_that_names_it(template):
     with pytest.raises(UserError, match="template") as error:
         parse_template(template, ["title", "brand"])
@@ -82,7 +80,5 @@ def test_unknown_field_names_it_and_the_known_ones():
 def test_values_are_never_parsed_and_never_lost(title, brand):
     text = fill("{t} | {b}", t=title, b=brand)
     assert text.split() == [
-        word
-        for part in (title, "|" if title.strip() and brand.strip() else "", brand)
-        for word in part.split()
+        word for part in (title, "|" if title.strip() and brand.strip() else "", brand) for word in part.split()
     ]

@@ -53,9 +53,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_more_dimensions_than_the_texts_can_give():
-    with pytest.raises(
-        UserError, match=r"5 items with \d+ terms cannot give 6 dimensions; set --embed\.dim to 5"
-    ):
+    with pytest.raises(UserError, match=r"5 items with \d+ terms cannot give 6 dimensions; set --embed\.dim to 5"):
         encoder(6).fit(TEXTS)
 
 

@@ -74,9 +74,7 @@ def test_an_empty_training_part_is_an_error(name, train):
 
 
 @pytest.mark.skipif(not BEAUTY.exists(), reason="the Beauty data is not there")
-@pytest.mark.parametrize(
-    ("name", "recall", "ndcg"), [("markov", 0.0641, 0.0430), ("item-knn", 0.0706, 0.0441)]
-)
+@pytest.mark.parametrize(("name", "recall", "ndcg"), [("markov", 0.0641, 0.0430), ("item-knn", 0.0706, 0.0441)])
 def test_the_published_figures_on_beauty_are_reached(name, recall, ndcg):
     log = sequences(*json.loads(BEAUTY.read_text()).values())
     targets = np.array([events[-1] for events in log])

@@ -6,9 +6,7 @@ from hypothesis.extra.numpy import arrays
 from llmrec.quantize.collisions import collision_groups, dedup, ranks
 
 codes_of_few_values = st.integers(1, 60).flatmap(
-    lambda n: st.integers(1, 3).flatmap(
-        lambda levels: arrays(np.int32, (n, levels), elements=st.integers(0, 2))
-    )
+    lambda n: st.integers(1, 3).flatmap(lambda levels: arrays(np.int32, (n, levels), elements=st.integers(0, 2)))
 )
 
 

@@ -41,9 +41,7 @@ def jsonl(folder: Path) -> DataConfig:
 
 
 def lc_rec(folder: Path) -> DataConfig:
-    write(
-        folder / "D.inter.json", json.dumps({user: [int(i) for i in items] for user, items in USERS.items()})
-    )
+    write(folder / "D.inter.json", json.dumps({user: [int(i) for i in items] for user, items in USERS.items()}))
     write(
         folder / "D.item.json",
         json.dumps({item: {"title": title, "brand": ""} for item, title in TITLES.items()}),
@@ -53,8 +51,7 @@ def lc_rec(folder: Path) -> DataConfig:
 
 def amazon_2014(folder: Path) -> DataConfig:
     reviews = [
-        {"reviewerID": u, "asin": i, "unixReviewTime": t, "overall": 5.0, "reviewText": "ok"}
-        for u, i, t in EVENTS
+        {"reviewerID": u, "asin": i, "unixReviewTime": t, "overall": 5.0, "reviewText": "ok"} for u, i, t in EVENTS
     ]
     write(folder / "reviews_D_5.json.gz", lines(reviews))
     items = [{"asin": i, "title": t, "categories": [["A", "B"]], "price": 1.5} for i, t in TITLES.items()]
@@ -85,8 +82,7 @@ def amazon_2023(folder: Path) -> DataConfig:
     ]
     write(folder / "D.jsonl", lines(reviews))
     items = [
-        {"parent_asin": i, "title": t, "store": "X", "categories": ["A"], "price": None}
-        for i, t in TITLES.items()
+        {"parent_asin": i, "title": t, "store": "X", "categories": ["A"], "price": None} for i, t in TITLES.items()
     ]
     write(folder / "meta_D.jsonl.gz", lines(items))
     return DataConfig(format="amazon", path=str(folder / "D.jsonl"))
@@ -97,9 +93,7 @@ def movielens_csv(folder: Path) -> DataConfig:
         folder / "ratings.csv",
         "userId,movieId,rating,timestamp\n" + "".join(f"{u},{i},4.5,{t}\n" for u, i, t in EVENTS),
     )
-    write(
-        folder / "movies.csv", "movieId,title,genres\n" + "".join(f"{i},{t},A|B\n" for i, t in TITLES.items())
-    )
+    write(folder / "movies.csv", "movieId,title,genres\n" + "".join(f"{i},{t},A|B\n" for i, t in TITLES.items()))
     return DataConfig(format="movielens", path=str(folder))
 
 

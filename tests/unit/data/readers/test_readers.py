@@ -13,9 +13,7 @@ from llmrec.errors import UserError
 
 
 def sequences(log) -> dict[str, list[str]]:
-    return {
-        key[0]: part["item_id"].to_list() for key, part in log.frame.group_by("user_id", maintain_order=True)
-    }
+    return {key[0]: part["item_id"].to_list() for key, part in log.frame.group_by("user_id", maintain_order=True)}
 
 
 def test_every_format_reads_the_same_log(config):
@@ -61,9 +59,7 @@ def test_fields(writers, tmp_path, writer, fields):
     assert fields.items() <= catalog.row("1").items()
 
 
-@pytest.mark.parametrize(
-    ("writer", "rating"), [("amazon_2018", 5.0), ("amazon_2023", 4.0), ("movielens_100k", 3.0)]
-)
+@pytest.mark.parametrize(("writer", "rating"), [("amazon_2018", 5.0), ("amazon_2023", 4.0), ("movielens_100k", 3.0)])
 def test_ratings_and_reviews(writers, tmp_path, writer, rating):
     frame = read(writers[writer](tmp_path))[1].frame
     assert set(frame["rating"]) == {rating}
@@ -172,9 +168,7 @@ def test_amazon_finds_the_metadata_of_the_reviews(writers, tmp_path):
     (tmp_path / "meta_Other.json").write_text("")
     assert [path.name for path in input_files(config)] == ["reviews_D_5.json.gz", "meta_D.json"]
     (tmp_path / "reviews_Other.json").write_text("")
-    with pytest.raises(
-        UserError, match=r"one file of reviews, found reviews_D_5\.json\.gz, reviews_Other\.json"
-    ):
+    with pytest.raises(UserError, match=r"one file of reviews, found reviews_D_5\.json\.gz, reviews_Other\.json"):
         read(config)
 
 
