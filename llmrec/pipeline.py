@@ -54,12 +54,14 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
 def tokenize_stage(config: Config, run: RunDirectory) -> None:
     """Embeddings -> semantic IDs and their report."""
     from llmrec.embed import Embeddings
+    from llmrec.quantize.report import save_picture
     from llmrec.quantize.tokenizer import ItemTokenizer
 
     def make(out: Path) -> None:
         embeddings = Embeddings.load(run.path("embed"))
         tokenizer = ItemTokenizer.from_config(config.tokenize, config.embed)
         tokenizer.fit_embeddings(embeddings.item_ids, embeddings.vectors, embeddings.encoder).save(out)
+        save_picture(tokenizer.report(), out / "report.png")
 
     run.build("tokenize", asdict(config.tokenize), make, reads=["data", "embed"])
 

@@ -19,8 +19,8 @@ def command(name: str, until: str, summary: str) -> Command:
         options = parse(parser, arguments)
         log_to_stderr()
         from llmrec import pipeline
+        from llmrec.cli.launch import open_run
         from llmrec.config import Config
-        from llmrec.train.launch import open_run
 
         run = open_run(options.run)
         pipeline.run(Config(**{section: getattr(options, section) for section in SECTIONS}), run, until)

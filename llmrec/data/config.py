@@ -36,7 +36,7 @@ class DataConfig:
     """Column of the items' titles (table, recbole, datasets)."""
     synthetic_items: int = 3000
     """Items of the synthetic shop."""
-    synthetic_users: int = 6000
+    synthetic_users: int = 4500
     """Users of the synthetic shop."""
     min_rating: float | None = None
     """Drop events rated lower, or not rated; null keeps all."""

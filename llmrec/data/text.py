@@ -21,13 +21,13 @@ _CLOSING = re.compile(r"[^\w({\[\"'“‘]*")
 def parse_literal(text: str) -> Any:
     """The Python literal written in `text`; raises ValueError for anything else, and runs none of it."""
     if _SURROGATE.search(text):
-        raise ValueError("half a surrogate pair, which is no text")
+        raise ValueError("not a Python literal: half a surrogate pair, which is no text")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # about texts such as "[5in x 3in]"
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(f"not a Python literal: {error}") from None
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from llmrec.quantize.base import Quantizer
 from llmrec.quantize.collisions import dedup
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.methods import quantizer_class
-from llmrec.quantize.report import Report, code_figures, distortion, neighbour_jaccard, save_picture
+from llmrec.quantize.report import Report, code_figures, distortion, neighbour_jaccard
 
 SCHEMA = 1
 
@@ -126,7 +126,7 @@ class ItemTokenizer:
         return self._report
 
     def save(self, folder: str | Path) -> None:
-        """Write quantizer.safetensors, quantizer.json, item_codes.parquet, report.json, report.png."""
+        """Write quantizer.safetensors, quantizer.json, item_codes.parquet, report.json, and the encoder's files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: np.ascontiguousarray(array) for name, array in self.quantizer.tensors().items()}
@@ -136,7 +136,6 @@ class ItemTokenizer:
         codes = pl.Series("codes", self.codes.tolist(), pl.List(pl.Int32))
         pl.DataFrame([ids, codes]).write_parquet(folder / "item_codes.parquet")
         _write_json(folder / "report.json", self._report)
-        save_picture(self._report, folder / "report.png")
         if self.encoder is not None:
             self.encoder.save(folder)
 

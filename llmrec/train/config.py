@@ -60,7 +60,7 @@ class TrainConfig:
     """Dropout on the adapter's input."""
     epochs: int = 20
     """Passes over the task mixture."""
-    batch_size: int = 128
+    batch_size: int = 32
     """Examples per optimizer step and process, before accumulation is divided out."""
     accumulation: int = 1
     """Forward passes that make one optimizer step; each sees batch_size / accumulation examples."""

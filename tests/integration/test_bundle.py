@@ -93,7 +93,7 @@ def test_adapter_is_small(adapter_run: Path) -> None:
 def test_only_plain_formats(run: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(run) / "model"
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert suffixes <= {".safetensors", ".json", ".yaml", ".parquet", ".md", ".jinja", ".txt", ".png"}
+    assert suffixes <= {".safetensors", ".json", ".yaml", ".parquet", ".md", ".jinja", ".txt"}
 
 
 @pytest.fixture

@@ -73,7 +73,6 @@ def test_saved_and_loaded(tmp_path, method):
         "quantizer.json",
         "item_codes.parquet",
         "report.json",
-        "report.png",
     }
     again = ItemTokenizer.load(tmp_path)
     assert again.item_ids == IDS

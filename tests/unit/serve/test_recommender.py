@@ -1,5 +1,6 @@
 """What may come out of a recommender, whatever the model thinks."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_k_distinct_allowed_items_come_out_whenever_there_are_k(
     assert len(found) == len(set(found)) == min(k, 20 - len(gone))
     assert not {ids[i] for i in gone} & set(found)
     assert [item.rank for item in items] == list(range(1, len(items) + 1))
-    assert all(a.score >= b.score for a, b in zip(items, items[1:], strict=False))
+    assert all(a.score >= b.score for a, b in pairwise(items))
 
 
 def test_where_keeps_items_with_that_value_only(recommender: Recommender) -> None:
