@@ -18,7 +18,8 @@ from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture, validation_examples
 from llmrec.tasks.render import Renderer
 from llmrec.train.config import TrainConfig
-from llmrec.train.trainer import _Dropout, run_trainer
+from llmrec.train.dropout import BlockDropout
+from llmrec.train.trainer import run_trainer
 from llmrec.vocab.embeddings import embedding_names
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def finetune(
     if data.validation is not None and len(data.validation):
         validation = validation_examples(renderer, data.validation.sample(config.validation_users, config.seed))
     forward = inspect.signature(model.forward).parameters
-    dropout = _Dropout(model, config.dropout) if config.method == "full" and config.dropout else None
+    dropout = BlockDropout(model, config.dropout) if config.method == "full" and config.dropout else None
     trained = model if config.method == "full" else with_adapter(model, renderer.vocabulary.all_ids, config)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -20,13 +20,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmrec.console import get_logger, progress_bar
 from llmrec.device import resolve_dtype
-from llmrec.errors import UserError
 from llmrec.tasks.collate import IGNORE, supervised_columns
 from llmrec.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from llmrec.tasks.mixture import Mixture
 
 log = get_logger(__name__)
@@ -100,29 +97,6 @@ class _Report(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
-
-
-class _Dropout:
-    """Dropout on embeddings and block outputs of a model whose configuration offers none (Qwen3, Llama)."""
-
-    def __init__(self, model: "PreTrainedModel", rate: float) -> None:
-        blocks = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in ("self_attn", "attn", "mlp")]
-        if not blocks:
-            raise UserError(
-                f"--train.dropout {rate}: {type(model).__name__} has no modules named self_attn, attn or mlp to "
-                "drop out; set --train.dropout 0."
-            )
-        self.rate, self.model = rate, model
-        self.hooks = [m.register_forward_hook(self._drop) for m in [model.get_input_embeddings(), *blocks]]
-
-    def _drop(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self._drop(module, inputs, output[0]), *output[1:])
-        return nn.functional.dropout(output, self.rate, self.model.training)
-
-    def remove(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -9,7 +9,8 @@ from llmrec.tasks.build import build_tasks
 from llmrec.tasks.collate import IGNORE, Collator, supervised_columns
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture
-from llmrec.train.trainer import _Dropout, answer_loss
+from llmrec.train.dropout import BlockDropout
+from llmrec.train.trainer import answer_loss
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_dropout_works_in_training_only_and_goes(shop, batch):
 
     plain = logits(False)
     assert torch.equal(logits(True), plain), "the architecture has no dropout of its own"
-    dropout = _Dropout(model, 0.5)
+    dropout = BlockDropout(model, 0.5)
     assert len(dropout.hooks) == 1 + 2 * model.config.num_hidden_layers
     assert torch.equal(logits(False), plain)
     assert not torch.allclose(logits(True), plain)
@@ -97,4 +98,4 @@ def test_dropout_needs_blocks_it_knows():
             self.mixer = torch.nn.Linear(2, 2)
 
     with pytest.raises(UserError, match=r"--train\.dropout 0\.1: Odd .* set --train\.dropout 0"):
-        _Dropout(Odd(), 0.1)
+        BlockDropout(Odd(), 0.1)
