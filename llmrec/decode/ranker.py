@@ -42,7 +42,7 @@ class ItemRanker:
         if len(history):
             values["history"] = self.renderer.history(history)
         if query is not None:
-            values["query"] = self.renderer.clean(query)
+            values["query"] = self.renderer.request(query)
             if not values["query"]:
                 raise UserError(f"--prompt {query!r} is empty: say in words what to look for.")
         if not values:

@@ -300,7 +300,12 @@ class Recommender:
 def base_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]:
     """What the tokenizer of a model made here is trained on: item texts and prompts."""
     texts = catalog.texts(". ".join(f"{{{field}}}" for field in catalog.fields))
-    return texts + [phrasing for template in templates.values() for phrasing in template.templates]
+    # Requests come in lower case.
+    return (
+        texts
+        + [text.lower() for text in texts]
+        + [phrasing for template in templates.values() for phrasing in template.templates]
+    )
 
 
 def _train_part() -> Any:

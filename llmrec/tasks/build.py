@@ -117,14 +117,59 @@ class CodesToItem(_ItemText):
         return Example(self.prompt(rng, item=self.renderer.item_text[item]), self.say(item, rng), ends=True)
 
 
-class Search(_ItemText):
-    """A request in plain words -> an item that fits it."""
+class Requests:
+    """What a customer might say to get an item.
+
+    A short field (its title, brand, category, colour), all of these together, or some words of its whole text in
+    their order, as people write who recall a few things; always in the form that `Renderer.request` gives.
+
+    Args:
+        catalog: the items.
+        renderer: cleans and cuts text.
+        max_tokens: of a request at most.
+    """
+
+    SHORT = 12  # words of a field that may be asked for as it is: not a description
+    SOME = (2, 8)  # words drawn from the whole text, at least and at most
+
+    def __init__(self, catalog: Catalog, renderer: Renderer, max_tokens: int) -> None:
+        fields = [renderer.clip(catalog.texts("{" + field + "}"), max_tokens) for field in catalog.fields]
+        told = [[renderer.request(text) for text in texts if text] for texts in zip(*fields, strict=True)]
+        self.ways = [[text for text in texts if len(text.split()) <= self.SHORT] for texts in told]
+        for texts in self.ways:
+            if len(texts) > 1:
+                texts.append(" ".join(texts))
+        self.words = [" ".join(texts).split() for texts in told]
+
+    def draw(self, item: int, rng: np.random.Generator) -> str:
+        """One request for `item`, which has text."""
+        ways, words = self.ways[item], self.words[item]
+        if ways and rng.random() < 0.5:
+            return ways[int(rng.integers(len(ways)))]
+        count = min(len(words), int(rng.integers(self.SOME[0], self.SOME[1] + 1)))
+        return " ".join(words[i] for i in sorted(rng.choice(len(words), count, replace=False)))
+
+
+class Search(_Prompted):
+    """A request in plain words -> an item that fits it; rows are items that have text."""
 
     name: TaskName = "search"
 
+    def __init__(self, renderer: Renderer, requests: Requests) -> None:
+        super().__init__(renderer)
+        self.requests = requests
+        self.items = np.array([item for item, words in enumerate(requests.words) if words], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def length(self, row: int) -> int:
+        return 2 * self.overhead + self.levels
+
     def example(self, row: int, rng: np.random.Generator) -> Example:
         item = int(self.items[row])
-        return Example(self.prompt(rng, query=self.say(item, rng)), self.renderer.item_text[item], ends=False)
+        query = self.requests.draw(item, rng)
+        return Example(self.prompt(rng, query=query), self.renderer.item_text[item], ends=False)
 
 
 class PersonalSearch(_Prompted):
@@ -132,10 +177,10 @@ class PersonalSearch(_Prompted):
 
     name: TaskName = "personal-search"
 
-    def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray], requests: Sequence[list[str]]) -> None:
+    def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray], requests: Requests) -> None:
         super().__init__(renderer)
-        self.search = Search(renderer, requests)
-        kept = [(s, [i for i in range(1, len(s)) if requests[s[i]]]) for s in sequences if len(s) > 1]
+        self.requests = requests
+        kept = [(s, [i for i in range(1, len(s)) if requests.words[s[i]]]) for s in sequences if len(s) > 1]
         self.sequences = [(sequence, targets) for sequence, targets in kept if targets]
 
     def __len__(self) -> int:
@@ -148,7 +193,7 @@ class PersonalSearch(_Prompted):
     def example(self, row: int, rng: np.random.Generator) -> Example:
         sequence, targets = self.sequences[row]
         position = targets[int(rng.integers(len(targets)))]
-        query = self.search.say(int(sequence[position]), rng)
+        query = self.requests.draw(int(sequence[position]), rng)
         prompt = self.prompt(rng, history=self.renderer.history(sequence[:position]), query=query)
         return Example(prompt, self.renderer.item_text[sequence[position]], ends=False)
 
@@ -160,28 +205,12 @@ def item_texts(catalog: Catalog, renderer: Renderer, max_tokens: int) -> list[li
     return [list(dict.fromkeys(text for text in ways if text)) for ways in zip(titles, everything, strict=True)]
 
 
-def item_requests(catalog: Catalog, renderer: Renderer, max_tokens: int) -> list[list[str]]:
-    """Per item, what a customer might ask for to get it: its title, and each other field that is short.
-
-    A field is short when it fits in 12 words: brand, category, colour, but not a description.
-    """
-    ways: list[list[str]] = [[] for _ in range(len(catalog))]
-    for field in catalog.fields:
-        for item, text in enumerate(renderer.clip(catalog.texts("{" + field + "}"), max_tokens)):
-            if text and (field == "title" or len(text.split()) <= 12):
-                ways[item].append(text)
-    for item, texts in enumerate(ways):
-        if len(texts) > 1:
-            ways[item] = [*texts, " ".join(texts[1:])]
-    return ways
-
-
 def build_tasks(
     config: TasksConfig, catalog: Catalog, sequences: Sequence[np.ndarray], renderer: Renderer
 ) -> dict[TaskName, Task]:
     """The tasks of the mixture whose rate is not 0, over the training part only."""
     texts = item_texts(catalog, renderer, config.max_text_tokens)
-    requests = item_requests(catalog, renderer, config.max_text_tokens)
+    requests = Requests(catalog, renderer, config.max_text_tokens)
     makers: dict[TaskName, Callable[[], Task]] = {
         "sequential": lambda: Sequential(renderer, sequences, config.supervise == "every-item"),
         "item-to-codes": lambda: ItemToCodes(renderer, texts),

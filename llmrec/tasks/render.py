@@ -83,6 +83,10 @@ class Renderer:
             for text, offsets in zip(cleaned, encoded["offset_mapping"], strict=True)
         ]
 
+    def request(self, text: str) -> str:
+        """A request in plain words as prompts hold it, in training and when asked: cleaned, in lower case."""
+        return self.clean(text.lower())
+
     def history(self, items: Sequence[int] | np.ndarray) -> str:
         """The item tokens of the last `max_history` items, oldest first."""
         return "".join(self.item_text[item] for item in items[-self.max_history :])

@@ -11,10 +11,10 @@ from llmrec.tasks.build import (
     CodesToItem,
     ItemToCodes,
     PersonalSearch,
+    Requests,
     Search,
     Sequential,
     build_tasks,
-    item_requests,
     item_texts,
 )
 from llmrec.tasks.config import TASKS, TasksConfig
@@ -81,7 +81,7 @@ def test_all_phrasings_are_drawn(shop, sequences):
 
 
 def test_the_same_generator_gives_the_same_example(shop, sequences):
-    requests = item_requests(shop.catalog, shop.renderer, 16)
+    requests = Requests(shop.catalog, shop.renderer, 16)
     for task in (
         Sequential(shop.renderer, sequences, every_item=True),
         Search(shop.renderer, requests),
@@ -105,13 +105,14 @@ def test_text_tasks_pair_an_item_with_its_own_text(shop):
 
 
 def test_personal_search_asks_for_an_item_after_its_history(shop, sequences):
-    requests = item_requests(shop.catalog, shop.renderer, 16)
+    requests = Requests(shop.catalog, shop.renderer, 16)
     task = PersonalSearch(shop.renderer, sequences, requests)
     for row, sequence in enumerate(task.sequences):
         for example in drawn(task, row, 10):
             (target,) = items(example.answer)
             assert [*items(example.prompt), target] == _window(sequence[0], target)
-            assert any(request in example.prompt for request in requests[target])
+            asked = example.prompt.split("wants: ")[-1].split("Request: ")[-1].split("asks for: ")[-1]
+            assert asked.split()[0] in requests.words[target]
 
 
 def test_items_without_text_have_no_text_rows(shop):
@@ -119,16 +120,25 @@ def test_items_without_text_have_no_text_rows(shop):
     frame = pl.DataFrame({"item_id": ["x", "y", "z"], "title": ["Soap", "<a_1>", ""], "brand": ["Alba", "Borea", ""]})
     catalog = Catalog.from_frame(frame)
     assert item_texts(catalog, shop.renderer, 16) == [["Soap", "Soap. Alba"], [". Borea"], []]
-    requests = item_requests(catalog, shop.renderer, 16)
-    assert requests == [["Soap", "Alba", "Alba"], ["Borea"], []]
+    requests = Requests(catalog, shop.renderer, 16)
+    assert requests.ways == [["soap", "alba", "soap alba"], ["borea"], []]
     assert Search(shop.renderer, requests).items.tolist() == [0, 1]
     assert len(PersonalSearch(shop.renderer, [np.array([0, 2]), np.array([2, 1])], requests)) == 1
 
 
-def test_long_fields_are_no_requests(shop):
-    requests = item_requests(shop.catalog, shop.renderer, 64)
-    assert requests[0] == ["Alba shampoo 0", "Alba", "Alba"]
-    assert requests[15] == ["shampoo 15"]
+def test_long_fields_are_asked_for_in_some_words_only(shop):
+    requests = Requests(shop.catalog, shop.renderer, 64)
+    assert requests.ways[0] == ["alba shampoo 0", "alba", "alba shampoo 0 alba"]
+    assert requests.ways[15] == ["shampoo 15"]
+    whole = " ".join(requests.words[0])
+    assert whole.startswith("alba shampoo 0 alba a gentle shampoo")
+    generator = np.random.default_rng(0)
+    drawn_ = {requests.draw(0, generator) for _ in range(200)}
+    assert set(requests.ways[0]) <= drawn_
+    for request in drawn_ - set(requests.ways[0]):
+        rest = iter(requests.words[0])
+        assert all(word in rest for word in request.split()), "the words keep their order"
+        assert 2 <= len(request.split()) <= 8
 
 
 def test_texts_are_cut(shop):
