@@ -73,7 +73,16 @@ class _Report(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
+            self._forget_after(state.global_step)
             self.bar = progress_bar("train", state.max_steps, state.global_step)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the lines of steps that an interrupted run took after its last checkpoint: they come again."""
+        path = self.folder / "log.jsonl"
+        if path.exists():
+            # A killed run may have left half a last line.
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
