@@ -1,6 +1,7 @@
 """The `llmrec` program: picks the command, and turns a user's mistake into one line and exit code 2."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 from llmrec import __version__
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COMMANDS)}"
         print(f"llmrec: no command {arguments[0]!r}{hint}", file=sys.stderr)
         return 2
+    # transformers 5 announces names of version 6, some of which only peft can change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
     try:
         command.main(arguments[1:])
     except UserError as error:
