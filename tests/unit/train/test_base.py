@@ -98,7 +98,10 @@ def test_base_config_refuses(settings, match):
     ("settings", "match"),
     [
         ({"accumulation": 0}, r"--train\.accumulation 0: expected at least 1"),
-        ({"accumulation": 3}, r"--train\.batch_size 128 is not a multiple of --train\.accumulation 3"),
+        (
+            {"batch_size": 128, "accumulation": 3},
+            r"--train\.batch_size 128 is not a multiple of --train\.accumulation 3",
+        ),
         ({"dropout": 1.0}, r"--train\.dropout 1\.0"),
         ({"lora_dropout": -0.1}, r"--train\.lora_dropout -0\.1"),
         ({"epochs": 0}, r"--train\.epochs 0"),
