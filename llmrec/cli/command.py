@@ -64,7 +64,7 @@ def parse(parser: Any, arguments: Sequence[str]) -> Any:
     from jsonargparse import ArgumentError
 
     try:
-        return parser.instantiate_classes(parser.parse_args(_shipped_configs(arguments)))
+        return parser.instantiate_classes(parser.parse_args(_configs_first(arguments)))
     except ArgumentError as error:
         cause: BaseException | None = error
         while cause is not None:
@@ -74,23 +74,26 @@ def parse(parser: Any, arguments: Sequence[str]) -> Any:
         raise UserError(_readable(str(error), parser)) from None
 
 
-def _shipped_configs(arguments: Sequence[str]) -> list[str]:
-    """`--config configs/quickstart.yaml` finds the shipped file from any directory."""
-    result = list(arguments)
-    for at, word in enumerate(result):
-        name = word.removeprefix("--config=") if word.startswith("--config=") else None
-        if word == "--config" and at + 1 < len(result):
-            name, at = result[at + 1], at + 1
-        if name is None:
+def _configs_first(arguments: Sequence[str]) -> list[str]:
+    """The words with every `--config FILE` in front, so that a flag overrules the file wherever it stands.
+
+    `--config configs/quickstart.yaml` finds the shipped file from any directory.
+    """
+    configs, others = [], []
+    words = iter(arguments)
+    for word in words:
+        if word != "--config" and not word.startswith("--config="):
+            others.append(word)
             continue
+        name = next(words, "") if word == "--config" else word.removeprefix("--config=")
         path = Path(name)
         if not path.exists():
             path = resource_folder("configs") / name.removeprefix("configs/")
         if not path.is_file():
             raise UserError(f"--config {name}: no such file.")
         _check_yaml(path)
-        result[at] = str(path) if not result[at].startswith("--config=") else f"--config={path}"
-    return result
+        configs += ["--config", str(path)]
+    return configs + others
 
 
 def _check_yaml(path: Path) -> None:

@@ -116,8 +116,10 @@ def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("train:\n  epochs: 3\n  warmup: 0.5\n", encoding="utf-8")
     parser = config_parser("run", "all stages")
-    options = parse(parser, ["--config", str(path), "--run", "unused", "--train.epochs", "4"])
-    assert (options.train.epochs, options.train.warmup, options.train.accumulation) == (4, 0.5, 1)
+    file, flag = ["--config", str(path)], ["--run", "unused", "--train.epochs", "4"]
+    for arguments in (file + flag, flag + file, [f"--config={path}", *flag], [*flag, f"--config={path}"]):
+        options = parse(parser, arguments)
+        assert (options.train.epochs, options.train.warmup, options.train.accumulation) == (4, 0.5, 1)
 
 
 def fields_of(kind: type, prefix: str) -> list[tuple[str, str]]:
