@@ -40,6 +40,8 @@ class Mixture:
         for epoch in range(epochs):
             begun = -len(self.plan) % global_batch
             self.plan = np.concatenate([self.plan, self._epoch(list(tasks), config, epoch, global_batch, begun)])
+        # A last step of fewer examples would fall on some processes only; a run smaller than one step keeps it.
+        self.plan = self.plan[: len(self.plan) // global_batch * global_batch or None]
         self.counts = {name: int((self.plan[:, 0] == i).sum()) for i, name in enumerate(tasks)}
         if not len(self.plan):
             raise UserError(

@@ -36,18 +36,23 @@ def mixture(epochs=3, global_batch=8, seed=0):
 
 
 def test_rates_are_passes_over_the_rows():
-    plan = mixture(epochs=1).plan
+    plan = mixture(epochs=1, global_batch=7).plan  # 231 = 33 x 7: no short last step
     drawn = [Counter(plan[plan[:, 0] == task, 1].tolist()) for task in (0, 1)]
     assert drawn[1] == {row: 2 for row in range(40)}
     assert set(drawn[0]) == set(range(101))
     assert Counter(drawn[0].values()) == {1: 101 - 50, 2: 50}
-    three = mixture(epochs=3)
+    three = mixture(epochs=3, global_batch=7)
     assert three.counts == {"sequential": 3 * 151, "search": 3 * 80}
     assert len(three) == 3 * 231
 
 
+def test_the_last_step_is_whole_or_the_only_one():
+    assert len(mixture(epochs=1, global_batch=8)) == 224
+    assert len(mixture(epochs=1, global_batch=300)) == 231
+
+
 def test_epochs_differ_in_order():
-    plan = mixture(epochs=2).plan
+    plan = mixture(epochs=2, global_batch=7).plan
     assert not np.array_equal(plan[:231], plan[231:])
     assert sorted(map(tuple, plan[plan[:, 0] == 1])) == sorted(2 * [(1, r) for r in range(40) for _ in range(2)])
 
@@ -74,7 +79,7 @@ def test_two_processes_see_the_steps_of_one():
 
 
 def test_more_epochs_do_not_change_the_first():
-    np.testing.assert_array_equal(mixture(epochs=3).plan[:231], mixture(epochs=1).plan)
+    np.testing.assert_array_equal(mixture(epochs=3).plan[:224], mixture(epochs=1).plan)
 
 
 @pytest.mark.parametrize("global_batch", [1, 7, 8, 231])
