@@ -26,7 +26,7 @@ def main() -> None:
         for item in recommender.recommend(k=options.k, **request):  # type: ignore[arg-type]
             print(f"  {item.rank}. {item.title}  ({item.item_id}, {item.score:.2f})")
 
-    print("A user bought, oldest first:")
+    print("\nA user bought, oldest first:")
     for item_id in history:
         print(f"  - {catalog.row(item_id)['title']}")
     show("Next for this user:", history=history)
