@@ -76,7 +76,7 @@ def base_stage(config: Config, run: RunDirectory) -> None:
         catalog = _data(run).catalog
         model, tokenizer = make_base(config.base, base_texts(catalog, load_templates(config.tasks.prompts)))
         if config.base.pretrain_epochs:
-            pretrain(model, tokenizer, catalog.texts(". ".join(f"{{{f}}}" for f in catalog.fields)), config.base)
+            pretrain(model, tokenizer, catalog.texts(catalog.whole_text), config.base)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
 

@@ -84,6 +84,11 @@ class Catalog:
         """Names of the text fields."""
         return [name for name in self.frame.columns if name != "item_id"]
 
+    @property
+    def whole_text(self) -> str:
+        """The template of all fields, the title first, as sentences."""
+        return ". ".join(f"{{{field}}}" for field in self.fields)
+
     def texts(self, template: str) -> list[str]:
         """N texts of a template such as `"{title}. {brand}. {categories}"`.
 

@@ -61,7 +61,7 @@ def item_texts(catalog: Catalog, config: EmbedConfig) -> list[str]:
     Raises:
         UserError: an item's text is empty.
     """
-    template = config.template or ". ".join(f"{{{field}}}" for field in catalog.fields)
+    template = config.template or catalog.whole_text
     texts = catalog.texts(template)
     for item_id, text in zip(catalog.ids, texts, strict=True):
         if not text.strip():

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import polars as pl
 
 from llmrec import __version__
 from llmrec.data import Cases, Catalog, Interactions
-from llmrec.data.split import Split
+from llmrec.data.split import TRAIN, Split
 from llmrec.decode.beam import BeamSearch
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.ranker import ItemRanker
@@ -168,7 +169,7 @@ class Recommender:
             folder: for checkpoints and the log; training resumes from what is there. Default: a temporary one.
         """
         tasks = tasks or TasksConfig(max_history=self.max_history)
-        events = log.frame.with_columns(part=_train_part())
+        events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
         sequences = Split(events, {"kind": "train"}).sequences(self.catalog).train_sequences()
         data = TrainingData(self.catalog, sequences, validation)
         with tempfile.TemporaryDirectory() as temporary:
@@ -299,18 +300,10 @@ class Recommender:
 
 def base_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]:
     """What the tokenizer of a model made here is trained on: item texts and prompts."""
-    texts = catalog.texts(". ".join(f"{{{field}}}" for field in catalog.fields))
+    texts = catalog.texts(catalog.whole_text)
     # Requests come in lower case.
     return (
         texts
         + [text.lower() for text in texts]
         + [phrasing for template in templates.values() for phrasing in template.templates]
     )
-
-
-def _train_part() -> Any:
-    import polars as pl
-
-    from llmrec.data.split import TRAIN
-
-    return pl.lit(TRAIN, dtype=pl.UInt8)

@@ -201,7 +201,7 @@ class PersonalSearch(_Prompted):
 def item_texts(catalog: Catalog, renderer: Renderer, max_tokens: int) -> list[list[str]]:
     """Per item, the ways its text is told: the title, and all its fields together."""
     titles = renderer.clip(catalog.texts("{title}"), max_tokens)
-    everything = renderer.clip(catalog.texts("{" + "}. {".join(catalog.fields) + "}"), max_tokens)
+    everything = renderer.clip(catalog.texts(catalog.whole_text), max_tokens)
     return [list(dict.fromkeys(text for text in ways if text)) for ways in zip(titles, everything, strict=True)]
 
 
