@@ -52,20 +52,13 @@ class Split:
         Raises:
             UserError: for an item that the catalogue lacks.
         """
-        items = pl.DataFrame({"item_id": catalog.frame["item_id"]}).with_row_index("item")
-        rows = self.frame.select("item_id", "part").join(items, on="item_id", how="left", maintain_order="left")
-        if rows["item"].null_count():
-            unknown = rows.filter(pl.col("item").is_null())["item_id"]
-            raise UserError(
-                f"the log names {unknown.n_unique()} items that the catalogue lacks, such as {unknown[0]!r}; "
-                "prepare the data with --data.unknown_items drop"
-            )
+        items = item_rows(self.frame["item_id"], catalog.frame["item_id"])
         users = self.frame["user_id"].rle().struct.unnest()
         return Sequences(
             users=users["value"].to_list(),
             offsets=np.concatenate([[0], np.cumsum(users["len"].to_numpy())]).astype(np.int64),
-            items=rows["item"].to_numpy().astype(np.int32),
-            parts=rows["part"].to_numpy().astype(np.uint8),
+            items=items,
+            parts=self.frame["part"].to_numpy().astype(np.uint8),
         )
 
 
@@ -136,6 +129,23 @@ class Sequences:
     def train_counts(self, n_items: int) -> np.ndarray:
         """int64 [N], training events of each catalogue row; 0 marks a cold item."""
         return np.bincount(self.items[self.parts == TRAIN], minlength=n_items).astype(np.int64)
+
+
+def item_rows(events: pl.Series, item_ids: pl.Series) -> np.ndarray:
+    """int32 [E], the place of each of the log's `events` (item ids) among the distinct `item_ids`.
+
+    Raises:
+        UserError: for an item that is not among them.
+    """
+    items = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
+    rows = pl.DataFrame({"item_id": events}).join(items, on="item_id", how="left", maintain_order="left")
+    if rows["item"].null_count():
+        unknown = rows.filter(pl.col("item").is_null())["item_id"]
+        raise UserError(
+            f"the log names {unknown.n_unique()} items that the catalogue lacks, such as {unknown[0]!r}; "
+            "prepare the data with --data.unknown_items drop"
+        )
+    return rows["item"].to_numpy().astype(np.int32)
 
 
 def leave_one_out(log: Interactions) -> Split:

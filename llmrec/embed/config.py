@@ -1,12 +1,40 @@
 """The `embed` section of the configuration."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from llmrec.errors import UserError
 
 EncoderName = Literal["sentence-transformers", "minilm-offline", "tfidf-svd"]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass
+class AlignConfig:
+    """Alignment of the vectors with item pairs of the training log, before they are quantized."""
+
+    epochs: int = 0
+    """Passes over the item pairs; 0: no alignment."""
+    min_count: int = 2
+    """Times that two items stand close together in the users' training sequences to make a pair."""
+    neighbours: int = 10
+    """Pairs that an item proposes at most, its strongest."""
+    batch_size: int = 512
+    """Pairs per step; the other pairs of a step are the negatives."""
+    temperature: float = 0.1
+    """Temperature of the contrast; smaller values look at the hardest negatives only."""
+    learning_rate: float = 3e-3
+    """Step size of the optimizer."""
+    seed: int = 0
+    """Seed of the pairs' order."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("min_count", 1), ("neighbours", 1), ("batch_size", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--embed.align.{name} is {getattr(self, name)}; give {least} or more")
+        for name in ("temperature", "learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"--embed.align.{name} is {getattr(self, name)}; give more than 0")
 
 
 @dataclass
@@ -31,6 +59,8 @@ class EmbedConfig:
     """Scale every vector to length 1."""
     cache: str | None = None
     """Folder of vectors kept by content hash; unset: $LLMREC_CACHE or ~/.cache/llmrec/embeddings."""
+    align: AlignConfig = field(default_factory=AlignConfig)
+    """Alignment with behaviour."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "batch_size"):
@@ -38,3 +68,14 @@ class EmbedConfig:
                 raise UserError(f"--embed.{name} is {getattr(self, name)}; give 1 or more")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"--embed.max_tokens is {self.max_tokens}; give 1 or more, or leave it unset")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EmbedConfig":
+        """The config that `dataclasses.asdict` turned into `values`, or a part of one.
+
+        Raises:
+            UserError: values out of range.
+        """
+        values = dict(values)
+        align = AlignConfig(**values.pop("align", {}))
+        return cls(**values, align=align)

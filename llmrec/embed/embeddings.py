@@ -8,9 +8,13 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import load_file, save_file
 
+from llmrec.data.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
+from llmrec.data.interactions import Interactions
+from llmrec.embed.align import AlignedEncoder
 from llmrec.embed.config import EmbedConfig
-from llmrec.embed.encoder import Encoder, make_encoder
+from llmrec.embed.encoder import Encoder
+from llmrec.embed.methods import make_encoder
 from llmrec.errors import UserError
 
 
@@ -36,7 +40,7 @@ class Embeddings:
     @classmethod
     def load(cls, folder: Path) -> "Embeddings":
         """Read what `save` wrote."""
-        config = EmbedConfig(**json.loads((folder / "embed.json").read_text("utf-8")))
+        config = EmbedConfig.from_dict(json.loads((folder / "embed.json").read_text("utf-8")))
         return cls(
             pl.read_parquet(folder / "item_ids.parquet")["item_id"].to_list(),
             load_file(folder / "embeddings.safetensors")["embeddings"],
@@ -44,14 +48,25 @@ class Embeddings:
         )
 
 
-def embed(catalog: Catalog, config: EmbedConfig) -> Embeddings:
+def embed(catalog: Catalog, config: EmbedConfig, log: Interactions | None = None) -> Embeddings:
     """Embed every item of `catalog`, fitting the encoder on it where the encoder learns.
 
+    Args:
+        log: the training events, for alignment (`config.align`) to learn from; nothing else reads them.
+
     Raises:
-        UserError: an item has no text, or the encoder cannot be loaded or fitted.
+        UserError: an item has no text, or the encoder cannot be loaded or fitted; for alignment, there is no log, the
+            log names an item that the catalogue lacks, or it holds no pairs.
     """
     texts = item_texts(catalog, config)
     encoder = make_encoder(config).fit(texts)
+    if isinstance(encoder, AlignedEncoder):
+        if log is None:
+            raise UserError(
+                f"--embed.align.epochs is {config.align.epochs}, but there is no log of training events to align "
+                "with; give one, or set it to 0"
+            )
+        encoder.align(texts, Behaviour.from_log(log, catalog.ids))
     return Embeddings(catalog.ids, encoder.encode(texts), encoder)
 
 

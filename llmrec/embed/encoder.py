@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, assert_never
+from typing import Self
 
 import numpy as np
 
@@ -34,22 +34,3 @@ class Encoder(ABC):
     def load(self, folder: Path) -> Self:
         """Read back what `save` wrote."""
         return self
-
-
-def make_encoder(config: EmbedConfig) -> Encoder:
-    """The encoder that `config` names. Weights are loaded by its first `encode`."""
-    match config.encoder:
-        case "sentence-transformers":
-            from llmrec.embed.sentence import SentenceEncoder
-
-            return SentenceEncoder(config)
-        case "minilm-offline":
-            from llmrec.embed.sentence import OfflineMiniLM
-
-            return OfflineMiniLM(config)
-        case "tfidf-svd":
-            from llmrec.embed.tfidf import TfidfEncoder
-
-            return TfidfEncoder(config)
-        case _:
-            assert_never(config.encoder)

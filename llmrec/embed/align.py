@@ -1,0 +1,149 @@
+"""Alignment of item vectors with behaviour before they are quantized (QARM, arXiv 2411.11739; OneRec, 2506.13695).
+
+Items that users take together should share codes even where their texts differ. Both papers fine-tune the encoder on
+such pairs by contrast; here it stays frozen and a linear head on its vectors learns, which takes seconds on a CPU.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from llmrec.console import get_logger, track
+from llmrec.data.behaviour import Behaviour
+from llmrec.embed.config import AlignConfig
+from llmrec.embed.encoder import Encoder
+from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = get_logger(__name__)
+
+
+class AlignedEncoder(Encoder):
+    """Another encoder's vectors x, moved to x + x A; items, later items and queries alike."""
+
+    head: np.ndarray
+    """A, float32 [D, D]; without an offset, so that a vector of zeros stays one."""
+
+    def __init__(self, text_encoder: Encoder) -> None:
+        super().__init__(text_encoder.config)
+        self.text_encoder = text_encoder
+
+    def fit(self, texts: Sequence[str]) -> Self:
+        """Fit the encoder below; the head learns by `align`."""
+        self.text_encoder.fit(texts)
+        return self
+
+    def align(self, texts: Sequence[str], behaviour: Behaviour) -> Self:
+        """Learn the head from the behaviour that the training log shows about the items of `texts` [N].
+
+        Raises:
+            UserError: no two items stand together often enough.
+        """
+        self.head = learn_head(self.text_encoder.encode(texts), behaviour, self.config.align)
+        return self
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = self.text_encoder.encode(texts)
+        vectors = vectors + vectors @ self.head
+        if self.config.normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def save(self, folder: Path) -> None:
+        self.text_encoder.save(folder)
+        save_file({"head": self.head}, folder / "alignment.safetensors")
+
+    def load(self, folder: Path) -> Self:
+        self.text_encoder.load(folder)
+        self.head = load_file(folder / "alignment.safetensors")["head"]
+        return self
+
+
+def positive_pairs(behaviour: Behaviour, min_count: int, neighbours: int) -> np.ndarray:
+    """Pairs of items taken together at least `min_count` times, int64 [P, 2], each once, the lower row first.
+
+    An item proposes its `neighbours` strongest at most, in terms of count / sqrt(events of one * events of the other):
+    by the count alone, everybody's neighbours would be the bestsellers.
+    """
+    pairs = behaviour.pairs.tocoo()
+    often = pairs.data >= min_count
+    first, second, counts = pairs.row[often], pairs.col[often], pairs.data[often]
+    strength = counts / np.sqrt(behaviour.counts[first] * behaviour.counts[second])
+    order = np.lexsort((second, -strength, first))
+    first, second = first[order], second[order]
+    place = np.arange(len(first)) - np.searchsorted(first, first)
+    strongest = np.stack([first, second], axis=1)[place < neighbours].astype(np.int64)
+    return np.unique(np.sort(strongest, axis=1), axis=0)
+
+
+def learn_head(vectors: np.ndarray, behaviour: Behaviour, config: AlignConfig) -> np.ndarray:
+    """The head A (float32 [D, D]) under which the pairs of the items' `vectors` (float32 [N, D]) find each other.
+
+    It starts at 0, where the vectors stay as they are. Trains on the GPU if there is one.
+
+    Raises:
+        UserError: no pair is frequent enough.
+    """
+    import torch
+
+    from llmrec.device import resolve_device
+
+    pairs = positive_pairs(behaviour, config.min_count, config.neighbours)
+    if len(pairs) == 0:
+        raise UserError(
+            f"no two items stand together {config.min_count} times in the training log; "
+            "lower --embed.align.min_count, or switch alignment off with --embed.align.epochs 0"
+        )
+    device = resolve_device("auto")
+    x = torch.from_numpy(vectors).to(device)
+    head = torch.zeros(x.shape[1], x.shape[1], device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([head], lr=config.learning_rate)
+    rng = np.random.default_rng(config.seed)
+    for _ in track(range(config.epochs), "align"):
+        total = 0.0
+        for batch in np.split(rng.permutation(pairs), range(config.batch_size, len(pairs), config.batch_size)):
+            chosen = x[torch.from_numpy(batch.T).to(device)]
+            moved = chosen + chosen @ head
+            hidden = torch.from_numpy(_true_elsewhere(batch, behaviour)).to(device)
+            loss = pair_contrast(moved[0], moved[1], hidden, config.temperature)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+    log.info("align: loss %.4f on %d pairs after %d epochs", total / len(pairs), len(pairs), config.epochs)
+    return head.detach().cpu().numpy()
+
+
+def pair_contrast(one: "Tensor", other: "Tensor", hidden: "Tensor", temperature: float) -> "Tensor":
+    """Symmetric in-batch InfoNCE (scalar): row i of `one` finds row i of `other` by cosine, and the reverse.
+
+    Args:
+        one: floats [B, D].
+        other: floats [B, D].
+        hidden: bool [B, B], where row i of `one` with row j of `other` must not count as a negative.
+        temperature: positive; smaller ones sharpen.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    scores = F.normalize(one, dim=1) @ F.normalize(other, dim=1).T / temperature
+    scores = scores.masked_fill(hidden, float("-inf"))
+    answers = torch.arange(len(scores), device=scores.device)
+    return (F.cross_entropy(scores, answers) + F.cross_entropy(scores.T, answers)) / 2
+
+
+def _true_elsewhere(batch: np.ndarray, behaviour: Behaviour) -> np.ndarray:
+    """Bool [B, B]: whether the first item of pair i and the second of pair j (`batch` [B, 2]) are no negatives.
+
+    They are none if they are one item, or stand together in the log even once; so a pair's item that comes again in
+    another pair of the batch is never held against it. The pairs themselves, on the diagonal, stay in sight.
+    """
+    one, other = batch.T
+    hidden = (behaviour.pairs[one][:, other].toarray() > 0) | (one[:, None] == other)
+    np.fill_diagonal(hidden, False)
+    return np.asarray(hidden)
