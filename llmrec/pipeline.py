@@ -40,15 +40,15 @@ def data_stage(config: Config, run: RunDirectory) -> None:
 
 
 def embed_stage(config: Config, run: RunDirectory) -> None:
-    """Items -> embeddings.safetensors."""
+    """Items -> embeddings.safetensors, aligned with the training events if so configured."""
     from llmrec.embed import embed
 
-    run.build(
-        "embed",
-        asdict(config.embed),
-        lambda out: embed(_data(run).catalog, config.embed).save(out),
-        reads=["data"],
-    )
+    def make(out: Path) -> None:
+        prepared = _data(run)
+        log = prepared.split.train if config.embed.align.epochs else None
+        embed(prepared.catalog, config.embed, log).save(out)
+
+    run.build("embed", asdict(config.embed), make, reads=["data"])
 
 
 def tokenize_stage(config: Config, run: RunDirectory) -> None:
@@ -58,10 +58,16 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.quantize.tokenizer import ItemTokenizer
 
     def make(out: Path) -> None:
-        embeddings = Embeddings.load(run.path("embed"))
+        prepared, embeddings = _data(run), Embeddings.load(run.path("embed"))
         tokenizer = ItemTokenizer.from_config(config.tokenize, config.embed)
-        tokenizer.fit_embeddings(embeddings.item_ids, embeddings.vectors, embeddings.encoder).save(out)
-        save_picture(tokenizer.report(), out / "report.png")
+        tokenizer.fit_embeddings(
+            embeddings.item_ids,
+            embeddings.vectors,
+            embeddings.encoder,
+            log=prepared.split.train,
+            titles=prepared.catalog.frame["title"].to_list(),
+        ).save(out)
+        save_picture(tokenizer.report(), out / "report.png", embeddings.vectors, tokenizer.codes[:, 0])
 
     run.build("tokenize", asdict(config.tokenize), make, reads=["data", "embed"])
 

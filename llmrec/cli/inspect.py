@@ -1,6 +1,7 @@
 """`llmrec inspect`: what a run or a bundle holds, in words and numbers."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(content))
         return
+    report = content.pop("tokenize", None)
     _print(content)
+    if report:
+        _print_report(report)
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -58,7 +62,8 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 
 def describe_bundle(name: str) -> dict[str, Any]:
-    """The header, the catalogue's size and fields, some items with their codes, the files and their sizes."""
+    """The header, the catalogue's size and fields, some items with their codes, the files and their sizes, the
+    tokenizer's report."""
     from dataclasses import asdict
 
     from llmrec.serve import bundle
@@ -78,11 +83,24 @@ def describe_bundle(name: str) -> dict[str, Any]:
         "fields": [column for column in index.columns if column not in ("item_id", "codes")],
         "examples": examples,
         "files": files,
+        "tokenize": _json(folder / bundle.QUANTIZER / "report.json"),
     }
 
 
 def _json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _print_report(figures: dict[str, Any]) -> None:
+    """The tokenizer's report as its table and words."""
+    from llmrec.quantize.report import Report
+
+    if "level_sizes" not in figures:  # before schema 2 of the tokenizer
+        raise UserError("the item tokenizer in there was made by an older llmrec; run `llmrec tokenize` again")
+    report = Report(figures)
+    print(f"tokenize\n{textwrap.indent(str(report), '  ')}")
+    if words := report.words():
+        print(f"  what the first codes stand for\n{textwrap.indent(words, '    ')}")
 
 
 def _print(content: Any, indent: int = 0) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from llmrec import tables
 from llmrec.evaluate.metrics import INTERVAL_METRICS
 from llmrec.evaluate.protocol import Metrics
 
@@ -24,20 +25,12 @@ def write_report(metrics: Metrics, per_user: pl.DataFrame, directory: str | Path
 
 def table(metrics: Metrics, slice_name: str = "all") -> str:
     """Plain text for a terminal: one line per system that has the slice, numbers aligned."""
-    rows = _rows(metrics, slice_name)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join((name.ljust(widths[0]), *numbers)))
-    return "\n".join(lines)
+    return tables.plain(_rows(metrics, slice_name))
 
 
 def markdown_table(metrics: Metrics, slice_name: str = "all") -> str:
     """The same table in Markdown."""
-    header, *rows = _rows(metrics, slice_name)
-    rule = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+    return tables.markdown(_rows(metrics, slice_name))
 
 
 def protocol_line(metrics: Metrics) -> str:

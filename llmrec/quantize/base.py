@@ -4,7 +4,6 @@ A method subclasses `Quantizer`, fills in the five hooks at its end, and gets on
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -35,33 +34,48 @@ class Quantizer(ABC):
 
     @property
     def level_sizes(self) -> list[int]:
-        """Size of each level's codebook [L]; methods with uneven levels override this."""
-        return [self._config.codes] * self._config.levels
+        """Size of each level's codebook [L]."""
+        return self._config.level_sizes
 
-    def fit(self, x: np.ndarray) -> Self:
-        """Learn from the embeddings `x` (float32 [N, D]) and return self.
+    @property
+    def least_distinct(self) -> int:
+        """How many different rows `fit` needs; methods whose codes need no item each override this."""
+        return self.codes
+
+    def fit(self, x: np.ndarray, collaborative: np.ndarray | None = None) -> Self:
+        """Learn from the embeddings `x` and return self.
+
+        Args:
+            x: floats [N, D], perhaps memory-mapped; a seeded sample of `fit_rows` rows is learned from if N is larger.
+            collaborative: float32 [N, F], rows of zeros for items without training events; only for a method whose
+                loss asks for them.
 
         Raises:
-            UserError: `x` holds NaN or infinity, or fewer distinct rows than a level has codes.
+            UserError: `x` holds NaN or infinity, or fewer distinct rows than `least_distinct`.
         """
-        x = _matrix(x)
-        _require_distinct(x, self.codes)
-        self._fit(x)
+        rows = sample_rows(len(x), self._config.fit_rows, self._config.seed)
+        for start in range(0, len(x), BLOCK):
+            as_matrix(x[start : start + BLOCK], start)
+        sample = as_matrix(x if len(rows) == len(x) else x[rows])
+        _require_distinct(sample, self.least_distinct)
+        self._fit(sample, collaborative if collaborative is None else collaborative[rows])
         return self
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """Codes (int32 [N, L]) of the embeddings `x` (float32 [N, D]), seen in `fit` or not.
+        """Codes (int32 [N, L]) of the embeddings `x` (floats [N, D]), each row alone, seen in `fit` or not.
 
         Raises:
             UserError: `x` holds NaN or infinity, or D is not that of `fit`.
         """
-        x = _matrix(x)
-        if x.shape[1] != self.dims:
-            raise UserError(
-                f"the embeddings have {x.shape[1]} dimensions, this quantizer was fitted on {self.dims}; "
-                "embed with the encoder it was fitted with"
-            )
-        return _in_blocks(self._encode, x, np.empty((len(x), self.levels), np.int32))
+        self._require_dims(x)
+        codes = np.empty((len(x), self.levels), np.int32)
+        for start in range(0, len(x), BLOCK):
+            codes[start : start + BLOCK] = self._encode(as_matrix(x[start : start + BLOCK], start))
+        return codes
+
+    def assign(self, x: np.ndarray) -> np.ndarray:
+        """Codes (int32 [N, L]) of a whole catalogue `x` (floats [N, D]); a balanced method sees all rows at once."""
+        return self.encode(x)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Reconstructions (float32 [N, D]) of `codes` (integers [N, L]).
@@ -74,7 +88,40 @@ class Quantizer(ABC):
             raise ValueError(f"codes have shape {codes.shape}, expected [N, {self.levels}]")
         if ((codes < 0) | (codes >= self.level_sizes)).any():
             raise ValueError(f"a code lies outside its level's range; the level sizes are {self.level_sizes}")
-        return _in_blocks(self._decode, codes, np.empty((len(codes), self.dims), np.float32))
+        x = np.empty((len(codes), self.dims), np.float32)
+        for start in range(0, len(codes), BLOCK):
+            x[start : start + BLOCK] = self._decode(codes[start : start + BLOCK])
+        return x
+
+    def decode_first(self, codes: np.ndarray) -> np.ndarray | None:
+        """Reconstructions (float32 [B, D]) by the first levels alone of the block `codes` (integers [B, m], m <= L).
+
+        None for a method whose codes mean nothing without the rest.
+        """
+        return None
+
+    def last_level_costs(self, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Squared error (float32 [N, C]) that each code of the last level would give `x` [N, D] after `codes` [N, L-1].
+
+        Here, of the reconstruction; a method that quantizes in a space of its own measures there.
+        """
+        size = self.level_sizes[-1]
+        costs = np.empty((len(x), size), np.float32)
+        step = max(1, BLOCK // size)
+        for start in range(0, len(x), step):
+            block, prefix = x[start : start + step], codes[start : start + step]
+            every = np.column_stack([np.repeat(prefix, size, axis=0), np.tile(np.arange(size), len(prefix))])
+            errors = ((np.repeat(block, size, axis=0) - self._decode(every)) ** 2).sum(axis=1)
+            costs[start : start + step] = errors.reshape(len(block), size)
+        return costs
+
+    def _require_dims(self, x: np.ndarray) -> None:
+        """Fail unless `x` [N, D] has the D of `fit`."""
+        if x.shape[1] != self.dims:
+            raise UserError(
+                f"the embeddings have {x.shape[1]} dimensions, this quantizer was fitted on {self.dims}; "
+                "embed with the encoder it was fitted with"
+            )
 
     def config(self) -> dict[str, Any]:
         """What `from_state` needs beside the tensors, ready for JSON."""
@@ -97,8 +144,8 @@ class Quantizer(ABC):
         """All that was learned, as named arrays."""
 
     @abstractmethod
-    def _fit(self, x: np.ndarray) -> None:
-        """Learn from `x`, float32 [N, D], finite, with at least C distinct rows."""
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+        """Learn from `x`, float32 [N, D], finite, with at least `least_distinct` distinct rows."""
 
     @abstractmethod
     def _encode(self, x: np.ndarray) -> np.ndarray:
@@ -113,19 +160,24 @@ class Quantizer(ABC):
         """Take over what `tensors()` gave."""
 
 
-def _in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, out: np.ndarray) -> np.ndarray:
-    for start in range(0, len(rows), BLOCK):
-        out[start : start + BLOCK] = function(rows[start : start + BLOCK])
-    return out
+def sample_rows(n: int, most: int, seed: int) -> np.ndarray:
+    """All rows 0..n-1 in order, or a sorted seeded sample of `most` of them."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
 
 
-def _matrix(x: np.ndarray) -> np.ndarray:
+def as_matrix(x: np.ndarray, first_row: int = 0) -> np.ndarray:
+    """Finite contiguous float32 [B, D] of rows from `first_row` on; a torch tensor of any float type will do."""
+    if hasattr(x, "detach"):  # numpy knows no bfloat16
+        x = x.detach().float().cpu().numpy()
     x = np.ascontiguousarray(x, dtype=np.float32)
     if x.ndim != 2:
         raise ValueError(f"embeddings have shape {x.shape}, expected [N, D]")
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
-        raise UserError(f"row {int(finite.argmin())} of the embeddings holds NaN or infinity; embed it again")
+        row = first_row + int(finite.argmin())
+        raise UserError(f"row {row} of the embeddings holds NaN or infinity; embed it again")
     return x
 
 

@@ -9,12 +9,32 @@ from llmrec.quantize.config import Method
 def quantizer_class(method: Method) -> type[Quantizer]:
     """The quantizer of that name; its module, and torch with it, is imported only now."""
     match method:
-        case "rq-kmeans":
-            from llmrec.quantize.rq_kmeans import RQKMeans
+        case "random":
+            from llmrec.quantize.classical.random_codes import RandomCodes
+
+            return RandomCodes
+        case "kmeans" | "rq-kmeans":
+            from llmrec.quantize.classical.rq_kmeans import RQKMeans
 
             return RQKMeans
+        case "pq":
+            from llmrec.quantize.classical.product import ProductQuantizer
+
+            return ProductQuantizer
+        case "opq":
+            from llmrec.quantize.classical.product import OptimizedProductQuantizer
+
+            return OptimizedProductQuantizer
+        case "aq":
+            from llmrec.quantize.classical.additive import AdditiveQuantizer
+
+            return AdditiveQuantizer
+        case "hierarchical-kmeans":
+            from llmrec.quantize.classical.hierarchical import HierarchicalKMeans
+
+            return HierarchicalKMeans
         case "rq-vae":
-            from llmrec.quantize.rq_vae import RQVAE
+            from llmrec.quantize.neural.rq_vae import RQVAE
 
             return RQVAE
         case _:

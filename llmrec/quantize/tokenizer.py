@@ -11,16 +11,18 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import load_file, save_file
 
+from llmrec.data.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
+from llmrec.data.interactions import Interactions
 from llmrec.embed import EmbedConfig, Encoder, embed, make_encoder
 from llmrec.errors import UserError
-from llmrec.quantize.base import Quantizer
-from llmrec.quantize.collisions import dedup
+from llmrec.quantize.base import BLOCK, Quantizer
+from llmrec.quantize.collisions import settle
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.methods import quantizer_class
-from llmrec.quantize.report import Report, code_figures, distortion, neighbour_jaccard
+from llmrec.quantize.report import Report, measure
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class ItemTokenizer:
@@ -46,15 +48,29 @@ class ItemTokenizer:
         self,
         method: Method = "rq-kmeans",
         levels: int = 3,
-        codes: int = 256,
+        codes: int | list[int] = 256,
         collisions: Collisions = "dedup",
         seed: int = 0,
-        iterations: int = 50,
+        iterations: int = 25,
+        fit_rows: int = 131_072,
+        beams: int | None = None,
+        balanced: bool = False,
         rq_vae: RQVAEConfig | None = None,
         embed: EmbedConfig | None = None,
     ) -> None:
         """The fields are those of `TokenizeConfig`; `embed` says how `fit` turns items into vectors."""
-        self.config = TokenizeConfig(method, levels, codes, collisions, seed, iterations, rq_vae or RQVAEConfig())
+        self.config = TokenizeConfig(
+            method=method,
+            levels=levels,
+            codes=codes,
+            collisions=collisions,
+            seed=seed,
+            iterations=iterations,
+            fit_rows=fit_rows,
+            beams=beams,
+            balanced=balanced,
+            rq_vae=rq_vae or RQVAEConfig(),
+        )
         self.embed_config = embed or EmbedConfig()
 
     @classmethod
@@ -62,56 +78,77 @@ class ItemTokenizer:
         """The tokenizer of a configuration's `tokenize` and `embed` sections."""
         return cls(**vars(config), embed=embed)
 
-    def fit(self, catalog: Catalog) -> Self:
-        """Embed the catalogue's items and learn their semantic IDs.
+    def fit(self, catalog: Catalog, log: Interactions | None = None) -> Self:
+        """Embed the catalogue's items and learn their semantic IDs; `log` as in `fit_embeddings`.
 
         Raises:
             UserError: an item without text, an encoder that cannot be loaded, or as `fit_embeddings`.
         """
-        embeddings = embed(catalog, self.embed_config)
+        embeddings = embed(catalog, self.embed_config, log)
         self.catalog = catalog
-        return self.fit_embeddings(embeddings.item_ids, embeddings.vectors, embeddings.encoder)
+        return self.fit_embeddings(
+            embeddings.item_ids, embeddings.vectors, embeddings.encoder, log, catalog.frame["title"].to_list()
+        )
 
-    def fit_embeddings(self, item_ids: Sequence[str], embeddings: np.ndarray, encoder: Encoder | None = None) -> Self:
-        """Learn the semantic IDs of items with the given embeddings (float32 [N, D]), made by `encoder`.
+    def fit_embeddings(
+        self,
+        item_ids: Sequence[str],
+        embeddings: np.ndarray,
+        encoder: Encoder | None = None,
+        log: Interactions | None = None,
+        titles: Sequence[str] | None = None,
+    ) -> Self:
+        """Learn the semantic IDs of items with the given embeddings.
+
+        Args:
+            item_ids: N ids.
+            embeddings: floats [N, D], perhaps memory-mapped; read in blocks, never copied whole.
+            encoder: what made the embeddings.
+            log: the training events, where the configuration makes use of them; the report does if it can.
+            titles: N titles, by which the report puts the first-level codes into words.
 
         Raises:
-            UserError: NaN or infinite values, or fewer distinct embeddings than codes.
+            UserError: NaN or infinite values, fewer distinct embeddings than codes, a configuration that needs a log
+                when there is none, an item of the log that is not among `item_ids`, or more items than tuples of codes
+                for collisions `nearest-free`.
             ValueError: `embeddings` has not one row per item.
         """
         if len(item_ids) != len(embeddings):
             raise ValueError(f"{len(item_ids)} item ids, but {len(embeddings)} embeddings")
+        if log is None and self.config.needs_log:
+            raise UserError(_needs_log(self.config))
         _require_finite(item_ids, embeddings)
         self.item_ids, self.encoder = list(item_ids), encoder
         if encoder is not None:
             self.embed_config = encoder.config
+        behaviour = Behaviour.from_log(log, self.item_ids) if log is not None else None
+        collaborative = self._collaborative(behaviour)
         start = time.perf_counter()
-        self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings)
-        fitted = time.perf_counter()
-        codes = self.quantizer.encode(embeddings)
-        encoded = time.perf_counter()
-        self._assign(codes)
-        reconstruction = self.quantizer.decode(codes)
+        self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings, collaborative)
+        fit_seconds = time.perf_counter() - start
+        codes = self.quantizer.assign(embeddings)
+        counts = behaviour.counts if behaviour is not None else None
+        self.codes, self.level_sizes = settle(
+            self.config.collisions, codes, self.quantizer.level_sizes, self.quantizer, embeddings, counts
+        )
+        figures = measure(
+            embeddings, codes, self.codes, self.quantizer, self.config.seed, behaviour, self.item_ids, titles
+        )
         self._report = Report(
             method=self.config.method,
-            levels=self.quantizer.levels,
-            codes=self.quantizer.codes,
-            items=len(codes),
-            **code_figures(codes, self.quantizer.level_sizes),
-            unique_after=len(np.unique(self.codes, axis=0)) == len(codes),
-            distortion=distortion(embeddings, reconstruction),
-            **{"neighbour_jaccard@20": neighbour_jaccard(embeddings, reconstruction, self.config.seed)},
-            fit_seconds=fitted - start,
-            encode_items_per_second=len(codes) / (encoded - fitted),
+            **figures,
+            fit_seconds=fit_seconds,
+            encode_items_per_second=_encoding_speed(self.quantizer, embeddings[:BLOCK]),
         )
         return self
 
-    def _assign(self, codes: np.ndarray) -> None:
-        """Take `codes` [N, L] for the items, settling collisions as configured."""
-        self.codes, self.level_sizes = codes, self.quantizer.level_sizes
-        if self.config.collisions == "dedup":
-            self.codes, size = dedup(codes)
-            self.level_sizes = [*self.level_sizes, size]
+    def _collaborative(self, behaviour: Behaviour | None) -> np.ndarray | None:
+        """Collaborative vectors [N, d] for a quantizer whose loss asks for them."""
+        if behaviour is None or not self.config.needs_collaborative:
+            return None
+        from llmrec.embed.collaborative import collaborative_vectors
+
+        return collaborative_vectors(behaviour, dim=self.config.rq_vae.latent, seed=self.config.seed)
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
         """Codes (int32 [n, L]) of any embeddings (float32 [n, D]), before disambiguation.
@@ -133,7 +170,7 @@ class ItemTokenizer:
         save_file(tensors, folder / "quantizer.safetensors")
         _write_json(folder / "quantizer.json", self._header())
         ids = pl.Series("item_id", self.item_ids, pl.String)
-        codes = pl.Series("codes", self.codes.tolist(), pl.List(pl.Int32))
+        codes = pl.Series("codes", self.codes).arr.to_list()
         pl.DataFrame([ids, codes]).write_parquet(folder / "item_codes.parquet")
         _write_json(folder / "report.json", self._report)
         if self.encoder is not None:
@@ -162,7 +199,7 @@ class ItemTokenizer:
         header = json.loads(path.read_text("utf-8"))
         if header["schema"] != SCHEMA:
             raise UserError(f"{path}: schema {header['schema']}, this llmrec reads {SCHEMA}; tokenize again")
-        embed_config = EmbedConfig(**header["embed"]) if header["embed"] else None
+        embed_config = EmbedConfig.from_dict(header["embed"]) if header["embed"] else None
         tokenizer = cls.from_config(TokenizeConfig.from_dict(header["config"]), embed_config)
         tokenizer.encoder = make_encoder(embed_config).load(folder) if embed_config else None
         tensors = load_file(folder / "quantizer.safetensors")
@@ -170,18 +207,36 @@ class ItemTokenizer:
         tokenizer.level_sizes = header["level_sizes"]
         frame = pl.read_parquet(folder / "item_codes.parquet")
         tokenizer.item_ids = frame["item_id"].to_list()
-        tokenizer.codes = np.array(frame["codes"].to_list(), np.int32)
+        tokenizer.codes = frame["codes"].list.to_array(len(tokenizer.level_sizes)).to_numpy()
         tokenizer._report = Report(json.loads((folder / "report.json").read_text("utf-8")))
         return tokenizer
 
 
+def _needs_log(config: TokenizeConfig) -> str:
+    if config.collisions == "dedup-popularity":
+        return "--tokenize.collisions dedup-popularity ranks items by the training log; pass log=, or choose dedup"
+    return (
+        f"--tokenize.rq_vae.loss.collaborative is {config.rq_vae.loss.collaborative}, which learns from the training "
+        "log; pass log=, or set it to 0"
+    )
+
+
 def _require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
-    finite = np.isfinite(embeddings).all(axis=1)
+    finite = np.empty(len(embeddings), bool)
+    for start in range(0, len(embeddings), BLOCK):
+        finite[start : start + BLOCK] = np.isfinite(embeddings[start : start + BLOCK]).all(axis=1)
     if not finite.all():
         raise UserError(
             f"the embedding of item {item_ids[int(finite.argmin())]!r} holds NaN or infinity "
             f"({int((~finite).sum())} such items); embed it again or drop it"
         )
+
+
+def _encoding_speed(quantizer: Quantizer, block: np.ndarray) -> float:
+    """Items per second of an encode that is not the first, which would pay for warming up."""
+    start = time.perf_counter()
+    quantizer.encode(block)
+    return len(block) / (time.perf_counter() - start)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

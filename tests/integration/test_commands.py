@@ -112,7 +112,11 @@ def test_inspect_run(tiny_run: Path, items: pl.DataFrame, capsys: pytest.Capture
     assert content["decode"] == metrics["decode"]
     words = inspected(capsys, "--run", str(tiny_run))
     assert f"items: {len(items)}" in words
-    assert "rq-kmeans" in words
+    assert f"rq-kmeans: {len(items)} items, 3 levels x 32 codes" in words
+    described = content["tokenize"]["words"]
+    assert f"code {described[0]['code']}: {described[0]['items']} items; " in words
+    assert described[0]["typical"][0]["title"] in words
+    assert content["tokenize"]["emb_hr@20"]["raw"] > 0
 
 
 def test_inspect_bundle(tiny_run: Path, items: pl.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +124,7 @@ def test_inspect_bundle(tiny_run: Path, items: pl.DataFrame, capsys: pytest.Capt
     content = json.loads(inspected(capsys, "--model", str(folder), "--json"))
     assert content["bundle"] == json.loads((folder / "llmrec.json").read_text())
     assert content["items"] == len(items)
+    assert content["tokenize"]["method"] == "rq-kmeans"
     assert content["fields"] == items.columns[1:]
     assert set(content["files"]) == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert items["title"][0] in inspected(capsys, "--model", str(folder))

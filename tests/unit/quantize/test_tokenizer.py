@@ -4,10 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llmrec.data import Catalog
+from llmrec.data import Catalog, Interactions
 from llmrec.embed import EmbedConfig
 from llmrec.errors import UserError
-from llmrec.quantize import ItemTokenizer, RQVAEConfig, TokenizeConfig
+from llmrec.quantize import ItemTokenizer, LossConfig, RQVAEConfig, TokenizeConfig
+from llmrec.quantize.classical.rq_kmeans import RQKMeans
 
 IDS = [f"B{row:03d}" for row in range(90)]
 X = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32).repeat(3, axis=0)
@@ -15,6 +16,8 @@ TFIDF = EmbedConfig("tfidf-svd", dim=6)
 REPORT = {
     *("method", "levels", "codes", "items", "usage", "perplexity", "collision_rate", "max_collision"),
     *("unique_after", "distortion", "neighbour_jaccard@20", "fit_seconds", "encode_items_per_second"),
+    *("gini", "entropy", "prefix_cohesion", "rbo@20", "emb_hr@20", "distortion_by_level", "collision_rate_after"),
+    *("level_sizes", "words"),
 }
 
 
@@ -93,11 +96,81 @@ def test_saved_files_are_what_the_design_says(tmp_path):
     assert frame["codes"].to_list() == tokenizer.codes.tolist()
     header = json.loads((tmp_path / "quantizer.json").read_text())
     assert (header["schema"], header["method"], header["level_sizes"]) == (
-        1,
+        2,
         "rq-kmeans",
         tokenizer.level_sizes,
     )
     assert json.loads((tmp_path / "report.json").read_text()).keys() >= REPORT
+
+
+def events() -> Interactions:
+    """Two users; the last item of X's first three is the most popular."""
+    rows = [("u", "B002"), ("u", "B050"), ("u", "B002"), ("v", "B002"), ("v", "B001")]
+    return Interactions.from_frame(pl.DataFrame(rows, ["user_id", "item_id"], orient="row"))
+
+
+def test_levels_of_different_sizes(tmp_path):
+    tokenizer = ItemTokenizer(levels=2, codes=[8, 4]).fit_embeddings(IDS, X)
+    assert tokenizer.level_sizes[:2] == tokenizer.report()["level_sizes"] == [8, 4]
+    assert (tokenizer.codes < tokenizer.level_sizes).all()
+    tokenizer.save(tmp_path)
+    again = ItemTokenizer.load(tmp_path)
+    assert again.config == tokenizer.config
+    np.testing.assert_array_equal(again.encode(X), tokenizer.encode(X))
+
+
+def test_the_log_ranks_items_and_enters_the_report():
+    tokenizer = ItemTokenizer(levels=2, codes=8, collisions="dedup-popularity").fit_embeddings(IDS, X, log=events())
+    same = (tokenizer.codes[:, :2] == tokenizer.codes[0, :2]).all(axis=1)
+    assert tokenizer.codes[:3, -1].tolist() == [2, 1, 0]
+    assert same[:3].all()
+    assert tokenizer.report()["emb_hr@20"].keys() == {"raw", "reconstruction"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"collisions": "dedup-popularity"}, r"--tokenize\.collisions dedup-popularity .* training log"),
+        (
+            {"method": "rq-vae", "rq_vae": RQVAEConfig(loss=LossConfig(collaborative=0.5))},
+            r"loss\.collaborative is 0\.5",
+        ),
+    ],
+)
+def test_what_needs_a_log_says_so(settings, message):
+    with pytest.raises(UserError, match=message):
+        ItemTokenizer(levels=2, codes=8, **settings).fit_embeddings(IDS, X)
+
+
+def test_collaborative_vectors_reach_the_quantizer(monkeypatch):
+    given = {}
+    fit = RQKMeans.fit
+
+    def spy(self, x, collaborative=None):
+        given["vectors"] = collaborative
+        return fit(self, x)
+
+    monkeypatch.setattr(TokenizeConfig, "needs_collaborative", True)
+    monkeypatch.setattr(RQKMeans, "fit", spy)
+    ItemTokenizer(levels=2, codes=8, rq_vae=RQVAEConfig(latent=4)).fit_embeddings(IDS, X, log=events())
+    assert given["vectors"].shape == (90, 4)
+    assert given["vectors"][2].any()
+    assert not given["vectors"][3].any()
+
+
+def test_a_memory_mapped_array_gives_the_same(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    one, other = (ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, x) for x in (X, mapped))
+    np.testing.assert_array_equal(one.codes, other.codes)
+    assert one.report()["distortion"] == other.report()["distortion"]
+
+
+def test_a_catalogue_has_words():
+    catalog = shop()
+    words = ItemTokenizer(levels=2, codes=4, embed=TFIDF).fit(catalog).report()["words"]
+    assert len(words) == 4
+    assert {item["title"] for entry in words for item in entry["typical"]} <= set(catalog.frame["title"])
 
 
 def test_from_a_catalogue_with_its_encoder(tmp_path):
@@ -139,7 +212,7 @@ def test_not_a_tokenizer_or_another_version(tmp_path):
     with pytest.raises(UserError, match=r"no quantizer\.json"):
         ItemTokenizer.load(tmp_path)
     (tmp_path / "quantizer.json").write_text('{"schema": 99}')
-    with pytest.raises(UserError, match="schema 99, this llmrec reads 1"):
+    with pytest.raises(UserError, match="schema 99, this llmrec reads 2"):
         ItemTokenizer.load(tmp_path)
 
 

@@ -1,0 +1,94 @@
+"""Product quantization: the dimensions are cut into L blocks, and each block has a k-means of its own.
+
+PQ is Jegou, Douze and Schmid's (TPAMI 2011); OPQ (Ge, He, Ke and Sun, CVPR 2013) learns a rotation first, by turns
+with the codebooks. Levels carry equally much and follow no order: a level more is not a finer item, but other blocks.
+"""
+
+import numpy as np
+
+from llmrec.console import track
+from llmrec.errors import UserError
+from llmrec.quantize.base import Quantizer
+from llmrec.quantize.classical.kmeans import cluster_means, kmeans, nearest
+
+
+class ProductQuantizer(Quantizer):
+    """x is approximated block by block: the concatenation of one centroid per level."""
+
+    codebooks: list[np.ndarray]
+    """Centroids of each block, float32 [C_l, D / L]."""
+
+    @property
+    def dims(self) -> int:
+        return sum(codebook.shape[1] for codebook in self.codebooks)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {f"codebook.{level}": codebook for level, codebook in enumerate(self.codebooks)}
+
+    def _restore(self, tensors: dict[str, np.ndarray]) -> None:
+        self.codebooks = [tensors[f"codebook.{level}"] for level in range(self.levels)]
+
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+        config = self._config
+        if x.shape[1] % config.levels:
+            raise UserError(
+                f"--tokenize.levels is {config.levels}, but method {config.method} cuts the {x.shape[1]} dimensions of "
+                "the embeddings into equal blocks, one per level; choose a divisor of the dimensions"
+            )
+        self.codebooks = [
+            kmeans(block, self.level_sizes[level], config.iterations, config.seed + level)
+            for level, block in enumerate(track(self._blocks(x), config.method))
+        ]
+
+    def _blocks(self, x: np.ndarray) -> list[np.ndarray]:
+        """The L blocks [N, D / L] of `x` [N, D]."""
+        return [np.ascontiguousarray(block) for block in np.split(x, self.levels, axis=1)]
+
+    def _encode(self, x: np.ndarray) -> np.ndarray:
+        labels = [nearest(block, codebook) for block, codebook in zip(self._blocks(x), self.codebooks, strict=True)]
+        return np.column_stack(labels)
+
+    def _decode(self, codes: np.ndarray) -> np.ndarray:
+        return np.hstack([codebook[codes[:, level]] for level, codebook in enumerate(self.codebooks)])
+
+
+class OptimizedProductQuantizer(ProductQuantizer):
+    """Product quantization of (x - mean) @ R; an offset left in would tilt R and cost digits."""
+
+    mean: np.ndarray
+    """Of the fitted rows, float32 [D]."""
+    rotation: np.ndarray
+    """R, float32 [D, D], orthogonal."""
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {**super().tensors(), "mean": self.mean, "rotation": self.rotation}
+
+    def _restore(self, tensors: dict[str, np.ndarray]) -> None:
+        super()._restore(tensors)
+        self.mean, self.rotation = tensors["mean"], tensors["rotation"]
+
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+        """Start at PQ with R = I; no step raises the error, so that it ends at most at PQ's."""
+        self.mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.rotation = np.eye(x.shape[1], dtype=np.float32)
+        centred = x - self.mean
+        super()._fit(centred, collaborative)
+        for _ in track(range(self._config.iterations), self._config.method):
+            self.improve(centred)
+
+    def improve(self, centred: np.ndarray) -> None:
+        """One round on x - mean (float32 [N, D]): nearest codes, then the best R for them, then the best codebooks.
+
+        R solves the orthogonal Procrustes problem of what the codes stand for.
+        """
+        codes = super()._encode(centred @ self.rotation)
+        u, _, vt = np.linalg.svd(centred.T.astype(np.float64) @ super()._decode(codes))
+        self.rotation = (u @ vt).astype(np.float32)
+        for level, block in enumerate(self._blocks(centred @ self.rotation)):
+            self.codebooks[level] = cluster_means(block, codes[:, level], self.codebooks[level])
+
+    def _encode(self, x: np.ndarray) -> np.ndarray:
+        return super()._encode((x - self.mean) @ self.rotation)
+
+    def _decode(self, codes: np.ndarray) -> np.ndarray:
+        return super()._decode(codes) @ self.rotation.T + self.mean

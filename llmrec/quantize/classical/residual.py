@@ -1,0 +1,109 @@
+"""Encoding a vector as a sum of codes, one per level, greedily or with beams.
+
+For residual k-means, and for additive quantization (Babenko and Lempitsky, CVPR 2014), whose beam search this is.
+No residual is ever formed: with p the sum of the codes chosen so far,
+-|x - p - c|^2 / 2 = -|x - p|^2 / 2 + x.c - p.c - |c|^2 / 2, so one product of x with all codebooks and a table of
+the products between codebooks give the score of every choice.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmrec.device import resolve_device
+
+ROWS = 4096
+"""Rows encoded at a time."""
+CANDIDATES = 1 << 23
+"""Scores that a step of the beam search may hold; bounds its memory for many beams."""
+
+
+class SumEncoder:
+    """The tables that encoding needs, made once for L codebooks (float32 [C_l, D] each)."""
+
+    def __init__(self, codebooks: Sequence[np.ndarray], device: str = "auto") -> None:
+        self.device = resolve_device(device)
+        # Codes enter less the mean of their level, which goes into the bias, so that a common offset costs no digits.
+        means = [codebook.mean(axis=0, dtype=np.float64) for codebook in codebooks]
+        centred = [codebook - mean for codebook, mean in zip(codebooks, means, strict=True)]
+        offsets = np.cumsum(means, axis=0)
+        bias = np.concatenate(
+            [-code @ offset - 0.5 * (code**2).sum(axis=1) for code, offset in zip(centred, offsets, strict=True)]
+        )
+        # Of equal codes the first is the only one ever chosen: what rounding makes of a tie depends on the block.
+        bias[np.concatenate([_repeats(codebook) for codebook in codebooks])] = -np.inf
+        self._sizes = [len(codebook) for codebook in codebooks]
+        self._codes = self._tensor(np.concatenate(centred).T)
+        self._bias = self._tensor(bias)
+        codes, ends = np.concatenate(codebooks), np.cumsum(self._sizes)
+        self._products = [self._tensor(code @ codes[end:].T) for code, end in zip(centred, ends, strict=True)]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
+
+    @torch.inference_mode()
+    def encode(self, x: np.ndarray, beams: int = 1) -> np.ndarray:
+        """Codes (int32 [N, L]) of `x` (float32 [N, D]): greedy with one beam, else the best of a beam search."""
+        codes = np.empty((len(x), len(self._sizes)), np.int32)
+        step = min(ROWS, max(1, CANDIDATES // (beams * max(self._sizes))))
+        for start in range(0, len(x), step):
+            block = torch.from_numpy(np.require(x[start : start + step], np.float32, ["C", "W"])).to(self.device)
+            scores = torch.addmm(self._bias, block, self._codes)
+            chosen = self._greedy(scores) if beams == 1 else self._search(scores, beams)
+            codes[start : start + step] = chosen.cpu().numpy()
+        return codes
+
+    def _greedy(self, scores: Tensor) -> Tensor:
+        """Codes [B, L], each the best given those before, from `scores` [B, sum of C_l], which it overwrites."""
+        chosen = []
+        for size, products in zip(self._sizes, self._products, strict=True):
+            chosen.append(scores[:, :size].argmax(1))
+            scores = scores[:, size:].sub_(products[chosen[-1]])
+        return torch.stack(chosen, 1)
+
+    def _search(self, scores: Tensor, beams: int) -> Tensor:
+        """Codes [B, L] of the best of `beams` partial sums kept at each level, from `scores` [B, sum of C_l]."""
+        rows = torch.arange(len(scores), device=self.device)[:, None]
+        scores = scores[:, None]  # [B, K, codes of the levels to come], given each beam's codes so far
+        total = scores.new_zeros(len(scores), 1)  # [B, K]
+        chosen = torch.empty(len(scores), 1, 0, dtype=torch.int64, device=self.device)
+        for size, products in zip(self._sizes, self._products, strict=True):
+            candidates = (total[:, :, None] + scores[:, :, :size]).flatten(1)
+            total, best = candidates.topk(min(beams, candidates.shape[1]))
+            beam, code = best // size, best % size
+            chosen = torch.cat([chosen[rows, beam], code[:, :, None]], 2)
+            scores = scores[:, :, size:][rows, beam] - products[code]
+        return chosen[:, 0]
+
+
+def encode_sum(x: np.ndarray, codebooks: Sequence[np.ndarray], beams: int, device: str = "auto") -> np.ndarray:
+    """Codes (int32 [N, L]) of `x` (float32 [N, D]) as a sum of one code of each codebook (float32 [C_l, D])."""
+    return SumEncoder(codebooks, device).encode(x, beams)
+
+
+def decode_sum(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum (float32 [N, D]) of the codes [N, L] of the codebooks (float32 [C_l, D])."""
+    total = codebooks[0][codes[:, 0]]
+    for level in range(1, codes.shape[1]):
+        total += codebooks[level][codes[:, level]]
+    return total
+
+
+def costs_of_last(x: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
+    """Squared error (float32 [N, C_L]) of `x` [N, D] as the sum of `codes` [N, L-1] and each code of the last level."""
+    rest = x - decode_sum(codes, codebooks) if codes.shape[1] else np.asarray(x, np.float32)
+    last = codebooks[-1]
+    costs = (rest**2).sum(axis=1)[:, None] - 2 * rest @ last.T + (last**2).sum(axis=1)
+    return np.maximum(costs, 0)
+
+
+def _repeats(codebook: np.ndarray) -> np.ndarray:
+    """Whether each code [C] equals one before it."""
+    seen: set[bytes] = set()
+    repeats = np.zeros(len(codebook), bool)
+    for row, code in enumerate(codebook + 0.0):  # -0.0 becomes 0.0
+        repeats[row] = code.tobytes() in seen
+        seen.add(code.tobytes())
+    return repeats

@@ -1,0 +1,1 @@
+"""Terms of a neural quantizer's loss, beside its reconstruction and quantization errors."""

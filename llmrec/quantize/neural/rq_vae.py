@@ -1,0 +1,193 @@
+"""RQ-VAE: an autoencoder whose latent vector is residual-quantized (TIGER, arXiv 2305.05065).
+
+By default the input is standardised per dimension and unused codes are reset: without both, unit-norm text
+embeddings tend to collapse onto a few codes.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmrec.console import get_logger, track
+from llmrec.device import resolve_device, resolve_dtype
+from llmrec.errors import UserError
+from llmrec.quantize.base import BLOCK, Quantizer
+from llmrec.quantize.config import RQVAEConfig
+from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
+from llmrec.quantize.neural.codebooks import squared_distances
+from llmrec.quantize.neural.loss import Loss
+from llmrec.quantize.neural.placement import place_codes
+from llmrec.quantize.neural.reset import fill_unused, reset_unused
+
+log = get_logger(__name__)
+
+INIT_POINTS_PER_CODE = 32
+"""Items per code in the first batch, on which the codes are placed; and from which they are reset."""
+
+PLACED_ON_ITEMS = ("kmeans++", "constrained-kmeans")
+"""Initialisations that need an item per code."""
+
+COLLAPSED = 1e-3
+"""Share of the latents' first variance below which training has drawn them together."""
+
+
+class RQVAE(Quantizer):
+    """Codes of the encoder's output; reconstruction by the decoder. Trains on the GPU if there is one."""
+
+    model: ResidualAutoencoder
+
+    @property
+    def dims(self) -> int:
+        return len(self.model.mean)
+
+    @property
+    def least_distinct(self) -> int:
+        settings = self._config.rq_vae
+        return self.codes if settings.init in PLACED_ON_ITEMS or settings.reset_every else 2
+
+    def decode_first(self, codes: np.ndarray) -> np.ndarray:
+        return self._decode(codes)
+
+    def last_level_costs(self, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Squared distance (float32 [N, C]) of the latents of `x` [N, D] less `codes` [N, L-1] to the last codes.
+
+        In the latent space, as LC-Rec measures it.
+        """
+        costs = np.empty((len(x), self.level_sizes[-1]), np.float32)
+        with torch.inference_mode():
+            last = self.model.codebooks[-1].effective()
+            for start in range(0, len(x), BLOCK):
+                block = np.ascontiguousarray(x[start : start + BLOCK], np.float32)
+                residual = self._latents(block) - self.model.sum_of_codes(self._index(codes[start : start + BLOCK]))
+                costs[start : start + BLOCK] = squared_distances(residual, last).cpu().numpy()
+        return costs
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        return {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()}
+
+    def _restore(self, tensors: dict[str, np.ndarray]) -> None:
+        model = ResidualAutoencoder(len(tensors["mean"]), self._config)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+        self.model = model.to(resolve_device("auto")).eval()
+
+    @torch.inference_mode()
+    def _encode(self, x: np.ndarray) -> np.ndarray:
+        return self.model.quantize(self._latents(x)).codes.cpu().numpy()
+
+    @torch.inference_mode()
+    def _decode(self, codes: np.ndarray) -> np.ndarray:
+        standardised = self.model.decode(self.model.sum_of_codes(self._index(codes)))
+        return (standardised * self.model.std + self.model.mean).cpu().numpy()
+
+    def _latents(self, x: np.ndarray) -> Tensor:
+        return self.model.encode(self.model.standardise(torch.tensor(x, device=self.model.mean.device)))
+
+    def _index(self, codes: np.ndarray) -> Tensor:
+        return torch.from_numpy(codes.astype(np.int64)).to(self.model.mean.device)
+
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+        vectors = self._checked(collaborative)
+        device = resolve_device("auto")
+        with torch.random.fork_rng():
+            torch.manual_seed(self._config.seed)
+            self.model = ResidualAutoencoder(x.shape[1], self._config).to(device)
+            self.model.training_dtype = resolve_dtype("auto", device)
+            if self._config.rq_vae.standardize:
+                self._measure(x)
+            data = self.model.standardise(torch.tensor(x, device=device))
+            self._train(data, vectors if vectors is None else vectors.to(device))
+            self.model.eval()
+            if self._config.rq_vae.reset_every:
+                self._fill(data)
+
+    def _checked(self, collaborative: np.ndarray | None) -> Tensor | None:
+        """The vectors for the collaborative term, None if it has no weight."""
+        settings = self._config.rq_vae
+        if not settings.loss.collaborative:
+            return None
+        found = "none" if collaborative is None else f"{collaborative.shape[1]} dimensions"
+        if collaborative is None or collaborative.shape[1] != settings.latent:
+            raise UserError(
+                "--tokenize.rq_vae.loss.collaborative needs collaborative vectors as wide as --tokenize.rq_vae.latent "
+                f"({settings.latent}), but fit was given {found}; give it such vectors or set the weight to 0"
+            )
+        return torch.from_numpy(np.ascontiguousarray(collaborative, np.float32))
+
+    def _measure(self, x: np.ndarray) -> None:
+        """Take mean and standard deviation per dimension from the items `x`."""
+        std = x.std(0, dtype=np.float64)
+        # a dimension constant up to rounding: 0 to the encoder, its mean from the decoder
+        std[std < 1e-6 * std.max()] = 0
+        self.model.mean.copy_(torch.from_numpy(x.mean(0, dtype=np.float64)))
+        self.model.std.copy_(torch.from_numpy(std))
+
+    def _train(self, data: Tensor, vectors: Tensor | None) -> None:
+        """All epochs over the standardised items `data` [N, D]."""
+        settings = self._config.rq_vae
+        rng = torch.Generator().manual_seed(self._config.seed)
+        first = data[torch.randperm(len(data), generator=rng)[: self.codes * INIT_POINTS_PER_CODE].to(data.device)]
+        variance = self._latent_variance(first)
+        place_codes(self.model, first, self._config)
+        loss = Loss(settings.loss, self.model, self._config.seed)
+        optimizer = _optimizer(settings, self.model)
+        used = [torch.zeros(codes, dtype=torch.bool, device=data.device) for codes in self.level_sizes]
+        for epoch in track(range(1, settings.epochs + 1), "rq-vae"):
+            order = torch.randperm(len(data), generator=rng).to(data.device)
+            loss.start_epoch()
+            mean = self._train_epoch(data, vectors, order, loss, optimizer, used)
+            if not np.isfinite(mean):
+                raise UserError(
+                    f"rq-vae diverged in epoch {epoch} (loss {mean}); "
+                    f"lower --tokenize.rq_vae.learning_rate (now {settings.learning_rate})"
+                )
+            # a code reset in the last epochs would not have time to find its place
+            every = settings.reset_every
+            if every and epoch % every == 0 and epoch + every <= settings.epochs:
+                reset_unused(self.model, data[order[: self.codes * INIT_POINTS_PER_CODE]], used, rng)
+        log.info("rq-vae: loss %.4f after %d epochs", mean, settings.epochs)
+        if self._latent_variance(first) < COLLAPSED * variance:
+            log.warning(
+                "rq-vae: training drew all items to nearly one latent vector, so their codes say little; "
+                "give --tokenize.rq_vae.loss.contrastive a weight, or lower --tokenize.rq_vae.learning_rate"
+            )
+
+    def _train_epoch(
+        self,
+        data: Tensor,
+        vectors: Tensor | None,
+        order: Tensor,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        used: list[Tensor],
+    ) -> float:
+        """One pass over `data` in `order`; marks the codes it used. Mean loss per item."""
+        total = torch.zeros((), device=data.device)
+        for rows in order.split(self._config.rq_vae.batch_size):
+            value, codes = loss(data[rows], vectors if vectors is None else vectors[rows])
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            for level, taken in enumerate(used):
+                taken[codes[:, level]] = True
+            total += value.detach() * len(rows)
+        return total.item() / len(data)
+
+    @torch.no_grad()
+    def _fill(self, data: Tensor) -> None:
+        """Leave no code unused by the items `data`, as they will be encoded."""
+        z = torch.cat([self.model.encode(block) for block in data.split(BLOCK)])
+        fill_unused(self.model, z, torch.Generator().manual_seed(self._config.seed))
+
+    @torch.no_grad()
+    def _latent_variance(self, data: Tensor) -> float:
+        return self.model.encode(data).var(dim=0, correction=0).mean().item()
+
+
+def _optimizer(settings: RQVAEConfig, model: ResidualAutoencoder) -> torch.optim.Optimizer:
+    """The optimizer that `settings` names; codebooks and a sampler's parameters don't decay."""
+    networks = [*model.encoder.parameters(), *model.decoder.parameters()]
+    decaying = {id(parameter) for parameter in networks}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in decaying]
+    groups = [{"params": networks, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adagrad
+    return kind(groups, lr=settings.learning_rate, fused=True)

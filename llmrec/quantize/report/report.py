@@ -1,0 +1,158 @@
+"""The report of a fit: every figure of report.json, and the table that printing it gives."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmrec.quantize.report.behaviour import companions, embedding_hit_rate
+from llmrec.quantize.report.figures import (
+    code_figures,
+    collision_rate,
+    distortion,
+    distortion_by_level,
+    prefix_cohesion,
+)
+from llmrec.quantize.report.neighbours import MAX_QUERIES, jaccard, nearest, rank_biased_overlap
+from llmrec.quantize.report.rows import Reconstruction, Rows, sample
+from llmrec.quantize.report.words import describe_codes
+
+if TYPE_CHECKING:
+    from llmrec.data.behaviour import Behaviour
+    from llmrec.quantize.base import Quantizer
+
+SHOWN_CODES = 5
+"""First-level codes that the text describes; report.json has all."""
+
+
+class Report(dict[str, Any]):
+    """The figures of report.json; printing it gives a table."""
+
+    def __str__(self) -> str:
+        return "\n".join([self._levels(), self._whole()])
+
+    @property
+    def headline(self) -> str:
+        """Method, items, and the sizes of the codebooks."""
+        sizes = self["level_sizes"]
+        alike = len(set(sizes)) == 1
+        codebooks = (
+            f"{len(sizes)} levels x {sizes[0]} codes" if alike else f"levels of {', '.join(map(str, sizes))} codes"
+        )
+        return f"{self['method']}: {self['items']} items, {codebooks}"
+
+    def _levels(self) -> str:
+        lines = [
+            self.headline,
+            "level   usage  perplexity  entropy    gini  cohesion  distortion",
+        ]
+        columns = ("usage", "perplexity", "entropy", "gini", "prefix_cohesion", "distortion_by_level")
+        values = [self[name] or [None] * self["levels"] for name in columns]
+        for level, (usage, perplexity, *rest) in enumerate(zip(*values, strict=True), 1):
+            entropy, gini, cohesion, error = (_or_dash(value) for value in rest)
+            lines.append(
+                f"{level:5d}  {usage:6.1%}  {perplexity:10.1f}  {entropy:>7}  {gini:>6}  {cohesion:>8}  {error:>10}"
+            )
+        return "\n".join(lines)
+
+    def _whole(self) -> str:
+        lines = [
+            f"collision rate      {self['collision_rate']:.2%} (largest group {self['max_collision']}), "
+            f"{self['collision_rate_after']:.2%} after re-assignment",
+            f"unique afterwards   {'yes' if self['unique_after'] else 'no'}",
+            f"distortion          {_or_dash(self['distortion'], 4)} of the variance",
+            f"neighbours kept     {self['neighbour_jaccard@20']:.4f} (Jaccard@20), {self['rbo@20']:.4f} (RBO@20)",
+        ]
+        if hits := self["emb_hr@20"]:
+            lines.append(
+                f"taken together      {hits['reconstruction']:.4f} of an item's companions are among its 20 nearest "
+                f"(EmbHR@20; {hits['raw']:.4f} before quantization)"
+            )
+        lines.append(
+            f"time                {self['fit_seconds']:.1f} s to fit, "
+            f"{self['encode_items_per_second']:.0f} items/s to encode"
+        )
+        return "\n".join(lines)
+
+    def words(self, most: int = SHOWN_CODES) -> str:
+        """The `most` largest first-level codes in words, their typical items below each; empty without titles."""
+        lines = []
+        for entry in (self["words"] or [])[:most]:
+            words = ", ".join(entry["words"]) or "no common word"
+            lines.append(f"code {entry['code']}: {entry['items']} items; {words}")
+            lines += [f"    {item['item_id']}  {_short(item['title'])}" for item in entry["typical"]]
+        if self["words"] and len(self["words"]) > most:
+            lines.append(f"and {len(self['words']) - most} more first-level codes; --json shows all")
+        return "\n".join(lines)
+
+
+def measure(
+    x: Rows,
+    codes: np.ndarray,
+    settled: np.ndarray,
+    quantizer: "Quantizer",
+    seed: int,
+    behaviour: "Behaviour | None" = None,
+    item_ids: Sequence[str] = (),
+    titles: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Every figure of the report but the method's name and the times.
+
+    All describe `codes`, as the quantizer gave them, but for `collision_rate_after`, the collisions that re-assignment
+    left in the levels of content, and `unique_after`, whether the whole semantic IDs tell all items apart.
+
+    Args:
+        x: embeddings [N, D], read in blocks.
+        codes: int32 [N, L].
+        settled: int32 [N, L'], the semantic IDs after collisions were settled.
+        seed: of the samples of items and pairs.
+        behaviour: of the training log; without it `emb_hr@20` is None.
+        item_ids, titles: of the N items; without titles `words` is None.
+    """
+    reconstruction = Reconstruction(quantizer, codes)
+    by_level = distortion_by_level(x, quantizer, codes)
+    return {
+        "levels": quantizer.levels,
+        "codes": quantizer.codes,
+        "level_sizes": quantizer.level_sizes,
+        "items": len(codes),
+        **code_figures(codes, quantizer.level_sizes),
+        "collision_rate_after": collision_rate(settled[:, : quantizer.levels]),
+        "unique_after": collision_rate(settled) == 0,
+        "distortion": by_level[-1] if by_level else distortion(x, reconstruction),
+        "distortion_by_level": by_level,
+        "prefix_cohesion": prefix_cohesion(x, codes, seed),
+        **_neighbourhood(x, reconstruction, seed, behaviour),
+        "words": describe_codes(x, codes[:, 0], item_ids, titles) if titles is not None else None,
+    }
+
+
+def _neighbourhood(x: Rows, reconstruction: Rows, seed: int, behaviour: "Behaviour | None") -> dict[str, Any]:
+    """`neighbour_jaccard@20`, `rbo@20` and `emb_hr@20`; each space is searched once for all of them."""
+    asked = sample(np.arange(len(x)), MAX_QUERIES, seed)
+    known = np.empty(0, np.int64)
+    if behaviour is not None:
+        known = sample(np.flatnonzero(np.diff(behaviour.pairs.indptr)), MAX_QUERIES, seed)
+    queries = np.union1d(asked, known)
+    before, after = nearest(x, queries), nearest(reconstruction, queries)
+    of_asked, of_known = np.searchsorted(queries, asked), np.searchsorted(queries, known)
+    hits = None
+    if behaviour is not None and len(known):
+        together = companions(behaviour, known)
+        hits = {
+            "raw": embedding_hit_rate(together, before[of_known]),
+            "reconstruction": embedding_hit_rate(together, after[of_known]),
+        }
+    return {
+        "neighbour_jaccard@20": jaccard(before[of_asked], after[of_asked]),
+        "rbo@20": rank_biased_overlap(before[of_asked], after[of_asked]),
+        "emb_hr@20": hits,
+    }
+
+
+def _or_dash(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _short(title: str, most: int = 80) -> str:
+    return title if len(title) <= most else title[: most - 1].rstrip() + "…"

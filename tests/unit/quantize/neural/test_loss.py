@@ -1,0 +1,147 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llmrec.quantize import RQVAEConfig, TokenizeConfig
+from llmrec.quantize.config import LossConfig
+from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
+from llmrec.quantize.neural.loss import Loss, latent_reconstruction
+from llmrec.quantize.neural.objectives.cohesion import cohesion, spread
+from llmrec.quantize.neural.objectives.collaborative import collaborative_alignment
+from llmrec.quantize.neural.objectives.contrastive import contrastive_reconstruction
+from llmrec.quantize.neural.objectives.diversity import diversity, group_codes
+
+X = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+CF = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+
+
+def linear(**loss) -> tuple[ResidualAutoencoder, Loss]:
+    """Encoder and decoder are the identity on 4 dimensions; two levels of six random codes."""
+    torch.manual_seed(0)
+    network = RQVAEConfig(hidden=[], latent=4, loss=LossConfig(**loss))
+    model = ResidualAutoencoder(4, TokenizeConfig("rq-vae", levels=2, codes=6, rq_vae=network))
+    with torch.no_grad():
+        for codebook in model.codebooks:
+            codebook.codes.normal_()
+        model.encoder[0].weight.copy_(torch.eye(4))
+        model.decoder[0].weight.copy_(torch.eye(4))
+    return model, Loss(network.loss, model, seed=0)
+
+
+def value(vectors: torch.Tensor | None = None, **loss) -> float:
+    _, compute = linear(**loss)
+    compute.start_epoch()
+    return compute(X, vectors)[0].item()
+
+
+def test_a_perfect_decoder_on_codes_costs_nothing():
+    model, compute = linear()
+    with torch.no_grad():
+        model.codebooks[1].codes[3] = 0
+    loss, codes = compute(model.codebooks[0].codes.detach(), None)
+    assert loss.item() == 0
+    assert codes[:, 1].tolist() == [3] * 6
+
+
+def test_reconstructions_compare_what_they_say():
+    model, _ = linear()
+    quantized = model.quantize(X)
+    total, cost = quantized.joined, quantized.loss.item()
+    assert value() == pytest.approx(F.mse_loss(total, X).item() + cost)
+    assert value(reconstruction="cosine") == pytest.approx(1 - F.cosine_similarity(total, X).mean().item() + cost)
+    # the encoder is the identity, so latents compare like items
+    assert value(reconstruction="latent") == pytest.approx(F.mse_loss(total, X).item() + cost)
+
+
+def test_the_quantization_weight_scales_it():
+    cost = linear()[0].quantize(X).loss.item()
+    assert value(quantization=3.0) - value() == pytest.approx(2 * cost, rel=1e-4)
+    assert value(quantization=0.0) - value() == pytest.approx(-cost, rel=1e-4)
+
+
+def test_every_weighted_term_is_its_objective():
+    model, _ = linear()
+    quantized = model.quantize(X)
+    total, tables = quantized.joined, [codebook.codes for codebook in model.codebooks]
+    plain, cost = value(), quantized.loss.item()
+    contrastive = contrastive_reconstruction(X, total, 0.2).item()
+    assert value(contrastive=2, contrastive_temperature=0.2) - plain == pytest.approx(2 * contrastive, rel=1e-4)
+    alone = value(reconstruction="none", contrastive=2, contrastive_temperature=0.2)
+    assert alone == pytest.approx(2 * contrastive + cost, rel=1e-4)
+    aligned = collaborative_alignment(total, CF, 0.5).item()
+    found = value(CF, collaborative=2, collaborative_temperature=0.5)
+    assert found - plain == pytest.approx(2 * aligned, rel=1e-4)
+    together = cohesion(torch.stack(quantized.vectors, 1), X).item()
+    assert value(cohesion=2) - plain == pytest.approx(2 * together, rel=1e-4)
+    apart = sum(spread(codes) for codes in tables).item()
+    assert value(spread=2) - plain == pytest.approx(2 * apart, rel=1e-4)
+    draws = torch.Generator().manual_seed(0)
+    diverse = sum(
+        diversity(quantized.codes[:, level], codes, group_codes(codes.detach(), 3, 0), draws)
+        for level, codes in enumerate(tables)
+    )
+    assert value(diversity=2, diversity_groups=3) - plain == pytest.approx(2 * diverse.item(), rel=1e-4)
+
+
+def test_groups_of_codes_are_made_anew_every_epoch():
+    model, compute = linear(diversity=1.0, diversity_groups=2)
+    compute.start_epoch()
+    before = compute(X, None)[0]
+    with torch.no_grad():
+        for codebook in model.codebooks:
+            codebook.codes.copy_(codebook.codes.flip(0) * torch.tensor([[9.0], [1], [8], [-3], [5], [0.1]]))
+    compute.start_epoch()
+    fresh = Loss(LossConfig(diversity=1.0, diversity_groups=2), model, seed=0)
+    fresh.start_epoch()
+    fresh(X, None)  # as many draws as the other made
+    assert compute(X, None)[0] == fresh(X, None)[0] != before
+
+
+def test_the_alignment_term_teaches_the_encoder():
+    model, compute = linear(quantization=0.0, collaborative=1.0)
+    plain, _ = linear(quantization=0.0)
+    compute(X, CF)[0].backward()
+    Loss(LossConfig(quantization=0.0), plain, seed=0)(X, None)[0].backward()
+    assert (model.encoder[0].weight.grad != plain.encoder[0].weight.grad).any()
+
+
+# our reading of DEX-VQ
+
+
+def test_latents_are_compared_after_a_second_encoding():
+    model, _ = linear(reconstruction="latent")
+    with torch.no_grad():
+        model.encoder[0].weight.mul_(3)
+    z = torch.randn(9, 4)
+    assert latent_reconstruction(model, z, X, True).item() == pytest.approx(F.mse_loss(3 * X, z).item())
+
+
+def test_no_latent_loss_where_codes_are_exact_and_networks_undo_each_other():
+    model, compute = linear(reconstruction="latent")
+    with torch.no_grad():
+        model.encoder[0].weight.mul_(2)
+        model.decoder[0].weight.div_(2)
+        model.codebooks[1].codes[3] = 0
+    assert compute(model.codebooks[0].codes.detach() / 2, None)[0].item() == 0
+
+
+def test_a_constant_encoder_costs_nothing():
+    """Total collapse is a minimum of the latent loss; another term must keep the items apart."""
+    model, compute = linear(reconstruction="latent")
+    with torch.no_grad():
+        model.encoder[0].weight.zero_()
+        model.encoder[0].bias.fill_(0.7)
+        model.codebooks[0].codes[2] = 0.7
+        model.codebooks[1].codes[3] = 0
+    assert compute(X, None)[0].item() == 0
+    _, guarded = linear(reconstruction="latent", contrastive=1.0)
+    guarded._model.load_state_dict(model.state_dict())
+    assert guarded(X, None)[0].item() > 1
+
+
+@pytest.mark.parametrize("target_detach", [True, False])
+def test_only_an_attached_target_sends_gradients_to_the_latents(target_detach):
+    model, _ = linear()
+    z = X.clone().requires_grad_()
+    latent_reconstruction(model, z, torch.zeros(9, 4, requires_grad=True), target_detach).backward()
+    assert (z.grad is None) == target_detach
