@@ -30,8 +30,8 @@ class PlainParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
-def config_parser(command: str, summary: str) -> Any:
-    """A parser for `--config`, `--run`, `--json` and every `--section.key`."""
+def config_parser(command: str, summary: str, own_flags: str = "") -> Any:
+    """A parser for `--config`, `--run`, `--json` and every `--section.key`; `own_flags` shows a command's others."""
     from dataclasses import fields
 
     from jsonargparse import ArgumentParser, set_parsing_settings
@@ -41,7 +41,9 @@ def config_parser(command: str, summary: str) -> Any:
     set_parsing_settings(docstring_parse_attribute_docstrings=True, validate_defaults=False)
     parser = ArgumentParser(
         prog=f"llmrec {command}",
-        usage=f"llmrec {command} [--config FILE] --run DIR [--json] [--section.key value ...]",
+        usage=" ".join(
+            f"llmrec {command} [--config FILE] --run DIR {own_flags} [--json] [--section.key value ...]".split()
+        ),
         description=f"{summary[0].upper()}{summary[1:]}.",
         exit_on_error=False,
         default_env=False,
@@ -132,7 +134,14 @@ def _readable(message: str, parser: Any) -> str:
             near = get_close_matches(key, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
             return f"unknown configuration key {key!r}; {hint}`{parser.prog} --help` lists them all."
-    if "arguments are required: run" in line:
+    if "arguments are required" in line:
+        if "methods" in line:
+            return "--methods A,B,C is missing: name the tokenizers to compare."
         return "--run DIR is missing: name the folder that the stages share."
+    if match := re.search(r'"tokenize\.method".*Got value: (\S+)', line):
+        from llmrec.quantize.presets import preset_files
+
+        if match[1] in preset_files():
+            return f"--tokenize.method: {match[1]} is a preset; say --config configs/tokenizers/{match[1]}.yaml"
     line = re.sub(r"<class '(\w+)'>|typing\.Literal(\[[^\]]*\])", lambda found: found[1] or f"one of {found[2]}", line)
     return re.sub(r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)', r"--\1: expected \2, got \3", line)

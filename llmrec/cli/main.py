@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 
 from llmrec import __version__
-from llmrec.cli import inspect, recommend, serve, stages
+from llmrec.cli import compare, inspect, recommend, serve, stages
 from llmrec.errors import UserError
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "tokenize": stages.command("tokenize", "tokenize", "vectors -> semantic IDs"),
     "train": stages.command("train", "model", "fine-tune the language model and write the bundle"),
     "evaluate": stages.command("evaluate", "evaluate", "full ranking beside the baselines"),
+    "compare-tokenizers": compare.COMMAND,
     "recommend": recommend.COMMAND,
     "inspect": inspect.COMMAND,
     "serve": serve.COMMAND,
@@ -24,7 +25,7 @@ COMMANDS = {
 def usage() -> str:
     """The overview that `llmrec --help` prints."""
     lines = ["usage: llmrec COMMAND [--help] ...", "", "Recommend with a language model.", "", "commands:"]
-    lines += [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<18} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", "`llmrec COMMAND --help` shows every field with its meaning and default."])
 
 

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.console import log_to_stderr
 
 if TYPE_CHECKING:
+    from llmrec.config import Config
     from llmrec.rundir import RunDirectory
 
 
@@ -20,17 +21,22 @@ def command(name: str, until: str, summary: str) -> Command:
         log_to_stderr()
         from llmrec import pipeline
         from llmrec.cli.launch import open_run
-        from llmrec.config import Config
 
         run = open_run(options.run)
-        pipeline.run(Config(**{section: getattr(options, section) for section in SECTIONS}), run, until)
+        pipeline.run(configuration(options), run, until)
         if run.main:
             _answer(until, run, options.json)
 
     return Command(summary, main)
 
 
-SECTIONS = ("data", "embed", "tokenize", "base", "tasks", "train", "decode", "evaluate")
+def configuration(options: Any) -> "Config":
+    """The sections of parsed options."""
+    from dataclasses import fields
+
+    from llmrec.config import Config
+
+    return Config(**{section.name: getattr(options, section.name) for section in fields(Config)})
 
 
 def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from llmrec.cli.main import main
+from llmrec.quantize.config import Method
 
 Fails = Callable[..., str]
 Program = Callable[..., subprocess.CompletedProcess[str]]
@@ -104,6 +106,41 @@ def test_nan_embeddings(fails: Fails, run_copy: Path, tiny_flags: list[str]) -> 
     line = fails("tokenize", "--run", run_copy, *tiny_flags, "--tokenize.codes", "16")
     assert repr(row) in line
     assert "nan" in line.lower()
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line on stderr of a command, run in this process, that must end with 2."""
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("method", [*get_args(Method), "rq-kmeans-balanced", "simvq"])
+def test_constant_embeddings(
+    run_copy: Path, tiny_flags: list[str], method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run_copy / "embed" / "embeddings.safetensors"
+    save_file({"embeddings": np.ones_like(load_file(path)["embeddings"])}, path)
+    words = ["compare-tokenizers", "--run", str(run_copy), *tiny_flags, "--methods", method]
+    assert "1 distinct" in refused(words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tokenize.codes", "4000"], "--tokenize.codes"),
+        (["--tokenize.method", "pq", "--tokenize.levels", "7"], "--tokenize.levels"),
+        (["--tokenize.method", "opq", "--tokenize.levels", "7"], "128 dimensions"),
+        (["--tokenize.method", "k-means"], "--tokenize.method"),
+        (["--tokenize.method", "tiger"], "--config configs/tokenizers/tiger.yaml"),
+        (["--tokenize.levels", "1", "--tokenize.collisions", "nearest-free"], "nearest-free"),
+    ],
+)
+def test_tokenizer_that_does_not_fit(
+    run_copy: Path, tiny_flags: list[str], words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(["tokenize", "--run", str(run_copy), *tiny_flags, *words], capsys)
 
 
 def test_unknown_config_key(fails: Fails, shop: Path) -> None:

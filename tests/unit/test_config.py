@@ -38,7 +38,8 @@ def test_shipped_config_opens_with_its_command(path: Path) -> None:
         if not line.startswith("#"):
             break
         header.append(line)
-    assert f"llmrec run --config configs/{names(path)}" in " ".join(header)
+    command = next(line for line in header if line.startswith("# Command: llmrec "))
+    assert f"--config configs/{names(path)} " in command
 
 
 def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,0 +1,72 @@
+"""`llmrec compare-tokenizers`: one table of tokenizers on the same embeddings."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from llmrec.cli.command import Command, config_parser, parse
+from llmrec.cli.stages import configuration
+from llmrec.console import log_to_stderr
+from llmrec.errors import UserError
+
+SUMMARY = "tokenizers side by side on the same embeddings, with or without a recommender on each"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse one configuration per tokenizer, compare them, print the table."""
+    from llmrec.quantize.presets import tokenizer_names
+
+    parser = config_parser("compare-tokenizers", SUMMARY, "--methods A,B,C [--seeds N] [--downstream] ")
+    parser.add_argument(
+        "--methods",
+        type=str,
+        required=True,
+        metavar="A,B,C",
+        help=f"the tokenizers, or YAML files with a `tokenize` section: {', '.join(tokenizer_names())}",
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="fits of each, under seeds of their own")
+    parser.add_argument("--downstream", action="store_true", help="train and evaluate a recommender on each, too")
+    options = parse(parser, arguments)
+    if options.seeds < 1:
+        raise UserError(f"--seeds {options.seeds}: give 1 or more")
+    contenders = {
+        name: configuration(parse(parser, [*arguments, *words]))
+        for name, words in _settings(options.methods.split(",")).items()
+    }
+    log_to_stderr()
+    from llmrec import comparison, tables
+    from llmrec.cli.launch import open_run
+
+    run = open_run(options.run)
+    result = comparison.compare(contenders, run, options.seeds, options.downstream)
+    if run.main:
+        print(json.dumps(result) if options.json else _text(tables.plain(comparison.rows(result)), run.path("compare")))
+
+
+def _settings(methods: Sequence[str]) -> dict[str, list[str]]:
+    """Name -> the words that lay a tokenizer over the configuration."""
+    from pathlib import Path
+
+    from llmrec.quantize.presets import preset_files, require_known
+
+    presets = preset_files()
+    words: dict[str, list[str]] = {}
+    for method in methods:
+        name = Path(method).stem if method.endswith(".yaml") else method
+        if name in words:
+            raise UserError(f"--methods names {name!r} twice")
+        if method.endswith(".yaml"):
+            words[name] = ["--config", method]
+        elif method in presets:
+            words[name] = ["--config", str(presets[method])]
+        else:
+            require_known(method)
+            words[name] = ["--tokenize.method", method]
+    return words
+
+
+def _text(table: str, folder: Any) -> str:
+    return f"{table}\n\nJSON, Markdown and picture: {folder}"
+
+
+COMMAND = Command(SUMMARY, main)

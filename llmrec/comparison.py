@@ -1,0 +1,159 @@
+"""Tokenizers side by side: each fitted on the same embeddings and, if asked, a recommender trained on each.
+
+Every fit is a run directory of its own below DIR/compare/, so that a stopped comparison goes on where it was:
+
+    DIR/compare/NAME/seed-0/           tokenize/, and with a recommender base/ train/ model/ evaluate/
+    DIR/compare/comparison.json        everything, with the settings
+    DIR/compare/comparison.md, .png    the table and the picture
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from llmrec import pipeline, tables
+from llmrec.config import Config
+from llmrec.console import get_logger
+from llmrec.rundir import RunDirectory, write_text
+
+log = get_logger(__name__)
+
+Comparison = dict[str, Any]
+"""What comparison.json holds: `seeds`, `protocol` and `baselines` of the recommenders (null without them), and
+`methods` -> name -> `tokenize` (its settings), `runs` (one per seed: `report`, `metrics`), `mean` and `std`."""
+
+SHARED = ("data", "embed")
+DOWNSTREAM = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10")
+
+
+def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, downstream: bool) -> Comparison:
+    """Fit each contender under `seeds` seeds and collect the figures.
+
+    Args:
+        contenders: name -> configuration; they differ in their `tokenize` sections alone.
+        run: holds or gets the data and the embeddings that all share.
+        seeds: the configured seeds of tokenizer, base and training, and the `seeds - 1` after them.
+        downstream: train and evaluate a recommender on each tokenizer too, as each configuration says.
+
+    Raises:
+        UserError: a tokenizer that can't be fitted on these embeddings; what was finished stands.
+    """
+    pipeline.run(next(iter(contenders.values())), run, until="embed")
+    methods: dict[str, dict[str, Any]] = {}
+    for name, config in contenders.items():
+        runs = []
+        for offset in range(seeds):
+            log.info("%s, seed %d of %d", name, offset + 1, seeds)
+            runs.append(_one(_with_seed(config, offset), _share(run, name, offset), downstream))
+        figures = [_figures(one) for one in runs]
+        methods[name] = {
+            "tokenize": asdict(config.tokenize),
+            "runs": runs,
+            "mean": {key: mean(one[key] for one in figures) for key in figures[0]},
+            "std": {key: stdev(one[key] for one in figures) if seeds > 1 else 0.0 for key in figures[0]},
+        }
+    measured = next(iter(methods.values()))["runs"][0]["metrics"]
+    comparison = {
+        "seeds": seeds,
+        "protocol": measured and measured["protocol"],
+        "baselines": measured
+        and {name: entry["all"] for name, entry in measured["systems"].items() if name != "llmrec"},
+        "methods": methods,
+    }
+    folder = run.path("compare")
+    write_text(folder / "comparison.json", json.dumps(comparison, indent=1) + "\n")
+    write_text(folder / "comparison.md", tables.markdown(rows(comparison)) + "\n")
+    _plot(comparison, folder / "comparison.png")
+    return comparison
+
+
+def rows(comparison: Comparison) -> list[list[str]]:
+    """The table: a header, a row per method, and with recommenders a row per baseline; spread over seeds as ±."""
+    seeds, downstream = comparison["seeds"], comparison["protocol"] is not None
+    header = ["method", "codes", "usage", "perplexity", "collisions", "after", "distortion", "jaccard@20", "fit s"]
+    table = [header + (list(DOWNSTREAM) if downstream else [])]
+    for name, entry in comparison["methods"].items():
+        average, spread = entry["mean"], entry["std"]
+        sizes = entry["runs"][0]["report"]["level_sizes"]
+        row = [
+            name,
+            f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 else "-".join(map(str, sizes)),
+            f"{average['usage']:.0%}",
+            f"{average['perplexity']:.0f}",
+            f"{average['collision_rate']:.2%}",
+            f"{average['collision_rate_after']:.2%}",
+            f"{average['distortion']:.3f}",
+            f"{average['neighbour_jaccard@20']:.3f}",
+            f"{average['fit_seconds']:.1f}",
+        ]
+        if downstream:
+            row += [f"{average[key]:.4f}" + (f" ±{spread[key]:.4f}" if seeds > 1 else "") for key in DOWNSTREAM]
+        table.append(row)
+    for name, entry in (comparison["baselines"] or {}).items():
+        blank = [""] * (len(header) - 1)
+        table.append([f"({name})", *blank, *(f"{entry[key]:.4f}" for key in DOWNSTREAM)])
+    return table
+
+
+def _with_seed(config: Config, offset: int) -> Config:
+    return replace(
+        config,
+        tokenize=replace(config.tokenize, seed=config.tokenize.seed + offset),
+        base=replace(config.base, seed=config.base.seed + offset),
+        train=replace(config.train, seed=config.train.seed + offset),
+    )
+
+
+def _share(run: RunDirectory, name: str, offset: int) -> RunDirectory:
+    """The run directory of one fit, whose shared stages are links to those of `run`."""
+    child = RunDirectory(run.path("compare") / name / f"seed-{offset}", run.main, run.wait)
+    for stage in SHARED:
+        link = child.path(stage)
+        if run.main and not link.exists():
+            link.unlink(missing_ok=True)  # it may point to where the run directory used to be
+            link.symlink_to(run.path(stage).resolve(), target_is_directory=True)
+    run.wait()
+    return child
+
+
+def _one(config: Config, run: RunDirectory, downstream: bool) -> dict[str, Any]:
+    """Fit, and train if asked; the report and the metrics (or None)."""
+    pipeline.run(config, run, until="evaluate" if downstream else "tokenize")
+    report = json.loads((run.path("tokenize") / "report.json").read_text("utf-8"))
+    return {
+        "seed": config.tokenize.seed,
+        "report": {key: value for key, value in report.items() if key != "words"},
+        "metrics": pipeline.metrics(run) if downstream else None,
+    }
+
+
+def _figures(one: Mapping[str, Any]) -> dict[str, float]:
+    """One number per column; usage is the worst level's, perplexity the levels' mean."""
+    report, metrics = one["report"], one["metrics"]
+    names = ("collision_rate", "collision_rate_after", "distortion", "neighbour_jaccard@20", "fit_seconds")
+    figures = {"usage": min(report["usage"]), "perplexity": mean(report["perplexity"])}
+    figures |= {name: report[name] for name in names}
+    if metrics:
+        figures |= {name: metrics["systems"]["llmrec"]["all"][name] for name in DOWNSTREAM}
+    return figures
+
+
+def _plot(comparison: Comparison, path: Path) -> None:
+    """One panel per figure, one bar per method, the spread over seeds as its whisker."""
+    from matplotlib.figure import Figure
+
+    methods = comparison["methods"]
+    panels: Sequence[str] = ["distortion", "collision_rate", "neighbour_jaccard@20"]
+    if comparison["protocol"]:
+        panels = [*panels, "recall@10", "ndcg@10"]
+    figure = Figure(figsize=(2.6 * len(panels) + 1.5, 1.2 + 0.26 * len(methods)), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        averages = [entry["mean"][key] for entry in methods.values()]
+        axes.barh(list(methods), averages, xerr=[entry["std"][key] for entry in methods.values()], color="tab:blue")
+        axes.set_title(key, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
