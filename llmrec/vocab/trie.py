@@ -1,10 +1,16 @@
-"""The catalogue's semantic IDs as a trie in flat arrays: which codes may follow a prefix, which items end there."""
+"""The catalogue's semantic IDs as a trie in flat arrays: which codes may follow a prefix, which items end there.
+
+Items come and go (`with_items`, `without_items`) by merging into the sorted arrays: passes over memory, no sorting.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from llmrec.errors import UserError
 
@@ -13,82 +19,184 @@ from llmrec.errors import UserError
 class ItemTrie:
     """Nodes of level l are the distinct prefixes of length l + 1, numbered in lexicographic order.
 
+    All arrays are int32 (32 bytes per item where few items share a prefix); the cost of a step depends on the number
+    of beams and children alone. Tries are not changed in place: those that come of one may share arrays with it.
+
     Attributes:
         level_sizes: C_l per level.
-        keys: per level, int64 [nodes], sorted: `parent * C_l + code`, the parent being a node of level l - 1
-            (0 for the root).
-        starts: per level, int64 [parents + 1]: the children of parent p are nodes `starts[p]:starts[p + 1]`.
-        counts: per level, int64 [nodes]: how many items lie below a node.
-        paths: int64 [N, L]: each item's node on each level.
-        order: int64 [N]: items sorted by leaf, in catalogue order within a leaf.
-        leaf_starts: int64 [leaves + 1]: the items of a leaf are `order[leaf_starts[n]:leaf_starts[n + 1]]`.
+        node_codes: per level [nodes]: the last code of each node.
+        parents: per level [nodes]: its parent on the level before (0, the root, on the first).
+        starts: per level [parents + 1]: the children of parent p are nodes `starts[p]:starts[p + 1]`.
+        firsts: per level [nodes + 1]: the items below node n are `order[firsts[n]:firsts[n + 1]]`.
+        order: [items that were not removed]: sorted by semantic ID, in catalogue order where they share one.
+        leaves: [N]: each item's node on the last level; -1 for items that were removed.
     """
 
     level_sizes: list[int]
-    keys: list[torch.Tensor]
+    node_codes: list[torch.Tensor]
+    parents: list[torch.Tensor]
     starts: list[torch.Tensor]
-    counts: list[torch.Tensor]
-    paths: torch.Tensor
+    firsts: list[torch.Tensor]
     order: torch.Tensor
-    leaf_starts: torch.Tensor
+    leaves: torch.Tensor
 
     @classmethod
-    def build(cls, codes: np.ndarray, level_sizes: Sequence[int]) -> "ItemTrie":
+    def build(cls, codes: np.ndarray, level_sizes: Sequence[int]) -> Self:
         """Build from codes int [N, L], vectorised over items.
 
         Raises:
             UserError: no items, or a code outside its level.
         """
-        if codes.ndim != 2 or not len(codes) or codes.shape[1] != len(level_sizes):
-            raise UserError(f"Codes of shape {codes.shape} for {len(level_sizes)} levels: expected [items, levels].")
-        if (codes < 0).any() or (codes >= np.asarray(level_sizes)).any():
-            raise UserError(f"A code lies outside its level: level sizes are {list(level_sizes)}.")
-        node = np.zeros(len(codes), dtype=np.int64)
-        parents = 1
-        keys, starts, counts, paths = [], [], [], []
-        for level, size in enumerate(level_sizes):
-            key, node, count = np.unique(
-                node * size + codes[:, level].astype(np.int64), return_inverse=True, return_counts=True
-            )
-            keys.append(torch.from_numpy(key))
-            starts.append(torch.from_numpy(np.searchsorted(key, np.arange(parents + 1) * size)))
-            counts.append(torch.from_numpy(count))
-            paths.append(node)
-            parents = len(key)
-        leaf_starts = np.concatenate([[0], np.cumsum(counts[-1].numpy())])
+        _check(codes, level_sizes)
+        order = _sorted_rows(codes, level_sizes)
+        changed = np.zeros(len(codes), dtype=bool)
+        changed[0] = True
+        above = np.array([0, len(codes)])  # first item of each parent, and the end; the root has them all
+        node_codes, starts, firsts = [], [], []
+        for level in range(codes.shape[1]):
+            column = codes[order, level]
+            changed[1:] |= column[1:] != column[:-1]
+            first = np.append(np.flatnonzero(changed), len(codes))
+            node_codes.append(column[first[:-1]])
+            starts.append(np.searchsorted(first, above))
+            firsts.append(first)
+            above = first
+        return cls._of(level_sizes, node_codes, starts, firsts, order, len(codes))
+
+    @classmethod
+    def _of(
+        cls,
+        level_sizes: Sequence[int],
+        node_codes: list[np.ndarray],
+        starts: list[np.ndarray],
+        firsts: list[np.ndarray],
+        order: np.ndarray,
+        rows: int,
+    ) -> Self:
+        """The trie of these arrays, with those that follow from them; `rows` is N."""
+        parents = [np.repeat(np.arange(len(start) - 1, dtype=np.int32), np.diff(start)) for start in starts]
+        leaves = np.full(rows, -1, np.int32)
+        leaves[order] = np.repeat(np.arange(len(firsts[-1]) - 1, dtype=np.int32), np.diff(firsts[-1]))
+        lists = {"node_codes": node_codes, "parents": parents, "starts": starts, "firsts": firsts}
         return cls(
             level_sizes=list(level_sizes),
-            keys=keys,
-            starts=starts,
-            counts=counts,
-            paths=torch.from_numpy(np.stack(paths, axis=1)),
-            order=torch.from_numpy(np.argsort(node, kind="stable")),
-            leaf_starts=torch.from_numpy(leaf_starts),
+            **{name: [_int32(array) for array in arrays] for name, arrays in lists.items()},
+            order=_int32(order),
+            leaves=torch.from_numpy(leaves),
         )
+
+    def with_items(self, codes: np.ndarray) -> Self:
+        """The trie with more items, of codes int [M, L], as rows N to N + M - 1 of the catalogue; on the CPU.
+
+        Raises:
+            UserError: no codes, or a code outside its level.
+        """
+        _check(codes, self.level_sizes)
+        new_order = _sorted_rows(codes, self.level_sizes)
+        changed = np.zeros(len(codes), dtype=bool)
+        changed[0] = True
+        # Per new item: `at` the node that it has on a level, or before which its own is to be put; `node` the same in
+        # the merged numbering. Whoever has no node has none on the levels below.
+        at = node = np.zeros(len(codes), np.int64)
+        exists, inserted = np.ones(len(codes), bool), np.empty(0, np.int64)
+        node_codes, starts, firsts = [], [], []
+        for level in range(self.levels):
+            column = codes[new_order, level]
+            changed[1:] |= column[1:] != column[:-1]
+            parent, begin = node, self.starts[level].numpy()
+            low, high = begin[at].astype(np.int64), begin[at + exists].astype(np.int64)
+            at = self._lower(level, *map(torch.from_numpy, (low, high, column.astype(np.int64)))).numpy()
+            own = self.node_codes[level].numpy()
+            exists = (at < high) & (own[np.minimum(at, len(own) - 1)] == column)
+            fresh = changed & ~exists
+            node = at + np.cumsum(fresh) - ~exists
+            children = _merged_counts(begin, inserted, parent[fresh])
+            inserted = at[fresh]
+            node_codes.append(np.insert(own, inserted, column[fresh]))
+            starts.append(_ends(children))
+            firsts.append(_ends(_merged_counts(self.firsts[level].numpy(), inserted, node)))
+        after = self.firsts[-1].numpy()[at + exists]
+        order = np.insert(self.order.numpy(), after, self.items + new_order)
+        return self._of(self.level_sizes, node_codes, starts, firsts, order, self.items + len(codes))
+
+    def without_items(self, rows: np.ndarray) -> Self:
+        """The trie without the items `rows`, int [E]; the others keep their rows; on the CPU.
+
+        Raises:
+            UserError: a row outside the catalogue, or no item would be left.
+        """
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.items:
+            raise UserError(f"Items to remove: rows {rows.min()} to {rows.max()} of a catalogue of {self.items}.")
+        gone = np.zeros(self.items, dtype=bool)
+        gone[rows] = True
+        order = self.order.numpy()
+        stays = ~gone[order]
+        if not stays.any():
+            raise UserError("Removing these items would leave none.")
+        before = _ends(stays)
+        node_codes, starts, firsts = [], [], []
+        parent_stays = np.ones(1, dtype=bool)
+        for codes, start, first in zip(self.node_codes, self.starts, self.firsts, strict=True):
+            moved = before[first.numpy()]
+            node_stays = moved[1:] > moved[:-1]
+            node_codes.append(codes.numpy()[node_stays])
+            firsts.append(np.append(moved[:-1][node_stays], before[-1]))
+            nodes_before = _ends(node_stays)
+            starts.append(np.append(nodes_before[start.numpy()][:-1][parent_stays], nodes_before[-1]))
+            parent_stays = node_stays
+        return self._of(self.level_sizes, node_codes, starts, firsts, order[stays], self.items)
 
     @property
     def levels(self) -> int:
         """L, the length of a semantic ID."""
         return len(self.level_sizes)
 
-    def to(self, device: torch.device | str) -> "ItemTrie":
+    @property
+    def items(self) -> int:
+        """N, the rows of the catalogue, with those of items that were removed."""
+        return len(self.leaves)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays are."""
+        return self.order.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def to(self, device: torch.device | str) -> Self:
         """The same trie on `device`."""
-        return ItemTrie(
-            self.level_sizes,
-            [t.to(device) for t in self.keys],
-            [t.to(device) for t in self.starts],
-            [t.to(device) for t in self.counts],
-            self.paths.to(device),
-            self.order.to(device),
-            self.leaf_starts.to(device),
-        )
+        return self._from_tensors({name: tensor.to(device) for name, tensor in self._tensors().items()})
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        save_file(self._tensors() | {"level_sizes": torch.tensor(self.level_sizes)}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; the arrays stay memory-mapped."""
+        tensors = load_file(path)
+        return cls._from_tensors_of(tensors.pop("level_sizes").tolist(), tensors)
 
     def step(self, level: int, parents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The nodes of `level` reached from `parents` by `codes`, both int64 [R]; -1 where there is none."""
-        wanted = parents * self.level_sizes[level] + codes
-        found = torch.searchsorted(self.keys[level], wanted).clamp_(max=len(self.keys[level]) - 1)
-        exists = (parents >= 0) & (codes >= 0) & (self.keys[level][found] == wanted)
-        return torch.where(exists, found, -1)
+        safe = parents.clamp(min=0)
+        end = self.starts[level][safe + 1].long()
+        at = self._lower(level, self.starts[level][safe].long(), end, codes)
+        last = len(self.node_codes[level]) - 1
+        exists = (parents >= 0) & (at < end) & (self.node_codes[level][at.clamp(max=last)] == codes)
+        return torch.where(exists, at, -1)
+
+    def _lower(self, level: int, low: torch.Tensor, high: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """The first of the sibling nodes `low:high` of `level` whose code is not below; `high` if none. int64 [R]."""
+        last = len(self.node_codes[level]) - 1
+        for _ in range(self.level_sizes[level].bit_length()):
+            middle = (low + high) // 2
+            below = (self.node_codes[level][middle.clamp(max=last)] < codes) & (low < high)
+            low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+        return low
 
     def children(self, level: int, parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All children on `level` of `parents` int64 [R] (-1 has none), as a flat ragged list.
@@ -96,37 +204,99 @@ class ItemTrie:
         Returns:
             `(rows, nodes)`, both int64 [total]: `nodes[i]` is a child of `parents[rows[i]]`.
         """
-        alive = parents >= 0
         safe = parents.clamp(min=0)
-        start = self.starts[level][safe]
-        count = torch.where(alive, self.starts[level][safe + 1] - start, 0)
-        rows = torch.repeat_interleave(torch.arange(len(parents), device=parents.device), count)
-        first = torch.repeat_interleave(start - (count.cumsum(0) - count), count)
-        return rows, first + torch.arange(len(rows), device=parents.device)
+        start = self.starts[level][safe].long()
+        stop = torch.where(parents >= 0, self.starts[level][safe + 1].long(), start)
+        return ranges(start, stop)
 
     def codes(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
         """The last code of each node of `level`, int64, shaped as `nodes`."""
-        return self.keys[level][nodes] % self.level_sizes[level]
+        return self.node_codes[level][nodes].long()
 
-    def items(self, leaf: int) -> torch.Tensor:
+    def counts(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
+        """How many items lie below each node of `level`, int64, shaped as `nodes`."""
+        return (self.firsts[level][nodes + 1] - self.firsts[level][nodes]).long()
+
+    def single_leaf(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
+        """Whether only one semantic ID goes on from each node of `level`, bool, shaped as `nodes`."""
+        first, last = self.firsts[level][nodes].long(), self.firsts[level][nodes + 1].long() - 1
+        return self.leaves[self.order[first]] == self.leaves[self.order[last]]
+
+    def items_of(self, leaf: int) -> torch.Tensor:
         """The items (rows of the catalogue, int64) whose semantic ID ends in node `leaf` of the last level."""
-        return self.order[self.leaf_starts[leaf] : self.leaf_starts[leaf + 1]]
+        return self.order[self.firsts[-1][leaf] : self.firsts[-1][leaf + 1]].long()
 
-    def exhausted(self, excluded: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Nodes that have no item left once a request's excluded items are gone.
+    def paths(self, items: torch.Tensor) -> list[torch.Tensor]:
+        """Per level, the node of each of `items` int64 [E], which were not removed; int64 [E]."""
+        node = self.leaves[items].long()
+        nodes = [node]
+        for level in range(self.levels - 1, 0, -1):
+            node = self.parents[level][node].long()
+            nodes.append(node)
+        return nodes[::-1]
 
-        Args:
-            excluded: per request b, int [E_b], rows of the catalogue.
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Every array by name; those of a level as `name.level`."""
+        tensors: dict[str, torch.Tensor] = {}
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                tensors |= {f"{field.name}.{level}": tensor for level, tensor in enumerate(value)}
+            else:
+                tensors[field.name] = value
+        return tensors
 
-        Returns:
-            per level, a sorted int64 tensor of `b * nodes + node`.
-        """
-        device = self.paths.device
-        unique = [np.unique(np.asarray(e, dtype=np.int64)) for e in excluded]
-        request = torch.from_numpy(np.repeat(np.arange(len(unique)), [len(e) for e in unique])).to(device)
-        items = torch.from_numpy(np.concatenate([*unique, np.empty(0, np.int64)])).to(device)
-        result = []
-        for level, count in enumerate(self.counts):
-            key, gone = torch.unique(request * len(count) + self.paths[items, level], return_counts=True)
-            result.append(key[gone == count[key % len(count)]])
-        return result
+    def _from_tensors(self, tensors: dict[str, torch.Tensor]) -> Self:
+        return self._from_tensors_of(self.level_sizes, tensors)
+
+    @classmethod
+    def _from_tensors_of(cls, level_sizes: list[int], tensors: dict[str, torch.Tensor]) -> Self:
+        def per_level(name: str) -> list[torch.Tensor]:
+            return [tensors[f"{name}.{level}"] for level in range(len(level_sizes))]
+
+        lists = {name: per_level(name) for name in ("node_codes", "parents", "starts", "firsts")}
+        return cls(level_sizes=level_sizes, **lists, order=tensors["order"], leaves=tensors["leaves"])
+
+
+def ranges(start: torch.Tensor, stop: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All integers of the ranges `start[r]:stop[r]`, int64 [R] each, as `(rows, values)`, both int64 [total]."""
+    count = stop - start
+    rows = torch.repeat_interleave(torch.arange(len(start), device=start.device), count)
+    first = torch.repeat_interleave(start - (count.cumsum(0) - count), count)
+    return rows, first + torch.arange(len(rows), device=start.device)
+
+
+def _check(codes: np.ndarray, level_sizes: Sequence[int]) -> None:
+    if codes.ndim != 2 or not len(codes) or codes.shape[1] != len(level_sizes):
+        raise UserError(f"Codes of shape {codes.shape} for {len(level_sizes)} levels: expected [items, levels].")
+    if (codes < 0).any() or (codes >= np.asarray(level_sizes)).any():
+        raise UserError(f"A code lies outside its level: level sizes are {list(level_sizes)}.")
+
+
+def _sorted_rows(codes: np.ndarray, level_sizes: Sequence[int]) -> np.ndarray:
+    """Stable lexicographic order of the rows of `codes` [N, L]; by one key where that fits 63 bits."""
+    if float(np.prod(np.asarray(level_sizes, float))) >= 2**63:
+        return np.lexsort(codes.T[::-1])
+    key = np.zeros(len(codes), np.int64)
+    for level, size in enumerate(level_sizes):
+        key *= size
+        key += codes[:, level]
+    return np.argsort(key, kind="stable")
+
+
+def _ends(counts: np.ndarray) -> np.ndarray:
+    """Where runs of these lengths begin, and where the last ends: int32 [n + 1]."""
+    ends = np.zeros(len(counts) + 1, np.int32)
+    np.cumsum(counts, out=ends[1:])
+    return ends
+
+
+def _merged_counts(ends: np.ndarray, inserted: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """The lengths of the runs `ends`, with empty runs `inserted` before the given ones, and one longer per `more`."""
+    counts = np.insert(np.diff(ends), inserted, 0)
+    np.add.at(counts, more, 1)
+    return counts
+
+
+def _int32(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int32, copy=False))

@@ -1,6 +1,8 @@
 """The trie against brute force over the list of codes."""
 
 from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,15 +39,16 @@ def test_nodes_are_the_distinct_prefixes(catalogue):
     for level in range(trie.levels):
         below = prefixes(codes, level)
         nodes = list(below)
-        assert trie.counts[level].tolist() == [len(items) for items in below.values()]
+        assert trie.counts(level, torch.arange(len(nodes))).tolist() == [len(items) for items in below.values()]
         assert trie.codes(level, torch.arange(len(nodes))).tolist() == [prefix[-1] for prefix in nodes]
-        assert [nodes[n] for n in trie.paths[:, level]] == [tuple(row[: level + 1]) for row in codes.tolist()]
+        path = trie.paths(torch.arange(len(codes)))[level]
+        assert [nodes[n] for n in path] == [tuple(row[: level + 1]) for row in codes.tolist()]
         rows, children = trie.children(level, torch.arange(len(parents)))
         expected = [(p, n) for p, parent in enumerate(parents) for n, node in enumerate(nodes) if node[:-1] == parent]
         assert list(zip(rows.tolist(), children.tolist(), strict=True)) == expected
         parents = nodes
     for leaf, items in enumerate(prefixes(codes, trie.levels - 1).values()):
-        assert trie.items(leaf).tolist() == items
+        assert trie.items_of(leaf).tolist() == items
 
 
 @given(catalogues())
@@ -69,29 +72,91 @@ def test_dead_parents_have_no_children():
     assert nodes.tolist() == [1, 2, 0]
 
 
-@given(catalogues(), st.data())
-def test_exhausted_nodes_have_no_item_left(catalogue, data):
-    codes, level_sizes = catalogue
-    trie = ItemTrie.build(codes, level_sizes)
-    some = st.lists(st.integers(0, len(codes) - 1), max_size=30)
-    excluded = data.draw(st.lists(some, max_size=4), label="excluded, repeats included")
-    exhausted = trie.exhausted([np.array(items, dtype=np.int32) for items in excluded])
-    for level in range(trie.levels):
-        below = list(prefixes(codes, level).values())
-        expected = [
-            request * len(below) + node
-            for request, gone in enumerate(excluded)
-            for node, items in enumerate(below)
-            if set(items) <= set(gone)
-        ]
-        assert exhausted[level].tolist() == expected
-
-
 def test_keys_of_many_large_levels_fit():
-    """Five levels of 100,000 codes: a key is parent * size + code, which stays far below 2**63."""
+    """Five levels of 100,000 codes, whose product is beyond 63 bits."""
     codes = np.random.default_rng(0).integers(0, 100_000, (1000, 5))
     trie = ItemTrie.build(codes, [100_000] * 5)
-    assert trie.items(int(trie.paths[17, -1])).tolist() == [17]
+    assert trie.items_of(int(trie.leaves[17])).tolist() == [17]
+    assert codes[trie.order].tolist() == sorted(codes.tolist())
+
+
+@given(catalogues())
+def test_saved_and_loaded(tmp_path_factory, catalogue):
+    trie = ItemTrie.build(*catalogue)
+    path = tmp_path_factory.mktemp("trie") / "trie.safetensors"
+    trie.save(path)
+    again = ItemTrie.load(path)
+    assert again.level_sizes == trie.level_sizes
+    for name, tensor in trie._tensors().items():
+        assert torch.equal(again._tensors()[name], tensor)
+
+
+def same(one: ItemTrie, other: ItemTrie) -> bool:
+    """Whether all arrays are equal."""
+    arrays = other._tensors()
+    return all(torch.equal(array, arrays[name]) for name, array in one._tensors().items())
+
+
+@given(catalogues(), st.data())
+def test_items_added_are_as_if_they_had_always_been_there(catalogue, data):
+    codes, level_sizes = catalogue
+    cut = data.draw(st.integers(1, len(codes)))
+    trie = ItemTrie.build(codes[:cut], level_sizes)
+    assert cut == len(codes) or same(trie.with_items(codes[cut:]), ItemTrie.build(codes, level_sizes))
+
+
+@given(catalogues(), st.data())
+def test_items_removed_are_as_if_they_had_never_been_there(catalogue, data):
+    """But the others keep their rows, and what comes later gets rows of its own."""
+    codes, level_sizes = catalogue
+    removed = sorted(data.draw(st.sets(st.integers(0, len(codes) - 1), max_size=len(codes) - 1)))
+    kept = np.setdiff1d(np.arange(len(codes)), removed)
+    trie = ItemTrie.build(codes, level_sizes).without_items(np.array(removed, int))
+    assert trie.items == len(codes)
+    assert (trie.leaves[removed] == -1).all()
+    rebuilt = ItemTrie.build(codes[kept], level_sizes)
+    renumbered = replace(rebuilt, order=torch.from_numpy(kept)[rebuilt.order].int(), leaves=trie.leaves)
+    assert torch.equal(trie.leaves[kept], rebuilt.leaves)
+    assert same(trie, renumbered)
+    back = trie.with_items(codes[removed]) if removed else trie
+    assert len(back.order) == len(codes)
+    assert [back.items_of(int(back.leaves[len(codes) + at])).tolist()[-1] for at in range(len(removed))] == [
+        max(len(codes) + n for n, row in enumerate(removed) if (codes[row] == codes[mine]).all()) for mine in removed
+    ]
+
+
+def test_what_can_not_be_removed_or_added():
+    trie = ItemTrie.build(np.array([[0, 1], [1, 0]]), [2, 3])
+    with pytest.raises(UserError, match="would leave none"):
+        trie.without_items(np.arange(2))
+    with pytest.raises(UserError, match="rows -1 to 2 of a catalogue of 2"):
+        trie.without_items(np.array([2, -1]))
+    with pytest.raises(UserError, match="outside its level"):
+        trie.with_items(np.array([[0, 3]]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from /proc")
+def test_loading_reads_only_what_is_looked_at(tmp_path):
+    """Of 30 MB, a walk down the trie touches next to nothing."""
+    trie = ItemTrie.build(np.random.default_rng(0).integers(0, 256, (1_000_000, 4)), [256] * 4)
+    trie.save(tmp_path / "trie.safetensors")
+    expected = trie.children(1, torch.tensor([7]))[1]
+    before = resident()
+    loaded = ItemTrie.load(tmp_path / "trie.safetensors")
+    assert torch.equal(loaded.children(1, torch.tensor([7]))[1], expected)
+    assert resident() - before < trie.nbytes / 5
+    assert int(loaded.order.sum()) == sum(range(1_000_000))
+    assert resident() - before > trie.nbytes / 20  # so it would have shown
+
+
+def resident() -> int:
+    """Bytes of memory that this process has in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_bytes_of_many_items():
+    codes = np.random.default_rng(0).integers(0, 256, (100_000, 4))
+    assert ItemTrie.build(codes, [256] * 4).nbytes < 50 * len(codes)
 
 
 @pytest.mark.parametrize(
