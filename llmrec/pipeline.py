@@ -141,9 +141,10 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 
 
 def evaluate_stage(config: Config, run: RunDirectory) -> None:
-    """Full ranking beside the baselines -> metrics.json, per_user.parquet, report.md, report.png; the model card."""
+    """Full ranking beside the baselines -> metrics.json, per_user.parquet, report.md, report.png; the bundle's card."""
     from llmrec.evaluate.generative import evaluate
     from llmrec.evaluate.report import write_report
+    from llmrec.serve.bundle import record_scoring
     from llmrec.serve.card import model_card
     from llmrec.serve.recommender import Recommender
 
@@ -155,7 +156,10 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
     settings = {"evaluate": asdict(config.evaluate), "decode": asdict(config.decode)}
     run.build("evaluate", settings, make, reads=["data", "model"])
     if run.main:
-        write_text(run.path("model") / "README.md", model_card(run.path("model"), metrics(run)))
+        measured = metrics(run)
+        write_text(run.path("model") / "README.md", model_card(run.path("model"), measured))
+        if measured["decode"]["constraint"] == "trie":  # else it is the constraint that was measured
+            record_scoring(run.path("model"), measured["decode"]["scoring"])
 
 
 STAGES = {

@@ -1,9 +1,14 @@
 """`llmrec recommend`: the best items for a history, a request in plain words, or both."""
 
+import csv
 import json
+import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from llmrec.cli.command import Command, PlainParser
 from llmrec.errors import UserError
@@ -11,50 +16,106 @@ from llmrec.errors import UserError
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, load the bundle, answer."""
-    parser = PlainParser(prog="llmrec recommend", description="Recommend items of a bundle's catalogue.")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
-    parser.add_argument("--history", nargs="+", metavar="ID", default=[], help="item ids, oldest first")
-    parser.add_argument("--prompt", metavar="TEXT", help="what is asked for, in plain words")
-    parser.add_argument("--k", type=int, default=10, help="answers (default 10)")
-    parser.add_argument("--exclude", nargs="+", metavar="ID", default=[], help="items that must not come out")
-    parser.add_argument("--include-seen", action="store_true", help="let items of the history come out too")
-    parser.add_argument(
-        "--where", nargs="+", metavar="FIELD=VALUE", default=[], help="only items whose field has this value"
-    )
-    parser.add_argument("--beams", type=int, default=20, help="beams of the search (default 20)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
-    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if not options.history and options.prompt is None:
         raise UserError('nothing to go by: give --history ID ..., --prompt "text", or both.')
     if options.beams < 1:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
-    where = dict(_pair(text) for text in options.where)
-    from llmrec.decode.config import DecodeConfig
+    request = _request(options)
     from llmrec.serve.recommender import Recommender
 
-    decode = replace(DecodeConfig(), beams=options.beams, device=options.device)
-    recommender = Recommender.from_pretrained(options.model, decode, options.trust_remote_code)
+    recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+    recommender.decode = replace(recommender.decode, beams=options.beams, device=options.device)
     started = time.perf_counter()
-    items = recommender.recommend(
-        options.history, options.prompt, options.k, options.exclude, options.include_seen, where
-    )
+    items = recommender.recommend(**request)
     seconds = time.perf_counter() - started
     if options.json:
-        print(json.dumps({"items": [item.to_dict() for item in items], "seconds": round(seconds, 4)}))
+        answer = {"items": [item.to_dict() for item in items], "reason": items.reason, "seconds": round(seconds, 4)}
+        print(json.dumps(answer))
         return
     for item in items:
         print(f"{item.rank:>3}  {item.item_id:<12}  {item.score:8.3f}  {item.title}")
-    if not items:
-        print("No item passes the filters.")
+    if items.reason:
+        print(items.reason, file=sys.stderr)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    field, sign, value = text.partition("=")
-    if not sign or not field:
-        raise UserError(f"--where {text}: expected FIELD=VALUE, such as brand=Weleda.")
-    return field, value
+def _parser() -> PlainParser:
+    parser = PlainParser(prog="llmrec recommend", description="Recommend items of a bundle's catalogue.")
+
+    def several(flag: str, word: str, meaning: str) -> None:
+        parser.add_argument(flag, nargs="+", action="extend", metavar=word, help=meaning)
+
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    several("--history", "ID", "item ids, oldest first")
+    parser.add_argument("--prompt", metavar="TEXT", help="what is asked for, in plain words")
+    parser.add_argument("--k", type=int, default=10, help="answers (default 10)")
+    several("--exclude", "ID", "items that must not come out")
+    parser.add_argument("--include-seen", action="store_true", help="let items of the history come out too")
+    several("--allow", "ID", "only these items may come out")
+    several("--where", "FIELD=VALUE", "only items whose field has this value")
+    parser.add_argument("--boost", metavar="FILE", help="CSV with columns item_id,offset: what to add to the scores")
+    several("--max-per", "FIELD=M", "at most M answers with the same text in that field")
+    parser.add_argument("--max-per-code", type=int, metavar="M", help="at most M answers with the same first code")
+    parser.add_argument("--beams", type=int, default=20, help="beams of the search (default 20); at least K are used")
+    parser.add_argument("--exact", action="store_true", help="the provably best answers, for more forward passes")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
+    return parser
+
+
+def _request(options: Namespace) -> dict[str, Any]:
+    """The arguments of `Recommender.recommend`."""
+    limits = _pairs("--max-per", options.max_per or (), "brand=2")
+    for field, most in limits.items():
+        if not most.isdecimal():
+            raise UserError(f"--max-per {field}={most}: expected FIELD=M with a whole number M, such as brand=2.")
+    return {
+        "history": options.history,
+        "prompt": options.prompt,
+        "k": options.k,
+        "exclude": options.exclude or (),
+        "include_seen": options.include_seen,
+        "where": _pairs("--where", options.where or (), "brand=Weleda"),
+        "allow": options.allow,
+        "offsets": None if options.boost is None else _offsets(Path(options.boost)),
+        "max_per_field": {field: int(most) for field, most in limits.items()},
+        "max_per_code": options.max_per_code,
+        "exact": options.exact,
+    }
+
+
+def _pairs(flag: str, words: Sequence[str], example: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for word in words:
+        field, sign, value = word.partition("=")
+        if not sign or not field:
+            raise UserError(f"{flag} {word}: expected FIELD=VALUE, such as {example}.")
+        if field in pairs:
+            raise UserError(f"{flag} {word}: {field} has been given already, as {pairs[field]}; name a field once.")
+        pairs[field] = value
+    return pairs
+
+
+def _offsets(path: Path) -> dict[str, float]:
+    """Item id -> offset of a CSV file."""
+    offsets: dict[str, float] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if not {"item_id", "offset"} <= set(rows.fieldnames or ()):
+                raise UserError(f"--boost {path}: found columns {rows.fieldnames}, expected item_id,offset.")
+            for row in rows:
+                where = f"--boost {path}, line {rows.line_num}"
+                if row["item_id"] in offsets:
+                    raise UserError(f"{where}: item {row['item_id']} stands there twice; keep one of its offsets.")
+                try:
+                    offsets[row["item_id"]] = float(row["offset"])
+                except (TypeError, ValueError):
+                    raise UserError(f"{where}: offset {row['offset']!r}, expected a number.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--boost {path}: can't be read as CSV: {error}.") from None
+    return offsets
 
 
 COMMAND = Command("the best items for a history, a request in plain words, or both", main)

@@ -1,14 +1,16 @@
 """The trie as a logits processor for `generate`: what is not the prefix of a real item gets -inf.
 
 Vectorised over all beams of all requests: the only Python loop runs over the levels of the prefix.
+
+    constraint = TrieConstraint(trie, vocabulary, prompt_length=ids.shape[1], beams=20)
+    model.generate(ids, num_beams=20, max_new_tokens=trie.levels, logits_processor=[constraint])
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from llmrec.decode.filters import Restriction
+from llmrec.decode.search import NotNumbersError
 from llmrec.vocab.tokens import ItemVocabulary
 from llmrec.vocab.trie import ItemTrie
 
@@ -19,47 +21,54 @@ class TrieConstraint(LogitsProcessor):
     Args:
         trie: of the catalogue.
         vocabulary: of the same levels.
-        vocabulary_size: V, the width of the model's scores.
         prompt_length: T, the padded length of the prompts; what follows is the semantic ID.
         beams: K, rows per request.
-        excluded: per request, int [E_b], items (rows of the catalogue) that must not come out.
+        restriction: of the batch's requests; None allows every item.
     """
 
     def __init__(
         self,
         trie: ItemTrie,
         vocabulary: ItemVocabulary,
-        vocabulary_size: int,
         prompt_length: int,
         beams: int,
-        excluded: Sequence[np.ndarray] | None = None,
+        restriction: Restriction | None = None,
     ) -> None:
-        device = trie.paths.device
         self.trie = trie
         self.prompt_length = prompt_length
         self.beams = beams
-        self.code_of_token = torch.from_numpy(vocabulary.code_of_token(vocabulary_size)).to(device)
-        self.token_of_code = [torch.from_numpy(ids).to(device) for ids in vocabulary.ids]
-        self.exhausted = trie.exhausted(excluded) if excluded is not None else None
+        self.restriction = restriction
+        self.token_of_code = [torch.from_numpy(ids).to(trie.device) for ids in vocabulary.ids]
+        self.code_of_token = torch.from_numpy(vocabulary.code_of_token(int(vocabulary.all_ids.max()) + 1))
+        self.code_of_token = self.code_of_token.to(trie.device)
 
     def nodes(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The trie node of each row's generated prefix: int64 [R], -1 where the prefix is not one."""
         node = torch.zeros(len(input_ids), dtype=torch.int64, device=input_ids.device)
         for level, tokens in enumerate(input_ids[:, self.prompt_length :].T):
-            node = self.trie.step(level, node, self.code_of_token[tokens])
+            codes = self.code_of_token[tokens.clamp(max=len(self.code_of_token) - 1)]
+            # The code of another level's token, or of a token beyond the items', is none of this level's.
+            own = self.token_of_code[level][codes.clamp(min=0, max=len(self.token_of_code[level]) - 1)] == tokens
+            node = self.trie.step(level, node, torch.where(own, codes, -1))
         return node
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [R, V] of the next token, -inf but for children of each row's prefix; R = requests x beams."""
+        """Scores [R, V] of the next token, -inf but for children of each row's prefix; R = requests x beams.
+
+        Raises:
+            NotNumbersError: a score that is kept is NaN.
+        """
         level = input_ids.shape[1] - self.prompt_length
-        rows, children = self.trie.children(level, self.nodes(input_ids))
-        if self.exhausted is not None and len(self.exhausted[level]):
-            gone = self.exhausted[level]
-            key = rows // self.beams * len(self.trie.keys[level]) + children
-            at = torch.searchsorted(gone, key).clamp_(max=len(gone) - 1)
-            keep = gone[at] != key
-            rows, children = rows[keep], children[keep]
+        parents = self.nodes(input_ids)
+        if self.restriction is None:
+            rows, children = self.trie.children(level, parents)
+        else:
+            requests = torch.arange(len(parents), device=parents.device) // self.beams
+            rows, children = self.restriction.children(level, requests, parents)
         tokens = self.token_of_code[level][self.trie.codes(level, children)]
+        kept = scores[rows, tokens]
+        if torch.isnan(kept).any():
+            raise NotNumbersError(f"the model's scores at level {level + 1} of {self.trie.levels} are not numbers")
         constrained = torch.full_like(scores, -torch.inf)
-        constrained[rows, tokens] = scores[rows, tokens]
+        constrained[rows, tokens] = kept
         return constrained

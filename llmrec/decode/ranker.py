@@ -2,10 +2,16 @@
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
+import torch
 
-from llmrec.decode.beam import BeamSearch, Ranking
+from llmrec.decode.choose import make_exact
+from llmrec.decode.diversity import Quota, diverse
+from llmrec.decode.exact import ExactSearch
+from llmrec.decode.filters import Filter
+from llmrec.decode.search import BeamSearch, NotNumbersError, Ranking
 from llmrec.errors import UserError
 from llmrec.tasks.render import Renderer
 
@@ -25,8 +31,15 @@ class ItemRanker:
         self.context = context
         self.requests = 0
         self.seconds = 0.0
+        self.width = 0
         self.beams_seen = 0
         self.beams_invalid = 0
+        self.first_invalid = 0
+
+    @cached_property
+    def exact(self) -> ExactSearch:
+        """The same model asked for the provably best; built when it is first needed."""
+        return make_exact(self.search)
 
     def prompt_ids(self, history: Sequence[int] | np.ndarray = (), query: str | None = None) -> list[int]:
         """Token ids of one request.
@@ -61,23 +74,89 @@ class ItemRanker:
         self,
         requests: Sequence[Sequence[int]],
         k: int,
-        excluded: Sequence[np.ndarray] | None = None,
-        beams: int | None = None,
+        filters: Sequence[Filter] | None = None,
+        offsets: np.ndarray | None = None,
+        exact: bool = False,
     ) -> Ranking:
-        """The k best items of each request (token ids from `prompt_ids`), without its `excluded` rows."""
+        """The k best items of each request (token ids from `prompt_ids`) that its filter lets through.
+
+        Args:
+            requests: B of them.
+            k: answers per request; fewer beams than that are widened to k.
+            filters: per request.
+            offsets: float [N], added to each item's score.
+            exact: the provably best, instead of the best that the beams reach.
+
+        Raises:
+            UserError: the model's weights are not numbers; `exact` of a model that can't.
+            NotNumbersError: its weights are, its scores are not.
+        """
+        search = self.exact if exact else self.search
         started = time.perf_counter()
-        ranking = self.search.search(requests, k, excluded, beams)
+        try:
+            ranking = search.search(requests, k, filters, offsets=offsets)
+        except NotNumbersError as error:
+            self._blame_weights(error)
+            raise
         self.seconds += time.perf_counter() - started
         self.requests += len(requests)
+        self.width = max(self.width, ranking.width)
         self.beams_seen += ranking.beams
         self.beams_invalid += ranking.invalid
+        self.first_invalid += ranking.invalid_first
         return ranking
 
+    def best(
+        self,
+        request: Sequence[int],
+        k: int,
+        allowed: np.ndarray,
+        quotas: Sequence[Quota] = (),
+        offsets: np.ndarray | None = None,
+        exact: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items of one request that may come out: items int64 [n] and scores float32 [n], best first.
+
+        Args:
+            request: token ids from `prompt_ids`.
+            k: answers at most; fewer come out only if there are no more.
+            allowed: bool [N], the items that may come out.
+            quotas: at most so many answers of each group; the walk down the ranking is exact where the ranking is.
+            offsets: as in `rank`.
+            exact: as in `rank`.
+        """
+        if offsets is not None and allowed.any():
+            # What can't come out must not draw the beams either.
+            offsets = np.where(allowed, offsets, offsets[allowed].min())
+        # What more the beams have found serves where a group is full.
+        piece = max(k, self.search.config.beams) if quotas and not exact else k
+
+        def ask(among: Filter) -> tuple[np.ndarray, np.ndarray]:
+            ranking = self.rank([request], piece, [among], offsets, exact)
+            found = ranking.items[0] >= 0
+            return ranking.items[0][found], ranking.scores[0][found]
+
+        return diverse(ask, allowed, k, quotas)
+
     def stats(self) -> dict[str, int | float | str]:
-        """What was decoded so far: `beams, scoring, invalid_rate, users_per_second`."""
+        """What was decoded so far: `beams, scoring, constraint, invalid_rate, invalid_first_rate, users_per_second`.
+
+        `beams` are those searched with, which are at least as many as the answers asked for.
+        """
         return {
-            "beams": self.search.config.beams,
-            "scoring": "vocab",
+            "beams": self.width,
+            "scoring": self.search.config.scoring,
+            "constraint": self.search.config.constraint,
             "invalid_rate": self.beams_invalid / self.beams_seen if self.beams_seen else 0.0,
+            "invalid_first_rate": self.first_invalid / self.requests if self.requests else 0.0,
             "users_per_second": round(self.requests / self.seconds, 3) if self.seconds else 0.0,
         }
+
+    def _blame_weights(self, error: NotNumbersError) -> None:
+        """Raise UserError if the weights are to blame for scores that are not numbers: those the user can mend."""
+        for name, parameter in self.search.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise UserError(
+                    f"{error}, for the model's weights {name} hold NaN or infinity: the bundle is damaged or its "
+                    "training diverged; copy it again, or train with a smaller --train.learning_rate."
+                ) from None

@@ -8,6 +8,7 @@ import polars as pl
 
 from llmrec.console import get_logger, track
 from llmrec.data import Cases, Catalog, Split
+from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
 from llmrec.errors import UserError
 from llmrec.evaluate.baselines import BASELINES
@@ -26,7 +27,7 @@ log = get_logger(__name__)
 
 
 class GenerativeSystem:
-    """Ranks by trie-constrained beam search; a target that no beam reaches is not ranked.
+    """Ranks by beam search; a target that no beam reaches is not ranked.
 
     Args:
         ranker: of the model to measure.
@@ -47,13 +48,13 @@ class GenerativeSystem:
             chosen = slice(start, start + size)
             histories, targets = cases.histories[chosen], cases.targets[chosen]
             requests = [self.ranker.prompt_ids(history) for history in histories]
-            seen = [np.setdiff1d(h, t) for h, t in zip(histories, targets, strict=True)] if filter_seen else None
-            ranking = self.ranker.rank(requests, self.depth, seen)
+            seen = [Filter(excluded=np.setdiff1d(h, t)) for h, t in zip(histories, targets, strict=True)]
+            ranking = self.ranker.rank(requests, self.depth, seen if filter_seen else None)
             result[chosen] = ranks_from_lists(ranking.items, ranking.scores, targets)
         return result
 
     def decode_stats(self) -> dict[str, Any]:
-        """`beams, scoring, invalid_rate, users_per_second`."""
+        """As `ItemRanker.stats`."""
         return self.ranker.stats()
 
 
@@ -102,7 +103,7 @@ def evaluate(recommender: HasRanker, split: Split, config: EvaluateConfig | None
         )
     train = sequences.train_sequences()
     systems: list[System] = [BASELINES[name]().fit(train, len(catalog)) for name in config.baselines]
-    systems.insert(0, GenerativeSystem(recommender.ranker, max(config.k)))
+    systems.insert(0, GenerativeSystem(recommender.ranker, _depth(recommender.ranker, config)))
     metrics, ranks = evaluate_systems(
         systems,
         cases,
@@ -111,3 +112,11 @@ def evaluate(recommender: HasRanker, split: Split, config: EvaluateConfig | None
         {"split": split.protocol["kind"], "items": len(catalog)},
     )
     return Evaluation(metrics, per_user_table(ranks, cases, sequences, catalog))
+
+
+def _depth(ranker: ItemRanker, config: EvaluateConfig) -> int:
+    """How many answers each user gets; said aloud where they take more beams than were asked for."""
+    depth, beams = max(config.k), ranker.search.config.beams
+    if beams < depth:
+        log.warning("--decode.beams %d: widened to the %d answers of --evaluate.k %s.", beams, depth, config.k)
+    return depth

@@ -5,12 +5,13 @@ Only safetensors, JSON, YAML and parquet; transformers and peft load their parts
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import polars as pl
 
+from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Header:
         levels: codes per item, the dedup level included.
         level_sizes: codes of each level.
         token_prefix: of the item tokens' names.
-        scoring: how answers are scored: vocab, the log-softmax over the whole vocabulary.
+        scoring: how answers are scored (see `DecodeConfig`): what the bundle was last evaluated with, and what it
+            decodes with unless told otherwise.
         base_model: what the training started from.
         weights: model (whole weights) or adapter (PEFT adapter with the item tokens' rows; needs the base).
         max_history: items of a history that a prompt shows.
@@ -45,15 +47,22 @@ class Header:
     levels: int
     level_sizes: list[int]
     token_prefix: str
-    scoring: str
+    scoring: Scoring
     base_model: str
     weights: Literal["model", "adapter"]
     max_history: int
 
 
 def write_header(header: Header, folder: Path) -> None:
-    """Write `llmrec.json`."""
-    (folder / HEADER).write_text(json.dumps(asdict(header), indent=1) + "\n", encoding="utf-8")
+    """Write `llmrec.json`, whole or not at all."""
+    temporary = folder / f".{HEADER}.tmp"
+    temporary.write_text(json.dumps(asdict(header), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / HEADER)
+
+
+def record_scoring(folder: Path, scoring: Scoring) -> None:
+    """Write into `llmrec.json` what the bundle in `folder` was evaluated with."""
+    write_header(replace(read_header(folder), scoring=scoring), folder)
 
 
 def read_header(folder: Path) -> Header:
@@ -73,9 +82,12 @@ def read_header(folder: Path) -> Header:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise UserError(f"{path}: schema {found}, but this llmrec reads schema {SCHEMA}.")
     try:
-        return Header(**raw)
+        header = Header(**raw)
     except TypeError as error:
         raise UserError(f"{path}: {error}.") from None
+    if header.scoring not in get_args(Scoring):
+        raise UserError(f"{path}: scoring {header.scoring!r}, expected one of {', '.join(get_args(Scoring))}.")
+    return header
 
 
 def locate(name: str | Path) -> Path:

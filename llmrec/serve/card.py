@@ -53,5 +53,6 @@ def model_card(folder: Path, metrics: dict[str, Any]) -> str:
         weights=WEIGHTS[header.weights],
         protocol=protocol_line(metrics).capitalize(),
         table=markdown_table(metrics),
-        decode=f"{decode['beams']} beams, scoring {decode['scoring']}, invalid answers {decode['invalid_rate']:.1%}",
+        decode=f"{decode['beams']} beams, scoring {decode['scoring']}, constraint {decode['constraint']}, "
+        f"invalid answers {decode['invalid_rate']:.1%}",
     )

@@ -23,6 +23,11 @@ class RecommendRequest(BaseModel):
     exclude: list[str] = Field(default_factory=list, description="items that must not come out")
     include_seen: bool = Field(default=False, description="let items of the history come out too")
     where: dict[str, str] = Field(default_factory=dict, description="only items whose field has this value")
+    allow: list[str] | None = Field(default=None, description="only these items may come out")
+    offsets: dict[str, float] | None = Field(default=None, description="item id -> what to add to its score")
+    max_per_field: dict[str, int] = Field(default_factory=dict, description="field -> answers of one value at most")
+    max_per_code: int | None = Field(default=None, description="answers with one first code at most")
+    exact: bool = Field(default=False, description="the provably best, for more forward passes")
 
 
 def make_app(recommender: Recommender) -> FastAPI:
@@ -45,6 +50,7 @@ def make_app(recommender: Recommender) -> FastAPI:
             items = recommender.recommend(**request.model_dump())
         return {
             "items": [item.to_dict() for item in items],
+            "reason": items.reason,
             "seconds": round(time.perf_counter() - started, 4),
         }
 

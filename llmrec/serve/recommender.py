@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,12 +12,15 @@ import polars as pl
 from llmrec import __version__
 from llmrec.data import Cases, Catalog, Interactions
 from llmrec.data.split import TRAIN, Split
-from llmrec.decode.beam import BeamSearch
+from llmrec.decode.choose import check_fit, make_search
 from llmrec.decode.config import DecodeConfig
+from llmrec.decode.diversity import Quota
 from llmrec.decode.ranker import ItemRanker
 from llmrec.errors import UserError
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.serve import bundle
+from llmrec.serve.answer import Answer, Recommendation
+from llmrec.serve.selection import ItemLookup, Selection
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.render import Renderer
 from llmrec.tasks.template import Template, load_templates, save_templates
@@ -30,35 +33,6 @@ from llmrec.vocab.trie import ItemTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One answer.
-
-    Attributes:
-        rank: from 1.
-        item_id: of the catalogue.
-        score: log-probability of the item's semantic ID given the request.
-        title: of the item.
-        fields: the item's other text fields.
-    """
-
-    rank: int
-    item_id: str
-    score: float
-    title: str
-    fields: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `recommend --json` prints it."""
-        return {
-            "rank": self.rank,
-            "item_id": self.item_id,
-            "score": self.score,
-            "title": self.title,
-            **self.fields,
-        }
 
 
 class Recommender:
@@ -141,13 +115,23 @@ class Recommender:
         vocabulary = ItemVocabulary.of(self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix)
         return Renderer(self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history)
 
+    @cached_property
+    def lookup(self) -> ItemLookup:
+        """Finds the items that requests name."""
+        return ItemLookup(self.catalog)
+
+    @cached_property
+    def trie(self) -> ItemTrie:
+        """The semantic IDs of the catalogue."""
+        return ItemTrie.build(self.item_tokenizer.codes, self.item_tokenizer.level_sizes)
+
     @property
     def ranker(self) -> ItemRanker:
         """Beam search over the catalogue, built when it is first needed."""
         if self._ranker is None:
             renderer = self.renderer
-            trie = ItemTrie.build(self.item_tokenizer.codes, self.item_tokenizer.level_sizes)
-            search = BeamSearch(self.model, renderer.vocabulary, trie, self.decode, self.tokenizer.pad_token_id or 0)
+            pad = self.tokenizer.pad_token_id or 0
+            search = make_search(self.model, renderer.vocabulary, self.trie, self.decode, pad)
             self._ranker = ItemRanker(renderer, search, context_length(self.model))
         return self._ranker
 
@@ -194,55 +178,76 @@ class Recommender:
         exclude: Sequence[str] = (),
         include_seen: bool = False,
         where: Mapping[str, str] | None = None,
-    ) -> list[Recommendation]:
+        allow: Sequence[str] | None = None,
+        offsets: Mapping[str, float] | np.ndarray | None = None,
+        max_per_field: Mapping[str, int] | None = None,
+        max_per_code: int | None = None,
+        exact: bool = False,
+    ) -> Answer:
         """The k best items for a history, a request in plain words, or both.
 
         Args:
             history: item ids, oldest first.
             prompt: what is asked for, in words.
-            k: answers at most; all of them are there when that many items are allowed.
+            k: answers at most; all of them are there when that many items are allowed, and `reason` says so when not.
+                Fewer beams than k are widened to k.
             exclude: item ids that must not come out.
             include_seen: let the items of the history come out too.
             where: field -> value; only items whose field is that value, or has it among its comma-separated
                 parts, upper and lower case alike.
+            allow: item ids; only these may come out.
+            offsets: added to the log-probabilities, by item id (0 for the others) or float [N] by row.
+            max_per_field: field -> m; at most m items with the same text there, of those that have one.
+            max_per_code: at most so many items with the same first code.
+            exact: the provably best k, for more forward passes, instead of those that the beams reach.
 
         Raises:
-            UserError: neither history nor prompt, an unknown item or field, an empty or too long prompt, k < 1.
+            UserError: neither history nor prompt, an unknown item or field, an empty or too long prompt, k < 1,
+                offsets that are not finite numbers, a limit below 1.
         """
         if k < 1:
             raise UserError(f"--k {k}: expected at least 1.")
-        seen = self._rows(history or (), "--history")
-        excluded = self._rows(exclude, "--exclude")
-        if not include_seen:
-            excluded = np.union1d(excluded, seen)
-        if where:
-            excluded = np.union1d(excluded, np.flatnonzero(~self._matches(where)))
+        seen = self.lookup.rows(history or (), "--history")
+        selection = self._select(seen if not include_seen else seen[:0], where or {}, allow, exclude)
+        bonus = None if offsets is None else self.lookup.offsets(offsets)
+        quotas = self._quotas(max_per_field or {}, max_per_code)
         request = self.ranker.prompt_ids(seen, prompt)
-        ranking = self.ranker.rank([request], k, [excluded.astype(np.int64)])
-        return [
-            self._recommendation(rank, int(item), float(score))
-            for rank, (item, score) in enumerate(zip(ranking.items[0], ranking.scores[0], strict=True), start=1)
-            if item >= 0
+        wanted = min(k, selection.left)
+        rows, scores = self.ranker.best(request, wanted, selection.allowed, list(quotas.values()), bonus, exact)
+        answers = [
+            self._recommendation(rank, row, score)
+            for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
         ]
+        limits = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
+        return Answer(answers, selection.reason(len(rows), k, limits))
 
-    def _rows(self, item_ids: Sequence[str], flag: str) -> np.ndarray:
-        unknown = [item for item in item_ids if item not in self.catalog.index]
-        if unknown:
-            raise UserError(
-                f"{flag} {unknown[0]}: no such item among the {len(self.catalog)} of the catalogue "
-                f"(ids look like {self.catalog.ids[0]!r})."
-            )
-        return np.array([self.catalog.index[item] for item in item_ids], dtype=np.int64)
-
-    def _matches(self, where: Mapping[str, str]) -> np.ndarray:
-        allowed = np.ones(len(self.catalog), dtype=bool)
+    def _select(
+        self, seen: np.ndarray, where: Mapping[str, str], allow: Sequence[str] | None, exclude: Sequence[str]
+    ) -> Selection:
+        """The items that a request's filters leave, `seen` (rows) aside."""
+        selection = Selection(len(self.catalog))
         for field, value in where.items():
-            if field not in self.catalog.fields:
-                raise UserError(f"--where {field}={value}: no such field; known are {', '.join(self.catalog.fields)}.")
-            wanted = value.strip().casefold()
-            texts = [text.casefold() for text in self.catalog.frame[field]]
-            allowed &= [wanted == text or wanted in (part.strip() for part in text.split(",")) for text in texts]
-        return allowed
+            selection.keep(self.lookup.having(field, value), f"--where {field}={value}")
+        if allow is not None:
+            selection.keep(self.lookup.rows(allow, "--allow"), "--allow")
+        if len(exclude):
+            selection.drop(self.lookup.rows(exclude, "--exclude"), "--exclude")
+        if len(seen):
+            selection.drop(seen, "the history")
+        return selection
+
+    def _quotas(self, max_per_field: Mapping[str, int], max_per_code: int | None) -> dict[str, Quota]:
+        """The limits of a request, each under the flag that set it."""
+        quotas = {}
+        for field, most in max_per_field.items():
+            flag = f"--max-per {field}={most}"
+            quotas[flag] = Quota(self.lookup.groups(field, flag), most)
+        if max_per_code is not None:
+            quotas[f"--max-per-code {max_per_code}"] = Quota(self.item_tokenizer.codes[:, 0], max_per_code)
+        for flag, quota in quotas.items():
+            if quota.most < 1:
+                raise UserError(f"{flag}: expected at least 1.")
+        return quotas
 
     def _recommendation(self, rank: int, item: int, score: float) -> Recommendation:
         fields = self.catalog.row(self.catalog.ids[item])
@@ -264,7 +269,7 @@ class Recommender:
             levels=len(self.item_tokenizer.level_sizes),
             level_sizes=list(self.item_tokenizer.level_sizes),
             token_prefix=self.base.token_prefix,
-            scoring="vocab",
+            scoring=self.decode.scoring,
             base_model=self.base_model,
             weights="adapter" if hasattr(self.model, "peft_config") else "model",
             max_history=self.max_history,
@@ -277,15 +282,23 @@ class Recommender:
     ) -> Self:
         """Load a bundle from a folder or the Hub.
 
+        Args:
+            name: path or Hub id.
+            decode: beams, batch size, device; by default those of `DecodeConfig`, with the scoring that the bundle
+                was measured with.
+            trust_remote_code: run code that the base model brings along.
+
         Raises:
-            UserError: there is no bundle, or a part of it can't be read.
+            UserError: there is no bundle, a part of it can't be read, or its parts don't belong together.
         """
         folder = bundle.locate(name)
         header = bundle.read_header(folder)
         model, tokenizer = bundle.load_weights(folder, header, trust_remote_code)
         catalog = Catalog(bundle.read_index(folder).drop("codes"))
         item_tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER)
-        return cls(
+        if item_tokenizer.item_ids != catalog.ids:
+            raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/item_codes.parquet list other items.")
+        recommender = cls(
             model,
             tokenizer,
             item_tokenizer,
@@ -294,8 +307,11 @@ class Recommender:
             header.base_model,
             load_templates(folder / bundle.PROMPTS),
             header.max_history,
-            decode,
+            decode or DecodeConfig(scoring=header.scoring),
         )
+        vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
+        check_fit(model, vocabulary, recommender.trie)
+        return recommender
 
 
 def base_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]:

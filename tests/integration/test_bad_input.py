@@ -9,9 +9,12 @@ from typing import get_args
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from llmrec.cli.main import main
+from llmrec.decode.head import ItemHead
+from llmrec.decode.search import NotNumbersError
 from llmrec.quantize.config import Method
 
 Fails = Callable[..., str]
@@ -173,7 +176,15 @@ def test_a_defect_of_ours_ends_with_1(llmrec: Program, run_copy: Path, tiny_flag
         (["--prompt", "  \n "], "is empty"),
         (["--prompt", "a soft blanket " * 400], "shorten --prompt"),
         (["--prompt", "soap", "--where", "colour=red"], "--where colour=red: no such field"),
-        (["--prompt", "soap", "--where", "red"], "--where red: expected FIELD=VALUE"),
+        (["--prompt", "soap", "--where", "red"], "--where red: expected FIELD=VALUE, such as brand=Weleda"),
+        (["--prompt", "soap", "--where", "brand=a", "--where", "brand=b"], "--where brand=b: brand has been given"),
+        (["--prompt", "soap", "--allow", "NOSUCH"], "--allow NOSUCH: no such item"),
+        (["--prompt", "soap", "--max-per", "brand"], "--max-per brand: expected FIELD=VALUE, such as brand=2"),
+        (["--prompt", "soap", "--max-per", "brand=few"], "--max-per brand=few: expected FIELD=M"),
+        (["--prompt", "soap", "--max-per", "brand=0"], "--max-per brand=0: expected at least 1"),
+        (["--prompt", "soap", "--max-per", "colour=1"], "--max-per colour=1: no such field; known are"),
+        (["--prompt", "soap", "--max-per-code", "0"], "--max-per-code 0: expected at least 1"),
+        (["--prompt", "soap", "--boost", "nowhere.csv"], "--boost nowhere.csv: can't be read"),
         (["--prompt", "soap", "--k", "0"], "--k 0"),
         (["--prompt", "soap", "--k", "many"], "--k"),
         (["--prompt", "soap", "--beams", "0"], "--beams 0"),
@@ -188,6 +199,61 @@ def test_recommend(tiny_run: Path, words: list[str], said: str, capsys: pytest.C
     assert captured.out == ""
     [line] = captured.err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "found columns None, expected item_id,offset"),
+        ("item,offset\nx,1\n", "found columns ['item', 'offset'], expected item_id,offset"),
+        ("item_id,offset\n{0},1\n{1},much\n", "boost.csv, line 3: offset 'much', expected a number"),
+        ("item_id,offset\n{0},1\n{1}\n", "boost.csv, line 3: offset None, expected a number"),
+        ("item_id,offset\n{0},1\n{0},2\n", "boost.csv, line 3: item {0} stands there twice"),
+        ("item_id,offset\n{0},inf\n", "--boost {0}: offset inf, expected a finite number"),
+        ("item_id,offset\nNOSUCH,1\n", "--boost NOSUCH: no such item"),
+    ],
+)
+def test_boost(tiny_run: Path, content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = pl.read_parquet(tiny_run / "data" / "items.parquet")["item_id"]
+    file = tmp_path / "boost.csv"
+    file.write_text(content.format(*ids[:2]))
+    assert main(["recommend", "--model", str(tiny_run / "model"), "--prompt", "soap", "--boost", str(file)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said.format(*ids[:2]) in line
+
+
+def test_weights_that_are_not_numbers(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A diverged training or a damaged file: the user's to mend, with the level named."""
+    path = run_copy / "model" / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.down_proj.weight"][:] = np.nan
+    save_file(weights, path, metadata={"format": "pt"})
+    assert main(["recommend", "--model", str(run_copy / "model"), "--prompt", "soap"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "scores at level 1 of 4 are not numbers" in line
+    assert "model.layers.1.mlp.down_proj.weight" in line
+
+
+def test_sound_weights_with_scores_that_are_not_numbers_are_a_defect(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not dressed up as the user's mistake: the traceback goes through, and the program ends with 1."""
+    monkeypatch.setattr(ItemHead, "level", lambda self, hidden, level: torch.full((len(hidden), 32), torch.nan))
+    with pytest.raises(NotNumbersError, match="level 1 of 4"):
+        main(["recommend", "--model", str(tiny_run / "model"), "--prompt", "soap"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--decode.constraint", "none", "--decode.scoring", "catalogue"], "--decode.scoring catalogue"),
+        (["--decode.constraint", "none", "--decode.scoring", "level"], "--decode.constraint none needs"),
+        (["--decode.constraint", "some"], "--decode.constraint: expected one of"),
+        (["--decode.beams", "0"], "--decode.beams 0"),
+    ],
+)
+def test_evaluate(fails: Fails, tiny_run: Path, tiny_flags: list[str], words: list[str], said: str) -> None:
+    assert said in fails("evaluate", "--run", tiny_run, *tiny_flags, *words)
 
 
 def test_recommend_in_a_process_of_its_own(fails: Fails, tiny_run: Path) -> None:
@@ -208,6 +274,16 @@ def damage(folder: Path, how: str) -> None:
         content = json.loads(header.read_text())
         del content["levels"]
         header.write_text(json.dumps(content))
+    elif how == "another scoring":
+        header.write_text(json.dumps({**json.loads(header.read_text()), "scoring": "best"}))
+    elif how == "another tokenizer's codes":
+        quantizer = folder / "quantizer" / "quantizer.json"
+        content = json.loads(quantizer.read_text())
+        content["level_sizes"][-1] += 1
+        quantizer.write_text(json.dumps(content))
+    elif how == "another catalogue":
+        index = pl.read_parquet(folder / "item_index.parquet")
+        index[1:].write_parquet(folder / "item_index.parquet")
     elif how == "no weights":
         (folder / "model.safetensors").unlink()
     elif how == "cut weights":
@@ -232,6 +308,9 @@ def damage(folder: Path, how: str) -> None:
         ("a list", "llmrec.json"),
         ("another schema", "schema 99"),
         ("a field lacks", "levels"),
+        ("another scoring", "scoring 'best'"),
+        ("another tokenizer's codes", "they belong to different tokenizers"),
+        ("another catalogue", "item_index.parquet"),
         ("no weights", "model.safetensors"),
         ("cut weights", "header"),
         ("no tokenizer", "tokenizer"),

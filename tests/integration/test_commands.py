@@ -27,9 +27,11 @@ def ask(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., lis
         capsys.readouterr()
         assert main(["recommend", "--model", str(tiny_run / "model"), *words, "--json"]) == 0
         answer = json.loads(capsys.readouterr().out)
-        assert set(answer) == {"items", "seconds"}
+        assert set(answer) == {"items", "reason", "seconds"}
         assert answer["seconds"] > 0
         answers = answer["items"]
+        wanted = int(words[words.index("--k") + 1]) if "--k" in words else 10
+        assert (answer["reason"] is None) == (len(answers) == wanted)
         assert [item["rank"] for item in answers] == list(range(1, len(answers) + 1))
         scores = [item["score"] for item in answers]
         assert scores == sorted(scores, reverse=True)
@@ -94,6 +96,65 @@ def test_where(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame) ->
     answers = ask("--history", items["item_id"][0], "--where", f"brand={brand.upper()}", "--k", str(len(items)))
     assert {answer["item_id"] for answer in answers} == expected
     assert ask("--history", items["item_id"][0], "--where", "brand=none of them") == []
+
+
+def test_allow(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame) -> None:
+    history, *some = items["item_id"][[0, 5, 50, 100, 150]]
+    answers = ask("--history", history, "--allow", *some, history, "--k", "4")
+    assert {answer["item_id"] for answer in answers} == set(some)
+    answers = ask("--history", history, "--allow", *some[:2], "--allow", *some[2:], "--exclude", some[0], "--k", "3")
+    assert {answer["item_id"] for answer in answers} == set(some[1:])
+
+
+def test_boost(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame, tmp_path: Path) -> None:
+    history, *some = items["item_id"][[0, 5, 50, 100, 150]]
+    file = tmp_path / "boost.csv"
+    file.write_text("item_id,offset,why\n" + "".join(f"{item},{100 + n},new\n" for n, item in enumerate(some)))
+    answers = ask("--history", history, "--boost", str(file), "--k", "4")
+    assert [answer["item_id"] for answer in answers] == [item for _, item in sorted(
+        ((answer["score"], answer["item_id"]) for answer in answers), reverse=True
+    )]  # fmt: skip
+    assert {answer["item_id"] for answer in answers} == set(some)
+    assert all(answer["score"] > 50 for answer in answers)
+
+
+def test_max_per(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame, tiny_run: Path) -> None:
+    codes = pl.read_parquet(tiny_run / "model" / "item_index.parquet")
+    first = dict(zip(codes["item_id"], codes["codes"].list.first(), strict=True))
+    words = ["--history", items["item_id"][0], "--k", "40"]
+    brands = [answer["brand"] for answer in ask(*words, "--max-per", "brand=2")]
+    assert max(brands.count(brand) for brand in brands if brand) <= 2
+    answers = [answer["item_id"] for answer in ask(*words, "--max-per-code", "1")]
+    assert len({first[item] for item in answers}) == len(answers)
+    free = [answer["item_id"] for answer in ask(*words)]
+    assert answers[0] == free[0]
+    assert len({first[item] for item in free}) < len(free), "or the limit changed nothing"
+
+
+def test_exact(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame) -> None:
+    words = ["--history", items["item_id"][0]]
+    whole = ask(*words, "--k", str(len(items) - 1))
+    exact = ask(*words, "--k", "5", "--exact")
+    scores = [answer["score"] for answer in whole[:5]]
+    assert [answer["score"] for answer in exact] == pytest.approx(scores, abs=0.05)  # bfloat16 where the CPU has it
+
+
+def test_too_few_answers_are_explained(tiny_run: Path, items: pl.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recommend", "--model", str(tiny_run / "model"), "--prompt", "a mug"]
+    assert main([*words, "--where", "brand=none of them"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        f"No item passes the filters: the catalogue has {len(items)} items, --where brand=none of them leaves 0"
+    ]
+    assert main([*words, "--allow", *items["item_id"][:3]]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert captured.err.startswith("3 of the 10 asked for: ")
+    assert main([*words, "--where", "brand=none of them", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["reason"].endswith("leaves 0")
+    assert captured.err == ""
 
 
 def inspected(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -79,11 +79,47 @@ def test_config_yaml_is_the_resolved_configuration(tiny_run: Path, llmrec: Progr
 
 
 def test_changed_setting_redoes_what_follows(llmrec: Program, run_copy: Path, tiny_flags: list[str]) -> None:
-    result = llmrec("run", "--run", run_copy, *tiny_flags, "--decode.beams", "5")
+    result = llmrec("run", "--run", run_copy, *tiny_flags, "--decode.beams", "30")
     assert result.returncode == 0, result.stderr
     for stage in STAGES:
         assert (f"{stage}: unchanged" in result.stderr) == (stage != "evaluate")
-    assert json.loads((run_copy / "evaluate" / "metrics.json").read_text())["decode"]["beams"] == 5
+    assert json.loads((run_copy / "evaluate" / "metrics.json").read_text())["decode"]["beams"] == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "scoring", "constraint", "recorded"),
+    [
+        (["--decode.constraint", "none"], "vocab", "none", "catalogue"),
+        (["--decode.constraint", "level", "--decode.scoring", "level"], "level", "level", "catalogue"),
+        (["--decode.scoring", "level"], "level", "trie", "level"),
+    ],
+)
+def test_how_answers_are_decoded_is_evaluated_alone(
+    llmrec: Program, run_copy: Path, tiny_flags: list[str],
+    words: list[str], scoring: str, constraint: str, recorded: str,
+) -> None:  # fmt: skip
+    """Nothing is trained again; metrics, report and card say how; the bundle scores as last measured under the trie."""
+    result = llmrec("evaluate", "--run", run_copy, *tiny_flags, *words, "--json")
+    assert result.returncode == 0, result.stderr
+    assert all(f"{stage}: unchanged" in result.stderr for stage in STAGES if stage != "evaluate")
+    decode = json.loads(result.stdout)["decode"]
+    assert (decode["scoring"], decode["constraint"]) == (scoring, constraint)
+    if constraint == "trie":
+        assert (decode["invalid_rate"], decode["invalid_first_rate"]) == (0, 0)
+    else:
+        assert 0 < decode["invalid_rate"] <= 1
+        assert 0 <= decode["invalid_first_rate"] <= 1
+    report = (run_copy / "evaluate" / "report.md").read_text()
+    for name, value in decode.items():
+        assert f"- {name}: {value}\n" in report
+    assert f"scoring {scoring}, constraint {constraint}" in (run_copy / "model" / "README.md").read_text()
+    assert json.loads((run_copy / "model" / "llmrec.json").read_text())["scoring"] == recorded
+    before = json.loads((run_copy / "train" / "bundle" / "llmrec.json").read_text())
+    assert before["scoring"] == "auto", "the training's files stay as they are"
+
+
+def test_fewer_beams_than_answers_are_widened_aloud(tiny_run: Path) -> None:
+    assert "--decode.beams 10: widened to the 20 answers" in (tiny_run.parent / "stderr.txt").read_text()
 
 
 def test_stage_command_stops_at_its_stage(llmrec: Program, tmp_path: Path, tiny_flags: list[str]) -> None:
@@ -126,10 +162,12 @@ def test_metrics_systems(metrics: dict[str, Any]) -> None:
 
 def test_metrics_decode(metrics: dict[str, Any]) -> None:
     decode = metrics["decode"]
-    assert set(decode) == {"beams", "scoring", "invalid_rate", "users_per_second"}
-    assert decode["beams"] == 10
-    assert decode["scoring"] == "vocab"
-    assert decode["invalid_rate"] == 0
+    assert set(decode) == {
+        "beams", "scoring", "constraint", "invalid_rate", "invalid_first_rate", "users_per_second"
+    }  # fmt: skip
+    assert decode["beams"] == 20, "10 beams are widened to the 20 answers of recall@20"
+    assert (decode["scoring"], decode["constraint"]) == ("catalogue", "trie")
+    assert (decode["invalid_rate"], decode["invalid_first_rate"]) == (0, 0)
     assert decode["users_per_second"] > 0
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.decode.constraint import TrieConstraint
+from llmrec.decode.filters import Filter, Restriction
 from llmrec.vocab.tokens import ItemVocabulary
 from llmrec.vocab.trie import ItemTrie
 
@@ -42,8 +43,8 @@ def test_allowed_tokens_are_those_of_the_remaining_items(moment):
         return int(ids[at][code]) if 0 <= code < level_sizes[at] else 1
 
     trie = ItemTrie.build(np.array(codes), level_sizes)
-    gone = None if excluded is None else [np.array(items, dtype=np.int64) for items in excluded]
-    constraint = TrieConstraint(trie, vocabulary, WIDTH, PROMPT, beams=3, excluded=gone)
+    gone = excluded and Restriction(trie, [Filter(excluded=np.array(items, dtype=np.int64)) for items in excluded])
+    constraint = TrieConstraint(trie, vocabulary, PROMPT, beams=3, restriction=gone)
     spelt = [[token(at, code) for at, code in enumerate(beam)] for beam in beams]
     input_ids = torch.tensor([[FIRST, 0, FIRST + 1, *tokens] for tokens in spelt])
     scores = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -66,6 +67,6 @@ def test_nodes_of_whole_ids_are_leaves():
     codes = np.array([[1, 0], [0, 2], [1, 0]])
     ids = [np.array([10, 11]), np.array([12, 13, 14])]
     vocabulary = ItemVocabulary([["a", "b"], ["c", "d", "e"]], ids)
-    constraint = TrieConstraint(ItemTrie.build(codes, [2, 3]), vocabulary, 15, 1, beams=1)
+    constraint = TrieConstraint(ItemTrie.build(codes, [2, 3]), vocabulary, 1, beams=1)
     sequences = torch.tensor([[5, 10, 14], [5, 11, 12], [5, 11, 13], [5, 14, 10]])
     assert constraint.nodes(sequences).tolist() == [0, 1, -1, -1]

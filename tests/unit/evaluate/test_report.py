@@ -26,7 +26,10 @@ def metrics():
             "llmrec": {"all": entry([1, 1, 7, np.inf]), "cold": entry([7])},
             "popularity": {"all": entry([99, 99, 99, 99]), "cold": entry([99])},
         },
-        "decode": {"beams": 20, "scoring": "full", "invalid_rate": 0.0, "users_per_second": 12.5},
+        "decode": {
+            "beams": 20, "scoring": "catalogue", "constraint": "trie", "invalid_rate": 0.0, "invalid_first_rate": 0.25,
+            "users_per_second": 12.5,
+        },
     }  # fmt: skip
 
 
@@ -38,7 +41,8 @@ def test_the_four_files_say_the_same(metrics, tmp_path):
     assert "full ranking over 12,101 items, 4 users, seen items left out" in markdown
     assert "## Slice: cold" in markdown
     assert "| llmrec | 0.5000 | 0.5000 | 0.7500 [" in markdown
-    assert "- invalid_rate: 0.0" in markdown
+    for line in ("- beams: 20", "- scoring: catalogue", "- constraint: trie", "- invalid_first_rate: 0.25"):
+        assert f"{line}\n" in markdown
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 

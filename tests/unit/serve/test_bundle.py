@@ -1,6 +1,7 @@
 """The bundle's header and index, and what is said when they are damaged."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ def test_header_round_trip(tmp_path: Path) -> None:
     assert bundle.read_header(tmp_path) == HEADER
 
 
+def test_what_was_measured_is_recorded_in_a_file_of_its_own(tmp_path: Path) -> None:
+    """The bundle's files are hard links of the training stage's, which must stay as they are."""
+    bundle.write_header(HEADER, tmp_path)
+    (tmp_path / "linked.json").hardlink_to(tmp_path / bundle.HEADER)
+    before = (tmp_path / "linked.json").read_text()
+    bundle.record_scoring(tmp_path, "catalogue")
+    assert bundle.read_header(tmp_path) == replace(HEADER, scoring="catalogue")
+    assert (tmp_path / "linked.json").read_text() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"linked.json", bundle.HEADER}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -24,6 +36,7 @@ def test_header_round_trip(tmp_path: Path) -> None:
         ("[]", "schema list"),
         ('{"schema": 99}', "schema 99"),
         (json.dumps({"schema": bundle.SCHEMA}), "missing"),
+        (json.dumps(asdict(replace(HEADER, scoring="best"))), "scoring 'best', expected one of auto, vocab"),
     ],
 )
 def test_damaged_headers_are_named(tmp_path: Path, content: str | None, words: str) -> None:

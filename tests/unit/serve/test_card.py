@@ -19,7 +19,7 @@ METRICS = {
         "k": [10],
     },
     "systems": {"llmrec": {"all": SLICE}},
-    "decode": {"beams": 20, "scoring": "vocab", "invalid_rate": 0.0, "users_per_second": 9.0},
+    "decode": {"beams": 20, "scoring": "vocab", "constraint": "trie", "invalid_rate": 0.0, "users_per_second": 9.0},
 }
 
 
@@ -30,5 +30,13 @@ def test_card_has_front_matter_protocol_and_figures(tmp_path: Path) -> None:
     card = model_card(tmp_path, METRICS)
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "transformers"
-    for words in ("org/base", "8, 8, 2", "AutoPeftModelForCausalLM", "0.2500 [0.2000, 0.3000]", "30 items", "0.0%"):
+    for words in (
+        "org/base",
+        "8, 8, 2",
+        "AutoPeftModelForCausalLM",
+        "0.2500 [0.2000, 0.3000]",
+        "30 items",
+        "constraint trie",
+        "0.0%",
+    ):
         assert words in body

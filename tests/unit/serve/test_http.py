@@ -20,7 +20,19 @@ def test_answers_as_the_python_api(client: TestClient, recommender: Recommender)
     assert answer.status_code == 200
     expected = recommender.recommend(history=["i1"], prompt="soap", k=4)
     assert answer.json()["items"] == [item.to_dict() for item in expected]
+    assert answer.json()["reason"] is None
     assert answer.json()["seconds"] >= 0
+
+
+def test_every_filter_of_the_python_api(client: TestClient, recommender: Recommender) -> None:
+    request = {"history": ["i1"], "k": 9, "allow": ["i2", "i3", "i6", "i7"], "offsets": {"i3": 5.0}}
+    request |= {"max_per_field": {"brand": 1}, "max_per_code": 3, "exact": True}
+    answer = client.post("/recommend", json=request).json()
+    expected = recommender.recommend(**request)
+    assert answer["items"] == [item.to_dict() for item in expected]
+    assert len(expected) == 2
+    assert answer["reason"] == expected.reason
+    assert "--max-per brand=1" in answer["reason"]
 
 
 @pytest.mark.parametrize(

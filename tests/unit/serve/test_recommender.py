@@ -1,13 +1,20 @@
 """What may come out of a recommender, whatever the model thinks."""
 
+import json
+import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmrec.decode.config import DecodeConfig
 from llmrec.errors import UserError
+from llmrec.serve import bundle
 from llmrec.serve.recommender import Recommender
 
 ROWS = st.lists(st.integers(0, 19), max_size=12)
@@ -32,7 +39,70 @@ def test_where_keeps_items_with_that_value_only(recommender: Recommender) -> Non
     items = recommender.recommend(prompt="soap", where={"brand": "alba"}, k=20)
     assert sorted(item.item_id for item in items) == [f"i{row}" for row in range(5)]
     assert all(item.fields["brand"] == "Alba" for item in items)
-    assert recommender.recommend(prompt="soap", where={"brand": "nobody"}) == []
+
+
+def test_too_few_answers_come_with_the_reason(recommender: Recommender) -> None:
+    assert recommender.recommend(prompt="soap", k=20).reason is None
+    none = recommender.recommend(prompt="soap", where={"brand": "nobody"})
+    assert none == []
+    assert none.reason == "No item passes the filters: the catalogue has 20 items, --where brand=nobody leaves 0"
+    few = recommender.recommend(["i1"], "soap", allow=["i1", "i2", "i6", "i7"], exclude=["i7"], where={"brand": "alba"})
+    assert [item.item_id for item in few] == ["i2"]
+    assert few.reason == (
+        "1 of the 10 asked for: the catalogue has 20 items, --where brand=alba leaves 5, --allow leaves 2, "
+        "--exclude leaves 2, the history leaves 1"
+    )
+    assert recommender.recommend(prompt="soap", k=21).reason == "20 of the 21 asked for: the catalogue has 20 items"
+
+
+def test_only_allowed_items_come_out(recommender: Recommender) -> None:
+    items = recommender.recommend(prompt="soap", allow=["i3", "i8", "i19"], k=3)
+    assert sorted(item.item_id for item in items) == ["i19", "i3", "i8"]
+    assert recommender.recommend(prompt="soap", allow=[]) == []
+
+
+def test_offsets_are_added_to_the_scores(recommender: Recommender) -> None:
+    plain = {item.item_id: item.score for item in recommender.recommend(prompt="soap", k=20)}
+    by_name = {"i4": 30.0, "i9": -30.0}
+    boosted = recommender.recommend(prompt="soap", k=20, offsets=by_name)
+    assert boosted[0].item_id == "i4"
+    assert boosted[-1].item_id == "i9"
+    for item in boosted:
+        assert item.score == pytest.approx(plain[item.item_id] + by_name.get(item.item_id, 0), abs=1e-4)
+    by_row = np.array([by_name.get(item_id, 0.0) for item_id in recommender.catalog.ids])
+    assert recommender.recommend(prompt="soap", k=20, offsets=by_row) == boosted
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_no_more_than_so_many_of_a_brand(recommender: Recommender, exact: bool) -> None:
+    """Brands have 5 items each; those without a brand are of none, and all of them may come out."""
+    ranking = recommender.recommend(prompt="soap", k=20)
+    expected: list[str] = []
+    brands: list[str] = []
+    for item in ranking:
+        brand = item.fields["brand"]
+        if not brand or brands.count(brand) < 2:
+            expected.append(item.item_id)
+            brands.append(brand)
+    items = recommender.recommend(prompt="soap", k=20, max_per_field={"brand": 2}, exact=exact)
+    assert [item.item_id for item in items] == expected
+    assert len(items) == 3 * 2 + 5
+    assert items.reason == "11 of the 20 asked for: the catalogue has 20 items, --max-per brand=2 lets no more through"
+
+
+def test_no_more_than_so_many_of_a_first_code(recommender: Recommender) -> None:
+    firsts = dict(zip(recommender.catalog.ids, recommender.item_tokenizer.codes[:, 0].tolist(), strict=True))
+    items = recommender.recommend(prompt="soap", k=20, max_per_code=1)
+    assert sorted(firsts[item.item_id] for item in items) == sorted(set(firsts.values()))
+    assert items.reason is not None
+    assert "--max-per-code 1" in items.reason
+
+
+def test_exact_gives_the_head_of_the_whole_ranking(recommender: Recommender) -> None:
+    whole = recommender.recommend(prompt="soap", k=20)
+    exact = recommender.recommend(prompt="soap", k=4, exact=True)
+    assert [item.item_id for item in exact] == [item.item_id for item in whole[:4]]
+    assert [item.score for item in exact] == pytest.approx([item.score for item in whole[:4]], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -44,11 +114,18 @@ def test_where_keeps_items_with_that_value_only(recommender: Recommender) -> Non
         ({"history": ["i0"], "exclude": ["y"]}, "--exclude y"),
         ({"prompt": "soap", "where": {"colour": "red"}}, "--where colour=red"),
         ({"prompt": "soap", "k": 0}, "--k 0"),
+        ({"prompt": "soap", "allow": ["z"]}, "--allow z"),
+        ({"prompt": "soap", "offsets": {"i1": 1.0, "z": 2.0}}, "--boost z"),
+        ({"prompt": "soap", "offsets": {"i1": float("nan")}}, "--boost i1: offset nan"),
+        ({"prompt": "soap", "offsets": np.zeros(3)}, r"offsets: shape (3,), expected one per item"),
+        ({"prompt": "soap", "max_per_field": {"colour": 2}}, "--max-per colour=2: no such field"),
+        ({"prompt": "soap", "max_per_field": {"brand": 0}}, "--max-per brand=0: expected at least 1"),
+        ({"prompt": "soap", "max_per_code": -1}, "--max-per-code -1: expected at least 1"),
         ({"prompt": "word " * 400}, "context"),
     ],
 )
 def test_mistakes_are_named(recommender: Recommender, request_: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(words)):
         recommender.recommend(**request_)
 
 
@@ -57,8 +134,52 @@ def test_item_tokens_in_a_prompt_are_only_words(recommender: Recommender) -> Non
     assert recommender.ranker.prompt_ids(query=f"soap {token}") == recommender.ranker.prompt_ids(query="soap")
 
 
-def test_saved_and_loaded_answers_are_the_same(recommender: Recommender, tmp_path: Path) -> None:
-    recommender.save_pretrained(tmp_path / "model")
-    again = Recommender.from_pretrained(tmp_path / "model")
+@pytest.fixture(scope="module")
+def saved(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "model"
+    recommender.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle_copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def test_saved_and_loaded_answers_are_the_same(recommender: Recommender, saved: Path) -> None:
     request = {"history": ["i1", "i7"], "prompt": "hand balm", "k": 20}
-    assert again.recommend(**request) == recommender.recommend(**request)
+    assert Recommender.from_pretrained(saved).recommend(**request) == recommender.recommend(**request)
+
+
+def test_the_bundle_says_how_it_scores(bundle_copy: Path) -> None:
+    """Recorded by an evaluation, used by whoever loads it, overruled by a configuration."""
+    assert Recommender.from_pretrained(bundle_copy).decode.scoring == "auto"
+    bundle.record_scoring(bundle_copy, "level")
+    loaded = Recommender.from_pretrained(bundle_copy)
+    assert loaded.ranker.search.config.scoring == "level"
+    loaded.save_pretrained(bundle_copy)
+    assert bundle.read_header(bundle_copy).scoring == "level"
+    assert Recommender.from_pretrained(bundle_copy, DecodeConfig(scoring="vocab")).decode.scoring == "vocab"
+
+
+def test_parts_that_do_not_belong_together_are_refused(bundle_copy: Path) -> None:
+    quantizer = bundle_copy / bundle.QUANTIZER
+    path = quantizer / "item_codes.parquet"
+    table = pl.read_parquet(path)
+    table.reverse().write_parquet(path)
+    with pytest.raises(UserError, match=r"item_index\.parquet and quantizer/item_codes\.parquet list other items"):
+        Recommender.from_pretrained(bundle_copy)
+    table.write_parquet(path)
+    header = json.loads((quantizer / "quantizer.json").read_text())
+    header["level_sizes"][1] += 1
+    (quantizer / "quantizer.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="belong to different tokenizers"):
+        Recommender.from_pretrained(bundle_copy)
+
+
+def test_a_header_of_more_codes_than_the_tokenizer_has_is_refused(bundle_copy: Path) -> None:
+    header = json.loads((bundle_copy / bundle.HEADER).read_text())
+    header["level_sizes"][0] += 3
+    (bundle_copy / bundle.HEADER).write_text(json.dumps(header))
+    with pytest.raises(UserError, match="tokenizer lacks 3 item tokens"):
+        Recommender.from_pretrained(bundle_copy)

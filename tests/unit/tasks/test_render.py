@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from llmrec.decode.beam import BeamSearch
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.ranker import ItemRanker
+from llmrec.decode.tree import TreeSearch
 from llmrec.tasks.collate import Collator
 from llmrec.tasks.mixture import validation_examples
 from llmrec.tasks.render import Example, Renderer
@@ -129,7 +129,7 @@ def test_prompts_when_asked_are_those_of_training(make_shop, chat):
     histories, targets = [[3, 1], [5], [8, 2, 19, 4, 0, 7]], [9, 0, 11]
     cases = Cases(list(range(3)), histories, targets)
     batch = Collator(shop.renderer, 160)(validation_examples(shop.renderer, cases))
-    search = BeamSearch(shop.model, shop.vocabulary, shop.trie, DecodeConfig(dtype="float32"))
+    search = TreeSearch(shop.model, shop.vocabulary, shop.trie, DecodeConfig(dtype="float32"))
     ranker = ItemRanker(shop.renderer, search, context=160)
     for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
         seen = batch["input_ids"][row][batch["attention_mask"][row] == 1].tolist()

@@ -1,0 +1,96 @@
+"""Beam search by transformers' own `generate`, for models that can't take a tree attention mask.
+
+The prompt is run through the model once per request; its key/value cache is then repeated for the beams, so
+that `generate` pays only for the codes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import DynamicCache, GenerationConfig
+
+from llmrec.decode.constraint import TrieConstraint
+from llmrec.decode.filters import Restriction
+from llmrec.decode.search import BeamSearch, Offsets
+from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class GenerateSearch(BeamSearch):
+    """`generate` under the trie's logits processor; scoring vocab, constraint trie, no offsets."""
+
+    auto_scoring = "vocab"
+
+    def _leaves(
+        self,
+        prompts: list[Sequence[int]],
+        width: int,
+        restriction: Restriction | None,
+        offsets: Offsets | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if offsets is not None:
+            raise UserError("--boost: score offsets need a model that takes tree attention masks; leave them out.")
+        # At least 2: of a single beam `generate` makes a greedy search, which reports no score.
+        return self._generate(prompts, max(2, width), restriction)
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: list[Sequence[int]], width: int, restriction: Restriction | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = self._padded(prompts)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            cache = self._prefill(ids, mask)
+            if cache is not None:
+                cache.batch_repeat_interleave(width)
+            constraint = TrieConstraint(self.trie, self.vocabulary, ids.shape[1], width, restriction)
+            with plain_generation(self.model):
+                output = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    logits_processor=[constraint],
+                    generation_config=GenerationConfig(
+                        do_sample=False,
+                        num_beams=width,
+                        num_return_sequences=width,
+                        max_new_tokens=self.trie.levels,
+                        length_penalty=0.0,
+                        pad_token_id=self.pad_token_id,
+                        return_dict_in_generate=True,
+                        output_scores=True,
+                    ),
+                )
+        leaves = constraint.nodes(output.sequences).reshape(len(prompts), width)
+        scores = output.sequences_scores.reshape(len(prompts), width).float()
+        return leaves.cpu().numpy(), scores.cpu().numpy()
+
+    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache | None:
+        """The cache of all prompt tokens but the last, one row per request; None for prompts of one token."""
+        if ids.shape[1] < 2:
+            return None
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        self.model.base_model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cache
+
+
+@contextmanager
+def plain_generation(model: "PreTrainedModel") -> Iterator[None]:
+    """No sampling, temperature or penalty from the generation config that came with the base model."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

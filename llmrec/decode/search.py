@@ -1,0 +1,205 @@
+"""The interface of every beam search: prompts in, ranked items out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from llmrec.decode.config import DecodeConfig, Scoring
+from llmrec.decode.filters import Filter, Restriction
+from llmrec.device import resolve_device, resolve_dtype
+from llmrec.vocab.tokens import ItemVocabulary
+from llmrec.vocab.trie import ItemTrie, ranges
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DEAD = -1e8
+"""A beam at or below this score never came alive: `generate` starts all beams but the first at -1e9."""
+
+
+class NotNumbersError(RuntimeError):
+    """The model's scores are not numbers; the message names the level."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best items per request, best first.
+
+    Attributes:
+        items: int64 [B, K], rows of the catalogue, -1 where fewer than K were found.
+        scores: float32 [B, K], log-probability of the semantic ID given the prompt, plus the item's offset; -inf
+            where there is no item. Items that share a semantic ID share its probability.
+        width: how many beams (exact search: answers) were looked for per request.
+        beams: how many beams came alive, over all requests.
+        invalid: how many of them spell no item of the catalogue.
+        invalid_first: for how many requests the best beam spells none.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    width: int
+    beams: int
+    invalid: int
+    invalid_first: int
+
+
+class BeamSearch(ABC):
+    """Constrained beam search with a causal language model.
+
+    With as many beams as there are items the result is the exact ranking of the whole catalogue.
+
+    Args:
+        model: any causal language model of transformers, or a PEFT model around it, with rows for the item tokens.
+        vocabulary: the item tokens.
+        trie: of the catalogue.
+        config: beams, scoring, batch size, arithmetic, device.
+        pad_token_id: to pad prompts on the left; its positions are masked, any token serves.
+
+    Attributes:
+        config: with the scoring that auto stands for.
+    """
+
+    auto_scoring: ClassVar[Scoring] = "catalogue"
+    """What scoring auto is under the trie."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        vocabulary: ItemVocabulary,
+        trie: ItemTrie,
+        config: DecodeConfig,
+        pad_token_id: int = 0,
+    ) -> None:
+        self.device = resolve_device(config.device)
+        self.dtype = resolve_dtype(config.dtype, self.device)
+        model = model.to(self.device).eval()
+        # A PEFT model's adapter sits in the layers of its base model; its wrapper would compute the prompt's logits.
+        self.model = getattr(model, "get_base_model", lambda: model)()
+        self.vocabulary = vocabulary
+        self.trie = trie.to(self.device)
+        auto = self.auto_scoring if config.constraint == "trie" else "vocab"
+        self.config = config if config.scoring != "auto" else replace(config, scoring=auto)
+        self.pad_token_id = pad_token_id
+
+    def search(
+        self,
+        prompts: Sequence[Sequence[int]],
+        k: int,
+        filters: Sequence[Filter] | None = None,
+        beams: int | None = None,
+        offsets: np.ndarray | None = None,
+    ) -> Ranking:
+        """Rank items for each prompt.
+
+        Args:
+            prompts: token ids per request, of any lengths >= 1.
+            k: answers per request; the search uses max(k, beams) beams, at most one per item.
+            filters: per request, which items may come out. Exact: k distinct allowed items are returned whenever
+                there are k.
+            beams: instead of the configured number.
+            offsets: float [N], added to each item's score, whatever the request; the search prunes by the best offset
+                below a prefix.
+
+        Returns:
+            The k best items per request.
+
+        Raises:
+            NotNumbersError: the model's scores are not numbers.
+        """
+        width = min(self._width(k, beams or self.config.beams), self.trie.items)
+        items = np.full((len(prompts), k), -1, dtype=np.int64)
+        scores = np.full((len(prompts), k), -np.inf, dtype=np.float32)
+        bonus = None if offsets is None else Offsets(self.trie, offsets)
+        alive = invalid = invalid_first = 0
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for start in range(0, len(prompts), self.config.batch_size):
+            chosen = by_length[start : start + self.config.batch_size]
+            restriction = None if filters is None else Restriction(self.trie, [filters[i] for i in chosen])
+            leaves, values = self._leaves([prompts[i] for i in chosen], width, restriction, bonus)
+            living = values > DEAD
+            alive += int(living.sum())
+            invalid += int((living & (leaves < 0)).sum())
+            invalid_first += int((living & (leaves < 0))[:, 0].sum())
+            values = np.where(living & (leaves >= 0), values, -np.inf)
+            items[chosen], scores[chosen] = self._items(leaves, values, k, restriction, bonus)
+        return Ranking(items, scores, width, alive, invalid, invalid_first)
+
+    def _width(self, k: int, beams: int) -> int:
+        """Leaves to look for; each has at least one allowed item."""
+        return max(k, beams)
+
+    @abstractmethod
+    def _leaves(
+        self,
+        prompts: list[Sequence[int]],
+        width: int,
+        restriction: Restriction | None,
+        offsets: "Offsets | None",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Leaf nodes int64 [B, K'] (-1: no item) and log-probabilities float32 [B, K'] of one batch, best first."""
+
+    def _padded(self, prompts: list[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left-padded token ids and attention mask, int64 [B, T]."""
+        length = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), length), self.pad_token_id, dtype=torch.int64)
+        mask = torch.zeros((len(prompts), length), dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            ids[row, length - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
+            mask[row, length - len(prompt) :] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def _items(
+        self,
+        leaves: np.ndarray,
+        scores: np.ndarray,
+        k: int,
+        restriction: Restriction | None,
+        offsets: "Offsets | None",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best items below the leaves [B, K'], int64 [B, k], and their scores; -1 and -inf fill up."""
+        found = np.full((len(leaves), k), -1, dtype=np.int64)
+        values = np.full((len(leaves), k), -np.inf, dtype=np.float32)
+        beams = np.flatnonzero(np.isfinite(scores))
+        leaf = torch.from_numpy(leaves.reshape(-1)[beams]).to(self.device)
+        rows, at = ranges(self.trie.firsts[-1][leaf].long(), self.trie.firsts[-1][leaf + 1].long())
+        items = self.trie.order[at].long().cpu().numpy()
+        beams = beams[rows.cpu().numpy()]
+        request, score = beams // leaves.shape[1], scores.reshape(-1)[beams]
+        if offsets is not None:
+            score = score + offsets.items[items]
+        for row in range(len(leaves)):
+            mine = slice(*np.searchsorted(request, [row, row + 1]))
+            own, value = items[mine], score[mine]
+            if restriction is not None:
+                keep = restriction.filters[row].lets(own)
+                own, value = own[keep], value[keep]
+            best = np.argsort(-value, kind="stable")[:k]
+            found[row, : len(best)], values[row, : len(best)] = own[best], value[best]
+        return found, values
+
+
+class Offsets:
+    """Per-item additions to the score, and the largest below each node.
+
+    Args:
+        trie: of the catalogue.
+        items: float [N].
+
+    Raises:
+        ValueError: not one finite number per item.
+    """
+
+    def __init__(self, trie: ItemTrie, items: np.ndarray) -> None:
+        self.items = np.asarray(items, np.float32)
+        if self.items.shape != (trie.items,) or not np.isfinite(self.items).all():
+            raise ValueError(f"offsets: expected {trie.items} finite numbers, one per item")
+        ordered = self.items[trie.order.cpu().numpy()]
+        self.bounds = [
+            torch.from_numpy(np.maximum.reduceat(ordered, firsts[:-1].cpu().numpy())).to(trie.device)
+            for firsts in trie.firsts
+        ]
+        """Per level, float32 [nodes]: the largest offset among the items below."""
