@@ -1,5 +1,6 @@
 """The `llmrec` program: picks the command, and turns a user's mistake into one line and exit code 2."""
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
     try:
         command.main(arguments[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"llmrec: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,9 @@
 """`recommend` and `inspect` on a finished run."""
 
 import json
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,3 +191,10 @@ def test_inspect_bundle(tiny_run: Path, items: pl.DataFrame, capsys: pytest.Capt
     assert content["fields"] == items.columns[1:]
     assert set(content["files"]) == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert items["title"][0] in inspected(capsys, "--model", str(folder))
+
+
+def test_a_reader_that_has_seen_enough(tiny_run: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m llmrec inspect --run {shlex.quote(str(tiny_run))} --json | head -c 10"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert len(result.stdout) == 10
+    assert result.stderr == ""
