@@ -12,7 +12,7 @@ from llmrec.data import TEST, load
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--prompt", default="a warm sleeping bag for cold nights")
+    parser.add_argument("--prompt", default="something to grind coffee")
     parser.add_argument("--k", type=int, default=3)
     options = parser.parse_args()
     recommender = Recommender.from_pretrained(f"{options.run}/model")
