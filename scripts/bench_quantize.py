@@ -28,7 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import numpy as np
 
 from llmrec.quantize import ItemTokenizer, TokenizeConfig, quantizer_class
-from llmrec.quantize.report import distortion
+from llmrec.quantize.report.figures import distortion
 
 
 class Contender(Protocol):

@@ -1,0 +1,39 @@
+"""The benchmark scripts run and print the document that they promise; what they measure is not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def document(environment: dict[str, str], name: str, *words: str) -> dict[str, dict[str, float]]:
+    """What `python scripts/NAME WORDS --json` prints."""
+    command = [sys.executable, str(SCRIPTS / name), *words, "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+@pytest.mark.slow
+def test_bench_quantize(environment: dict[str, str]) -> None:
+    found = document(
+        environment, "bench_quantize.py", "--items", "3000", "--codes", "16", "--rounds", "1", "--memory-items", "2000"
+    )
+    libraries = {"llmrec", "faiss", "vector_quantize_pytorch"}
+    for figure in ("fit_seconds", "encode_items_per_second", "distortion"):
+        assert set(found[figure]) == libraries
+        assert min(found[figure].values()) > 0
+    assert found["settings"]["items"] == 3000
+    assert found["memory"]["items"] == 2000
+
+
+@pytest.mark.slow
+def test_bench_decode(environment: dict[str, str]) -> None:
+    words = ("--users", "2", "--beams", "4", "--prompt-tokens", "8", "--items", "200", "--rounds", "1")
+    found = document(environment, "bench_decode.py", *words)
+    assert set(found["users_per_second"]) == {"generate", "logits_processor", "llmrec", "prefill"}
+    assert found["same_top_k"] is True
