@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.cli.stages import configuration
@@ -40,7 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     run = open_run(options.run)
     result = comparison.compare(contenders, run, options.seeds, options.downstream)
     if run.main:
-        print(json.dumps(result) if options.json else _text(tables.plain(comparison.rows(result)), run.path("compare")))
+        table = f"{tables.plain(comparison.rows(result))}\n\nJSON, Markdown and picture: {run.path('compare')}"
+        print(json.dumps(result) if options.json else table)
 
 
 def _settings(methods: Sequence[str]) -> dict[str, list[str]]:
@@ -63,10 +63,6 @@ def _settings(methods: Sequence[str]) -> dict[str, list[str]]:
             require_known(method)
             words[name] = ["--tokenize.method", method]
     return words
-
-
-def _text(table: str, folder: Any) -> str:
-    return f"{table}\n\nJSON, Markdown and picture: {folder}"
 
 
 COMMAND = Command(SUMMARY, main)

@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessor
 
 from llmrec.decode.filters import Restriction
-from llmrec.decode.search import NotNumbersError
+from llmrec.decode.search import codes_of, require_numbers
 from llmrec.vocab.tokens import ItemVocabulary
 from llmrec.vocab.trie import ItemTrie
 
@@ -46,10 +46,7 @@ class TrieConstraint(LogitsProcessor):
         """The trie node of each row's generated prefix: int64 [R], -1 where the prefix is not one."""
         node = torch.zeros(len(input_ids), dtype=torch.int64, device=input_ids.device)
         for level, tokens in enumerate(input_ids[:, self.prompt_length :].T):
-            codes = self.code_of_token[tokens.clamp(max=len(self.code_of_token) - 1)]
-            # The code of another level's token, or of a token beyond the items', is none of this level's.
-            own = self.token_of_code[level][codes.clamp(min=0, max=len(self.token_of_code[level]) - 1)] == tokens
-            node = self.trie.step(level, node, torch.where(own, codes, -1))
+            node = self.trie.step(level, node, codes_of(tokens, self.token_of_code[level], self.code_of_token))
         return node
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -67,8 +64,7 @@ class TrieConstraint(LogitsProcessor):
             rows, children = self.restriction.children(level, requests, parents)
         tokens = self.token_of_code[level][self.trie.codes(level, children)]
         kept = scores[rows, tokens]
-        if torch.isnan(kept).any():
-            raise NotNumbersError(f"the model's scores at level {level + 1} of {self.trie.levels} are not numbers")
+        require_numbers(kept, level, self.trie.levels)
         constrained = torch.full_like(scores, -torch.inf)
         constrained[rows, tokens] = kept
         return constrained

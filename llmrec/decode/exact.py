@@ -6,14 +6,14 @@ found are at least as good as every open prefix, no other can be better (A*, Har
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from llmrec.decode.context import Context
 from llmrec.decode.filters import Restriction
-from llmrec.decode.search import Offsets
+from llmrec.decode.search import Offsets, require_numbers
 from llmrec.decode.tree import TreeSearch
 
 
@@ -98,9 +98,7 @@ class ExactSearch(TreeSearch):
         )
         children = []
         for row, prefix in enumerate(prefixes):
-            ran = Prefix(
-                prefix.bound, prefix.score, prefix.level, prefix.node, (*prefix.slots, int(ancestors[0, row, -1]))
-            )
+            ran = replace(prefix, slots=(*prefix.slots, int(ancestors[0, row, -1])))
             children += self._children(ran, hidden[0, row], restriction, offsets)
         return children
 
@@ -110,7 +108,7 @@ class ExactSearch(TreeSearch):
         """The prefixes that continue one whose hidden state [H] is known."""
         level, parent = prefix.level + 1, torch.tensor([prefix.node], device=self.device)
         scores = self._continuations(level, hidden[None], parent, restriction)
-        self._require_numbers(level, scores)
+        require_numbers(scores, level, self.trie.levels)
         codes = torch.isfinite(scores[0]).nonzero().flatten()
         nodes = self.trie.step(level, parent.expand(len(codes)), codes)
         bounds = torch.zeros_like(scores) if offsets is None else self._bounds(level, parent, offsets)

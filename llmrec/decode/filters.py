@@ -28,10 +28,6 @@ class Filter:
             return cls(allowed=np.flatnonzero(mask))
         return cls(excluded=np.flatnonzero(~mask))
 
-    def without(self, rows: np.ndarray) -> "Filter":
-        """The filter that excludes `rows`, int [E], too."""
-        return Filter(self.allowed, rows if self.excluded is None else np.union1d(self.excluded, rows))
-
     def normal(self) -> "Filter":
         """The same with sorted unique rows, in only one of the two lists."""
         excluded = np.unique(self.excluded) if self.excluded is not None else np.empty(0, np.int64)

@@ -25,6 +25,25 @@ class NotNumbersError(RuntimeError):
     """The model's scores are not numbers; the message names the level."""
 
 
+def require_numbers(scores: torch.Tensor, level: int, levels: int) -> None:
+    """Raise NotNumbersError if one of the `scores` of `level` (from 0) is NaN."""
+    if torch.isnan(scores).any():
+        raise NotNumbersError(f"the model's scores at level {level + 1} of {levels} are not numbers")
+
+
+def codes_of(tokens: torch.Tensor, level_tokens: torch.Tensor, code_of_token: torch.Tensor) -> torch.Tensor:
+    """The codes of `tokens` (int64) at one level, of the same shape; -1 for other levels' tokens and for words.
+
+    Args:
+        tokens: token ids.
+        level_tokens: int64 [C], the level's.
+        code_of_token: `ItemVocabulary.code_of_token`, of any size that holds the item tokens.
+    """
+    codes = code_of_token[tokens.clamp(max=len(code_of_token) - 1)]
+    own = level_tokens[codes.clamp(min=0, max=len(level_tokens) - 1)] == tokens
+    return torch.where(own, codes, -1)
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The best items per request, best first.

@@ -5,6 +5,7 @@ A step is one forward pass of B x K tokens; the prompt's key/value cache is neit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from llmrec.decode.body import decoding_copy
 from llmrec.decode.context import Context, shared_start
 from llmrec.decode.filters import Restriction
 from llmrec.decode.head import ItemHead
-from llmrec.decode.search import BeamSearch, NotNumbersError, Offsets
+from llmrec.decode.search import BeamSearch, Offsets, codes_of, require_numbers
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Beams:
 class TreeSearch(BeamSearch):
     """Exactly the beams of `generate` (scoring vocab), without its copies."""
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model = decoding_copy(self.model, self.dtype)
         self.head = ItemHead(self.model, self.vocabulary, self.config.scoring, self.dtype)
@@ -85,14 +86,13 @@ class TreeSearch(BeamSearch):
         totals = beams.scores[:, :, None] + scores
         order = totals if offsets is None else totals + self._bounds(level, parents, offsets).view_as(totals)
         top, best = order.view(size, -1).topk(min(width, order[0].numel()), dim=1)
-        self._require_numbers(level, top)  # topk puts what is none before all numbers
+        require_numbers(top, level, self.trie.levels)  # topk puts what is none before all numbers
         parent, code = best // scores.shape[2], best % scores.shape[2]
         totals = totals.view(size, -1).gather(1, best)
         from_parent = beams.nodes.gather(1, parent)
-        wanted = self.code_of_token[code] if self.config.constraint == "none" else code
+        wanted = code
         if self.config.constraint == "none":
-            own = self.head.tokens[level][wanted.clamp(min=0, max=len(self.head.tokens[level]) - 1)] == code
-            wanted = torch.where(own, wanted, -1)
+            wanted = codes_of(code, self.head.tokens[level], self.code_of_token)
         nodes = self.trie.step(level, from_parent.reshape(-1), wanted.reshape(-1)).view_as(code)
         nodes = torch.where(torch.isneginf(totals), -1, nodes)
         ancestors = beams.ancestors.gather(1, parent[:, :, None].expand(-1, -1, beams.ancestors.shape[2]))
@@ -115,10 +115,6 @@ class TreeSearch(BeamSearch):
             requests = torch.arange(len(parents), device=parents.device) // (len(parents) // len(restriction.filters))
             rows, nodes = restriction.children(level, requests, parents)
         return _keep(scores, rows, self.trie.codes(level, nodes))
-
-    def _require_numbers(self, level: int, scores: torch.Tensor) -> None:
-        if torch.isnan(scores).any():
-            raise NotNumbersError(f"the model's scores at level {level + 1} of {self.trie.levels} are not numbers")
 
     def _bounds(self, level: int, parents: torch.Tensor, offsets: Offsets) -> torch.Tensor:
         """The largest offset below each code's node, float32 [R, C]; 0 where there is none."""

@@ -48,8 +48,10 @@ class GenerativeSystem:
             chosen = slice(start, start + size)
             histories, targets = cases.histories[chosen], cases.targets[chosen]
             requests = [self.ranker.prompt_ids(history) for history in histories]
-            seen = [Filter(excluded=np.setdiff1d(h, t)) for h, t in zip(histories, targets, strict=True)]
-            ranking = self.ranker.rank(requests, self.depth, seen if filter_seen else None)
+            filters = None
+            if filter_seen:
+                filters = [Filter(excluded=np.setdiff1d(h, t)) for h, t in zip(histories, targets, strict=True)]
+            ranking = self.ranker.rank(requests, self.depth, filters)
             result[chosen] = ranks_from_lists(ranking.items, ranking.scores, targets)
         return result
 

@@ -53,12 +53,12 @@ class Quantizer(ABC):
         Raises:
             UserError: `x` holds NaN or infinity, or fewer distinct rows than `least_distinct`.
         """
-        rows = sample_rows(len(x), self._config.fit_rows, self._config.seed)
+        rows = sample(np.arange(len(x)), self._config.fit_rows, self._config.seed)
         for start in range(0, len(x), BLOCK):
             as_matrix(x[start : start + BLOCK], start)
-        sample = as_matrix(x if len(rows) == len(x) else x[rows])
-        _require_distinct(sample, self.least_distinct)
-        self._fit(sample, collaborative if collaborative is None else collaborative[rows])
+        learned_from = as_matrix(x if len(rows) == len(x) else x[rows])
+        _require_distinct(learned_from, self.least_distinct)
+        self._fit(learned_from, collaborative if collaborative is None else collaborative[rows])
         return self
 
     def encode(self, x: np.ndarray) -> np.ndarray:
@@ -160,11 +160,11 @@ class Quantizer(ABC):
         """Take over what `tensors()` gave."""
 
 
-def sample_rows(n: int, most: int, seed: int) -> np.ndarray:
-    """All rows 0..n-1 in order, or a sorted seeded sample of `most` of them."""
-    if n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
+def sample(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """All of `rows`, or a sorted seeded sample of `most` of them."""
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def as_matrix(x: np.ndarray, first_row: int = 0) -> np.ndarray:

@@ -33,7 +33,7 @@ class RecommendRequest(BaseModel):
 def make_app(recommender: Recommender) -> FastAPI:
     """The application; answers as `recommend --json` does, and a user's mistake with 422 and one line."""
     app = FastAPI(title="llmrec", description="Recommend with a language model.")
-    one_at_a_time = Lock()  # the model's generation settings are swapped while it decodes
+    one_at_a_time = Lock()  # two would share the cores, and `generate` swaps the model's settings while it decodes
 
     @app.exception_handler(UserError)
     async def mistake(request: Request, error: UserError) -> JSONResponse:

@@ -1,7 +1,6 @@
 """`recommend` and `inspect` on a finished run."""
 
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -194,7 +193,9 @@ def test_inspect_bundle(tiny_run: Path, items: pl.DataFrame, capsys: pytest.Capt
 
 
 def test_a_reader_that_has_seen_enough(tiny_run: Path) -> None:
-    command = f"{shlex.quote(sys.executable)} -m llmrec inspect --run {shlex.quote(str(tiny_run))} --json | head -c 10"
-    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert len(result.stdout) == 10
-    assert result.stderr == ""
+    command = [sys.executable, "-m", "llmrec", "inspect", "--run", str(tiny_run), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        head = subprocess.run(["head", "-c", "10"], stdin=program.stdout, capture_output=True, check=True)
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert len(head.stdout) == 10

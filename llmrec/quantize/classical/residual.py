@@ -78,9 +78,9 @@ class SumEncoder:
         return chosen[:, 0]
 
 
-def encode_sum(x: np.ndarray, codebooks: Sequence[np.ndarray], beams: int, device: str = "auto") -> np.ndarray:
+def encode_sum(x: np.ndarray, codebooks: Sequence[np.ndarray], beams: int) -> np.ndarray:
     """Codes (int32 [N, L]) of `x` (float32 [N, D]) as a sum of one code of each codebook (float32 [C_l, D])."""
-    return SumEncoder(codebooks, device).encode(x, beams)
+    return SumEncoder(codebooks).encode(x, beams)
 
 
 def decode_sum(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:

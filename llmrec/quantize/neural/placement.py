@@ -11,6 +11,7 @@ from torch import Tensor
 from llmrec.quantize.classical.kmeans import balanced_kmeans, kmeans
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
+from llmrec.quantize.neural.codebooks import PlacedCodebook
 from llmrec.quantize.neural.estimators.sq_vae import SQVAE
 
 
@@ -19,7 +20,7 @@ def place_codes(model: ResidualAutoencoder, data: Tensor, config: TokenizeConfig
     """Place all codebooks of `model` as `config` says, on the standardised items `data` (float32 [B, D])."""
     residual = model.encode(data)
     for level, codebook in enumerate(model.codebooks):
-        if config.rq_vae.init != "none":
+        if isinstance(codebook, PlacedCodebook):
             codebook.place(_start(residual, config, level))
         codes = codebook.effective()
         code = codes[codebook.select(residual, codes)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
-from llmrec.quantize.neural.codebooks import Codebook
+from llmrec.quantize.neural.codebooks import Codebook, MovableCodebook
 
 ROUNDS = 20
 """Most rounds of filling a level: a moved code may take another's last item."""
@@ -51,6 +51,7 @@ def fill_unused(model: ResidualAutoencoder, z: Tensor, generator: torch.Generato
 
 def _move(codebook: Codebook, residual: Tensor, dead: Tensor, generator: torch.Generator) -> None:
     """Move the codes `dead` onto drawn rows of `residual` [B, d]."""
+    assert isinstance(codebook, MovableCodebook), "the configuration lets only these be reset"
     # items that are on their codes have a chance too, should there be too few others
     weights = _left_by(codebook, residual).square().sum(1).clamp_min(torch.finfo(torch.float32).tiny).cpu()
     rows = torch.multinomial(weights, len(dead), generator=generator).to(residual.device)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrec.quantize.base import sample
 from llmrec.quantize.report.report import Report
-from llmrec.quantize.report.rows import Rows, sample
+from llmrec.quantize.report.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

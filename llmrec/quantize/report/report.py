@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmrec.quantize.base import Quantizer, sample
 from llmrec.quantize.report.behaviour import companions, embedding_hit_rate
 from llmrec.quantize.report.figures import (
     code_figures,
@@ -14,12 +15,11 @@ from llmrec.quantize.report.figures import (
     prefix_cohesion,
 )
 from llmrec.quantize.report.neighbours import MAX_QUERIES, jaccard, nearest, rank_biased_overlap
-from llmrec.quantize.report.rows import Reconstruction, Rows, sample
+from llmrec.quantize.report.rows import Reconstruction, Rows
 from llmrec.quantize.report.words import describe_codes
 
 if TYPE_CHECKING:
     from llmrec.data.behaviour import Behaviour
-    from llmrec.quantize.base import Quantizer
 
 SHOWN_CODES = 5
 """First-level codes that the text describes; report.json has all."""
@@ -90,7 +90,7 @@ def measure(
     x: Rows,
     codes: np.ndarray,
     settled: np.ndarray,
-    quantizer: "Quantizer",
+    quantizer: Quantizer,
     seed: int,
     behaviour: "Behaviour | None" = None,
     item_ids: Sequence[str] = (),

@@ -1,15 +1,11 @@
 """Vectors read a part at a time, so that a report on a million items copies none of them whole."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from llmrec.quantize.base import Quantizer
-
-BLOCK = 16_384
-"""Rows read at a time."""
+from llmrec.quantize.base import BLOCK, Quantizer
 
 
 class Rows(Protocol):
@@ -23,7 +19,7 @@ class Rows(Protocol):
 class Reconstruction:
     """What `quantizer` decodes of `codes` [N, L], row by row when asked."""
 
-    def __init__(self, quantizer: "Quantizer", codes: np.ndarray) -> None:
+    def __init__(self, quantizer: Quantizer, codes: np.ndarray) -> None:
         self._quantizer = quantizer
         self._codes = codes
 
@@ -44,10 +40,3 @@ def blocks(x: Rows) -> Iterator[tuple[slice, np.ndarray]]:
 def unit(x: np.ndarray) -> np.ndarray:
     """The rows of `x` [N, D] scaled to length 1; a row of zeros stays."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def sample(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """All of `rows`, or a sorted seeded sample of `most` of them."""
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))

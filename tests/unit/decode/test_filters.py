@@ -67,11 +67,6 @@ def test_a_mask_becomes_the_shorter_list(share):
     assert [len(rows) for rows in lists] == [min(mask.sum(), 50 - mask.sum())]
 
 
-def test_further_exclusions_add_up():
-    both = Filter(np.array([1, 2, 3, 4]), np.array([2])).without(np.array([4, 9])).normal()
-    assert both.lets(np.arange(6)).tolist() == [False, True, False, True, False, False]
-
-
 def test_removed_items_are_no_ones_children():
     trie = ItemTrie.build(np.array([[0, 1], [2, 0], [2, 1]]), [3, 2]).without_items(np.array([1]))
     restriction = Restriction(trie, [Filter(allowed=np.array([0, 1])), Filter(excluded=np.array([1, 2]))])

@@ -1,14 +1,20 @@
 """The codebooks of an RQ-VAE, one per level, behind one interface."""
 
 from llmrec.quantize.config import TokenizeConfig
-from llmrec.quantize.neural.codebooks.base import Codebook, nearest_code, squared_distances
+from llmrec.quantize.neural.codebooks.base import (
+    Codebook,
+    MovableCodebook,
+    PlacedCodebook,
+    nearest_code,
+    squared_distances,
+)
 from llmrec.quantize.neural.codebooks.ema import EMACodebook
 from llmrec.quantize.neural.codebooks.fixed_linear import FixedLinearCodebook
 from llmrec.quantize.neural.codebooks.fsq import GridCodebook
 from llmrec.quantize.neural.codebooks.learned import LearnedCodebook
 from llmrec.quantize.neural.codebooks.simvq import SimVQCodebook
 
-__all__ = ["Codebook", "build_codebooks", "nearest_code", "squared_distances"]
+__all__ = ["Codebook", "MovableCodebook", "PlacedCodebook", "build_codebooks", "nearest_code", "squared_distances"]
 
 
 def build_codebooks(config: TokenizeConfig) -> list[Codebook]:

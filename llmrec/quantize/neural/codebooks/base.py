@@ -33,13 +33,21 @@ class Codebook(nn.Module, ABC):
     def update(self, residual: Tensor, index: Tensor) -> None:
         """Learn, without gradients, from the residuals [B, d] that took the codes `index` [B]; most don't."""
 
+
+class PlacedCodebook(Codebook):
+    """Its codes need a place to start."""
+
+    @abstractmethod
     def place(self, codes: Tensor) -> None:
         """Start from `codes` [C, d]."""
-        raise NotImplementedError(f"{type(self).__name__} has codes of its own")
 
+
+class MovableCodebook(PlacedCodebook):
+    """Its codes can be moved in the course of training, too."""
+
+    @abstractmethod
     def reset(self, dead: Tensor, vectors: Tensor) -> None:
         """Move the codes `dead` (int64 [n]) onto `vectors` [n, d]."""
-        raise NotImplementedError(f"{type(self).__name__} has frozen codes")
 
 
 @torch.no_grad()

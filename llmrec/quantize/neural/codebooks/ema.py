@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmrec.quantize.neural.codebooks.base import Codebook
+from llmrec.quantize.neural.codebooks.base import MovableCodebook
 
 SMOOTHING = 1e-5
 """Count added to every code, so that an unused one divides by more than 0."""
@@ -17,7 +17,7 @@ RESET_COUNT = 1.0
 """Moving count that a reset code starts with."""
 
 
-class EMACodebook(Codebook):
+class EMACodebook(MovableCodebook):
     """Codes s_k / n_k of the moving sum s_k and the moving count n_k of their residuals; no gradient."""
 
     codes: Tensor

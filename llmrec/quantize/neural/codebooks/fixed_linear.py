@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from llmrec.quantize.neural.codebooks.base import Codebook
+from llmrec.quantize.neural.codebooks.base import PlacedCodebook
 
 
-class FixedLinearCodebook(Codebook):
+class FixedLinearCodebook(PlacedCodebook):
     """C W^T with C frozen once placed and W a learned matrix that starts as the identity."""
 
     frozen: Tensor

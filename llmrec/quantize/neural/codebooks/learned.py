@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from llmrec.quantize.neural.codebooks.base import Codebook
+from llmrec.quantize.neural.codebooks.base import MovableCodebook
 
 
-class LearnedCodebook(Codebook):
+class LearnedCodebook(MovableCodebook):
     """Codes that are parameters; the codebook loss draws them to their residuals."""
 
     def __init__(self, codes: int, dims: int) -> None:
