@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any, Protocol
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # three OpenMP runtimes share the cores here
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import numpy as np
 

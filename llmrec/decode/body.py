@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from llmrec.decode.attention import group_heads
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -23,6 +25,7 @@ def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedMo
     """
     parameters = {id(parameter): _as(parameter, dtype) for parameter in model.parameters()}
     own = copy.deepcopy(model, parameters)
+    group_heads(own)
     blocks = [module for module in own.base_model.children() if isinstance(module, nn.ModuleList)]
     feed_forward = getattr(blocks[0][-1], "mlp", None) if blocks else None
     if feed_forward is not None:

@@ -18,8 +18,8 @@ from llmrec.vocab.tokens import ItemVocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BLOCK = {False: 2**18, True: 2**26}
-"""Logits computed at a time where only their sum matters, on a CPU (1 MB) and on a GPU (256 MB)."""
+BLOCK = {False: 2**20, True: 2**26}
+"""Logits computed at a time where only their sum matters, on a CPU (4 MB) and on a GPU (256 MB)."""
 
 
 class ItemHead:

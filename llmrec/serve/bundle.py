@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 HEADER = "llmrec.json"
 INDEX = "item_index.parquet"
+TRIE = "trie.safetensors"
 QUANTIZER = "quantizer"
 PROMPTS = "prompts"
 

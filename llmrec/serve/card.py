@@ -25,7 +25,7 @@ recommender.recommend(prompt="what you look for, in plain words", k=10)
 ```
 
 `item_index.parquet` holds the items with their codes and text, `prompts/` the prompts it was trained on,
-`quantizer/` what turns an embedding into codes.
+`quantizer/` what turns an embedding into codes, `trie.safetensors` the codes as a trie.
 
 ## Measured
 

@@ -263,6 +263,7 @@ class Recommender:
         self.item_tokenizer.save(folder / bundle.QUANTIZER)
         save_templates(self.templates, folder / bundle.PROMPTS)
         bundle.write_index(self.catalog.ids, self.item_tokenizer.codes.tolist(), self.catalog.frame, folder)
+        self.trie.save(folder / bundle.TRIE)
         header = bundle.Header(
             schema=bundle.SCHEMA,
             llmrec=__version__,
@@ -298,6 +299,12 @@ class Recommender:
         item_tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER)
         if item_tokenizer.item_ids != catalog.ids:
             raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/item_codes.parquet list other items.")
+        vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
+        if item_tokenizer.level_sizes != header.level_sizes:
+            raise UserError(
+                f"{folder}: levels of {header.level_sizes} codes in {bundle.HEADER}, of {item_tokenizer.level_sizes} "
+                f"in {bundle.QUANTIZER}; they belong to different tokenizers."
+            )
         recommender = cls(
             model,
             tokenizer,
@@ -309,7 +316,13 @@ class Recommender:
             header.max_history,
             decode or DecodeConfig(scoring=header.scoring),
         )
-        vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
+        if (folder / bundle.TRIE).exists():  # it may be missing: it only saves time
+            recommender.trie = ItemTrie.load(folder / bundle.TRIE)
+            if not recommender.trie.spells(item_tokenizer.codes):
+                raise UserError(
+                    f"{folder}: {bundle.TRIE} has other semantic IDs than {bundle.QUANTIZER}/item_codes.parquet; "
+                    "delete the trie, which only saves making it of these."
+                )
         check_fit(model, vocabulary, recommender.trie)
         return recommender
 

@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from llmrec.errors import UserError
@@ -176,9 +177,27 @@ class ItemTrie:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote; the arrays stay memory-mapped."""
-        tensors = load_file(path)
-        return cls._from_tensors_of(tensors.pop("level_sizes").tolist(), tensors)
+        """Read what `save` wrote; the arrays stay memory-mapped.
+
+        Raises:
+            UserError: the file is damaged, or another.
+        """
+        try:
+            tensors = load_file(path)
+            return cls._from_tensors_of(tensors.pop("level_sizes").tolist(), tensors)
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{path}: not a trie that llmrec saved: {error}.") from None
+
+    def spells(self, codes: np.ndarray) -> bool:
+        """Whether the items' semantic IDs are `codes`, int [N, L], with none removed."""
+        if codes.shape != (self.items, self.levels) or len(self.order) != self.items:
+            return False
+        try:
+            paths = self.paths(torch.arange(self.items, device=self.device))
+            own = [self.codes(level, nodes).cpu().numpy() for level, nodes in enumerate(paths)]
+        except IndexError:
+            return False
+        return all(np.array_equal(mine, column) for mine, column in zip(own, codes.T, strict=True))
 
     def step(self, level: int, parents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The nodes of `level` reached from `parents` by `codes`, both int64 [R]; -1 where there is none."""

@@ -1,6 +1,7 @@
 """What a user can get wrong: one line that says where and what, exit code 2, no traceback."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from llmrec.cli.main import main
 from llmrec.decode.head import ItemHead
 from llmrec.decode.search import NotNumbersError
 from llmrec.quantize.config import Method
+from llmrec.vocab.trie import ItemTrie
 
 Fails = Callable[..., str]
 Program = Callable[..., subprocess.CompletedProcess[str]]
@@ -298,6 +300,14 @@ def damage(folder: Path, how: str) -> None:
     elif how == "cut index":
         path = folder / "item_index.parquet"
         path.write_bytes(path.read_bytes()[:100])
+    elif how == "cut trie":
+        path = folder / "trie.safetensors"
+        path.write_bytes(path.read_bytes()[:100])
+    elif how == "not a trie":
+        shutil.copy(folder / "model.safetensors", folder / "trie.safetensors")
+    elif how == "another trie":
+        trie = ItemTrie.load(folder / "trie.safetensors")
+        trie.without_items(np.array([0])).save(folder / "trie.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -317,6 +327,9 @@ def damage(folder: Path, how: str) -> None:
         ("no quantizer", "quantizer"),
         ("no prompts", "search"),
         ("cut index", "item_index.parquet"),
+        ("cut trie", "trie.safetensors"),
+        ("not a trie", "trie.safetensors"),
+        ("another trie", "trie.safetensors"),
     ],
 )
 def test_damaged_bundle(run_copy: Path, how: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:

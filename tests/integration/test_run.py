@@ -35,7 +35,14 @@ def test_run_directory(tiny_run: Path) -> None:
         "tokenize": ["quantizer.safetensors", "quantizer.json", "item_codes.parquet", "report.json", "report.png"],
         "base": ["config.json", "model.safetensors", "tokenizer.json"],
         "train": ["log.jsonl"],
-        "model": ["llmrec.json", "item_index.parquet", "model.safetensors", "tokenizer.json", "README.md"],
+        "model": [
+            "llmrec.json",
+            "item_index.parquet",
+            "trie.safetensors",
+            "model.safetensors",
+            "tokenizer.json",
+            "README.md",
+        ],
         "evaluate": ["metrics.json", "per_user.parquet", "report.md"],
     }
     for stage, expected in files.items():
