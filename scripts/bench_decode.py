@@ -1,12 +1,14 @@
 """Users per second of constrained decoding: stock `generate`, our logits processor on it, ours, and prefill alone.
 
     python scripts/bench_decode.py [--users 16] [--beams 20] [--scoring vocab] [--dtype float32] [--json]
+    python scripts/bench_decode.py --run runs/beauty --users 64 --scoring catalogue
 
-One random model, one random catalogue, prompts of one length, the four ways in turn, round after round; the medians are
-reported. `generate` is transformers' own beam search with `prefix_allowed_tokens_fn` looking a prefix up in a Python
-dictionary, the usual way; `logits_processor` is the same search under our vectorised constraint, its prompt's cache
-repeated for the beams; `prefill` is one forward pass over the prompts; all with weights of `--dtype`. `same_top_k` says
-whether ours returned the items of `generate` in its order (scoring vocab; others rank by another probability: null).
+One random model, one random catalogue, prompts of one length; or with `--run` the model, the items and test users'
+prompts of a finished run. The four ways in turn, round after round; the medians are reported. `generate` is
+transformers' own beam search with `prefix_allowed_tokens_fn` looking a prefix up in a Python dictionary, the usual way;
+`logits_processor` is the same search under our vectorised constraint, its prompt's cache repeated for the beams;
+`prefill` is one forward pass over the prompts; all with weights of `--dtype`. `same_top_k` says whether ours returned
+the items of `generate` in its order (scoring vocab; others rank by another probability: null).
 """
 
 import argparse
@@ -14,7 +16,9 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,9 +30,13 @@ import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from llmrec import tables
+from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch, plain_generation
 from llmrec.decode.tree import TreeSearch
+from llmrec.evaluate.config import EvaluateConfig
+from llmrec.evaluate.protocol import select_cases
+from llmrec.serve.recommender import Recommender
 from llmrec.vocab.tokens import ItemVocabulary, token_names
 from llmrec.vocab.trie import ItemTrie
 
@@ -62,6 +70,33 @@ class Bench:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = getattr(torch, options.dtype)
+        self.beams, self.users = options.beams, options.users
+        codes = self._load(options) if options.run else self._make(options)
+        self.model = self.model.eval().to(self.device, self.dtype)
+        self.trie = ItemTrie.build(codes, self.vocabulary.level_sizes)
+        self.batch_size = options.batch_size or self.users
+        settings = DecodeConfig(
+            beams=options.beams, batch_size=self.batch_size, dtype=options.dtype, scoring=options.scoring
+        )
+        self.tree = TreeSearch(self.model, self.vocabulary, self.trie, settings)
+        self.processor = GenerateSearch(self.model, self.vocabulary, self.trie, replace(settings, scoring="vocab"))
+        self.next_tokens, self.item = self._dictionary(codes)
+
+    def _load(self, options: argparse.Namespace) -> np.ndarray:
+        """Model, tokens and prompts of a run; the codes of its items."""
+        recommender = Recommender.from_pretrained(options.run / "model")
+        self.model = recommender.model
+        self.vocabulary = recommender.renderer.vocabulary
+        sequences = load(options.run / "data").split.sequences(recommender.catalog)
+        cases = select_cases(sequences, EvaluateConfig(max_users=options.users))
+        self.users = len(cases)
+        self.prompts = [recommender.ranker.prompt_ids(history) for history in cases.histories]
+        return recommender.item_tokenizer.codes
+
+    def _make(self, options: argparse.Namespace) -> np.ndarray:
+        """Random model and prompts; random codes."""
         torch.manual_seed(0)
         rng = np.random.default_rng(0)
         shape = SHAPES[options.shape]
@@ -69,23 +104,13 @@ class Bench:
         config = Qwen3Config(
             **(shape | {"vocab_size": words + options.levels * options.codes}), tie_word_embeddings=True
         )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = getattr(torch, options.dtype)
-        self.model = Qwen3ForCausalLM(config).eval().to(self.device, self.dtype)
-        self.beams, self.users = options.beams, options.users
+        self.model = Qwen3ForCausalLM(config)
         codes = np.unique(rng.integers(0, options.codes, (options.items, options.levels)), axis=0)
         sizes = [options.codes] * options.levels
         ids = [words + level * options.codes + np.arange(options.codes) for level in range(options.levels)]
         self.vocabulary = ItemVocabulary(token_names(sizes), ids)
-        self.trie = ItemTrie.build(codes, sizes)
-        self.prompts = rng.integers(0, words, (options.users, options.prompt_tokens))
-        settings = DecodeConfig(
-            beams=options.beams, batch_size=options.users, dtype=options.dtype, scoring=options.scoring
-        )
-        self.tree = TreeSearch(self.model, self.vocabulary, self.trie, settings)
-        plain = DecodeConfig(beams=options.beams, batch_size=options.users, dtype=options.dtype)
-        self.processor = GenerateSearch(self.model, self.vocabulary, self.trie, plain)
-        self.next_tokens, self.item = self._dictionary(codes)
+        self.prompts = rng.integers(0, words, (options.users, options.prompt_tokens)).tolist()
+        return codes
 
     def _dictionary(self, codes: np.ndarray) -> tuple[dict[tuple[int, ...], list[int]], dict[tuple[int, ...], int]]:
         """Prefix of tokens -> tokens that may follow, and whole semantic ID -> item: what people write first."""
@@ -99,17 +124,15 @@ class Bench:
 
     def llmrec(self) -> np.ndarray:
         """Items int64 [users, beams]."""
-        return self.tree.search(self.prompts.tolist(), self.beams).items
+        return self.tree.search(self.prompts, self.beams).items
 
     def logits_processor(self) -> np.ndarray:
         """Items int64 [users, beams]."""
-        return self.processor.search(self.prompts.tolist(), self.beams).items
+        return self.processor.search(self.prompts, self.beams).items
 
     @torch.inference_mode()
     def generate(self) -> np.ndarray:
         """Items int64 [users, beams]."""
-        ids = torch.from_numpy(self.prompts).to(self.device)
-        length = ids.shape[1]
         settings = GenerationConfig(
             do_sample=False,
             num_beams=self.beams,
@@ -118,20 +141,32 @@ class Bench:
             length_penalty=0.0,
             pad_token_id=0,
         )
+        found = np.empty((self.users, self.beams), dtype=np.int64)
         with plain_generation(self.model):
-            output = self.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=settings,
-                prefix_allowed_tokens_fn=lambda _, row: self.next_tokens[tuple(row[length:].tolist())],
-            )
-        items = [self.item[tuple(row)] for row in output[:, length:].tolist()]
-        return np.array(items).reshape(self.users, self.beams)
+            for users, ids, mask in self._batches():
+                length = ids.shape[1]
+                output = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=settings,
+                    prefix_allowed_tokens_fn=lambda _, row, start=length: self.next_tokens[tuple(row[start:].tolist())],
+                )
+                items = [self.item[tuple(row)] for row in output[:, length:].tolist()]
+                found[users] = np.array(items).reshape(len(users), self.beams)
+        return found
 
     @torch.inference_mode()
     def prefill(self) -> None:
-        """One forward pass over the prompts."""
-        self.model.base_model(input_ids=torch.from_numpy(self.prompts).to(self.device), use_cache=True)
+        """One forward pass over each batch of prompts."""
+        for _, ids, mask in self._batches():
+            self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=True)
+
+    def _batches(self) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """Users of a batch with their padded prompts and mask; prompts of like length together, as in ours."""
+        by_length = sorted(range(self.users), key=lambda user: len(self.prompts[user]))
+        for start in range(0, self.users, self.batch_size):
+            users = by_length[start : start + self.batch_size]
+            yield users, *self.tree._padded([self.prompts[user] for user in users])
 
     def seconds(self, way: Callable[[], Any]) -> float:
         """One timed call."""
@@ -145,7 +180,9 @@ class Bench:
 def main() -> None:
     """Parse, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=16, help="requests decoded together")
+    parser.add_argument("--run", type=Path, help="a finished run directory; default: made-up model, items and prompts")
+    parser.add_argument("--users", type=int, default=16, help="requests")
+    parser.add_argument("--batch-size", type=int, help="requests decoded together; default: all")
     parser.add_argument("--beams", type=int, default=20)
     parser.add_argument("--prompt-tokens", type=int, default=120)
     parser.add_argument("--items", type=int, default=12_000)
@@ -166,7 +203,12 @@ def main() -> None:
             seconds[name].append(bench.seconds(way))
     rate = {name: options.users / median(taken) for name, taken in seconds.items()}
     result = {
-        "settings": {**vars(options), "device": str(bench.device), "weights": bench.model.num_parameters()},
+        "settings": {
+            **vars(options),
+            "run": str(options.run),
+            "device": str(bench.device),
+            "weights": bench.model.num_parameters(),
+        },
         "users_per_second": rate,
         "same_top_k": bool((answers["llmrec"] == answers["generate"]).all()) if options.scoring == "vocab" else None,
     }
