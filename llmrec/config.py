@@ -6,6 +6,7 @@ from llmrec.data.config import DataConfig
 from llmrec.decode.config import DecodeConfig
 from llmrec.embed.config import EmbedConfig
 from llmrec.evaluate.config import EvaluateConfig
+from llmrec.intentions.config import IntentionsConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import BaseConfig, TrainConfig
@@ -21,6 +22,8 @@ class Config:
     """Items -> vectors."""
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     """Vectors -> semantic IDs."""
+    intentions: IntentionsConfig = field(default_factory=IntentionsConfig)
+    """What people want, in words."""
     base: BaseConfig = field(default_factory=BaseConfig)
     """The language model to start from."""
     tasks: TasksConfig = field(default_factory=TasksConfig)

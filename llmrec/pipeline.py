@@ -1,6 +1,6 @@
 """The whole flow: a catalogue and a log in, a bundle and its metrics out.
 
-    data -> embed -> tokenize -> base -> train -> model -> evaluate
+    data -> embed -> tokenize -> intentions -> base -> train -> model -> evaluate
 
 Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips what stands.
 """
@@ -16,8 +16,10 @@ import yaml
 
 from llmrec.config import Config
 from llmrec.console import get_logger
+from llmrec.data.files import require_file
 from llmrec.data.prepare import Prepared, load, prepare, save
 from llmrec.data.readers import input_files
+from llmrec.intentions import Intentions, gather
 from llmrec.rundir import RunDirectory, file_hashes, folder_state, write_text
 
 log = get_logger(__name__)
@@ -72,6 +74,22 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
     run.build("tokenize", asdict(config.tokenize), make, reads=["data", "embed"])
 
 
+def intentions_stage(config: Config, run: RunDirectory) -> None:
+    """What people want, in words -> intentions.parquet; nothing if no source is named."""
+    source, files = config.intentions, {}
+    if source.source == "none":
+        return
+    if run.main and source.path is not None:
+        files = file_hashes([require_file(source.path, "--intentions.path")])
+    if source.local_model is not None and Path(source.local_model).is_dir():
+        files = folder_state(Path(source.local_model))
+
+    def make(out: Path) -> None:
+        gather(source, _data(run), out, earlier=run.path("intentions")).save(out)
+
+    run.build("intentions", source.steering(), make, reads=["data"], files=files, resumable=True)
+
+
 def base_stage(config: Config, run: RunDirectory) -> None:
     """Make a small language model from the catalogue's text, unless one is named."""
     from llmrec.serve.recommender import base_texts
@@ -108,7 +126,9 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             max_history=config.tasks.max_history,
         )
         validation = prepared.split.sequences(prepared.catalog).cases(VALID)
-        recommender.fit(prepared.split.train, validation, config.tasks, config.train, out)
+        recommender.fit(
+            prepared.split.train, validation, config.tasks, config.train, out, intentions=_intentions(config, run)
+        )
         if config.train.merge:
             recommender.merge()
         if config.base.model is None and (config.train.merge or config.train.method == "full"):
@@ -119,11 +139,12 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
     local = Path(config.base.model) if config.base.model is not None else None
     prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
+    made = {"base": config.base.model is None, "intentions": config.intentions.source != "none"}
     run.build(
         "train",
         {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": asdict(config.base)},
         make,
-        reads=["data", "tokenize"] + ([] if config.base.model else ["base"]),
+        reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
         files=file_hashes(prompts) | (folder_state(local) if local is not None and local.is_dir() else {}),
         resumable=True,
         together=True,
@@ -141,9 +162,12 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 
 
 def evaluate_stage(config: Config, run: RunDirectory) -> None:
-    """Full ranking beside the baselines -> metrics.json, per_user.parquet, report.md, report.png; the bundle's card."""
+    """Full ranking beside the baselines -> metrics.json, per_user.parquet, report.md, report.png, and where there are
+    intentions text_queries.json; the bundle's card."""
+    from llmrec.embed import Embeddings
     from llmrec.evaluate.generative import evaluate
     from llmrec.evaluate.report import write_report
+    from llmrec.evaluate.text_queries import evaluate_text_queries
     from llmrec.serve.bundle import record_scoring
     from llmrec.serve.card import model_card
     from llmrec.serve.recommender import Recommender
@@ -151,13 +175,18 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         recommender = Recommender.from_pretrained(run.path("model"), config.decode)
         evaluation = evaluate(recommender, _data(run).split, config.evaluate)
-        write_report(evaluation.metrics, evaluation.per_user, out)
+        asked = None
+        if in_words:
+            held_out, embeddings = Intentions.load(run.path("intentions")).held_out, Embeddings.load(run.path("embed"))
+            asked = evaluate_text_queries(recommender, held_out, embeddings, config.evaluate, config.intentions.source)
+        write_report(evaluation.metrics, evaluation.per_user, out, asked)
 
+    in_words = config.intentions.source != "none" and config.evaluate.text_queries > 0
     settings = {"evaluate": asdict(config.evaluate), "decode": asdict(config.decode)}
-    run.build("evaluate", settings, make, reads=["data", "model"])
+    run.build("evaluate", settings, make, reads=["data", "model"] + (["embed", "intentions"] if in_words else []))
     if run.main:
         measured = metrics(run)
-        write_text(run.path("model") / "README.md", model_card(run.path("model"), measured))
+        write_text(run.path("model") / "README.md", model_card(run.path("model"), measured, text_metrics(run)))
         if measured["decode"]["constraint"] == "trie":  # else it is the constraint that was measured
             record_scoring(run.path("model"), measured["decode"]["scoring"])
 
@@ -166,13 +195,14 @@ STAGES = {
     "prepare": data_stage,
     "embed": embed_stage,
     "tokenize": tokenize_stage,
+    "intentions": intentions_stage,
     "base": base_stage,
     "train": train_stage,
     "model": model_stage,
     "evaluate": evaluate_stage,
 }
 
-FOLDERS = ("data", "embed", "tokenize", "base", "train", "model", "evaluate")
+FOLDERS = ("data", "embed", "tokenize", "intentions", "base", "train", "model", "evaluate")
 
 
 def metrics(run: RunDirectory) -> dict[str, Any]:
@@ -180,5 +210,37 @@ def metrics(run: RunDirectory) -> dict[str, Any]:
     return dict(json.loads((run.path("evaluate") / "metrics.json").read_text()))
 
 
+def text_metrics(run: RunDirectory) -> dict[str, Any] | None:
+    """What it measured of plain-words queries, if the run has any."""
+    path = run.path("evaluate") / "text_queries.json"
+    return dict(json.loads(path.read_text())) if path.exists() else None
+
+
 def _data(run: RunDirectory) -> Prepared:
     return load(run.path("data"))
+
+
+def _intentions(config: Config, run: RunDirectory) -> Intentions | None:
+    return None if config.intentions.source == "none" else Intentions.load(run.path("intentions"))
+
+
+def task_examples(config: Config, directory: RunDirectory, n: int) -> list[dict[str, Any]]:
+    """What training would see, n examples of each task (see `llmrec.tasks.show`); does the stages before it first."""
+    from llmrec.quantize.tokenizer import ItemTokenizer
+    from llmrec.tasks.build import build_tasks
+    from llmrec.tasks.render import Renderer
+    from llmrec.tasks.show import show_tasks
+    from llmrec.tasks.template import load_templates
+    from llmrec.train.base import load_tokenizer
+    from llmrec.vocab.tokens import ItemVocabulary
+
+    run(config, directory, "base")
+    prepared, items = _data(directory), ItemTokenizer.load(directory.path("tokenize"))
+    tokenizer = load_tokenizer(config.base.model or directory.path("base"), config.base.trust_remote_code)
+    vocabulary = ItemVocabulary.add_to(tokenizer, items.level_sizes, config.base.token_prefix)
+    templates = load_templates(config.tasks.prompts)
+    renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history)
+    sequences = prepared.split.sequences(prepared.catalog)
+    intentions, train = _intentions(config, directory), sequences.train_sequences()
+    tasks = build_tasks(config.tasks, prepared.catalog, train, renderer, sequences.users, intentions)
+    return show_tasks(tasks, config.tasks, renderer, tokenizer.model_max_length, n, config.train.seed)

@@ -30,7 +30,7 @@ class PlainParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
-def config_parser(command: str, summary: str, own_flags: str = "") -> Any:
+def config_parser(command: str, summary: str, own_flags: str = "", needs_run: bool = True) -> Any:
     """A parser for `--config`, `--run`, `--json` and every `--section.key`; `own_flags` shows a command's others."""
     from dataclasses import fields
 
@@ -39,10 +39,11 @@ def config_parser(command: str, summary: str, own_flags: str = "") -> Any:
     from llmrec.config import Config
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True, validate_defaults=False)
+    run = "--run DIR" if needs_run else "[--run DIR]"
     parser = ArgumentParser(
         prog=f"llmrec {command}",
         usage=" ".join(
-            f"llmrec {command} [--config FILE] --run DIR {own_flags} [--json] [--section.key value ...]".split()
+            f"llmrec {command} [--config FILE] {run} {own_flags} [--json] [--section.key value ...]".split()
         ),
         description=f"{summary[0].upper()}{summary[1:]}.",
         exit_on_error=False,
@@ -50,7 +51,7 @@ def config_parser(command: str, summary: str, own_flags: str = "") -> Any:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
-    parser.add_argument("--run", type=str, required=True, metavar="DIR", help="the run directory")
+    parser.add_argument("--run", type=str, required=needs_run, metavar="DIR", help="the run directory")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     for section in fields(Config):
         parser.add_class_arguments(section.default_factory, section.name)

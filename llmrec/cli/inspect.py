@@ -23,6 +23,11 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(content))
         return
     report = content.pop("tokenize", None)
+    if options.model:
+        from llmrec.serve.size import readable
+
+        for part in ("bytes", "files"):
+            content[part] = {name: readable(count) for name, count in content[part].items()}
     _print(content)
     if report:
         _print_report(report)
@@ -62,26 +67,24 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 
 def describe_bundle(name: str) -> dict[str, Any]:
-    """The header, the catalogue's size and fields, some items with their codes, the files and their sizes, the
+    """The header, the catalogue's size and fields, some items with their codes, the bytes of each part and file, the
     tokenizer's report."""
     from dataclasses import asdict
 
     from llmrec.serve import bundle
+    from llmrec.serve.size import sizes
 
     folder = bundle.locate(name)
     header = bundle.read_header(folder)
     index = bundle.read_index(folder)
     examples = {row["item_id"]: [*row["codes"], row["title"]] for row in index.head(3).iter_rows(named=True)}
-    files = {
-        str(path.relative_to(folder)): f"{path.stat().st_size / 2**20:.2f} MiB"
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
         "bundle": asdict(header),
         "items": len(index),
         "fields": [column for column in index.columns if column not in ("item_id", "codes")],
         "examples": examples,
+        "bytes": sizes(folder),
         "files": files,
         "tokenize": _json(folder / bundle.QUANTIZER / "report.json"),
     }

@@ -6,19 +6,24 @@ import warnings
 from collections.abc import Sequence
 
 from llmrec import __version__
-from llmrec.cli import compare, inspect, recommend, serve, stages
+from llmrec.cli import compare, estimate, explain, inspect, push, recommend, serve, stages, tasks
 from llmrec.errors import UserError
 
 COMMANDS = {
     "run": stages.command("run", "evaluate", "all stages, resumable"),
+    "estimate": estimate.COMMAND,
     "prepare": stages.command("prepare", "prepare", "read, filter and split the data"),
     "embed": stages.command("embed", "embed", "items -> vectors"),
     "tokenize": stages.command("tokenize", "tokenize", "vectors -> semantic IDs"),
+    "intentions": stages.command("intentions", "intentions", "what people want, in words, from --intentions.source"),
     "train": stages.command("train", "model", "fine-tune the language model and write the bundle"),
     "evaluate": stages.command("evaluate", "evaluate", "full ranking beside the baselines"),
     "compare-tokenizers": compare.COMMAND,
+    "tasks": tasks.COMMAND,
     "recommend": recommend.COMMAND,
+    "explain": explain.COMMAND,
     "inspect": inspect.COMMAND,
+    "push": push.COMMAND,
     "serve": serve.COMMAND,
 }
 

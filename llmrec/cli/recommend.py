@@ -57,6 +57,7 @@ def _parser() -> PlainParser:
     several("--max-per", "FIELD=M", "at most M answers with the same text in that field")
     parser.add_argument("--max-per-code", type=int, metavar="M", help="at most M answers with the same first code")
     parser.add_argument("--beams", type=int, default=20, help="beams of the search (default 20); at least K are used")
+    parser.add_argument("--phrasings", type=int, default=1, help="ask in so many phrasings, take the mean (default 1)")
     parser.add_argument("--exact", action="store_true", help="the provably best answers, for more forward passes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
@@ -82,6 +83,7 @@ def _request(options: Namespace) -> dict[str, Any]:
         "max_per_field": {field: int(most) for field, most in limits.items()},
         "max_per_code": options.max_per_code,
         "exact": options.exact,
+        "phrasings": options.phrasings,
     }
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.console import log_to_stderr
+from llmrec.errors import UserError
 
 if TYPE_CHECKING:
     from llmrec.config import Config
@@ -18,6 +19,8 @@ def command(name: str, until: str, summary: str) -> Command:
     def main(arguments: Sequence[str]) -> None:
         parser = config_parser(name, summary)
         options = parse(parser, arguments)
+        if until == "intentions" and options.intentions.source == "none":
+            raise UserError("--intentions.source none: nothing to gather; expected extract, reviews, llm or file.")
         log_to_stderr()
         from llmrec import pipeline
         from llmrec.cli.launch import open_run
@@ -47,10 +50,13 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
     if until != "evaluate":
         print(json.dumps(run.manifest(folder.name)) if as_json else f"Done: {folder}")
         return
-    from llmrec.evaluate.report import protocol_line, table
+    from llmrec.evaluate.report import protocol_line, table, text_queries_line
 
-    metrics = pipeline.metrics(run)
+    metrics, spoken = pipeline.metrics(run), pipeline.text_metrics(run)
     if as_json:
         print(json.dumps(metrics))
-    else:
-        print(f"{protocol_line(metrics)}\n\n{table(metrics)}\n\nThe bundle: {run.path('model')}")
+        return
+    print(f"{protocol_line(metrics)}\n\n{table(metrics)}\n")
+    if spoken is not None:
+        print(f"{text_queries_line(spoken)}\n\n{table(spoken)}\n")
+    print(f"The bundle: {run.path('model')}")

@@ -17,7 +17,7 @@ from llmrec.tasks.render import Renderer
 
 
 class ItemRanker:
-    """Asks the language model in the first phrasing of the task that fits the request.
+    """Asks the language model in the first phrasing of the task that fits the request, or in several.
 
     Args:
         renderer: of the tokenizer and the catalogue that the search was built for.
@@ -42,14 +42,21 @@ class ItemRanker:
         return make_exact(self.search)
 
     def prompt_ids(self, history: Sequence[int] | np.ndarray = (), query: str | None = None) -> list[int]:
-        """Token ids of one request.
+        """Token ids of one request, in the first phrasing; as in `phrased`."""
+        return self.phrased(history, query, 1)[0]
+
+    def phrased(
+        self, history: Sequence[int] | np.ndarray = (), query: str | None = None, phrasings: int = 1
+    ) -> list[list[int]]:
+        """Token ids of one request in the first `phrasings` phrasings of its task.
 
         Args:
             history: rows of the catalogue, oldest first.
             query: plain words; item tokens and control tokens in it are taken out.
+            phrasings: how many.
 
         Raises:
-            UserError: neither is given, or they don't fit the model's context.
+            UserError: neither is given, they don't fit the model's context, or there are fewer phrasings.
         """
         values = {}
         if len(history):
@@ -61,14 +68,18 @@ class ItemRanker:
         if not values:
             raise UserError('Nothing to go by: give --history ID ..., --prompt "text", or both.')
         task = {1: "search" if query is not None else "sequential", 2: "personal-search"}[len(values)]
-        ids = self.renderer.encode_prompts([self.renderer.prompt(task, 0, **values)])[0]
-        room = self.context - len(self.renderer.vocabulary.ids)
-        if len(ids) > room:
+        there = len(self.renderer.templates[task].templates)
+        if not 1 <= phrasings <= there:
+            raise UserError(f"--phrasings {phrasings}: expected 1 to {there}, as many as {task}.yaml has.")
+        prompts = [self.renderer.prompt(task, phrasing, **values) for phrasing in range(phrasings)]
+        requests = self.renderer.encode_prompts(prompts)
+        longest, room = max(map(len, requests)), self.context - len(self.renderer.vocabulary.ids)
+        if longest > room:
             raise UserError(
-                f"The request is {len(ids)} tokens long, but the model's context leaves room for {room}; "
+                f"The request is {longest} tokens long, but the model's context leaves room for {room}; "
                 "shorten --prompt."
             )
-        return ids
+        return requests
 
     def rank(
         self,
@@ -108,7 +119,7 @@ class ItemRanker:
 
     def best(
         self,
-        request: Sequence[int],
+        phrased: Sequence[Sequence[int]],
         k: int,
         allowed: np.ndarray,
         quotas: Sequence[Quota] = (),
@@ -118,7 +129,7 @@ class ItemRanker:
         """The k best items of one request that may come out: items int64 [n] and scores float32 [n], best first.
 
         Args:
-            request: token ids from `prompt_ids`.
+            phrased: token ids from `phrased`; the score of an item is its mean over them.
             k: answers at most; fewer come out only if there are no more.
             allowed: bool [N], the items that may come out.
             quotas: at most so many answers of each group; the walk down the ranking is exact where the ranking is.
@@ -132,11 +143,26 @@ class ItemRanker:
         piece = max(k, self.search.config.beams) if quotas and not exact else k
 
         def ask(among: Filter) -> tuple[np.ndarray, np.ndarray]:
-            ranking = self.rank([request], piece, [among], offsets, exact)
+            ranking = self.rank(phrased, piece, [among] * len(phrased), offsets, exact)
+            if len(phrased) > 1:
+                return self._mean(phrased, np.unique(ranking.items[ranking.items >= 0]), piece, offsets)
             found = ranking.items[0] >= 0
             return ranking.items[0][found], ranking.scores[0][found]
 
         return diverse(ask, allowed, k, quotas)
+
+    def _mean(
+        self, phrased: Sequence[Sequence[int]], found: np.ndarray, k: int, offsets: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the items `found`, int64 [F], by the mean over all phrasings of their scores."""
+        if not len(found):
+            return found, np.empty(0, np.float32)
+        # As many beams as items: nothing is pruned, each item has its score in each phrasing.
+        ranking = self.rank(phrased, len(found), [Filter(allowed=found)] * len(phrased), offsets)
+        by_item = np.take_along_axis(ranking.scores, np.argsort(ranking.items, axis=1), axis=1)
+        mean = by_item.mean(axis=0)
+        best = np.argsort(-mean, kind="stable")[:k]
+        return found[best], mean[best]
 
     def stats(self) -> dict[str, int | float | str]:
         """What was decoded so far: `beams, scoring, constraint, invalid_rate, invalid_first_rate, users_per_second`.

@@ -27,11 +27,15 @@ class EvaluateConfig:
     max_users: int = 0
     """Measure on this many users, drawn by the seed; 0 takes all."""
 
+    text_queries: int = 1000
+    """Held-out intentions asked in plain words, at most so many, drawn by the seed; 0 leaves them out. Only a run with
+    --intentions.source has any."""
+
     bootstrap: int = 1000
-    """Resamples of the users behind each 95% interval."""
+    """Resamples of the users, or queries, behind each 95% interval."""
 
     seed: int = 0
-    """Seed of the user sample and of the bootstrap."""
+    """Seed of the samples of users and queries, and of the bootstrap."""
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k) or 10 not in self.k:
@@ -40,5 +44,7 @@ class EvaluateConfig:
             raise UserError(f"--evaluate.baselines: got {self.baselines}, expected each baseline at most once")
         if self.max_users < 0:
             raise UserError(f"--evaluate.max_users: got {self.max_users}, expected 0 (all) or a number of users")
+        if self.text_queries < 0:
+            raise UserError(f"--evaluate.text_queries: got {self.text_queries}, expected 0 (none) or a number of them")
         if self.bootstrap < 1:
             raise UserError(f"--evaluate.bootstrap: got {self.bootstrap}, expected at least 1 resample")

@@ -78,19 +78,26 @@ def evaluate_systems(
             "bootstrap": config.bootstrap,
             "seed": config.seed,
         },
-        "systems": {
-            name: {
-                slice_name: summarise(column[mask], config.k, config.bootstrap, config.seed)
-                for slice_name, mask in slices.items()
-                if mask.any()
-            }
-            for name, column in ranks.items()
-        },
+        "systems": summarise_systems(ranks, slices, config),
     }
     for system in systems:
         if decode_stats := getattr(system, "decode_stats", None):
             metrics["decode"] = decode_stats()
     return metrics, ranks
+
+
+def summarise_systems(
+    ranks: Mapping[str, np.ndarray], slices: Mapping[str, np.ndarray], config: EvaluateConfig
+) -> dict[str, dict[str, Any]]:
+    """`systems` of the metrics: name -> slice (bool [n]; one without cases is left out) -> metric."""
+    return {
+        name: {
+            slice_name: summarise(column[mask], config.k, config.bootstrap, config.seed)
+            for slice_name, mask in slices.items()
+            if mask.any()
+        }
+        for name, column in ranks.items()
+    }
 
 
 def per_user_table(

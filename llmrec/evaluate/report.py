@@ -1,4 +1,4 @@
-"""The report of an evaluation: metrics.json, per_user.parquet, report.md and report.png."""
+"""The report of an evaluation: metrics.json, per_user.parquet, report.md, report.png, perhaps text_queries.json."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,16 @@ from llmrec.evaluate.protocol import Metrics
 _COLUMNS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10")
 
 
-def write_report(metrics: Metrics, per_user: pl.DataFrame, directory: str | Path) -> None:
-    """Write the four files into an existing directory."""
+def write_report(
+    metrics: Metrics, per_user: pl.DataFrame, directory: str | Path, text_queries: Metrics | None = None
+) -> None:
+    """Write the files into an existing directory."""
     directory = Path(directory)
-    text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
-    (directory / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    _write_json(metrics, directory / "metrics.json")
     per_user.write_parquet(directory / "per_user.parquet")
-    (directory / "report.md").write_text(_markdown(metrics), encoding="utf-8")
+    if text_queries is not None:
+        _write_json(text_queries, directory / "text_queries.json")
+    (directory / "report.md").write_text(_markdown(metrics, text_queries), encoding="utf-8")
     _plot(metrics, directory / "report.png")
 
 
@@ -45,6 +48,21 @@ def protocol_line(metrics: Metrics) -> str:
     )
 
 
+def text_queries_line(metrics: Metrics) -> str:
+    """What `text_queries.json` was measured on, and what its fusions are, in one line."""
+    protocol = metrics["protocol"]
+    return (
+        f"{protocol['queries']:,} held-out intentions ({protocol['source']}), {protocol['ranking']} ranking over "
+        f"{protocol['items']:,} items, ties against the system; hybrid-text fuses bm25 and dense by reciprocal ranks, "
+        "hybrid these and llmrec"
+    )
+
+
+def _write_json(metrics: Metrics, path: Path) -> None:
+    text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
     """A header row and one row of cells per system; recall@10 and ndcg@10 carry their interval."""
     slices = {name: entry[slice_name] for name, entry in metrics["systems"].items() if slice_name in entry}
@@ -57,17 +75,19 @@ def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
         low, high = entry[f"{column}_ci"]
         return f"{value} [{low:.4f}, {high:.4f}]"
 
-    header = ["system", *columns, "users"]
+    header = ["system", *columns, "queries" if "queries" in metrics["protocol"] else "users"]
     return [header] + [
         [name, *(cell(entry, column) for column in columns), f"{entry['users']:,}"] for name, entry in slices.items()
     ]
 
 
-def _markdown(metrics: Metrics) -> str:
+def _markdown(metrics: Metrics, text_queries: Metrics | None) -> str:
     slice_names = dict.fromkeys(name for entry in metrics["systems"].values() for name in entry)
     parts = ["# Evaluation", f"{protocol_line(metrics)}. Brackets are bootstrap 95% intervals over users."]
     for slice_name in slice_names:
         parts += [f"## Slice: {slice_name}", markdown_table(metrics, slice_name)]
+    if text_queries is not None:
+        parts += ["## In plain words", f"{text_queries_line(text_queries)}.", markdown_table(text_queries)]
     if "decode" in metrics:
         parts += ["## Decoding", "\n".join(f"- {name}: {value}" for name, value in metrics["decode"].items())]
     parts.append("![recall@10 and ndcg@10 with intervals](report.png)")

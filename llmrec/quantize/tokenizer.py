@@ -182,7 +182,8 @@ class ItemTokenizer:
             "method": self.config.method,
             "config": self.quantizer.config(),
             "level_sizes": self.level_sizes,
-            "embed": asdict(self.encoder.config) if self.encoder is not None else None,
+            # where vectors are cached is a matter of the machine
+            "embed": asdict(self.encoder.config) | {"cache": None} if self.encoder is not None else None,
         }
 
     @classmethod
@@ -196,10 +197,22 @@ class ItemTokenizer:
         path = folder / "quantizer.json"
         if not path.is_file():
             raise UserError(f"{folder}: no quantizer.json, so not a saved item tokenizer; run `llmrec tokenize`")
-        header = json.loads(path.read_text("utf-8"))
+        try:
+            return cls._read(folder, json.loads(path.read_text("utf-8")))
+        except UserError:
+            raise
+        except Exception as error:  # whatever wrong files make json, polars, safetensors or a quantizer raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{folder}: not a saved item tokenizer ({reason}); run `llmrec tokenize`") from None
+
+    @classmethod
+    def _read(cls, folder: Path, header: dict[str, Any]) -> Self:
         if header["schema"] != SCHEMA:
-            raise UserError(f"{path}: schema {header['schema']}, this llmrec reads {SCHEMA}; tokenize again")
-        embed_config = EmbedConfig.from_dict(header["embed"]) if header["embed"] else None
+            raise UserError(f"{folder}: schema {header['schema']}, this llmrec reads {SCHEMA}; tokenize again")
+        if header["config"]["levels"] > len(header["level_sizes"]):  # before anything is made of that size
+            raise UserError(f"{folder}: more levels in config than in level_sizes; tokenize again")
+        # A stranger's bundle doesn't say where this machine keeps files.
+        embed_config = EmbedConfig.from_dict(header["embed"] | {"cache": None}) if header["embed"] else None
         tokenizer = cls.from_config(TokenizeConfig.from_dict(header["config"]), embed_config)
         tokenizer.encoder = make_encoder(embed_config).load(folder) if embed_config else None
         tensors = load_file(folder / "quantizer.safetensors")

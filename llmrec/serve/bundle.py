@@ -7,12 +7,14 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import polars as pl
 
 from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
+from llmrec.serve import hub
+from llmrec.serve.safety import check_parts, read_object
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,6 +26,7 @@ INDEX = "item_index.parquet"
 TRIE = "trie.safetensors"
 QUANTIZER = "quantizer"
 PROMPTS = "prompts"
+MOST_LEVELS = 26  # the letters that item tokens begin with
 
 
 @dataclass(frozen=True)
@@ -73,48 +76,83 @@ def read_header(folder: Path) -> Header:
         UserError: no such file, not JSON, or of another schema.
     """
     path = folder / HEADER
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no llmrec bundle there ({HEADER} is missing).") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}.") from None
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise UserError(f"{path}: schema {found}, but this llmrec reads schema {SCHEMA}.")
+    if not path.is_file():
+        raise UserError(f"{folder}: no llmrec bundle there ({HEADER} is missing).")
+    raw = read_object(path)
+    if raw.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {raw.get('schema')!r:.80}, but this llmrec reads schema {SCHEMA}.")
     try:
         header = Header(**raw)
     except TypeError as error:
         raise UserError(f"{path}: {error}.") from None
-    if header.scoring not in get_args(Scoring):
-        raise UserError(f"{path}: scoring {header.scoring!r}, expected one of {', '.join(get_args(Scoring))}.")
+    for name, expected, fits in _expectations(header):
+        if not fits:
+            raise UserError(f"{path}: {name} {getattr(header, name)!r:.80}, expected {expected}.")
     return header
 
 
+def _expectations(header: Header) -> list[tuple[str, str, bool]]:
+    """(field, what it should be, whether it is) of a header's fields, whose types JSON leaves open."""
+
+    def whole(value: Any) -> bool:
+        return type(value) is int and value >= 1  # True is no number
+
+    sizes = header.level_sizes
+    return [
+        ("levels", f"a number from 1 to {MOST_LEVELS}", whole(header.levels) and header.levels <= MOST_LEVELS),
+        (
+            "level_sizes",
+            "one number above 0 per level",
+            isinstance(sizes, list) and all(map(whole, sizes)) and len(sizes) == header.levels,
+        ),
+        ("max_history", "a number above 0", whole(header.max_history)),
+        *((name, "text", isinstance(getattr(header, name), str)) for name in ("llmrec", "token_prefix", "base_model")),
+        ("scoring", f"one of {', '.join(get_args(Scoring))}", header.scoring in get_args(Scoring)),
+        ("weights", "model or adapter", header.weights in ("model", "adapter")),
+    ]
+
+
 def locate(name: str | Path) -> Path:
-    """The folder of a bundle: a local one, or the snapshot of a Hub repository.
+    """The folder of a bundle: a local one, or the snapshot of a Hub repository, `org/name` or `org/name@revision`.
 
     Raises:
-        UserError: neither.
+        UserError: neither, or a bundle of the Hub that refers to a folder of this machine.
     """
     folder = Path(name)
     if folder.is_dir():
         return folder
     if folder.is_absolute() or str(name).count("/") != 1:
         raise UserError(f"--model {name}: no such folder, and not a Hub id (org/name).")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    folder = hub.download(str(name))
+    _check_base(folder, read_header(folder), f"--model {name}", "ask its author to publish one that names a Hub id")
+    return folder
 
-    try:
-        return Path(
-            snapshot_download(
-                str(name),
-                allow_patterns=["*.safetensors", "*.json", "*.parquet", "*.yaml", "*.txt", "*.jinja"],
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--model {name}: no such folder, and the Hub gave: {reason}") from None
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload a recommender",
+) -> str:
+    """Publish the bundle in `folder`; the arguments and the address it returns are those of `hub.upload`.
+
+    Raises:
+        UserError: no bundle, one that nobody else could load, or as `hub.upload`.
+    """
+    folder = Path(folder)
+    header = read_header(folder)
+    _check_base(folder, header, f"--model {folder}", "train with --train.merge true, or from a --base.model of the Hub")
+    check_parts(folder, header)
+    read_index(folder)
+    return hub.upload(folder, repo_id, private, revision, message)
+
+
+def _check_base(folder: Path, header: Header, subject: str, fix: str) -> None:
+    """Refuse an adapter whose base is found on one machine only."""
+    base = header.base_model
+    if header.weights == "adapter" and (not hub.is_repo_id(base) or Path(base).exists()):
+        raise UserError(f"{subject}: an adapter of {base!r:.200}, which is not a model of the Hub; {fix}.")
 
 
 def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -139,20 +177,23 @@ def load_weights(
     Raises:
         UserError: the files can't be loaded, or the adapter's base can't be found.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_parts(folder, header)
+    options = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        if sum(header.level_sizes) > len(tokenizer):  # before that many names are made
+            raise ValueError(f"{sum(header.level_sizes)} item tokens in {HEADER}, {len(tokenizer)} tokens in all")
         if header.weights == "model":
-            return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code), tokenizer
+            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options), tokenizer
         from peft import PeftModel
 
-        base = AutoModelForCausalLM.from_pretrained(header.base_model, trust_remote_code=trust_remote_code)
+        base = AutoModelForCausalLM.from_pretrained(header.base_model, use_safetensors=True, **options)
         base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         return PeftModel.from_pretrained(base, folder), tokenizer
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever wrong files make transformers, peft, tokenizers or safetensors raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from llmrec.evaluate.report import markdown_table, protocol_line
+from llmrec.evaluate.report import markdown_table, protocol_line, text_queries_line
 from llmrec.serve.bundle import read_header
+from llmrec.serve.size import readable, sizes
 
 CARD = """---
 library_name: transformers
@@ -27,13 +28,21 @@ recommender.recommend(prompt="what you look for, in plain words", k=10)
 `item_index.parquet` holds the items with their codes and text, `prompts/` the prompts it was trained on,
 `quantizer/` what turns an embedding into codes, `trie.safetensors` the codes as a trie.
 
+{size} in all, {rows} of it the rows of the item tokens.
+
 ## Measured
 
 {protocol}.
 
 {table}
 
-Decoding: {decode}.
+{asked}Decoding: {decode}.
+"""
+
+ASKED = """Asked in plain words: {line}.
+
+{table}
+
 """
 
 WEIGHTS = {
@@ -42,17 +51,23 @@ WEIGHTS = {
 }
 
 
-def model_card(folder: Path, metrics: dict[str, Any]) -> str:
-    """README.md of the bundle in `folder`, with the evaluation's `metrics`."""
+def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, Any] | None = None) -> str:
+    """README.md of the bundle in `folder`, with the evaluation's `metrics` and, if measured, those of text queries."""
     header = read_header(folder)
-    decode = metrics["decode"]
+    decode, size = metrics["decode"], sizes(folder)
+    asked = ""
+    if text_queries is not None:
+        asked = ASKED.format(line=text_queries_line(text_queries), table=markdown_table(text_queries))
     return CARD.format(
         base=header.base_model,
         levels=header.levels,
         sizes=", ".join(map(str, header.level_sizes)),
         weights=WEIGHTS[header.weights],
+        size=readable(size["total"]),
+        rows=readable(size["item_token_rows"]),
         protocol=protocol_line(metrics).capitalize(),
         table=markdown_table(metrics),
+        asked=asked,
         decode=f"{decode['beams']} beams, scoring {decode['scoring']}, constraint {decode['constraint']}, "
         f"invalid answers {decode['invalid_rate']:.1%}",
     )

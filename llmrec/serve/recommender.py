@@ -17,13 +17,14 @@ from llmrec.decode.config import DecodeConfig
 from llmrec.decode.diversity import Quota
 from llmrec.decode.ranker import ItemRanker
 from llmrec.errors import UserError
+from llmrec.intentions.intentions import Intentions
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.serve import bundle
 from llmrec.serve.answer import Answer, Recommendation
 from llmrec.serve.selection import ItemLookup, Selection
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.render import Renderer
-from llmrec.tasks.template import Template, load_templates, save_templates
+from llmrec.tasks.template import Template, load_templates, save_templates, turns
 from llmrec.train.base import load_base, make_base
 from llmrec.train.config import BaseConfig, TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune
@@ -142,6 +143,7 @@ class Recommender:
         tasks: TasksConfig | None = None,
         train: TrainConfig | None = None,
         folder: str | Path | None = None,
+        intentions: Intentions | None = None,
     ) -> Self:
         """Fine-tune on a log.
 
@@ -151,11 +153,12 @@ class Recommender:
             tasks: the mixture.
             train: method and schedule.
             folder: for checkpoints and the log; training resumes from what is there. Default: a temporary one.
+            intentions: what people want, in words, for the tasks that answer requests and tell preferences.
         """
         tasks = tasks or TasksConfig(max_history=self.max_history)
         events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
-        sequences = Split(events, {"kind": "train"}).sequences(self.catalog).train_sequences()
-        data = TrainingData(self.catalog, sequences, validation)
+        sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
+        data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions)
         with tempfile.TemporaryDirectory() as temporary:
             self.model = finetune(
                 self.model, self.renderer, data, tasks, train or TrainConfig(), Path(folder or temporary)
@@ -183,6 +186,7 @@ class Recommender:
         max_per_field: Mapping[str, int] | None = None,
         max_per_code: int | None = None,
         exact: bool = False,
+        phrasings: int = 1,
     ) -> Answer:
         """The k best items for a history, a request in plain words, or both.
 
@@ -200,10 +204,11 @@ class Recommender:
             max_per_field: field -> m; at most m items with the same text there, of those that have one.
             max_per_code: at most so many items with the same first code.
             exact: the provably best k, for more forward passes, instead of those that the beams reach.
+            phrasings: ask in so many phrasings and rank what any of them finds by the mean of its log-probabilities.
 
         Raises:
             UserError: neither history nor prompt, an unknown item or field, an empty or too long prompt, k < 1,
-                offsets that are not finite numbers, a limit below 1.
+                offsets that are not finite numbers, a limit below 1, more phrasings than there are.
         """
         if k < 1:
             raise UserError(f"--k {k}: expected at least 1.")
@@ -211,7 +216,7 @@ class Recommender:
         selection = self._select(seen if not include_seen else seen[:0], where or {}, allow, exclude)
         bonus = None if offsets is None else self.lookup.offsets(offsets)
         quotas = self._quotas(max_per_field or {}, max_per_code)
-        request = self.ranker.prompt_ids(seen, prompt)
+        request = self.ranker.phrased(seen, prompt, phrasings)
         wanted = min(k, selection.left)
         rows, scores = self.ranker.best(request, wanted, selection.allowed, list(quotas.values()), bonus, exact)
         answers = [
@@ -277,6 +282,18 @@ class Recommender:
         )
         bundle.write_header(header, folder)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "Upload a recommender",
+    ) -> str:
+        """Publish the bundle; the arguments, errors and the address it returns are those of `bundle.push`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return bundle.push(folder, repo_id, private, revision, message)
+
     @classmethod
     def from_pretrained(
         cls, name: str | Path, decode: DecodeConfig | None = None, trust_remote_code: bool = False
@@ -334,5 +351,5 @@ def base_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]
     return (
         texts
         + [text.lower() for text in texts]
-        + [phrasing for template in templates.values() for phrasing in template.templates]
+        + [turn for template in templates.values() for phrasing in template.templates for turn in turns(phrasing)]
     )

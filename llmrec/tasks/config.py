@@ -5,8 +5,21 @@ from typing import Literal, get_args
 
 from llmrec.errors import UserError
 
-TaskName = Literal["sequential", "item-to-codes", "codes-to-item", "search", "personal-search"]
+TaskName = Literal[
+    "sequential",
+    "titles-to-item",
+    "next-text",
+    "item-to-codes",
+    "codes-to-item",
+    "shared-codes",
+    "search",
+    "personal-search",
+    "chat",
+    "preference",
+]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
+ASKED: tuple[TaskName, ...] = ("sequential", "search", "personal-search")
+"""Tasks that a recommender is asked with."""
 
 
 def _default_mixture() -> dict[TaskName, float]:
@@ -24,9 +37,12 @@ class TasksConfig:
     """The mixture of training tasks."""
 
     mixture: dict[TaskName, float] = field(default_factory=_default_mixture)
-    """Passes over a task's rows per epoch: users for tasks with a history, items for the others; 0 leaves it out."""
+    """Passes over a task's rows per epoch; 0 or unnamed leaves a task out. Rows are users (sequential, titles-to-item,
+    next-text, personal-search, chat, preference), items (item-to-codes, codes-to-item, search) or first codes that
+    several items share (shared-codes). preference needs intentions."""
     prompts: str | None = None
-    """Folder with YAML templates of your own (same names); default: the shipped prompts."""
+    """Folder with YAML templates of your own (same names), at least for the mixture's tasks and for sequential, search
+    and personal-search; default: the shipped prompts."""
     max_history: int = 20
     """Most recent items of a history that a prompt shows."""
     supervise: Literal["every-item", "target"] = "every-item"

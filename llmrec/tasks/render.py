@@ -52,6 +52,7 @@ class Renderer:
     ) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
+        self.codes = codes
         self.templates = templates
         self.max_history = max_history
         self.item_text = [vocabulary.text(row) for row in codes]
@@ -92,13 +93,14 @@ class Renderer:
         return "".join(self.item_text[item] for item in items[-self.max_history :])
 
     def prompt(self, task: str, phrasing: int, **values: str) -> str:
-        """The full prompt of a task, in the tokenizer's chat format when it has one."""
-        text = self.templates[task].fill(phrasing, values)
+        """The full prompt of a task, in the tokenizer's chat format when it has one; else its turns on one line."""
+        spoken = self.templates[task].fill(phrasing, values)
         if not self._chat:
-            return text
+            return " ".join([*(turn.strip() for turn in spoken[:-1]), spoken[-1]])
+        roles = ("user", "assistant")
         return str(
             self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text.strip()}],
+                [{"role": roles[at % 2], "content": turn.strip()} for at, turn in enumerate(spoken)],
                 add_generation_prompt=True,
                 tokenize=False,
                 enable_thinking=False,

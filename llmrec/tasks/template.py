@@ -3,20 +3,25 @@
 import string
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
 from llmrec.errors import UserError
 from llmrec.resources import resource_folder
-from llmrec.tasks.config import TASKS
+from llmrec.tasks.config import ASKED, TASKS
 
 INPUTS = {
     "sequential": ["history"],
+    "titles-to-item": ["titles"],
+    "next-text": ["history"],
     "item-to-codes": ["text"],
     "codes-to-item": ["item"],
+    "shared-codes": ["prefix"],
     "search": ["query"],
     "personal-search": ["history", "query"],
+    "chat": ["history", "item", "query"],
+    "preference": ["history"],
 }
 
 
@@ -29,18 +34,23 @@ class Template:
         paper: where the task comes from.
         inputs: placeholders that every phrasing holds, once each.
         answer: whether the answer is a semantic ID or text.
-        templates: the phrasings.
+        templates: the phrasings: a text, or of a conversation the turns, the user's first and last.
     """
 
     name: str
     paper: str
     inputs: list[str]
     answer: Literal["item", "text"]
-    templates: list[str]
+    templates: list[str | list[str]]
 
-    def fill(self, phrasing: int, values: dict[str, str]) -> str:
-        """Phrasing `phrasing` with `values` in place; values are never parsed again."""
-        return self.templates[phrasing].format_map(values)
+    def fill(self, phrasing: int, values: dict[str, str]) -> list[str]:
+        """The turns of phrasing `phrasing` with `values` in place; values are never parsed again."""
+        return [turn.format_map(values) for turn in turns(self.templates[phrasing])]
+
+
+def turns(phrasing: str | list[str]) -> list[str]:
+    """The turns of a phrasing: one, or of a conversation several."""
+    return [phrasing] if isinstance(phrasing, str) else phrasing
 
 
 def load_template(path: Path) -> Template:
@@ -70,24 +80,34 @@ def load_template(path: Path) -> Template:
     if template.inputs != INPUTS[template.name]:
         raise UserError(f"{path}: inputs of {template.name} are {INPUTS[template.name]}, found {template.inputs}.")
     for phrasing in template.templates:
-        try:
-            # A conversion or format, as in {text!r} or {text:>9}, belongs to what is found and refused.
-            holes = [
-                name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
-                for _, name, form, conversion in string.Formatter().parse(str(phrasing))
-                if name is not None
-            ]
-        except ValueError as error:
-            raise UserError(f"{path}: template {phrasing!r}: {error}.") from None
-        if sorted(holes) != sorted(template.inputs):
-            raise UserError(f"{path}: template {phrasing!r} has placeholders {holes}, expected {template.inputs}.")
+        _check_phrasing(path, template, phrasing)
     return template
 
 
+def _check_phrasing(path: Path, template: Template, phrasing: Any) -> None:
+    """Raise UserError unless `phrasing` is text, or an odd number of texts, with every placeholder once."""
+    spoken = phrasing if isinstance(phrasing, list) else [phrasing]
+    if not all(isinstance(turn, str) for turn in spoken) or len(spoken) % 2 == 0:
+        raise UserError(f"{path}: template {phrasing!r}: expected text, or turns of text, the user's first and last.")
+    try:
+        # A conversion or format, as in {text!r} or {text:>9}, belongs to what is found and refused.
+        holes = [
+            name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            for turn in spoken
+            for _, name, form, conversion in string.Formatter().parse(turn)
+            if name is not None
+        ]
+    except ValueError as error:
+        raise UserError(f"{path}: template {phrasing!r}: {error}.") from None
+    if sorted(holes) != sorted(template.inputs):
+        raise UserError(f"{path}: template {phrasing!r} has placeholders {holes}, expected {template.inputs}.")
+
+
 def load_templates(folder: str | Path | None = None) -> dict[str, Template]:
-    """All tasks' templates from `folder`, or the shipped ones."""
+    """The tasks' templates from `folder`, or the shipped ones; of tasks that nobody asks with, those that are there."""
     root = Path(folder) if folder is not None else resource_folder("prompts")
-    return {name: load_template(root / f"{name}.yaml") for name in TASKS}
+    paths = {name: root / f"{name}.yaml" for name in TASKS}
+    return {name: load_template(path) for name, path in paths.items() if name in ASKED or path.exists()}
 
 
 def save_templates(templates: dict[str, Template], folder: Path) -> None:

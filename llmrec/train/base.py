@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,25 +16,62 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-def load_base(name: str | Path, trust_remote_code: bool = False) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model (float32, for training) and tokenizer of any causal language model.
+def load_base(
+    name: str | Path, trust_remote_code: bool = False, bits: int = 32
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model (float32, for training) and tokenizer of any causal language model; its layers in fewer `bits` to order.
 
     Raises:
-        UserError: the path or Hub id can't be loaded.
+        UserError: the path or Hub id can't be loaded, or fewer bits where that can't be done.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(name, trust_remote_code)
+    fewer = _fewer_bits(bits) if bits < 32 else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=trust_remote_code, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=trust_remote_code, dtype=torch.float32, **fewer
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
+    return model, tokenizer
+
+
+def _fewer_bits(bits: int) -> dict[str, Any]:
+    """How transformers loads the linear layers in 8 bits, or in 4 as QLoRA (arXiv 2305.14314) has them."""
+    from importlib.util import find_spec
+
+    from accelerate import PartialState
+
+    if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
+        missing = "no CUDA GPU here" if not torch.cuda.is_available() else "bitsandbytes is not installed"
+        raise UserError(f"--base.bits {bits}: {missing}; pip install bitsandbytes on a GPU machine, or set it to 32.")
+    from transformers import BitsAndBytesConfig
+
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
+    config = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, **(four if bits == 4 else {}))
+    return {"quantization_config": config, "device_map": {"": PartialState().local_process_index}}
+
+
+def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of any causal language model.
+
+    Raises:
+        UserError: the path or Hub id can't be loaded, or has no fast tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--base.model {name}: its tokenizer can't be loaded: {reason}") from None
     # Without tokenizer files transformers makes an empty tokenizer, which reads nothing.
     if not tokenizer.is_fast or not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"--base.model {name}: has no fast tokenizer (tokenizer.json); save one beside it.")
-    return model, tokenizer
+    return tokenizer
 
 
 def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmrec.errors import UserError
+from llmrec.vocab.config import InitRows
 
 
 @dataclass
@@ -14,6 +15,8 @@ class BaseConfig:
     """Path or Hub id of any causal language model, such as Qwen/Qwen3-0.6B; default: make a small one."""
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint; off unless you trust its author."""
+    bits: Literal[32, 8, 4] = 32
+    """Per weight of a frozen base under train.method lora; 8 and 4 need bitsandbytes (QLoRA, arXiv 2305.14314)."""
     token_prefix: str = ""
     """Put before the names of item tokens, <{prefix}a_12>, in case the tokenizer has such names."""
     architecture: Literal["qwen3", "llama"] = "qwen3"
@@ -30,6 +33,9 @@ class BaseConfig:
     """Longest sequence, in tokens, of a model made here."""
     pretrain_epochs: int = 0
     """Passes over the catalogue's text before fine-tuning, for a model made here."""
+    init_rows: InitRows = "gaussian"
+    """Start of the new token rows: gaussian (drawn like the old ones), mean (of the old ones), text (mean of the words
+    of the items under the code) or codebook (the quantizer's vectors, projected; gaussian for a dedup level)."""
     seed: int = 0
     """Of the weights of a model made here and of the new token rows of any model."""
 
@@ -58,12 +64,22 @@ class TrainConfig:
     """Scale of the adapter."""
     lora_dropout: float = 0.05
     """Dropout on the adapter's input."""
+    lora_targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Layers that the adapter sits on: names such as [q_proj, v_proj], or all linear layers but the output head."""
+    rslora: bool = False
+    """Scale the adapter by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn the weights' magnitudes apart from their directions (DoRA, arXiv 2402.09353)."""
+    rows_first: float = 0.0
+    """Share of the steps, before all others and with a schedule of their own, that train the new token rows alone."""
     epochs: int = 20
     """Passes over the task mixture."""
     batch_size: int = 32
     """Examples per optimizer step and process, before accumulation is divided out."""
     accumulation: int = 1
     """Forward passes that make one optimizer step; each sees batch_size / accumulation examples."""
+    packing: bool = True
+    """Let several examples share a row of the batch instead of padding each; none sees another."""
     learning_rate: float = 2e-3
     """Peak of the cosine schedule."""
     warmup: float = 0.05
@@ -95,6 +111,6 @@ class TrainConfig:
             raise UserError(
                 f"--train.batch_size {self.batch_size} is not a multiple of --train.accumulation {self.accumulation}."
             )
-        for name in ("dropout", "lora_dropout"):
+        for name in ("dropout", "lora_dropout", "rows_first"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--train.{name} {getattr(self, name)}: expected at least 0 and below 1.")

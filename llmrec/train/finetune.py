@@ -1,29 +1,34 @@
 """Teach a language model the item tokens: all of its weights, or a LoRA adapter and the new rows."""
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 
 from llmrec.console import get_logger
 from llmrec.data import Cases, Catalog
 from llmrec.errors import UserError
+from llmrec.intentions.intentions import Intentions
 from llmrec.tasks.build import build_tasks
 from llmrec.tasks.collate import Collator
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture, validation_examples
-from llmrec.tasks.render import Renderer
+from llmrec.tasks.render import Example, Renderer
+from llmrec.train.adapter import check_method, with_adapter, with_rows
 from llmrec.train.config import TrainConfig
 from llmrec.train.dropout import BlockDropout
+from llmrec.train.packing import check_packing
 from llmrec.train.trainer import run_trainer
-from llmrec.vocab.embeddings import embedding_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch.utils.data import Subset
     from transformers import PreTrainedModel
 
 log = get_logger(__name__)
@@ -37,37 +42,15 @@ class TrainingData:
         catalog: the items.
         sequences: per user, int [n], training items (rows of the catalogue) in time order.
         validation: cases for the validation loss, or None.
+        users: the users' ids, in the order of `sequences`.
+        intentions: what people want, in words, or None.
     """
 
     catalog: Catalog
     sequences: Sequence[np.ndarray]
     validation: Cases | None = None
-
-
-def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: TrainConfig) -> "PeftModel":
-    """`model` with a LoRA adapter on all its linear layers and trainable rows for the item tokens.
-
-    Args:
-        model: its token rows already resized and initialised.
-        item_ids: int64 [M], ids of the item tokens.
-        config: rank, scale and dropout (LoRA, arXiv 2106.09685).
-    """
-    from peft import LoraConfig, get_peft_model
-
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules="all-linear",
-            trainable_token_indices={name: item_ids.tolist() for name in embedding_names(model)},
-        ),
-    )
-    # The rows that train are saved as such; peft would add the whole matrix because it was resized.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
-    return adapted
+    users: Sequence[str] = ()
+    intentions: Intentions | None = None
 
 
 def context_length(model: "PreTrainedModel") -> int:
@@ -98,48 +81,100 @@ def finetune(
         The trained model: the same object (full), or a PEFT model around it (lora).
 
     Raises:
-        UserError: nothing to train on, or prompts that don't fit the model's context.
+        UserError: nothing to train on, prompts that don't fit the model's context, or a method that doesn't fit it.
     """
     from accelerate import PartialState
+    from torch.utils.data import Subset
 
+    check_method(model, config)
     context = context_length(model)
     _check_context(renderer, tasks, context)
+    step = config.batch_size * PartialState().num_processes
     mixture = Mixture(
-        build_tasks(tasks, data.catalog, data.sequences, renderer),
+        build_tasks(tasks, data.catalog, data.sequences, renderer, data.users, data.intentions),
         tasks,
         config.epochs,
-        config.batch_size * PartialState().num_processes,
+        step,
         config.seed,
     )
     log.info("Training on %s", ", ".join(f"{n} {name}" for name, n in mixture.counts.items()))
     validation = None
     if data.validation is not None and len(data.validation):
         validation = validation_examples(renderer, data.validation.sample(config.validation_users, config.seed))
-    forward = inspect.signature(model.forward).parameters
-    dropout = BlockDropout(model, config.dropout) if config.method == "full" and config.dropout else None
-    trained = model if config.method == "full" else with_adapter(model, renderer.vocabulary.all_ids, config)
+    learn = partial(
+        run_trainer,
+        validation=validation,
+        collator=Collator(renderer, context, config.packing),
+        validation_collator=Collator(renderer, context),
+        keeps_logits=_keeps_logits(model),
+    )
+    alone = step * min(round(config.rows_first * len(mixture) / step), (len(mixture) - 1) // step)
+    first, rest = (Subset[Example](cast(Any, mixture), part) for part in (range(alone), range(alone, len(mixture))))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    attention = model.config._attn_implementation
-    if PartialState().device.type == "cpu":
-        # torch's fused CPU kernel is half as fast as plain matrix products on short padded sequences
-        model.set_attn_implementation("eager")
-    trained.train()
+    with _fast_attention(model):
+        if config.packing:
+            check_packing(model)
+        if alone:
+            log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
+            _learn_rows(model, renderer.vocabulary.all_ids, first, config, folder / "rows", learn)
+        return _learn(model, renderer.vocabulary.all_ids, rest, config, folder, learn).eval()
+
+
+def _learn_rows(
+    model: "PreTrainedModel",
+    item_ids: np.ndarray,
+    examples: "Subset[Example]",
+    config: TrainConfig,
+    folder: Path,
+    learn: Callable[..., Any],
+) -> None:
+    """Train the rows of the item tokens alone, and put them into `model`."""
+    rows = with_rows(model, item_ids).train()
+    evaluations = max(1, round(config.rows_first * config.evaluations))
+    learn(rows, examples, config=replace(config, evaluations=evaluations, patience=0), folder=folder)
+    rows.merge_and_unload()
+    if config.method == "full":
+        model.requires_grad_(True)
+
+
+def _learn(
+    model: "PreTrainedModel",
+    item_ids: np.ndarray,
+    examples: "Subset[Example]",
+    config: TrainConfig,
+    folder: Path,
+    learn: Callable[..., Any],
+) -> "PreTrainedModel | PeftModel":
+    """Train `model` by the configuration's method; it comes back, or a PEFT model around it."""
+    torch.manual_seed(config.seed)  # of the adapter, whether or not anything was drawn before
+    trained = model if config.method == "full" else with_adapter(model, item_ids, config)
+    dropout = BlockDropout(model, config.dropout) if config.method == "full" and config.dropout else None
     try:
-        run_trainer(
-            trained,
-            mixture,
-            validation,
-            Collator(renderer, context),
-            config,
-            folder,
-            keeps_logits="logits_to_keep" in forward,
-        )
+        return learn(trained.train(), examples, config=config, folder=folder)
     finally:
-        model.set_attn_implementation(attention)  # as after loading, so that scores are the same to the last bit
         if dropout is not None:
             dropout.remove()
-    return trained.eval()
+
+
+@contextmanager
+def _fast_attention(model: "PreTrainedModel") -> Iterator[None]:
+    """Plain matrix products on CPUs, where torch's fused kernel is half as fast on short sequences."""
+    from accelerate import PartialState
+
+    before = model.config._attn_implementation
+    if PartialState().device.type == "cpu":
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)  # as after loading, so that scores are the same to the last bit
+
+
+def _keeps_logits(model: "PreTrainedModel") -> bool:
+    """Whether the forward pass takes a mask as `logits_to_keep`; code from elsewhere may take a number only."""
+    ours = type(model).__module__.startswith("transformers.")
+    return ours and "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def _check_context(renderer: Renderer, tasks: TasksConfig, context: int) -> None:

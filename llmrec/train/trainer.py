@@ -20,20 +20,28 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmrec.console import get_logger, progress_bar
 from llmrec.device import resolve_dtype
-from llmrec.tasks.collate import IGNORE, supervised_columns
+from llmrec.tasks.collate import predicting
 from llmrec.train.config import TrainConfig
+from llmrec.train.shards import empty_copy, gather, spread_over_processes
 
 if TYPE_CHECKING:
+    from torch.utils.data import Subset
+
     from llmrec.tasks.mixture import Mixture
 
 log = get_logger(__name__)
 WHOLE = "whole"  # a checkpoint without this file was cut off while it was written
 
 
+Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
+
+
 class _Trainer(Trainer):
-    """Computes logits only where something is learnt."""
+    """Computes logits only where something is learnt; collates the validation its own way."""
 
     keeps_logits = True
+    data_collator: Collate
+    validation_collator: Collate
 
     def compute_loss(
         self,
@@ -43,8 +51,16 @@ class _Trainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         if self.keeps_logits:
-            inputs = {**inputs, "logits_to_keep": supervised_columns(inputs["labels"])}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            inputs = {**inputs, "logits_to_keep": predicting(inputs["labels"])}
+        # With a cache, transformers would not look for examples that share a row.
+        return super().compute_loss(model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        training, self.data_collator = self.data_collator, self.validation_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training
 
 
 def answer_loss(
@@ -53,15 +69,15 @@ def answer_loss(
     """Mean cross-entropy over the labelled tokens of the optimizer step.
 
     Args:
-        outputs: `.logits` [B, P, V] at `supervised_columns(labels)`, or [B, T, V] at all positions.
+        outputs: `.logits` [P, V] at the P positions of `predicting(labels)`, or [B, T, V] at all.
         labels: int64 [B, T], -100 where nothing is learnt.
         num_items_in_batch: labelled tokens in the whole step, over accumulation and processes; default: here.
     """
-    columns = supervised_columns(labels)
-    logits = outputs.logits if outputs.logits.shape[1] == len(columns) else outputs.logits[:, columns]
-    targets = labels[:, columns + 1]
-    total = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-    return total / (num_items_in_batch if num_items_in_batch is not None else (targets != IGNORE).sum())
+    where = predicting(labels)
+    logits = outputs.logits if outputs.logits.dim() == 2 else outputs.logits[where]
+    targets = labels.roll(-1, dims=1)[where]
+    total = cross_entropy(logits.float(), targets, reduction="sum")
+    return total / (num_items_in_batch if num_items_in_batch is not None else len(targets))
 
 
 class _Report(TrainerCallback):
@@ -116,13 +132,14 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def run_trainer(
     model: nn.Module,
-    train: "Mixture | Sequence[Any]",
+    train: "Mixture | Sequence[Any] | Subset[Any]",
     validation: Sequence[Any] | None,
-    collator: Callable[[list[Any]], dict[str, torch.Tensor]],
+    collator: Collate,
     config: TrainConfig,
     folder: Path,
     keeps_logits: bool,
-) -> None:
+    validation_collator: Collate | None = None,
+) -> nn.Module:
     """Train `model` in place, resuming from the last whole checkpoint in `folder` if there is one.
 
     Args:
@@ -132,18 +149,23 @@ def run_trainer(
         collator: examples -> batch with `labels`.
         config: the schedule. With patience, the model ends with the weights of the best validation loss.
         folder: for checkpoints and `log.jsonl`.
-        keeps_logits: the model's forward takes `logits_to_keep`.
+        keeps_logits: the model's forward takes a mask as `logits_to_keep`.
+        validation_collator: validation examples -> batch with one example per row; default: `collator`.
+
+    Returns:
+        `model`, or a copy of it if the training has spread its weights over the processes.
     """
+    whole = empty_copy(model) if spread_over_processes() else model
     trainer = _Trainer(
         model=model,
-        args=_arguments(config, folder, len(train), validation is not None),
+        args=_arguments(model, config, folder, len(train), validation is not None),
         train_dataset=cast(Any, train),
         eval_dataset=cast(Any, validation),
         data_collator=collator,
         compute_loss_func=answer_loss,
         callbacks=[_Report(folder)],
     )
-    trainer.keeps_logits = keeps_logits
+    trainer.keeps_logits, trainer.validation_collator = keeps_logits, validation_collator or collator
     # Both write to stdout, which belongs to the answers.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -162,9 +184,10 @@ def run_trainer(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     # Else the model would answer under the training's autocast until it is saved and loaded.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    return model if whole is model else gather(trainer, whole)
 
 
-def _arguments(config: TrainConfig, folder: Path, examples: int, validate: bool) -> TrainingArguments:
+def _arguments(model: nn.Module, config: TrainConfig, folder: Path, examples: int, validate: bool) -> TrainingArguments:
     from accelerate import PartialState
 
     state = PartialState()
@@ -186,6 +209,7 @@ def _arguments(config: TrainConfig, folder: Path, examples: int, validate: bool)
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=bf16,
+        use_cache=cast(Any, model).config.use_cache,  # else it would be off in the checkpoint, for all who load it
         use_cpu=state.device.type == "cpu",
         logging_steps=max(1, every // 4),
         eval_strategy="steps" if validate else "no",

@@ -5,23 +5,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from llmrec.vocab.initial import Start, gaussian
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def add_item_rows(model: "PreTrainedModel", item_ids: np.ndarray, rows: int, seed: int) -> None:
+def add_item_rows(
+    model: "PreTrainedModel", item_ids: np.ndarray, rows: int, seed: int, start: Start = gaussian
+) -> None:
     """Give `model` exactly `rows` token rows (the tokenizer's length) and initialise those of the item tokens.
 
-    New rows are drawn from the diagonal Gaussian of the old ones, so that they start distinct and at the scale
-    the model is used to. Rows of old tokens keep their bits. Rows past the tokenizer's length, which some
-    checkpoints carry as padding, go: a softmax over them would give probability to nothing, and peft's
-    `AutoPeftModelForCausalLM` resizes to this same length.
+    Rows of old tokens keep their bits. Rows past the tokenizer's length, which some checkpoints carry as padding, go:
+    a softmax over them would give probability to nothing, and peft's `AutoPeftModelForCausalLM` resizes to this same
+    length.
 
     Args:
         model: any causal language model, tied or untied; changed in place.
         item_ids: int64 [M], ids of the item tokens, all new.
         rows: number of rows afterwards, `len(tokenizer)`.
-        seed: of the Gaussian.
+        seed: of the random part of `start`.
+        start: old rows -> new rows; called for the input embedding and, unless it is tied, for the head.
     """
     model.resize_token_embeddings(rows, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
@@ -34,9 +38,8 @@ def add_item_rows(model: "PreTrainedModel", item_ids: np.ndarray, rows: int, see
     with torch.no_grad():
         for weight in weights:
             known = weight[old.to(weight.device)].float()
-            noise = torch.randn(len(item_ids), weight.shape[1], generator=generator).to(weight.device)
-            rows_ = known.mean(0) + noise * known.std(0)
-            weight[torch.from_numpy(item_ids).to(weight.device)] = rows_.to(weight.dtype)
+            new = start(known, len(item_ids), generator)
+            weight[torch.from_numpy(item_ids).to(weight.device)] = new.to(weight.dtype)
 
 
 def embedding_names(model: "PreTrainedModel") -> list[str]:

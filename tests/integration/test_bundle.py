@@ -1,5 +1,6 @@
 """The bundle is an ordinary checkpoint: it loads without llmrec, and ranks after loading as before saving."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import torch
 from safetensors import safe_open
 
 from llmrec import ItemTokenizer, Recommender, TrainConfig
+from llmrec.cli.main import main
 from llmrec.data import Split
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.serve.recommender import Recommendation
+from llmrec.serve.size import readable
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -145,3 +148,34 @@ def test_rankings_survive_saving(
     assert (tmp_path / "model" / f"{weights}.safetensors").exists()
     loaded = Recommender.from_pretrained(tmp_path / "model", recommender.decode)
     assert answers(loaded, split) == before
+
+
+@pytest.mark.parametrize("run", ["tiny_run", "adapter_run"])
+def test_inspect_says_what_takes_the_room(
+    run: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = request.getfixturevalue(run) / "model"
+    capsys.readouterr()
+    assert main(["inspect", "--model", str(folder), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    found = content["bytes"]
+    whole = run == "tiny_run"
+    assert (
+        found["weights" if whole else "adapter"] == content["files"][f"{'' if whole else 'adapter_'}model.safetensors"]
+    )
+    assert found["item_token_rows"] == sum(content["bundle"]["level_sizes"]) * 64 * 4
+    assert found["total"] == sum(content["files"].values()) - content["files"]["manifest.json"]
+    assert main(["inspect", "--model", str(folder)]) == 0
+    assert f"total: {readable(found['total'])}" in capsys.readouterr().out
+    assert (
+        f"{readable(found['item_token_rows'])} of it the rows of the item tokens" in (folder / "README.md").read_text()
+    )
+
+
+def test_an_adapter_of_a_run_is_refused_where_nobody_else_has_its_base(
+    adapter_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["push", "--model", str(adapter_run / "model"), "--repo-id", "org/name"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "is not a model of the Hub; train with --train.merge true, or from a --base.model of the Hub" in line

@@ -1,11 +1,17 @@
-"""Two processes under `accelerate launch` learn as one process with twice the batch."""
+"""Two processes under `accelerate launch`: they learn as one with twice the batch, and go on after a kill."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
+
+from llmrec.tasks.config import TASKS
 
 ROOT = Path(__file__).parents[2]
 # Without MPI, accelerate's only launcher of several processes is torchrun's, whose flag is --multi_gpu on CPUs too.
@@ -13,6 +19,9 @@ LAUNCH = [
     "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--num_cpu_threads_per_process", "1",
     "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
 ]  # fmt: skip
+
+
+TWO = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, str(ROOT / "scripts" / "finetune.py")]
 
 
 def curve(run: Path, name: str) -> list[tuple[int, float]]:
@@ -28,11 +37,8 @@ def test_two_processes_are_one_with_twice_the_batch(
     flags = [*tiny_flags, "--train.dropout", "0", "--train.dtype", "float32"]
     commands = {
         "one": [sys.executable, str(ROOT / "scripts" / "finetune.py"), "--train.batch_size", "64"],
-        "two": [
-            sys.executable, "-m", "accelerate.commands.launch", *LAUNCH,
-            str(ROOT / "scripts" / "finetune.py"), "--train.batch_size", "32",
-        ],
-    }  # fmt: skip
+        "two": [*TWO, "--train.batch_size", "32"],
+    }
     for name, command in commands.items():
         # No GPU, where the sums would have another order.
         result = subprocess.run(
@@ -51,3 +57,43 @@ def test_two_processes_are_one_with_twice_the_batch(
         assert len(one) >= 2
         assert [step for step, _ in one] == [step for step, _ in two]
         assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_killed_and_resumed_end_as_undisturbed(
+    method: str, tiny_flags: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The full mixture, packed; killed between two checkpoints, the launcher and both processes at once."""
+    mixture = json.dumps(dict.fromkeys(TASKS, 0.5))
+    flags = [*tiny_flags, "--tasks.mixture", mixture, "--intentions.source", "extract", "--train.method", method]
+    flags += ["--train.epochs", "2", "--train.evaluations", "6", "--train.rows_first", "0.3"]
+    environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
+
+    def launch(run: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*TWO, "--run", str(tmp_path / run), *flags],
+            env=environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def finish(run: str) -> None:
+        process = launch(run)
+        _, log = process.communicate()
+        assert process.returncode == 0, log.decode()
+
+    finish("undisturbed")
+    for checkpoint in ("rows/checkpoint-*", "checkpoint-*"):  # in the rows' own phase, and after it
+        process = launch("killed")
+        while not list((tmp_path / "killed" / ".train.partial").glob(f"{checkpoint}/whole")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish("killed")
+    one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("undisturbed", "killed"))
+    assert one.keys() == two.keys()
+    assert not [name for name in one if one[name].tobytes() != two[name].tobytes()]

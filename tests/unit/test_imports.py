@@ -11,7 +11,7 @@ import pytest
 import llmrec
 
 PACKAGE = Path(llmrec.__file__).parent
-ROOMS = ["data", "embed", "quantize", "vocab", "tasks", "train", "decode", "evaluate", "serve"]
+ROOMS = ["data", "embed", "quantize", "intentions", "vocab", "tasks", "train", "decode", "evaluate", "serve"]
 # Modules at the top that every room may use; they use no room themselves.
 FOUNDATION = {"llmrec", "errors", "console", "device", "resources", "tables"}
 

@@ -30,7 +30,7 @@ def describe_codes(x: Rows, first: np.ndarray, item_ids: Sequence[str], titles: 
     """
     used, place, sizes = np.unique(first, return_inverse=True, return_counts=True)
     typical = _typical(x, place, len(used))
-    words = _telling_words(titles, place, len(used))
+    words = telling_words(titles, place, len(used))
     return [
         {
             "code": int(used[group]),
@@ -56,7 +56,7 @@ def _typical(x: Rows, group: np.ndarray, groups: int) -> list[np.ndarray]:
     return [rows[:TYPICAL] for rows in np.split(order, ends[:-1])]
 
 
-def _telling_words(titles: Sequence[str], group: np.ndarray, groups: int) -> list[list[str]]:
+def telling_words(titles: Sequence[str], group: np.ndarray, groups: int) -> list[list[str]]:
     """For each group of titles the `WORDS` words, best first, that most tell its titles from the others.
 
     With p the share of the group's titles that have the word and q that of all titles, a word's worth is

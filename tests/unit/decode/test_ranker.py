@@ -82,7 +82,7 @@ def test_offsets_of_items_that_may_not_come_out_draw_no_beams(shop, ranker):
     allowed[[0, 7, 19]] = True
     offsets = np.zeros(20)
     offsets[7], offsets[18] = 50, 500
-    items, scores = ranker.best(request, 1, allowed, offsets=offsets)
+    items, scores = ranker.best([request], 1, allowed, offsets=offsets)
     assert items.tolist() == [7]
     assert scores[0] == pytest.approx(50, abs=10)
     assert offsets[18] == 500, "the caller's offsets are left alone"
@@ -94,7 +94,7 @@ def test_quotas_hold_and_the_best_of_each_group_come_out(shop, ranker, exact):
     request = ranker.prompt_ids(history=[3])
     ranking = ranker.rank([request], 20).items[0].tolist()
     groups = shop.codes[:, 0]
-    items, scores = ranker.best(request, 6, np.ones(20, bool), [Quota(groups, 1)], exact=exact)
+    items, scores = ranker.best([request], 6, np.ones(20, bool), [Quota(groups, 1)], exact=exact)
     assert items.tolist() == [
         next(item for item in ranking if groups[item] == g) for g in dict.fromkeys(groups[ranking])
     ]
@@ -103,7 +103,7 @@ def test_quotas_hold_and_the_best_of_each_group_come_out(shop, ranker, exact):
 
 def test_nothing_allowed_asks_no_model(ranker, monkeypatch):
     monkeypatch.setattr(ranker, "rank", None)
-    items, scores = ranker.best([5, 6], 3, np.zeros(20, bool), offsets=np.ones(20))
+    items, scores = ranker.best([[5, 6]], 3, np.zeros(20, bool), offsets=np.ones(20))
     assert (len(items), len(scores)) == (0, 0)
 
 
@@ -118,3 +118,30 @@ def test_scores_that_are_not_numbers_with_sound_weights_are_a_defect(ranker, mon
     monkeypatch.setattr(ranker.search.head, "level", lambda hidden, level: torch.full((len(hidden), 4), torch.nan))
     with pytest.raises(NotNumbersError, match="level 1 of 2"):
         ranker.rank([[5, 6]], 3)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_several_phrasings_rank_by_the_mean_of_their_scores(shop, exact):
+    search = TreeSearch(shop.model, shop.vocabulary, shop.trie, DecodeConfig(beams=20, dtype="float32"))
+    ranker = ItemRanker(shop.renderer, search, context=160)
+    phrased = ranker.phrased([3, 1], "hand balm", 4)
+    prompts = shop.renderer.templates["personal-search"].templates[:4]
+    assert [shop.tokenizer.decode(ids) for ids in phrased] == [
+        text.format(history=shop.renderer.history([3, 1]), query="hand balm") for text in prompts
+    ]
+    each = search.search(phrased, 20)
+    mean = np.zeros(20)
+    for items, scores in zip(each.items, each.scores, strict=True):
+        mean[items] += scores / 4
+    allowed = np.arange(20) % 3 > 0
+    items, scores = ranker.best(phrased, 5, allowed, exact=exact)
+    expected = np.argsort(-np.where(allowed, mean, -np.inf))[:5]
+    assert items.tolist() == expected.tolist()
+    np.testing.assert_allclose(scores, mean[expected], atol=1e-5)
+
+
+def test_no_more_phrasings_than_there_are(ranker):
+    with pytest.raises(UserError, match=r"--phrasings 99: expected 1 to \d, as many as search\.yaml has"):
+        ranker.phrased(query="soap", phrasings=99)
+    with pytest.raises(UserError, match="--phrasings 0"):
+        ranker.phrased(query="soap", phrasings=0)

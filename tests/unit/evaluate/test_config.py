@@ -15,6 +15,7 @@ from llmrec.evaluate.config import EvaluateConfig
         ("k", [10, 10]),
         ("baselines", ["markov", "markov"]),
         ("max_users", -1),
+        ("text_queries", -1),
         ("bootstrap", 0),
     ],
 )

@@ -44,6 +44,20 @@ def test_the_four_files_say_the_same(metrics, tmp_path):
     for line in ("- beams: 20", "- scoring: catalogue", "- constraint: trie", "- invalid_first_rate: 0.25"):
         assert f"{line}\n" in markdown
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "text_queries.json").exists()
+    assert "In plain words" not in markdown
+
+
+def test_text_queries_get_a_file_and_a_table(metrics, tmp_path):
+    text = {"protocol": {"source": "reviews", "queries": 3, "items": 12101, "ranking": "full"}}
+    text["systems"] = {"bm25": {"all": summarise(np.array([1.0, 2.0, 50.0]), [1, 5, 10, 20], bootstrap=50, seed=0)}}
+    write_report(metrics, PER_USER, tmp_path, text)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert json.loads((tmp_path / "text_queries.json").read_text()) == text
+    _, section = (tmp_path / "report.md").read_text().split("## In plain words\n")
+    assert "3 held-out intentions (reviews), full ranking over 12,101 items" in section
+    assert "| queries |" in section
+    assert "| bm25 | 0.3333 | 0.6667 |" in section
 
 
 def test_a_metric_that_is_not_a_number_is_never_written(metrics, tmp_path):

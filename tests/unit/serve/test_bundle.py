@@ -33,7 +33,7 @@ def test_what_was_measured_is_recorded_in_a_file_of_its_own(tmp_path: Path) -> N
     [
         (None, "no llmrec bundle"),
         ("{", "not valid JSON"),
-        ("[]", "schema list"),
+        ("[]", "expected a JSON object"),
         ('{"schema": 99}', "schema 99"),
         (json.dumps({"schema": bundle.SCHEMA}), "missing"),
         (json.dumps(asdict(replace(HEADER, scoring="best"))), "scoring 'best', expected one of auto, vocab"),

@@ -23,6 +23,12 @@ METRICS = {
 }
 
 
+TEXT_QUERIES = {
+    "protocol": {"source": "reviews", "queries": 40, "items": 30, "ranking": "full"},
+    "systems": {"hybrid": {"all": {**SLICE, "recall@10": 0.75}}},
+}
+
+
 def test_card_has_front_matter_protocol_and_figures(tmp_path: Path) -> None:
     bundle.write_header(
         bundle.Header(bundle.SCHEMA, "0.1.0", 3, [8, 8, 2], "", "vocab", "org/base", "adapter", 20), tmp_path
@@ -40,3 +46,16 @@ def test_card_has_front_matter_protocol_and_figures(tmp_path: Path) -> None:
         "0.0%",
     ):
         assert words in body
+
+
+def test_card_tells_of_text_queries_where_there_are_any(tmp_path: Path) -> None:
+    bundle.write_header(
+        bundle.Header(bundle.SCHEMA, "0.1.0", 3, [8, 8, 2], "", "vocab", "org/base", "adapter", 20), tmp_path
+    )
+    card = model_card(tmp_path, METRICS, TEXT_QUERIES)
+    assert "Asked in plain words: 40 held-out intentions (reviews)" in card
+    assert "| hybrid | 0.7500 [" in card
+    without = model_card(tmp_path, METRICS)
+    assert "plain words:" not in without
+    assert without.endswith("invalid answers 0.0%.\n")
+    assert card.endswith("invalid answers 0.0%.\n")

@@ -7,23 +7,30 @@ import polars as pl
 import pytest
 
 from llmrec.data import Catalog
-from llmrec.tasks.build import (
-    CodesToItem,
-    ItemToCodes,
-    PersonalSearch,
-    Requests,
-    Search,
-    Sequential,
-    build_tasks,
-    item_texts,
-)
+from llmrec.errors import UserError
+from llmrec.intentions.intentions import Intentions
+from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TASKS, TasksConfig
+from llmrec.tasks.items import CodesToItem, ItemToCodes, SharedCodes, item_texts
+from llmrec.tasks.requests import Chat, PersonalSearch, Requests, Search
+from llmrec.tasks.users import NextText, Preference, Sequential, TitlesToItem
 
 ITEM = re.compile(r"<a_(\d)><b_(\d)>")
 
 
 def items(text: str) -> list[int]:
     return [int(a) * 5 + int(b) for a, b in ITEM.findall(text)]
+
+
+def told(shop, name: str, prompt: str) -> dict[str, str]:
+    """The values that stand in a plain prompt of one of the task's phrasings."""
+    for phrasing in shop.renderer.templates[name].templates:
+        spoken = phrasing if isinstance(phrasing, list) else [phrasing]
+        text = " ".join([*(turn.strip() for turn in spoken[:-1]), spoken[-1]])
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(text))
+        if found := re.fullmatch(pattern, prompt):
+            return found.groupdict()
+    raise AssertionError(f"{prompt!r} is none of the phrasings")
 
 
 def drawn(task, row, times=40):
@@ -52,10 +59,10 @@ def test_one_target_per_row_covers_every_target_once(shop, sequences):
     assert sorted(seen) == sorted((len(s), int(item)) for s in sequences for item in s[1:])
 
 
-def _window(sequence: np.ndarray, target: int) -> list[int] | None:
-    """The target and up to 4 items before it, as they stand in `sequence`."""
+def _window(sequence: np.ndarray, target: int, items: int = 5) -> list[int] | None:
+    """The last `items` items up to the target, as they stand in `sequence`."""
     at = np.flatnonzero(sequence == target)
-    return sequence[max(0, at[0] - 4) : at[0] + 1].tolist() if len(at) else None
+    return sequence[max(0, at[0] + 1 - items) : at[0] + 1].tolist() if len(at) else None
 
 
 def test_every_item_rows_are_windows_that_reach_all_targets(shop, sequences):
@@ -96,7 +103,7 @@ def test_text_tasks_pair_an_item_with_its_own_text(shop):
     for row in range(len(shop.codes)):
         for example in drawn(ItemToCodes(shop.renderer, texts), row, 8):
             assert items(example.answer) == [row]
-            assert shop.catalog.row(f"i{row}")["title"] in example.prompt
+            assert any(text in example.prompt for text in texts[row])
             assert not example.ends
         for example in drawn(CodesToItem(shop.renderer, texts), row, 8):
             assert items(example.prompt) == [row]
@@ -111,8 +118,8 @@ def test_personal_search_asks_for_an_item_after_its_history(shop, sequences):
         for example in drawn(task, row, 10):
             (target,) = items(example.answer)
             assert [*items(example.prompt), target] == _window(sequence[0], target)
-            asked = example.prompt.split("wants: ")[-1].split("Request: ")[-1].split("asks for: ")[-1]
-            assert asked.split()[0] in requests.words[target]
+            query = told(shop, "personal-search", example.prompt)["query"]
+            assert set(query.split()) <= set(requests.words[target])
 
 
 def test_items_without_text_have_no_text_rows(shop):
@@ -151,7 +158,99 @@ def test_build_makes_the_tasks_of_the_mixture(shop):
     tasks = build_tasks(config, shop.catalog, shop.sequences, shop.renderer)
     assert list(tasks) == ["search", "sequential"]
     assert tasks["sequential"].every_item
-    everything = build_tasks(TasksConfig(), shop.catalog, shop.sequences, shop.renderer)
+    users = [f"u{row}" for row in range(len(shop.sequences))]
+    intentions = Intentions(items={"i3": ["something mild"]}, users={"u5": ["mild soaps"]})
+    every = TasksConfig(mixture=dict.fromkeys(TASKS, 1.0))
+    everything = build_tasks(every, shop.catalog, shop.sequences, shop.renderer, users, intentions)
     assert sorted(everything) == sorted(TASKS)
+    assert all(len(task) for task in everything.values())
     one_each = TasksConfig(supervise="target")
     assert not build_tasks(one_each, shop.catalog, shop.sequences, shop.renderer)["sequential"].every_item
+
+
+@pytest.mark.parametrize("intentions", [None, Intentions(items={"i0": ["a soap"]})])
+def test_preferences_must_be_known(shop, intentions):
+    config = TasksConfig(mixture={"preference": 1.0})
+    with pytest.raises(UserError, match=r"preference: no user's preferences are known; set --intentions\.source"):
+        build_tasks(config, shop.catalog, shop.sequences, shop.renderer, intentions=intentions)
+
+
+def test_a_task_without_a_prompt_is_named(shop):
+    del shop.renderer.templates["chat"]
+    with pytest.raises(UserError, match=r"chat: no chat\.yaml in --tasks\.prompts"):
+        build_tasks(TasksConfig(mixture={"chat": 1.0}), shop.catalog, shop.sequences, shop.renderer)
+
+
+def test_preferences_belong_to_their_users(shop, sequences):
+    users = [f"u{row}" for row in range(len(sequences))]
+    task = Preference(shop.renderer, sequences, users, {"u1": ["soap"], "u3": ["balm", ""], "u9": ["?"]}, 8)
+    assert [(items(task.example(row, np.random.default_rng(0)).prompt), task.rows[row][1]) for row in range(2)] == [
+        (sequences[1].tolist(), ["soap"]),
+        (sequences[3].tolist(), ["balm"]),
+    ]
+    assert len(task) == 2
+    example = task.example(1, np.random.default_rng(0))
+    assert (example.answer, example.ends, example.every_item) == ("balm", True, False)
+
+
+def test_titles_tell_the_items_before_the_target(shop, sequences):
+    titles = shop.catalog.texts("{title}")
+    titles[3] = ""  # passed over
+    task = TitlesToItem(shop.renderer, sequences, titles)
+    for row, sequence in enumerate(task.sequences):
+        for example in drawn(task, row, 10):
+            (target,) = items(example.answer)
+            shown = told(shop, "titles-to-item", example.prompt)["titles"].split("; ")
+            before = [titles[item] for item in sequence[: sequence.tolist().index(target)] if titles[item]]
+            assert shown == before[-len(shown) :]
+            assert sum(task.cost[titles.index(title)] for title in shown) <= task.room or len(shown) == 1
+
+
+def test_next_texts_are_of_an_item_after_the_history(shop, sequences):
+    texts = item_texts(shop.catalog, shop.renderer, 12)
+    texts[4] = []
+    task = NextText(shop.renderer, sequences, texts)
+    for row, sequence in enumerate(task.sequences):
+        for example in drawn(task, row, 10):
+            shown = items(example.prompt)
+            after = sequence[sequence.tolist().index(shown[-1]) + 1 :]
+            assert example.answer in texts[after[0]]
+            assert example.ends
+
+
+def test_conversations_offer_the_item_before_the_target(shop, sequences):
+    requests = Requests(shop.catalog, shop.renderer, 16)
+    task = Chat(shop.renderer, sequences, requests)
+    assert len(task) == sum(len(sequence) > 2 for sequence in sequences)
+    for row, (sequence, _) in enumerate(task.sequences):
+        for example in drawn(task, row, 10):
+            (target,) = items(example.answer)
+            values = told(shop, "chat", example.prompt)
+            assert [*items(values["history"]), *items(values["item"]), target] == _window(sequence, target, 6)
+            assert set(values["query"].split()) <= set(requests.words[target])
+
+
+def test_turns_become_messages(make_shop, sequences):
+    shop = make_shop(chat=True)
+    prompt = shop.renderer.prompt("chat", 0, history="H", item="I", query="Q")
+    assert prompt == (
+        "<|user|>I bought H What next?<|end|><|user|>I<|end|><|user|>Thanks, I have that one. Now I look for Q<|end|>"
+        "<|assistant|>"
+    )
+
+
+def test_shared_codes_are_told_by_the_words_their_items_share(shop):
+    task = SharedCodes(shop.renderer, shop.codes, shop.catalog.texts("{title}"))
+    assert dict(task.rows) == {"<a_0>": "alba", "<a_1>": "borea", "<a_2>": "cirrus"}
+    example = task.example(0, np.random.default_rng(0))
+    assert "<a_0>" in example.prompt
+    assert "<b_" not in example.prompt
+    assert (example.answer, example.ends) == ("alba", True)
+
+
+def test_intentions_are_asked_for_half_of_the_time(shop):
+    requests = Requests(shop.catalog, shop.renderer, 16, {"i0": ["Something <a_1> MILD"], "i7": []})
+    rng = np.random.default_rng(0)
+    asked = [requests.draw(0, rng) for _ in range(400)]
+    assert 150 < asked.count("something mild") < 250
+    assert "something mild" not in {requests.draw(7, rng) for _ in range(50)}

@@ -1,9 +1,13 @@
 """Batches: labels on what is learnt, and nothing else."""
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llmrec.tasks.collate import IGNORE, Collator, supervised_columns
+from llmrec.tasks.collate import IGNORE, Collator, pack, predicting
 from llmrec.tasks.render import Example
 
 
@@ -40,22 +44,63 @@ def test_only_answers_and_supervised_history_are_labelled(make_shop, chat):
     assert learnt(shop, batch, 2) == "Alba soap<|end|>"
     labels, ids = batch["labels"], batch["input_ids"]
     assert ((labels == IGNORE) | (labels == ids)).all()
-    assert (labels[batch["attention_mask"] == 0] == IGNORE).all()
 
 
-def test_rows_are_padded_on_the_left_and_positions_count_from_the_first_token(shop, examples):
+def tokens(shop, example):
+    prompt = shop.renderer.encode_prompts([example.prompt])[0]
+    return prompt + shop.renderer.encode_answers([example])[0]
+
+
+def test_rows_are_padded_on_the_right(shop, examples):
     batch = Collator(shop.renderer, 160)(examples)
+    assert batch.keys() == {"input_ids", "labels"}
     for row, example in enumerate(examples):
-        prompt = shop.renderer.encode_prompts([example.prompt])[0]
-        expected = prompt + shop.renderer.encode_answers([example])[0]
-        mask = batch["attention_mask"][row]
-        assert mask.tolist() == [0] * (len(mask) - len(expected)) + [1] * len(expected)
-        assert batch["input_ids"][row][mask == 1].tolist() == expected
-        assert batch["position_ids"][row][mask == 1].tolist() == list(range(len(expected)))
-        assert (batch["position_ids"][row] >= 0).all()
-        assert (batch["input_ids"][row][mask == 0] == shop.tokenizer.pad_token_id).all()
-    assert (batch["attention_mask"].sum(1) == batch["input_ids"].shape[1]).any()
+        expected = tokens(shop, example)
+        ids, labels = batch["input_ids"][row], batch["labels"][row]
+        assert ids.tolist()[: len(expected)] == expected
+        assert (ids[len(expected) :] == shop.tokenizer.pad_token_id).all()
+        assert (labels[len(expected) :] == IGNORE).all()
+    assert batch["input_ids"].shape[1] == max(len(tokens(shop, example)) for example in examples)
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def test_packed_rows_hold_the_same_examples(shop, examples):
+    """Cut where the positions start again, they are those of the padded batch, labels and all."""
+    padded, packed = (Collator(shop.renderer, 160, packed)(examples * 3) for packed in (False, True))
+
+    def cut(batch, row, start, stop):
+        real = batch["input_ids"][row, start:stop] != shop.tokenizer.pad_token_id
+        assert (batch["labels"][row, start:stop][~real] == IGNORE).all()
+        return [batch[name][row, start:stop][real].tolist() for name in ("input_ids", "labels")]
+
+    found = []
+    for row, positions in enumerate(packed["position_ids"]):
+        starts = [*(positions == 0).nonzero().flatten().tolist(), len(positions)]
+        for start, stop in itertools.pairwise(starts):
+            assert positions[start:stop].tolist() == list(range(stop - start))
+            found.append(cut(packed, row, start, stop))
+    assert len(found) > len(packed["labels"])
+    assert sorted(found) == sorted(cut(padded, row, 0, None) for row in range(len(padded["labels"])))
+
+
+def test_packed_rows_keep_to_the_context(shop, examples):
+    longest = max(len(tokens(shop, example)) for example in examples)
+    assert Collator(shop.renderer, longest + 1, packed=True)(examples * 9)["labels"].shape[1] <= longest + 1
+
+
+def test_an_example_without_a_prompt_does_not_learn_its_first_token(shop):
+    """In a packed row the example before would predict it."""
+    batch = Collator(shop.renderer, 160, packed=True)([Example("", "<a_0><b_2>", ends=False)] * 2)
+    assert (batch["labels"] != IGNORE).tolist() == [[False, True, False, True]]
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), room=st.integers(50, 120))
+def test_packing_fits_and_loses_nothing(lengths, room):
+    rows = pack(lengths, room)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    totals = [sum(lengths[i] for i in row) for row in rows]
+    assert max(totals) <= room
+    assert sum(total <= room / 2 for total in totals) <= 1, "two rows that would fit into one"
 
 
 def test_long_examples_lose_the_end_of_their_answer(shop, examples):
@@ -69,5 +114,5 @@ def test_long_examples_lose_the_end_of_their_answer(shop, examples):
 
 
 def test_logits_are_wanted_where_a_label_follows():
-    labels = torch.tensor([[IGNORE, 5, IGNORE, 7, IGNORE], [IGNORE, IGNORE, IGNORE, 8, 9]])
-    assert supervised_columns(labels).tolist() == [0, 2, 3]
+    labels = torch.tensor([[IGNORE, 5, IGNORE, 7, IGNORE], [9, IGNORE, IGNORE, 8, 9]])
+    assert predicting(labels).int().tolist() == [[1, 0, 1, 0, 0], [0, 0, 1, 1, 0]]

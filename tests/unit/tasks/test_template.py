@@ -29,14 +29,14 @@ def test_shipped_prompts_load(name):
     assert template.name == name
     assert len(template.templates) >= 3
     for phrasing in range(len(template.templates)):
-        text = template.fill(phrasing, {key: f"[{key}]" for key in INPUTS[name]})
+        text = " ".join(template.fill(phrasing, {key: f"[{key}]" for key in INPUTS[name]}))
         assert all(text.count(f"[{key}]") == 1 for key in INPUTS[name])
 
 
 def test_values_are_never_parsed_again(tmp_path):
     values = {"history": "{query}", "query": "{0} {{}} %s {history!r}"}
     template = load(tmp_path, {"templates": ["Say {{so}}: {history}|{query}"]})
-    assert template.fill(0, values) == "Say {so}: {query}|{0} {{}} %s {history!r}"
+    assert template.fill(0, values) == ["Say {so}: {query}|{0} {{}} %s {history!r}"]
 
 
 def test_saved_templates_load_again(tmp_path):
@@ -64,7 +64,10 @@ def test_saved_templates_load_again(tmp_path):
         ({"templates": ["{history.x} {query}"]}, "placeholders"),
         ({"templates": ["{history:d} {query}"]}, "placeholders \\['history:d', 'query'\\]"),
         ({"templates": ["{history!r} {query}"]}, "placeholders \\['history!r', 'query'\\]"),
-        ({"templates": [5]}, "template 5 has placeholders \\[\\]"),
+        ({"templates": [5]}, "template 5: expected text, or turns"),
+        ({"templates": [["{history}", "{query}"]]}, "expected text, or turns of text, the user's first and last"),
+        ({"templates": [["{history}", 5, "{query}"]]}, "expected text, or turns"),
+        ({"templates": [["{history}", "so?", "{item}"]]}, "placeholders \\['history', 'item'\\]"),
     ],
 )
 def test_broken_yaml_is_named(tmp_path, changes, match):
@@ -80,6 +83,12 @@ def test_files_that_are_no_template(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"search\.yaml"):
         load_template(path)
+
+
+def test_a_folder_may_lack_tasks_that_nobody_asks_with(tmp_path):
+    save_templates(load_templates(), tmp_path)
+    (tmp_path / "chat.yaml").unlink()
+    assert set(load_templates(tmp_path)) == set(TASKS) - {"chat"}
 
 
 def test_missing_file(tmp_path):

@@ -1,5 +1,7 @@
 """The base model: made from text, or loaded from a folder that may be broken in many ways."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -76,8 +78,17 @@ def test_broken_checkpoints_are_named(folder, break_it, match):
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"--base\.model .*nowhere: can't be loaded"):
+    with pytest.raises(UserError, match=r"--base\.model .*nowhere: .*can't be loaded"):
         load_base(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_fewer_bits_say_what_is_missing(folder, monkeypatch, cuda):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    missing = "bitsandbytes is not installed" if cuda else "no CUDA GPU here"
+    with pytest.raises(UserError, match=rf"--base\.bits 4: {missing}; pip install bitsandbytes .* set it to 32"):
+        load_base(folder, bits=4)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,7 @@ def test_base_config_refuses(settings, match):
         ),
         ({"dropout": 1.0}, r"--train\.dropout 1\.0"),
         ({"lora_dropout": -0.1}, r"--train\.lora_dropout -0\.1"),
+        ({"rows_first": 1.0}, r"--train\.rows_first 1\.0"),
         ({"epochs": 0}, r"--train\.epochs 0"),
     ],
 )

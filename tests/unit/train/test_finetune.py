@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,10 @@ from llmrec.errors import UserError
 from llmrec.tasks.collate import Collator
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture, validation_examples
+from llmrec.train import finetune as finetuning
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune, with_adapter
-from llmrec.train.trainer import answer_loss, last_checkpoint
+from llmrec.train.trainer import answer_loss, last_checkpoint, run_trainer
 
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 FULL = TrainConfig(epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8)
@@ -72,21 +74,99 @@ def test_learns(shop, tmp_path, config):
     assert len(log(tmp_path, "eval_loss")) >= 4
 
 
-@pytest.mark.parametrize("config", [FULL, LORA], ids=["full", "lora"])
+ROWS_FIRST = {"rows_first": 0.5}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [FULL, LORA, replace(FULL, **ROWS_FIRST), replace(LORA, **ROWS_FIRST)],
+    ids=["full", "lora", "full, rows first", "lora, rows first"],
+)
 def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, monkeypatch, config):
     undisturbed = weights(train(make_shop(), config, tmp_path / "one"))
 
-    for stop in (40, 70):
+    for stop in (24, 40, 80):
         with power_cut(monkeypatch, stop), pytest.raises(RuntimeError, match="power cut"):
             train(make_shop(), config, tmp_path / "two")
         # As if the run had died while it wrote the next checkpoint.
-        (tmp_path / "two" / "checkpoint-999").mkdir()
-    assert last_checkpoint(tmp_path / "two").name == "checkpoint-6"
+        (tmp_path / "two" / "checkpoint-999").mkdir(exist_ok=True)
+    assert last_checkpoint(tmp_path / "two").name == ("checkpoint-2" if config.rows_first else "checkpoint-9")
     resumed = weights(train(make_shop(), config, tmp_path / "two"))
     assert_same(resumed, undisturbed)
     assert not (tmp_path / "two" / "checkpoint-999").exists()
+    for part in [".", "rows"] if config.rows_first else ["."]:
+        for name in ("loss", "eval_loss"):
+            assert log(tmp_path / "two" / part, name) == log(tmp_path / "one" / part, name)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_rows_first_trains_nothing_else_at_first(make_shop, tmp_path, monkeypatch, tied, method):
+    shop = make_shop(tied)
+    before, items = weights(shop.model), shop.vocabulary.all_ids
+    seen = {}
+
+    def note(model, *args, folder, **kwargs):
+        seen[folder.name] = (weights(shop.model), sum(p.numel() for p in model.parameters() if p.requires_grad))
+        run_trainer(model, *args, folder=folder, **kwargs)
+
+    monkeypatch.setattr(finetuning, "run_trainer", note)
+    config = replace(FULL, method=method, lora_rank=4, rows_first=0.4)
+    model = train(shop, config, tmp_path / "main", validation=False)
+    assert list(seen) == ["rows", "main"]
+    assert seen["rows"][1] == 9 * 32 * (1 if tied else 2)
+    wrapped = re.compile(r"base_model\.model\.|\.token_adapter|\.base_layer")
+    after = {wrapped.sub("", name): tensor for name, tensor in seen["main"][0].items()}
+    for name, tensor in before.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(after[name][: items[0]], tensor[: items[0]])
+            assert not torch.isclose(after[name][items], tensor[items]).all(dim=1).any()
+        else:
+            assert torch.equal(after[name], tensor), name
+    trained = model.merge_and_unload() if method == "lora" else model
+    assert not torch.equal(
+        trained.state_dict()["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"]
+    )
+    assert (trained.get_input_embeddings().weight is trained.get_output_embeddings().weight) == tied
+
+
+def test_rows_first_leaves_the_rest_a_step(shop, tmp_path):
+    train(shop, replace(FULL, epochs=1, rows_first=0.99), tmp_path, validation=False)
+    assert last_checkpoint(tmp_path).name == "checkpoint-1"
+
+
+def test_packing_is_the_same_training(make_shop, tmp_path):
+    config = replace(FULL, dropout=0.0, epochs=2)
+    for packing in (False, True):
+        train(make_shop(), replace(config, packing=packing), tmp_path / str(packing))
     for name in ("loss", "eval_loss"):
-        assert log(tmp_path / "two", name) == log(tmp_path / "one", name)
+        padded, packed = (log(tmp_path / str(packing), name) for packing in (False, True))
+        np.testing.assert_allclose(packed, padded, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rslora": True}, {"dora": True}, {"lora_targets": ["q_proj", "up_proj"]}], ids=str
+)
+def test_lora_options_reach_the_adapter(shop, changes):
+    adapted = with_adapter(shop.model, shop.vocabulary.all_ids, replace(LORA, lora_rank=4, lora_alpha=8, **changes))
+    layers = {name.rsplit(".", 1)[-1]: module for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    everything = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(layers) == set(changes.get("lora_targets", everything))
+    assert layers["q_proj"].scaling["default"] == (4.0 if "rslora" in changes else 2.0)
+    assert layers["q_proj"].use_dora["default"] == ("dora" in changes)
+
+
+def test_unknown_lora_targets_are_named(shop, tmp_path):
+    config = replace(LORA, lora_targets=["q_proj", "quary"])
+    with pytest.raises(UserError, match=r"--train\.lora_targets: Qwen3\w+ has no layers named quary; it has .*q_proj"):
+        train(shop, config, tmp_path)
+
+
+@pytest.mark.parametrize("config", [FULL, replace(LORA, merge=True)], ids=["full", "merged"])
+def test_a_base_of_few_bits_stays_frozen(shop, tmp_path, config):
+    shop.model.is_quantized = True
+    with pytest.raises(UserError, match=r"--base\.bits below 32 needs --train\.method lora --train\.merge false"):
+        train(shop, config, tmp_path)
 
 
 def test_finished_run_is_not_trained_again(make_shop, tmp_path):

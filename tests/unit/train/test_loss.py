@@ -6,7 +6,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from llmrec.errors import UserError
 from llmrec.tasks.build import build_tasks
-from llmrec.tasks.collate import IGNORE, Collator, supervised_columns
+from llmrec.tasks.collate import IGNORE, Collator, predicting
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture
 from llmrec.train.dropout import BlockDropout
@@ -29,9 +29,8 @@ def test_loss_is_the_stock_loss(shop, batch):
     model, labels = shop.model.eval(), batch["labels"]
     stock = model(**batch).loss
     everywhere = model(**inputs(batch))
-    columns = supervised_columns(labels)
-    where_needed = model(**inputs(batch), logits_to_keep=columns)
-    assert where_needed.logits.shape[1] == len(columns) < labels.shape[1] - 1
+    where_needed = model(**inputs(batch), logits_to_keep=predicting(labels))
+    assert where_needed.logits.shape[:-1] == ((labels[:, 1:] != IGNORE).sum(),)
     for outputs in (everywhere, where_needed):
         torch.testing.assert_close(answer_loss(outputs, labels), stock)
         learnt = int((labels != IGNORE).sum())
@@ -40,11 +39,10 @@ def test_loss_is_the_stock_loss(shop, batch):
 
 def test_gradients_are_the_stock_ones(shop, batch):
     model = shop.model.eval()
-    columns = supervised_columns(batch["labels"])
     gradients = []
     for loss in (
         model(**batch).loss,
-        answer_loss(model(**inputs(batch), logits_to_keep=columns), batch["labels"]),
+        answer_loss(model(**inputs(batch), logits_to_keep=predicting(batch["labels"])), batch["labels"]),
     ):
         model.zero_grad()
         loss.backward()
@@ -60,17 +58,6 @@ def test_loss_of_known_logits():
     logits[0, 0, 2] = 100.0
     loss = answer_loss(CausalLMOutput(logits=logits), labels)
     assert loss.item() == pytest.approx(torch.log(torch.tensor(4.0)).item() / 2)
-
-
-def test_padding_changes_nothing(shop, batch):
-    """Each row alone, without its padding, has the same losses as in the batch."""
-    model, total, learnt = shop.model.eval(), 0.0, 0
-    for row, mask in enumerate(batch["attention_mask"].bool()):
-        alone = {name: tensor[row : row + 1, mask] for name, tensor in batch.items()}
-        count = int((alone["labels"] != IGNORE).sum())
-        total += answer_loss(model(**inputs(alone)), alone["labels"]).item() * count
-        learnt += count
-    assert answer_loss(model(**inputs(batch)), batch["labels"]).item() == pytest.approx(total / learnt, rel=1e-4)
 
 
 def test_dropout_works_in_training_only_and_goes(shop, batch):

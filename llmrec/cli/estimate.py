@@ -1,0 +1,63 @@
+"""`llmrec estimate`: what a configuration's fine-tuning will take."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmrec.cli.command import Command, config_parser, parse
+from llmrec.cli.stages import configuration
+from llmrec.console import log_to_stderr
+from llmrec.errors import UserError
+
+SUMMARY = "parameters, memory, tokens and time of a fine-tuning, before it is begun; no weights are loaded"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, estimate, print."""
+    parser = config_parser("estimate", SUMMARY, "[--tflops X] [--users 1000] [--length 10]", needs_run=False)
+    parser.add_argument("--tflops", type=float, metavar="X", help="peak of the GPU, for a time: 165 of an RTX 4090")
+    parser.add_argument("--users", type=int, default=1000, help="made-up users, where the data is not here")
+    parser.add_argument("--length", type=int, default=10, help="items in the training history of a made-up user")
+    options = parse(parser, arguments)
+    for name, least in (("users", 2), ("length", 2)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)}: expected at least {least}.")
+    if options.tflops is not None and not 0 < options.tflops < float("inf"):
+        raise UserError(f"--tflops {options.tflops}: expected more than 0.")
+    log_to_stderr()
+    from llmrec.estimate import estimate
+
+    run = Path(options.run) if options.run is not None else None
+    found = estimate(configuration(options), run, options.users, options.length, options.tflops)
+    print(json.dumps(found) if options.json else _text(found, options.tflops))
+
+
+def _text(found: dict[str, Any], tflops: float | None) -> str:
+    from llmrec.estimate import UTILISATION
+    from llmrec.serve.size import readable
+
+    parameters, data, epoch, memory = (found[part] for part in ("parameters", "data", "per_epoch", "bytes"))
+    about = "about " if epoch["sampled"] else ""
+    lines = [
+        f"{found['base']}, method {found['method']}",
+        f"parameters   {parameters['total']:,}, trainable {parameters['trainable']:,} "
+        f"({parameters['trainable'] / parameters['total']:.2%}), {parameters['item_tokens']:,} item tokens",
+        f"data         {data['items']:,} items, {data['users']:,} users: {data['source']}",
+        f"an epoch     {epoch['examples']:,} examples, {about}{epoch['tokens']:,} tokens "
+        f"({epoch['padded_tokens']:,} with padding), {epoch['learnt_tokens']:,} of them learnt",
+        f"all          {found['epochs']} epochs, {found['steps']:,} steps, {found['operations']:.2e} operations",
+        f"memory       {readable(memory['total'])} and the CUDA context on one GPU, activations estimated: "
+        + ", ".join(f"{name.replace('_', ' ')} {readable(size)}" for name, size in memory.items() if name != "total"),
+    ]
+    if tflops is not None:
+        share = f"{UTILISATION:.0%} of {tflops:g} TFLOP/s"
+        lines.append(f"time         about {_duration(found['seconds'])}, if a GPU reaches {share}")
+    return "\n".join([*lines, *(f"note         {note}" for note in found["notes"])])
+
+
+def _duration(seconds: int) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{max(1, round(seconds / 60))} min"
+
+
+COMMAND = Command(SUMMARY, main)

@@ -1,0 +1,50 @@
+"""`llmrec explain`: an item's codes, or the codes that items begin with, in words."""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from llmrec.cli.command import Command, PlainParser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, load the bundle, answer."""
+    options = _parser().parse_args(arguments)
+    answer = _answer(options)
+    if options.json:
+        print(json.dumps(answer))
+        return
+    for name, value in answer.items():
+        if value is None:
+            continue
+        lines = value if name == "titles" else [", ".join(value)] if name == "words" else [value]
+        for line in lines:
+            print(f"{name.replace('_', ' '):<12}{line}")
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(prog="llmrec explain", description="What item tokens stand for, in words.")
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--item", metavar="ID", help="what the model says this item is, beside its title")
+    what.add_argument("--prefix", metavar="TOKENS", help='what items that start so share, such as "<a_12><b_3>"')
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
+    return parser
+
+
+def _answer(options: Namespace) -> dict[str, Any]:
+    from llmrec.serve.explain import describe, explain
+    from llmrec.serve.recommender import Recommender
+
+    recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+    recommender.decode = replace(recommender.decode, device=options.device)
+    if options.item is not None:
+        return asdict(explain(recommender, options.item))
+    return asdict(describe(recommender, options.prefix))
+
+
+COMMAND = Command("an item's codes, or the codes that items begin with, in words", main)

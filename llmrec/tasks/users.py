@@ -1,0 +1,162 @@
+"""Tasks about what users took, one thing after the other: next items, next texts, preferences."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from llmrec.tasks.config import TaskName
+from llmrec.tasks.render import Example, Renderer
+from llmrec.tasks.task import Prompted
+
+
+class Sequential(Prompted):
+    """A user's training items -> the next one.
+
+    Args:
+        sequences: per user, int [n], training items in time order; users with fewer than 2 give no row.
+        every_item: one row per user, a window of the history with each of its items learnt; otherwise one row
+            per user and target.
+    """
+
+    name: TaskName = "sequential"
+
+    def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray], every_item: bool) -> None:
+        super().__init__(renderer)
+        self.sequences = [sequence for sequence in sequences if len(sequence) > 1]
+        self.every_item = every_item
+        lengths = np.array([len(sequence) for sequence in self.sequences], dtype=np.int64)
+        self.rows = np.arange(len(lengths)) if every_item else np.repeat(np.arange(len(lengths)), lengths - 1)
+        # one target per row: rows of a user are its positions 1, 2, ...
+        self.position = np.arange(len(self.rows)) - np.searchsorted(self.rows, self.rows) + 1
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _shown(self, row: int) -> int:
+        """How many items the example holds, the target included."""
+        seen = len(self.sequences[self.rows[row]]) - 1 if self.every_item else self.position[row]
+        return int(min(seen, self.renderer.max_history)) + 1
+
+    def length(self, row: int) -> int:
+        return self.overhead + self._shown(row) * self.levels
+
+    def example(self, row: int, rng: np.random.Generator) -> Example:
+        sequence, shown = self.sequences[self.rows[row]], self._shown(row)
+        # A long history is seen through a random window, so that its early items are learnt as well.
+        end = int(rng.integers(shown, len(sequence) + 1)) if self.every_item else int(self.position[row]) + 1
+        history = self.renderer.history(sequence[end - shown : end - 1])
+        target = self.renderer.item_text[sequence[end - 1]]
+        return Example(self.prompt(rng, history=history), target, ends=False, every_item=self.every_item)
+
+
+class _EachUser(Prompted):
+    """Rows are users with at least two training items; the target is a random one of those after the first."""
+
+    def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray]) -> None:
+        super().__init__(renderer)
+        self.sequences = [sequence for sequence in sequences if len(sequence) > 1]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def length(self, row: int) -> int:
+        return self.overhead + min(len(self.sequences[row]), self.renderer.max_history) * self.levels
+
+
+class TitlesToItem(_EachUser):
+    """A history told in titles -> the semantic ID of the next item.
+
+    Of the most recent titles as many are shown as fit into the tokens that a history of codes may take.
+
+    Args:
+        titles: of the N items, clipped; items without one are passed over.
+    """
+
+    name: TaskName = "titles-to-item"
+
+    def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray], titles: Sequence[str]) -> None:
+        super().__init__(renderer, sequences)
+        encoded = renderer.tokenizer(list(titles), add_special_tokens=False)["input_ids"] if titles else []
+        self.titles = titles
+        self.cost = np.array([len(tokens) + 1 for tokens in encoded])  # with the separator
+        self.room = renderer.max_history * self.levels
+        self.sequences = [s for s in self.sequences if any(titles[item] for item in s[:-1])]
+
+    def length(self, row: int) -> int:
+        return self.overhead + min(int(self.cost[self.sequences[row]].sum()), self.room)
+
+    def told(self, history: np.ndarray) -> str:
+        """The last titles of `history` that fit, oldest first; the last one always."""
+        named = [item for item in history.tolist() if self.titles[item]]
+        fits = np.cumsum(self.cost[named[::-1]]) <= self.room
+        return "; ".join(self.titles[item] for item in named[len(named) - max(1, int(fits.sum())) :])
+
+    def example(self, row: int, rng: np.random.Generator) -> Example:
+        sequence = self.sequences[row]
+        first = next(at for at, item in enumerate(sequence) if self.titles[item])
+        target = int(rng.integers(first + 1, len(sequence)))
+        prompt = self.prompt(rng, titles=self.told(sequence[:target]))
+        return Example(prompt, self.renderer.item_text[sequence[target]], ends=False)
+
+
+class NextText(_EachUser):
+    """A history in codes -> the next item's title or description.
+
+    Args:
+        texts: per item, the ways its text is told.
+    """
+
+    name: TaskName = "next-text"
+
+    def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray], texts: Sequence[list[str]]) -> None:
+        super().__init__(renderer, sequences)
+        self.texts = texts
+        kept = [(s, [at for at in range(1, len(s)) if texts[s[at]]]) for s in self.sequences]
+        self.sequences = [sequence for sequence, targets in kept if targets]
+        self.targets = [targets for _, targets in kept if targets]
+
+    def example(self, row: int, rng: np.random.Generator) -> Example:
+        sequence, targets = self.sequences[row], self.targets[row]
+        target = targets[int(rng.integers(len(targets)))]
+        ways = self.texts[sequence[target]]
+        prompt = self.prompt(rng, history=self.renderer.history(sequence[:target]))
+        return Example(prompt, ways[int(rng.integers(len(ways)))], ends=True)
+
+
+class Preference(Prompted):
+    """A user's training history -> what the user likes, in words; rows are users of whom that is known.
+
+    Args:
+        sequences: per user, int [n], training items.
+        users: the users' ids, in the same order.
+        preferences: user id -> texts.
+        max_tokens: of a text at most.
+    """
+
+    name: TaskName = "preference"
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        sequences: Sequence[np.ndarray],
+        users: Sequence[str],
+        preferences: Mapping[str, Sequence[str]],
+        max_tokens: int,
+    ) -> None:
+        super().__init__(renderer)
+        told = [renderer.clip(preferences.get(user, ()), max_tokens) for user in users]
+        kept = [(s, [text for text in texts if text]) for s, texts in zip(sequences, told, strict=True) if len(s)]
+        self.rows = [(sequence, texts) for sequence, texts in kept if texts]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def length(self, row: int) -> int:
+        sequence, texts = self.rows[row]
+        shown = min(len(sequence), self.renderer.max_history)
+        return self.overhead + shown * self.levels + max(map(len, texts)) // 4
+
+    def example(self, row: int, rng: np.random.Generator) -> Example:
+        sequence, texts = self.rows[row]
+        prompt = self.prompt(rng, history=self.renderer.history(sequence))
+        return Example(prompt, texts[int(rng.integers(len(texts)))], ends=True)

@@ -1,0 +1,249 @@
+"""Estimates against what models of the same shape have, keep and compute."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+
+from llmrec import ItemTokenizer, Recommender
+from llmrec.cli.main import main
+from llmrec.config import Config
+from llmrec.data.config import DataConfig
+from llmrec.data.prepare import Prepared, prepare, save
+from llmrec.embed import EmbedConfig
+from llmrec.errors import UserError
+from llmrec.estimate import estimate
+from llmrec.quantize.config import TokenizeConfig
+from llmrec.tasks.build import build_tasks
+from llmrec.tasks.collate import IGNORE, Collator
+from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.mixture import Mixture
+from llmrec.train.adapter import with_adapter
+from llmrec.train.base import make_base
+from llmrec.train.config import BaseConfig, TrainConfig
+from llmrec.train.estimate import Batch, memory, operations, skeleton
+
+DATA = DataConfig(synthetic_items=120, synthetic_users=150, user_core=1, item_core=1)
+BASE = BaseConfig(hidden_size=32, layers=2, heads=4, vocabulary=400, context=256)
+TOKENIZE = TokenizeConfig(levels=2, codes=16, collisions="nearest-free")
+VOCABULARY = {"vocab_size": 1000, "bos_token_id": None, "eos_token_id": None}
+WIDTH = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
+SHAPES: dict[str, Any] = {
+    "qwen3": Qwen3Config(**VOCABULARY, **WIDTH, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True),
+    "llama": LlamaConfig(**VOCABULARY, **WIDTH, tie_word_embeddings=False),
+    "gpt2": GPT2Config(**VOCABULARY, n_embd=128, n_layer=3, n_head=4),
+}
+BATCH = Batch(rows=4, tokens=100, learnt=40)
+LORA = TrainConfig(method="lora", merge=False, lora_rank=4)
+
+
+def real_and_skeleton(shape: str, train: TrainConfig, folder: Path) -> list[tuple[Any, Any]]:
+    """(model, what is trained), with 24 item tokens: one with weights, one of its `config.json` alone."""
+    real = AutoModelForCausalLM.from_config(SHAPES[shape])
+    real.config.save_pretrained(folder)
+    found = []
+    for model in (real, skeleton(str(folder))):
+        model.resize_token_embeddings(1024, mean_resizing=False)
+        full = train.method == "full"
+        found.append((model, model if full else with_adapter(model, np.arange(1000, 1024), train)))
+    return found
+
+
+def counts(trained: Any) -> tuple[int, int]:
+    parameters = list(trained.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("train", [TrainConfig(), LORA, replace(LORA, dora=True)], ids=["full", "lora", "dora"])
+def test_parameters_are_those_of_the_model_itself(shape: str, train: TrainConfig, tmp_path: Path) -> None:
+    (_, real), (_, bare) = real_and_skeleton(shape, train, tmp_path)
+    assert all(parameter.is_meta for parameter in bare.parameters())
+    assert counts(bare) == counts(real)
+
+
+def kept_by_autograd(model: Any, trained: Any, bfloat16: bool) -> int:
+    """Bytes of activations that a real forward pass of BATCH keeps; half-precision copies of weights aside."""
+    shapes = {tuple(p.shape) for p in trained.parameters()} | {tuple(p.shape[::-1]) for p in trained.parameters()}
+    storages: dict[Any, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in shapes:
+            storages[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = torch.zeros(BATCH.rows, BATCH.tokens, dtype=torch.int64)
+    model.set_attn_implementation("sdpa")
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+    ):
+        loss = trained.train()(input_ids=ids, logits_to_keep=torch.arange(10)).logits.float().logsumexp(-1).sum()
+    assert loss.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", [TrainConfig(dropout=0), LORA], ids=["full", "lora"])
+def test_activations_are_estimated_within_a_third(shape: str, dtype: Any, method: TrainConfig, tmp_path: Path) -> None:
+    train = replace(method, dtype=dtype)
+    (model, trained), bare = real_and_skeleton(shape, train, tmp_path)
+    estimated = memory(*bare, train, 32, BATCH)["activations"]
+    kept = kept_by_autograd(model, trained, dtype == "bfloat16")
+    assert 0.7 < estimated / kept < 1.4
+
+
+def test_memory_adds_up(tmp_path: Path) -> None:
+    _, (model, trained) = real_and_skeleton("qwen3", LORA, tmp_path)
+    total, trainable = counts(trained)
+    found = memory(model, trained, replace(LORA, dtype="float32"), 32, BATCH)
+    assert found["weights"] == 4 * total
+    assert (found["gradients"], found["optimizer"]) == (4 * trainable, 8 * trainable)
+    assert found["half_precision_copies"] == 0
+    assert found["total"] == sum(size for name, size in found.items() if name != "total")
+    linear = 3 * (128 * 128 * 2 + 128 * 64 * 2 + 128 * 384 * 3)
+    assert memory(model, trained, LORA, 4, BATCH)["weights"] == 4 * (total - linear) + linear // 2
+    again = replace(LORA, dtype="float32", gradient_checkpointing=True)
+    assert memory(model, trained, again, 32, BATCH)["activations"] < found["activations"] / 2
+
+
+@pytest.mark.parametrize("method", [TrainConfig(dropout=0), LORA], ids=["full", "lora"])
+def test_operations_follow_the_rule_of_thumb(method: TrainConfig, tmp_path: Path) -> None:
+    """2 a weight and token forward, 4 backward; 2 where the weight is frozen and only activations get gradients."""
+    _, (model, trained) = real_and_skeleton("qwen3", method, tmp_path)
+    per_token = 3 * (128 * 128 * 2 + 128 * 64 * 2 + 128 * 384 * 3)
+    attention = 3 * 2 * 100 * 128
+    rule = BATCH.size * (per_token + attention) + 40 * 128 * 1024
+    rule *= 6 if method.method == "full" else 4
+    assert rule <= operations(model, trained, method, BATCH) <= 1.2 * rule
+    again = replace(method, gradient_checkpointing=True)
+    assert operations(model, trained, again, BATCH) > 1.2 * operations(model, trained, method, BATCH)
+
+
+def test_qwen3_of_its_published_shape_has_its_published_parameters(tmp_path: Path) -> None:
+    shape = Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    shape.save_pretrained(tmp_path)
+    assert counts(skeleton(str(tmp_path)))[0] == 596_049_920
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    return prepare(DATA)
+
+
+@pytest.fixture(scope="module")
+def base(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    model, tokenizer = make_base(BASE, prepared.catalog.texts("{title}"))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def items(prepared: Prepared) -> ItemTokenizer:
+    embed = EmbedConfig(encoder="tfidf-svd", dim=8)
+    return ItemTokenizer.from_config(TOKENIZE, embed).fit(prepared.catalog)
+
+
+@pytest.fixture
+def run(prepared: Prepared, items: ItemTokenizer, tmp_path: Path) -> Path:
+    """A run directory with what the estimate reads of it."""
+    (tmp_path / "data").mkdir()
+    save(prepared, tmp_path / "data")
+    items.save(tmp_path / "tokenize")
+    return tmp_path
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_run_is_counted_as_it_will_be_trained(
+    packing: bool, run: Path, base: Path, prepared: Prepared, items: ItemTokenizer
+) -> None:
+    train = replace(LORA, epochs=2, batch_size=16, accumulation=2, packing=packing)
+    tasks = TasksConfig(mixture={"sequential": 1, "item-to-codes": 0.5, "codes-to-item": 1})
+    config = Config(data=DATA, base=BaseConfig(model=str(base)), tokenize=TOKENIZE, tasks=tasks, train=train)
+    found = estimate(config, run, 10, 10, 100.0)
+
+    real = Recommender.from_base(base, items, prepared.catalog)
+    sequences = prepared.split.sequences(prepared.catalog).train_sequences()
+    built = build_tasks(tasks, prepared.catalog, sequences, real.renderer)
+    mixture = Mixture(built, tasks, 2, 16, 0)
+    collate = Collator(real.renderer, 256, packing)
+    batches = [collate([mixture[i] for i in range(start, start + 8)]) for start in range(0, len(mixture), 8)]
+    assert found["steps"] == len(mixture) // 16
+    assert found["data"] == {"source": str(run), "items": len(prepared.catalog), "users": len(sequences)}
+    for name, exact in {
+        "padded_tokens": sum(batch["input_ids"].numel() for batch in batches) / 2,
+        "learnt_tokens": sum((batch["labels"] != IGNORE).sum().item() for batch in batches) / 2,
+    }.items():
+        assert found["per_epoch"][name] == pytest.approx(exact, rel=0.1 if found["per_epoch"]["sampled"] else 1e-3)
+    assert 0.5 < found["per_epoch"]["tokens"] / found["per_epoch"]["padded_tokens"] <= 1
+    adapted = with_adapter(real.model, real.renderer.vocabulary.all_ids, train)
+    assert (found["parameters"]["total"], found["parameters"]["trainable"]) == counts(adapted)
+    assert found["parameters"]["item_tokens"] == 32
+    assert found["parameters"]["adapter"] + 32 * 32 == found["parameters"]["trainable"]
+    assert found["seconds"] == round(found["operations"] / 35e12)
+
+
+def test_a_base_made_here(run: Path, prepared: Prepared, items: ItemTokenizer) -> None:
+    config = Config(data=DATA, base=BASE, tokenize=TOKENIZE, train=TrainConfig(epochs=1))
+    real = Recommender.from_base(None, items, prepared.catalog, BASE)
+    found = estimate(config, run, 10, 10, None)["parameters"]
+    assert (found["total"], found["trainable"]) == counts(real.model)
+
+
+def test_without_data_there_are_users_made_up(base: Path) -> None:
+    config = Config(data=DataConfig(format="lc-rec", path="nowhere"), base=BaseConfig(model=str(base)))
+    config.tasks = TasksConfig(mixture={"sequential": 1, "preference": 1}, supervise="target")
+    found = estimate(config, None, 50, 6, None)
+    assert found["per_epoch"]["examples"] == pytest.approx(50 * 5, abs=32)  # whole steps
+    assert found["data"]["source"] == "made up, 6 items per user, as nowhere is not here"
+    assert found["seconds"] is None
+    assert [note.split()[2] for note in found["notes"]] == ["preference", "level"]
+
+
+def test_what_a_run_lacks_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="interactions"):
+        estimate(Config(data=DATA), tmp_path, 10, 10, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--base.model", "/no/such/model"], "--base.model /no/such/model"),
+        (["--tflops", "0"], "--tflops 0.0: expected more than 0"),
+        (["--users", "1"], "--users 1: expected at least 2"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err.splitlines()[-1]
+
+
+def test_the_command(run: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["estimate", "--run", str(run), "--base.model", str(base), "--train.epochs", "2"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"]["total"] > 0
+    assert main([*words, "--tflops", "1"]) == 0
+    text = capsys.readouterr().out
+    assert f"trainable {found['parameters']['trainable']:,} (100.00%)" in text
+    assert "time         about 1 min, if a GPU reaches 35% of 1 TFLOP/s" in text
