@@ -71,7 +71,8 @@ class TrainConfig:
     dora: bool = False
     """Learn the weights' magnitudes apart from their directions (DoRA, arXiv 2402.09353)."""
     rows_first: float = 0.0
-    """Share of the steps, before all others and with a schedule of their own, that train the new token rows alone."""
+    """Share of the steps, before all others and with a schedule of their own, that train the new token rows alone
+    (OpenOneRec, arXiv 2512.24762)."""
     epochs: int = 20
     """Passes over the task mixture."""
     batch_size: int = 32

@@ -1,13 +1,12 @@
 """Two processes under `accelerate launch`: they learn as one with twice the batch, and go on after a kill."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -77,7 +76,6 @@ def test_two_processes_killed_and_resumed_end_as_undisturbed(
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            start_new_session=True,
         )
 
     def finish(run: str) -> None:
@@ -91,7 +89,9 @@ def test_two_processes_killed_and_resumed_end_as_undisturbed(
         while not list((tmp_path / "killed" / ".train.partial").glob(f"{checkpoint}/whole")):
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+        launcher = psutil.Process(process.pid)
+        for one in [launcher, *launcher.children(recursive=True)]:  # the workers have sessions of their own
+            one.kill()
         process.communicate()
     finish("killed")
     one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("undisturbed", "killed"))

@@ -37,3 +37,13 @@ def test_bench_decode(environment: dict[str, str]) -> None:
     found = document(environment, "bench_decode.py", *words)
     assert set(found["users_per_second"]) == {"generate", "logits_processor", "llmrec", "prefill"}
     assert found["same_top_k"] is True
+
+
+@pytest.mark.slow
+def test_bench_train(environment: dict[str, str]) -> None:
+    """Beauty's lengths, made up: the tokens are the same on every machine."""
+    words = ("--data", "nowhere", "--users", "64", "--rounds", "1")
+    found = document(environment, "bench_train.py", *words)
+    assert set(found) == {"settings", "seconds", "tokens"}
+    assert set(found["seconds"]) == set(found["tokens"]) == {"expanded", "llmrec"}
+    assert found["tokens"]["expanded"] > 4 * found["tokens"]["llmrec"]

@@ -27,7 +27,7 @@ def test_all_kinds_are_there() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_accelerate_reads_it(name: str) -> None:
     path = FOLDER / f"{name}.yaml"
-    config = load_config_from_file(path)
+    config = load_config_from_file(str(path))
     assert config.distributed_type == KINDS[name]
     assert config.num_processes == (1 if name == "single_gpu" else 4)
     assert not config.use_cpu

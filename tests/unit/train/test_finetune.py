@@ -108,7 +108,7 @@ def test_rows_first_trains_nothing_else_at_first(make_shop, tmp_path, monkeypatc
 
     def note(model, *args, folder, **kwargs):
         seen[folder.name] = (weights(shop.model), sum(p.numel() for p in model.parameters() if p.requires_grad))
-        run_trainer(model, *args, folder=folder, **kwargs)
+        return run_trainer(model, *args, folder=folder, **kwargs)
 
     monkeypatch.setattr(finetuning, "run_trainer", note)
     config = replace(FULL, method=method, lora_rank=4, rows_first=0.4)
