@@ -29,6 +29,7 @@ from llmrec.train.base import load_base, make_base
 from llmrec.train.config import BaseConfig, TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune
 from llmrec.vocab.embeddings import add_item_rows
+from llmrec.vocab.initial import row_start
 from llmrec.vocab.tokens import ItemVocabulary
 from llmrec.vocab.trie import ItemTrie
 
@@ -104,9 +105,11 @@ class Recommender:
             templates = kwargs.get("templates") or load_templates()
             model, tokenizer = make_base(config, base_texts(catalog, templates))
         else:
-            model, tokenizer = load_base(name, config.trust_remote_code)
+            model, tokenizer = load_base(name, config.trust_remote_code, config.bits)
         vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
-        add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed)
+        texts = catalog.texts(catalog.whole_text)
+        start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
+        add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed, start)
         base_model = str(name) if name is not None else f"a {config.architecture} made by llmrec"
         return cls(model, tokenizer, item_tokenizer, catalog, config, base_model, **kwargs)
 

@@ -1,6 +1,7 @@
 """The tasks of a mixture, over the training part of a log."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -48,19 +49,26 @@ def build_tasks(
             "--tasks.mixture preference: no user's preferences are known; set --intentions.source, or leave it out."
         )
     most = config.max_text_tokens
-    texts = item_texts(catalog, renderer, most)
     titles = catalog.texts("{title}")
-    requests = Requests(catalog, renderer, most, None if intentions is None else intentions.items)
+
+    @cache
+    def texts() -> list[list[str]]:
+        return item_texts(catalog, renderer, most)
+
+    @cache
+    def requests() -> Requests:
+        return Requests(catalog, renderer, most, None if intentions is None else intentions.items)
+
     makers: dict[TaskName, Callable[[], Task]] = {
         "sequential": lambda: Sequential(renderer, sequences, config.supervise == "every-item"),
         "titles-to-item": lambda: TitlesToItem(renderer, sequences, renderer.clip(titles, TITLE_TOKENS)),
-        "next-text": lambda: NextText(renderer, sequences, texts),
-        "item-to-codes": lambda: ItemToCodes(renderer, texts),
-        "codes-to-item": lambda: CodesToItem(renderer, texts),
+        "next-text": lambda: NextText(renderer, sequences, texts()),
+        "item-to-codes": lambda: ItemToCodes(renderer, texts()),
+        "codes-to-item": lambda: CodesToItem(renderer, texts()),
         "shared-codes": lambda: SharedCodes(renderer, renderer.codes, titles),
-        "search": lambda: Search(renderer, requests),
-        "personal-search": lambda: PersonalSearch(renderer, sequences, requests),
-        "chat": lambda: Chat(renderer, sequences, requests),
+        "search": lambda: Search(renderer, requests()),
+        "personal-search": lambda: PersonalSearch(renderer, sequences, requests()),
+        "chat": lambda: Chat(renderer, sequences, requests()),
         "preference": lambda: Preference(renderer, sequences, users, (intentions or Intentions()).users, most),
     }
     return {name: makers[name]() for name in wanted}

@@ -10,9 +10,9 @@ import numpy as np
 
 from llmrec.data import Cases
 from llmrec.errors import UserError
-from llmrec.tasks.build import Task
 from llmrec.tasks.config import TaskName, TasksConfig
 from llmrec.tasks.render import Example, Renderer
+from llmrec.tasks.task import Task
 
 WINDOW = 64  # global batches that are sorted by length together
 

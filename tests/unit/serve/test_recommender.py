@@ -16,6 +16,8 @@ from llmrec.decode.config import DecodeConfig
 from llmrec.errors import UserError
 from llmrec.serve import bundle
 from llmrec.serve.recommender import Recommender
+from llmrec.train.config import BaseConfig
+from llmrec.vocab.config import InitRows
 
 ROWS = st.lists(st.integers(0, 19), max_size=12)
 
@@ -183,3 +185,15 @@ def test_a_header_of_more_codes_than_the_tokenizer_has_is_refused(bundle_copy: P
     (bundle_copy / bundle.HEADER).write_text(json.dumps(header))
     with pytest.raises(UserError, match="tokenizer lacks 3 item tokens"):
         Recommender.from_pretrained(bundle_copy)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "mean"])
+def test_new_rows_start_as_the_configuration_says(recommender: Recommender, method: InitRows) -> None:
+    base = BaseConfig(hidden_size=32, layers=1, heads=2, vocabulary=320, context=160, init_rows=method)
+    made = Recommender.from_base(None, recommender.item_tokenizer, recommender.catalog, base)
+    rows = made.model.get_input_embeddings().weight.detach()
+    new = made.renderer.vocabulary.all_ids
+    old = np.setdiff1d(np.arange(len(rows)), new)
+    spread = (rows[new] - rows[old].mean(0)).std() / rows[old].std()
+    assert (spread < 0.05) == (method == "mean")
+    assert spread < 1.5
