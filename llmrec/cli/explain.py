@@ -1,4 +1,4 @@
-"""`llmrec explain`: an item's codes, or the codes that items begin with, in words."""
+"""`llmrec explain`: an item's codes, codes that items begin with, or a history, in words."""
 
 import json
 from argparse import Namespace
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
     for name, value in answer.items():
         if value is None:
             continue
-        lines = value if name == "titles" else [", ".join(value)] if name == "words" else [value]
+        lines = value if name in ("titles", "history") else [", ".join(value)] if name == "words" else [value]
         for line in lines:
             print(f"{name.replace('_', ' '):<12}{line}")
 
@@ -30,6 +30,7 @@ def _parser() -> PlainParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--item", metavar="ID", help="what the model says this item is, beside its title")
     what.add_argument("--prefix", metavar="TOKENS", help='what items that start so share, such as "<a_12><b_3>"')
+    what.add_argument("--history", nargs="+", metavar="ID", help="what somebody likes who took these, oldest first")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
@@ -37,14 +38,16 @@ def _parser() -> PlainParser:
 
 
 def _answer(options: Namespace) -> dict[str, Any]:
-    from llmrec.serve.explain import describe, explain
+    from llmrec.serve.explain import describe, explain, taste
     from llmrec.serve.recommender import Recommender
 
     recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
     recommender.decode = replace(recommender.decode, device=options.device)
     if options.item is not None:
         return asdict(explain(recommender, options.item))
+    if options.history is not None:
+        return asdict(taste(recommender, options.history))
     return asdict(describe(recommender, options.prefix))
 
 
-COMMAND = Command("an item's codes, or the codes that items begin with, in words", main)
+COMMAND = Command("an item's codes, codes that items begin with, or a history, in words", main)

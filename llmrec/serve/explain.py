@@ -1,4 +1,4 @@
-"""Item tokens in words: what the model says an item is, and what the items below a prefix of codes have in common."""
+"""Item tokens in words: what an item is, what items that begin alike share, what somebody with a history likes."""
 
 import re
 from collections.abc import Sequence
@@ -59,6 +59,19 @@ class Description:
     says: str | None
 
 
+@dataclass(frozen=True)
+class Taste:
+    """Somebody with a history as the model tells them.
+
+    Attributes:
+        history: titles, oldest first.
+        says: what the model makes of the items' tokens alone.
+    """
+
+    history: list[str]
+    says: str
+
+
 def explain(recommender: Recommender, item_id: str) -> Explanation:
     """What the model says the item is, from its semantic ID alone, beside the real title.
 
@@ -66,11 +79,22 @@ def explain(recommender: Recommender, item_id: str) -> Explanation:
         UserError: no such item, or a bundle without the prompt `codes-to-item`.
     """
     item = int(recommender.lookup.rows([item_id], "--item")[0])
-    if "codes-to-item" not in recommender.templates:
-        raise UserError("--item: the model has no prompt codes-to-item, so it never learnt to put codes into words.")
+    _require_taught(recommender, "codes-to-item", "--item")
     semantic_id = recommender.ranker.renderer.item_text[item]
     says = _say(recommender, "codes-to-item", item=semantic_id)
     return Explanation(item_id, semantic_id, recommender.catalog.row(item_id)["title"], says)
+
+
+def taste(recommender: Recommender, history: Sequence[str]) -> Taste:
+    """What the model says somebody likes who took these items, ids, oldest first.
+
+    Raises:
+        UserError: no such item, or a model that was not taught the task `preference`.
+    """
+    rows = recommender.lookup.rows(history, "--history")
+    _require_taught(recommender, "preference", "--history")
+    says = _say(recommender, "preference", history=recommender.ranker.renderer.history(rows))
+    return Taste([recommender.catalog.row(item_id)["title"] for item_id in history], says)
 
 
 def describe(recommender: Recommender, prefix: str) -> Description:
@@ -91,6 +115,11 @@ def describe(recommender: Recommender, prefix: str) -> Description:
         [titles[row] for row in np.flatnonzero(below)[:EXAMPLES]],
         _say(recommender, "shared-codes", prefix=text) if "shared-codes" in recommender.templates else None,
     )
+
+
+def _require_taught(recommender: Recommender, task: TaskName, flag: str) -> None:
+    if task not in recommender.templates:
+        raise UserError(f"{flag}: the model was not taught the task {task}; train with it in --tasks.mixture.")
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.serve import bundle
 from llmrec.serve.answer import Answer, Recommendation
 from llmrec.serve.selection import ItemLookup, Selection
-from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.config import ASKED, TasksConfig
 from llmrec.tasks.render import Renderer
 from llmrec.tasks.template import Template, load_templates, save_templates, turns
 from llmrec.train.base import load_base, make_base
@@ -77,6 +77,7 @@ class Recommender:
         self.max_history = max_history
         self.decode = decode or DecodeConfig()
         self._ranker: ItemRanker | None = None
+        self._taught: set[str] = set()
 
     @classmethod
     def from_base(
@@ -166,6 +167,7 @@ class Recommender:
             self.model = finetune(
                 self.model, self.renderer, data, tasks, train or TrainConfig(), Path(folder or temporary)
             )
+        self._taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
         self._ranker = None
         return self
 
@@ -269,7 +271,10 @@ class Recommender:
         folder.mkdir(parents=True, exist_ok=True)
         bundle.save_weights(self.model, self.tokenizer, folder)
         self.item_tokenizer.save(folder / bundle.QUANTIZER)
-        save_templates(self.templates, folder / bundle.PROMPTS)
+        # What a model was not taught, its bundle is not to be asked.
+        asked = self._taught.union(ASKED) if self._taught else self.templates
+        templates = {name: template for name, template in self.templates.items() if name in asked}
+        save_templates(templates, folder / bundle.PROMPTS)
         bundle.write_index(self.catalog.ids, self.item_tokenizer.codes.tolist(), self.catalog.frame, folder)
         self.trie.save(folder / bundle.TRIE)
         header = bundle.Header(

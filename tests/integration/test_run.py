@@ -12,6 +12,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from llmrec.tasks.config import ASKED
+
 Program = Callable[..., subprocess.CompletedProcess[str]]
 
 STAGES = ["data", "embed", "tokenize", "base", "train", "model", "evaluate"]
@@ -234,3 +236,9 @@ def test_training_log(tiny_run: Path) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]
     assert sum("eval_loss" in line for line in lines) == 2
+
+
+def test_the_bundle_has_the_prompts_it_was_trained_on(tiny_run: Path) -> None:
+    mixture = yaml.safe_load((tiny_run / "config.yaml").read_text())["tasks"]["mixture"]
+    assert {path.stem for path in (tiny_run / "model" / "prompts").iterdir()} == {*mixture, *ASKED}
+    assert "codes-to-item" in mixture

@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessor
 
 from llmrec.errors import UserError
-from llmrec.serve.explain import MAX_TOKENS, describe, explain
+from llmrec.serve.explain import MAX_TOKENS, describe, explain, taste
 from llmrec.serve.recommender import Recommender
 
 
@@ -52,6 +52,21 @@ def test_an_item_is_told_from_its_codes_alone(recommender: Recommender, dictated
     assert told.says == "borea face cream"
     assert told.semantic_id in dictated["prompt"]
     assert "Borea" not in dictated["prompt"]
+
+
+def test_a_history_is_told_from_its_codes_alone(
+    recommender: Recommender, dictated: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dictated["text"] = "mild soaps"
+    told = taste(recommender, ["i7", "i3"])
+    assert told.says == "mild soaps"
+    assert told.history == ["Borea face cream 7", "Alba hand balm 3"]
+    assert recommender.ranker.renderer.history([7, 3]) in dictated["prompt"]
+    with pytest.raises(UserError, match="--history nope: no such item"):
+        taste(recommender, ["nope"])
+    monkeypatch.delitem(recommender.templates, "preference")
+    with pytest.raises(UserError, match="--history: the model was not taught the task preference"):
+        taste(recommender, ["i7"])
 
 
 def test_the_answer_is_words_the_same_each_time_and_ends(recommender: Recommender) -> None:
@@ -147,5 +162,5 @@ def test_unknown_items_and_untaught_models_are_refused(
     with pytest.raises(UserError, match="--item nope: no such item"):
         explain(recommender, "nope")
     monkeypatch.delitem(recommender.templates, "codes-to-item")
-    with pytest.raises(UserError, match="no prompt codes-to-item"):
+    with pytest.raises(UserError, match="--item: the model was not taught the task codes-to-item"):
         explain(recommender, "i1")
