@@ -16,7 +16,8 @@ def main(arguments: Sequence[str]) -> None:
     """Do the stages that the tasks need, unless they stand, and print."""
     words = list(arguments)
     if not words or (words[0] != "show" and not {"-h", "--help"} & set(words)):
-        raise UserError(f"llmrec tasks {' '.join(words[:1])}: expected `llmrec tasks show --config C --run DIR`.")
+        found = words[0] if words else "nothing"
+        raise UserError(f"tasks: found {found}, expected `llmrec tasks show --config C --run DIR`.")
     parser = config_parser("tasks show", SUMMARY, "[--task NAME,...] [--examples 2]")
     parser.add_argument("--task", type=str, metavar="NAME,...", help="only these tasks, by commas")
     parser.add_argument("--examples", type=int, default=2, help="of each task (default 2)")
