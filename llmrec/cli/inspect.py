@@ -58,11 +58,10 @@ def describe_run(folder: Path) -> dict[str, Any]:
         content["tokenize"] = _json(folder / "tokenize" / "report.json")
     if "evaluate" in manifests:
         metrics = _json(folder / "evaluate" / "metrics.json")
-        content["evaluate"] = {
-            name: {key: slices["all"][key] for key in ("recall@10", "ndcg@10")}
-            for name, slices in metrics["systems"].items()
-        }
+        content["evaluate"] = _figures(metrics)
         content["decode"] = metrics["decode"]
+        if spoken := _json(folder / "evaluate" / "text_queries.json"):
+            content["text_queries"] = _figures(spoken)
     return content
 
 
@@ -87,6 +86,13 @@ def describe_bundle(name: str) -> dict[str, Any]:
         "bytes": sizes(folder),
         "files": files,
         "tokenize": _json(folder / bundle.QUANTIZER / "report.json"),
+    }
+
+
+def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: slices["all"][key] for key in ("recall@10", "ndcg@10")}
+        for name, slices in metrics["systems"].items()
     }
 
 

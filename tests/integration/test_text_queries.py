@@ -56,6 +56,13 @@ def test_the_metrics_of_histories_stay_as_they_are(run: Path, tiny_run: Path) ->
     assert "held-out intentions" not in (tiny_run / "model" / "README.md").read_text()
 
 
+def test_inspect_tells_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--run", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["text_queries"]
+    measured = json.loads((run / "evaluate" / "text_queries.json").read_text())["systems"]
+    assert told == {name: {key: measured[name]["all"][key] for key in ("recall@10", "ndcg@10")} for name in SYSTEMS}
+
+
 def explained(run: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     capsys.readouterr()
     assert main(["explain", "--model", str(run / "model"), *words]) == 0
