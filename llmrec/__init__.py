@@ -10,8 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 # faiss, torch and scikit-learn each bring an OpenMP; threads that spin while they wait starve one another and all other
-# work. A tenth of a millisecond is enough for the next small operation, which would have to wake them otherwise: on two
-# quiet cores decoding is 1.4 to 1.6 times as fast as without, with one core taken by others 1.2 times slower.
+# work. A short wait is enough for the next small operation, which would have to wake them otherwise (docs/decoding.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 if not sys.stderr or not sys.stderr.isatty():

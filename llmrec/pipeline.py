@@ -26,9 +26,13 @@ log = get_logger(__name__)
 
 
 def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
-    """Do every stage up to `until`, in order; finished ones are skipped."""
+    """Record the configuration and do every stage up to `until`, in order; finished ones are skipped."""
     if run.main:
         write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+    _stages(config, run, until)
+
+
+def _stages(config: Config, run: RunDirectory, until: str) -> None:
     for name, stage in STAGES.items():
         stage(config, run)
         if name == until:
@@ -224,7 +228,7 @@ def _intentions(config: Config, run: RunDirectory) -> Intentions | None:
     return None if config.intentions.source == "none" else Intentions.load(run.path("intentions"))
 
 
-def task_examples(config: Config, directory: RunDirectory, n: int) -> list[dict[str, Any]]:
+def task_examples(config: Config, run: RunDirectory, n: int) -> list[dict[str, Any]]:
     """What training would see, n examples of each task (see `llmrec.tasks.show`); does the stages before it first."""
     from llmrec.quantize.tokenizer import ItemTokenizer
     from llmrec.tasks.build import build_tasks
@@ -234,13 +238,13 @@ def task_examples(config: Config, directory: RunDirectory, n: int) -> list[dict[
     from llmrec.train.base import load_tokenizer
     from llmrec.vocab.tokens import ItemVocabulary
 
-    run(config, directory, "base")
-    prepared, items = _data(directory), ItemTokenizer.load(directory.path("tokenize"))
-    tokenizer = load_tokenizer(config.base.model or directory.path("base"), config.base.trust_remote_code)
+    _stages(config, run, "base")
+    prepared, items = _data(run), ItemTokenizer.load(run.path("tokenize"))
+    tokenizer = load_tokenizer(config.base.model or run.path("base"), config.base.trust_remote_code)
     vocabulary = ItemVocabulary.add_to(tokenizer, items.level_sizes, config.base.token_prefix)
     templates = load_templates(config.tasks.prompts)
     renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history)
     sequences = prepared.split.sequences(prepared.catalog)
-    intentions, train = _intentions(config, directory), sequences.train_sequences()
+    intentions, train = _intentions(config, run), sequences.train_sequences()
     tasks = build_tasks(config.tasks, prepared.catalog, train, renderer, sequences.users, intentions)
     return show_tasks(tasks, config.tasks, renderer, tokenizer.model_max_length, n, config.train.seed)

@@ -108,7 +108,7 @@ class Recommender:
         else:
             model, tokenizer = load_base(name, config.trust_remote_code, config.bits)
         vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
-        texts = catalog.texts(catalog.whole_text)
+        texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
         add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed, start)
         base_model = str(name) if name is not None else f"a {config.architecture} made by llmrec"

@@ -42,7 +42,7 @@ def row_start(
         tokenizer: with the item tokens.
         item_ids: int64 [M], their ids, in level order.
         items: fitted; its codes, and for `codebook` its quantizer.
-        texts: N texts, of the items in the order of `items`; for `text`.
+        texts: N texts, of the items in the order of `items`; read for `text` only.
         seed: of the projection of `codebook`.
 
     Raises:

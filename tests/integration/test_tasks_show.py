@@ -14,9 +14,11 @@ def show(run: Path, *words: str) -> int:
 
 def test_examples_as_json(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mixture = "{sequential: 1, chat: 0.5, shared-codes: 1}"
+    recorded = (run_copy / "config.yaml").read_text()
     assert show(run_copy, "--tasks.mixture", mixture, "--examples", "3", "--json") == 0
     tasks = {task["task"]: task for task in json.loads(capsys.readouterr().out)["tasks"]}
     assert list(tasks) == ["sequential", "chat", "shared-codes"]
+    assert (run_copy / "config.yaml").read_text() == recorded, "looking changes nothing"
     assert tasks["chat"]["examples_per_epoch"] == round(tasks["chat"]["rows"] / 2)
     for task in tasks.values():
         assert len(task["examples"]) == 3
