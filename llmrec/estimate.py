@@ -63,6 +63,8 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
     if tasks.mixture.get("preference") and (learned.intentions is None or not learned.intentions.users):
         tasks = replace(tasks, mixture={**tasks.mixture, "preference": 0})
         notes.append("the task preference is left out: its texts are not gathered yet")
+    if config.train.dense_weight:
+        notes.append("the dense head of --train.dense_weight and its scores of all items are not counted")
     model, renderer = _model_and_renderer(config, run, learned, notes)
     check_method(model, config.train)
     trained = model if config.train.method == "full" else with_adapter(model, renderer.vocabulary.all_ids, config.train)
@@ -104,6 +106,7 @@ def _learned(config: Config, run: Path | None, users: int, length: int) -> Learn
 
 
 def _of(prepared: Prepared, source: str, intentions: Intentions | None) -> Learned:
+    prepared = prepared.known
     sequences = prepared.split.sequences(prepared.catalog)
     return Learned(prepared.catalog, sequences.train_sequences(), sequences.users, intentions, source)
 

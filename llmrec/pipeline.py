@@ -2,7 +2,9 @@
 
     data -> embed -> tokenize -> intentions -> base -> train -> model -> evaluate
 
-Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips what stands.
+Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips what stands. What is learnt
+before the model stage is learnt from `Prepared.known`: under the strict regime without the items that have no training
+events, which the model stage adds.
 """
 
 import json
@@ -46,13 +48,13 @@ def data_stage(config: Config, run: RunDirectory) -> None:
 
 
 def embed_stage(config: Config, run: RunDirectory) -> None:
-    """Items -> embeddings.safetensors, aligned with the training events if so configured."""
+    """Items -> embeddings.safetensors, aligned with the training events if so configured; learnt from known items."""
     from llmrec.embed import embed
 
     def make(out: Path) -> None:
         prepared = _data(run)
         log = prepared.split.train if config.embed.align.epochs else None
-        embed(prepared.catalog, config.embed, log).save(out)
+        embed(prepared.catalog, config.embed, log, prepared.known.catalog).save(out)
 
     run.build("embed", asdict(config.embed), make, reads=["data"])
 
@@ -64,7 +66,8 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.quantize.tokenizer import ItemTokenizer
 
     def make(out: Path) -> None:
-        prepared, embeddings = _data(run), Embeddings.load(run.path("embed"))
+        prepared = _data(run).known
+        embeddings = Embeddings.load(run.path("embed")).take(prepared.catalog.ids)
         tokenizer = ItemTokenizer.from_config(config.tokenize, config.embed)
         tokenizer.fit_embeddings(
             embeddings.item_ids,
@@ -89,7 +92,7 @@ def intentions_stage(config: Config, run: RunDirectory) -> None:
         files = folder_state(Path(source.local_model))
 
     def make(out: Path) -> None:
-        gather(source, _data(run), out, earlier=run.path("intentions")).save(out)
+        gather(source, _data(run).known, out, earlier=run.path("intentions")).save(out)
 
     run.build("intentions", source.steering(), make, reads=["data"], files=files, resumable=True)
 
@@ -101,7 +104,7 @@ def base_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.train.base import make_base, pretrain
 
     def make(out: Path) -> None:
-        catalog = _data(run).catalog
+        catalog = _data(run).known.catalog
         model, tokenizer = make_base(config.base, base_texts(catalog, load_templates(config.tasks.prompts)))
         if config.base.pretrain_epochs:
             pretrain(model, tokenizer, catalog.texts(catalog.whole_text), config.base)
@@ -114,13 +117,13 @@ def base_stage(config: Config, run: RunDirectory) -> None:
 
 def train_stage(config: Config, run: RunDirectory) -> None:
     """Fine-tune on the task mixture -> checkpoints, log.jsonl, the finished bundle in `bundle/`."""
-    from llmrec.data.split import VALID
+    from llmrec.embed import Embeddings
     from llmrec.quantize.tokenizer import ItemTokenizer
     from llmrec.serve.recommender import Recommender
     from llmrec.tasks.template import load_templates
 
     def make(out: Path) -> None:
-        prepared = _data(run)
+        prepared = _data(run).known
         recommender = Recommender.from_base(
             config.base.model or run.path("base").resolve(),  # an adapter finds its base from anywhere
             ItemTokenizer.load(run.path("tokenize")),
@@ -129,10 +132,10 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             templates=load_templates(config.tasks.prompts),
             max_history=config.tasks.max_history,
         )
-        validation = prepared.split.sequences(prepared.catalog).cases(VALID)
-        recommender.fit(
-            prepared.split.train, validation, config.tasks, config.train, out, intentions=_intentions(config, run)
-        )
+        validation = prepared.split.loss_cases(prepared.catalog)
+        vectors = Embeddings.load(run.path("embed")).take(prepared.catalog.ids).vectors if dense else None
+        intentions = _intentions(config, run)
+        recommender.fit(prepared.split.train, validation, config.tasks, config.train, out, intentions, vectors)
         if config.train.merge:
             recommender.merge()
         if config.base.model is None and (config.train.merge or config.train.method == "full"):
@@ -143,7 +146,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
     local = Path(config.base.model) if config.base.model is not None else None
     prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
-    made = {"base": config.base.model is None, "intentions": config.intentions.source != "none"}
+    dense = config.train.dense_weight > 0
+    made = {"base": config.base.model is None, "intentions": config.intentions.source != "none", "embed": dense}
     run.build(
         "train",
         {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": asdict(config.base)},
@@ -156,20 +160,50 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
 
 def model_stage(config: Config, run: RunDirectory) -> None:
-    """The bundle, in its place: what `recommend` loads and the Hub gets."""
+    """The bundle, in its place: what `recommend` loads and the Hub gets; under the strict regime with all items.
+
+    The fusion of a model with a dense head is calibrated on the validation part.
+    """
+    from llmrec.decode.config import DecodeConfig
+    from llmrec.embed import Embeddings
+    from llmrec.serve.bundle import FUSION
+    from llmrec.serve.recommender import Recommender
 
     def make(out: Path) -> None:
+        bundle, prepared = run.path("train") / "bundle", _data(run)
         # Hard links: the weights stand on the disk once.
-        shutil.copytree(run.path("train") / "bundle", out, copy_function=os.link, dirs_exist_ok=True)
+        shutil.copytree(bundle, out, copy_function=os.link, dirs_exist_ok=True)
+        arrivals = prepared.arrivals
+        if arrivals is None and not dense:
+            return
+        own = config.decode
+        decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
+        recommender = Recommender.from_pretrained(bundle, decode)
+        if arrivals is not None:
+            recommender.add_items(arrivals, Embeddings.load(run.path("embed")).take(arrivals.ids).vectors)
+            recommender.shelf.save(out)
+        if dense:
+            recommender.calibrate(prepared.split.calibration_cases(recommender.catalog), seed=config.data.seed)
+            if recommender.weights is not None:
+                recommender.weights.save(out / FUSION)
 
-    run.build("model", {}, make, reads=["train"])
+    strict, dense = config.data.regime == "strict", config.train.dense_weight > 0
+    run.build(
+        "model",
+        {"warm_floor": config.decode.warm_floor} if dense else {},
+        make,
+        reads=["train"] + (["data", "embed"] if strict or dense else []),
+    )
 
 
 def evaluate_stage(config: Config, run: RunDirectory) -> None:
     """Full ranking beside the baselines -> metrics.json, per_user.parquet, report.md, report.png, and where there are
-    intentions text_queries.json; the bundle's card."""
+    intentions text_queries.json, on demand diagnosis.* and frontier.*; the bundle's card."""
     from llmrec.embed import Embeddings
+    from llmrec.evaluate.diagnosis import diagnose, write_diagnosis
+    from llmrec.evaluate.frontier import frontier, write_frontier
     from llmrec.evaluate.generative import evaluate
+    from llmrec.evaluate.protocol import select_cases
     from llmrec.evaluate.report import write_report
     from llmrec.evaluate.text_queries import evaluate_text_queries
     from llmrec.serve.bundle import record_scoring
@@ -178,16 +212,29 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
 
     def make(out: Path) -> None:
         recommender = Recommender.from_pretrained(run.path("model"), config.decode)
-        evaluation = evaluate(recommender, _data(run).split, config.evaluate)
+        settings, items, split = config.evaluate, recommender.catalog.ids, _data(run).split
+        sequences = split.sequences(recommender.catalog)
+        cases, counts = select_cases(sequences, settings), sequences.train_counts(len(items))
+        curve = frontier(recommender, cases, counts) if settings.frontier else None
+        lost = diagnose(recommender, cases, counts, settings) if settings.diagnose else None
+        vectors = Embeddings.load(run.path("embed")).take(items).vectors if settings.reads_text else None
+        evaluation = evaluate(recommender, split, settings, vectors)
         asked = None
         if in_words:
-            held_out, embeddings = Intentions.load(run.path("intentions")).held_out, Embeddings.load(run.path("embed"))
-            asked = evaluate_text_queries(recommender, held_out, embeddings, config.evaluate, config.intentions.source)
+            held_out = Intentions.load(run.path("intentions")).held_out
+            embeddings = Embeddings.load(run.path("embed")).take(items)
+            asked = evaluate_text_queries(recommender, held_out, embeddings, settings, config.intentions.source)
         write_report(evaluation.metrics, evaluation.per_user, out, asked)
+        if curve is not None:
+            write_frontier(curve, evaluation.metrics, out)
+        if lost is not None:
+            write_diagnosis(lost, out)
 
     in_words = config.intentions.source != "none" and config.evaluate.text_queries > 0
-    settings = {"evaluate": asdict(config.evaluate), "decode": asdict(config.decode)}
-    run.build("evaluate", settings, make, reads=["data", "model"] + (["embed", "intentions"] if in_words else []))
+    embedded = in_words or config.evaluate.reads_text
+    steers = {"evaluate": asdict(config.evaluate), "decode": asdict(config.decode)}
+    reads = ["data", "model", *(["embed"] if embedded else []), *(["intentions"] if in_words else [])]
+    run.build("evaluate", steers, make, reads=reads)
     if run.main:
         measured = metrics(run)
         write_text(run.path("model") / "README.md", model_card(run.path("model"), measured, text_metrics(run)))
@@ -239,7 +286,7 @@ def task_examples(config: Config, run: RunDirectory, n: int) -> list[dict[str, A
     from llmrec.vocab.tokens import ItemVocabulary
 
     _stages(config, run, "base")
-    prepared, items = _data(run), ItemTokenizer.load(run.path("tokenize"))
+    prepared, items = _data(run).known, ItemTokenizer.load(run.path("tokenize"))
     tokenizer = load_tokenizer(config.base.model or run.path("base"), config.base.trust_remote_code)
     vocabulary = ItemVocabulary.add_to(tokenizer, items.level_sizes, config.base.token_prefix)
     templates = load_templates(config.tasks.prompts)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from llmrec.errors import UserError
 
+Regime = Literal["catalogue-known", "strict"]
 Format = Literal["synthetic", "table", "lc-rec", "amazon", "movielens", "recbole", "minionerec", "datasets"]
 
 
@@ -62,8 +63,26 @@ class DataConfig:
     """Share of the events in the validation part (timestamp split)."""
     test_share: float = 0.1
     """Share of the events in the test part (timestamp split)."""
+    cold_items: Literal["natural", "held-out"] = "natural"
+    """Which test targets are cold, that is without training events. natural: those that the split leaves so, few under
+    leave-one-out (LIGER, arXiv 2411.18814), more under timestamp; held-out: also a cold_share of the distinct test
+    targets, drawn by the seed, whose events leave the train and the validation part (TIGER, arXiv 2305.05065)."""
+    cold_share: float = 0.05
+    """Share of the distinct test targets that cold_items held-out makes cold."""
+    simulated_share: float = 0.0
+    """Share of the distinct validation targets whose events leave the train and the test part but stay in the
+    validation part, to choose settings on as if they were cold."""
+    cold_users: float = 0.0
+    """Share of the users with a test event, drawn by the seed, of whom training sees nothing: their first cold_history
+    events are a history, the next one is the test target, later ones are dropped."""
+    cold_history: int = 3
+    """Events that the history of such a user has; at most all but one of the user's events."""
+    regime: Regime = "catalogue-known"
+    """What training may see of a cold item. catalogue-known: its text and codes, never its interactions; strict:
+    nothing, not even when the encoder and the tokenizer are fitted; it is added to the trained bundle."""
     seed: int = 0
-    """Seed of the synthetic shop and of the order of a user's events that bear the same time."""
+    """Seed of the synthetic shop, of the order of a user's events that bear the same time, and of the draws of cold
+    items and users."""
 
     def __post_init__(self) -> None:
         if self.format == "synthetic":
@@ -79,7 +98,7 @@ class DataConfig:
                 f"--data.items {self.items}: --data.format {self.format} finds the items beside --data.path; "
                 "leave it out"
             )
-        for name in ("synthetic_items", "synthetic_users", "user_core", "item_core", "min_length"):
+        for name in ("synthetic_items", "synthetic_users", "user_core", "item_core", "min_length", "cold_history"):
             if getattr(self, name) < 1:
                 raise UserError(f"--data.{name} {getattr(self, name)}: expected at least 1")
         if self.seed < 0:
@@ -89,6 +108,14 @@ class DataConfig:
                 f"--data.min_length {self.min_length}: leave-one-out needs 3 events of a user (history, "
                 "validation target, test target); use 3 or more, or --data.split timestamp"
             )
+        if not 0 < self.cold_share < 1:
+            raise UserError(
+                f"--data.cold_share {self.cold_share}: expected a share above 0 and below 1; for no held-out items use "
+                "--data.cold_items natural"
+            )
+        for name in ("simulated_share", "cold_users"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--data.{name} {getattr(self, name)}: expected a share from 0 to below 1")
 
     @property
     def event_columns(self) -> dict[str, str | None]:

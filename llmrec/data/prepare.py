@@ -4,9 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from llmrec.console import get_logger
 from llmrec.data import filters
 from llmrec.data.catalog import Catalog
+from llmrec.data.cold import hold_out
 from llmrec.data.config import DataConfig
 from llmrec.data.files import read_json, read_table, require_column, require_file
 from llmrec.data.filters import Summary
@@ -26,12 +29,42 @@ class Prepared:
     split: Split
     summary: Summary
 
+    @property
+    def known(self) -> "Prepared":
+        """What the stages before the bundle may see.
+
+        Under the strict regime the items with training events, in catalogue order, and the events of these; else all.
+        """
+        if not self._strict:
+            return self
+        trained = self._trained
+        events = self.split.frame.filter(pl.col("item_id").is_in(trained.implode()))
+        catalog = Catalog(self.catalog.frame.filter(pl.col("item_id").is_in(trained.implode())))
+        return Prepared(catalog, self.split.with_frame(events), self.summary)
+
+    @property
+    def arrivals(self) -> Catalog | None:
+        """The items that come in after training: under the strict regime those without training events, if any."""
+        if not self._strict:
+            return None
+        frame = self.catalog.frame.filter(~pl.col("item_id").is_in(self._trained.implode()))
+        return Catalog(frame) if len(frame) else None
+
+    @property
+    def _strict(self) -> bool:
+        return self.split.protocol.get("regime") == "strict"
+
+    @property
+    def _trained(self) -> pl.Series:
+        return self.split.train.frame["item_id"].unique()
+
 
 def prepare(config: DataConfig) -> Prepared:
     """Read, check, filter and split.
 
     Raises:
-        UserError: for files that are missing or malformed, items the policies refuse, or an emptied log.
+        UserError: for files that are missing or malformed, items the policies refuse, an emptied log, or shares of
+            cold items or users that draw none.
     """
     catalog, events = read(config)
     summary = Summary()
@@ -41,6 +74,9 @@ def prepare(config: DataConfig) -> Prepared:
         split = timestamp_split(events, config.valid_share, config.test_share)
     else:
         split = leave_one_out(events)
+    split = hold_out(split, config)
+    if len(split.frame) < len(events):
+        summary.add("cold items and users set apart", catalog, Interactions(split.frame.drop("part")))
     split.protocol["seed"] = config.seed
     log.info("%s", summary)
     return Prepared(catalog, split, summary)

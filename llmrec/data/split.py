@@ -17,7 +17,8 @@ PARTS = ("train", "valid", "test")
 class Split:
     """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), not decreasing along a user's rows.
 
-    `protocol` says how it was made: kind, events per part, and the cut timestamps where there are any.
+    `protocol` says how it was made: kind, events per part, the cut timestamps where there are any, and what
+    `llmrec.data.cold` made of it.
     """
 
     def __init__(self, frame: pl.DataFrame, protocol: dict[str, Any]) -> None:
@@ -59,7 +60,32 @@ class Split:
             offsets=np.concatenate([[0], np.cumsum(users["len"].to_numpy())]).astype(np.int64),
             items=items,
             parts=self.frame["part"].to_numpy().astype(np.uint8),
+            times=None if self.frame["timestamp"].null_count() else self.frame["timestamp"].to_numpy(),
         )
+
+    def loss_cases(self, catalog: Catalog) -> "Cases":
+        """The validation cases that the training's validation loss may see: those of items with training events.
+
+        Raises:
+            UserError: for an item that the catalogue lacks.
+        """
+        sequences = self.sequences(catalog)
+        cases = sequences.cases(VALID)
+        return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
+
+    def calibration_cases(self, catalog: Catalog) -> "Cases":
+        """Every validation event of the users with training events, cold items' too, to weigh rankings on.
+
+        Raises:
+            UserError: for an item that the catalogue lacks.
+        """
+        sequences = self.sequences(catalog)
+        cases = sequences.cases(VALID, every=True)
+        return cases.where(sequences.parts[sequences.offsets[cases.users]] == TRAIN)
+
+    def with_frame(self, frame: pl.DataFrame, **protocol: Any) -> "Split":
+        """The split of other events, with their counts and `protocol` in its protocol."""
+        return Split(frame, {**self.protocol, **protocol, "events": _events(frame)})
 
 
 @dataclass(frozen=True)
@@ -80,8 +106,14 @@ class Cases:
         """At most n of the cases, drawn without replacement by `seed`, in their old order."""
         if n >= len(self):
             return self
-        chosen = np.sort(np.random.default_rng(seed).choice(len(self), size=n, replace=False))
-        return Cases(self.users[chosen], [self.histories[row] for row in chosen], self.targets[chosen])
+        chosen = np.zeros(len(self), bool)
+        chosen[np.random.default_rng(seed).choice(len(self), size=n, replace=False)] = True
+        return self.where(chosen)
+
+    def where(self, chosen: np.ndarray) -> "Cases":
+        """The cases of a mask (bool [n])."""
+        histories = [self.histories[row] for row in np.flatnonzero(chosen)]
+        return Cases(self.users[chosen], histories, self.targets[chosen])
 
 
 @dataclass(frozen=True)
@@ -96,6 +128,8 @@ class Sequences:
     """int32 [E], rows of the catalogue"""
     parts: np.ndarray
     """uint8 [E], not decreasing within a user"""
+    times: np.ndarray | None = None
+    """int64 [E], seconds or milliseconds as the log has them; None where only the order is known"""
 
     def __len__(self) -> int:
         return len(self.users)
@@ -109,21 +143,23 @@ class Sequences:
         """U arrays of the users' training items, some perhaps empty."""
         return [self.history(user, VALID) for user in range(len(self))]
 
-    def cases(self, part: int) -> Cases:
-        """One case for each user with an event in `part` and one before it.
+    def cases(self, part: int, every: bool = False) -> Cases:
+        """One case for each user with an event in `part` and one before it, or one for each such event.
 
-        The target is the user's first event in `part`; the history is all that came in earlier parts.
+        The target is the user's first event in `part`, and the history is all that came in earlier parts; or with
+        `every` each event is a target, and the history is all that came before it.
         """
-        histories = [self.history(user, part) for user in range(len(self))]
-        targets = self.offsets[:-1] + np.array([len(history) for history in histories], dtype=np.int64)
-        # A target exists where the user's sequence goes on after the history with an event of this part.
-        inside = targets < self.offsets[1:]
-        inside[inside] &= self.parts[targets[inside]] == part
-        chosen = [user for user in np.flatnonzero(inside) if len(histories[user])]
+        starts = np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        place = np.arange(len(self.items)) - starts
+        chosen = (self.parts == part) & (place > 0)
+        if not every:
+            earlier = np.append(part, self.parts[:-1])  # of the event before; the log's first has none
+            chosen &= earlier != part
+        targets = np.flatnonzero(chosen)
         return Cases(
-            users=np.array(chosen, dtype=np.int32),
-            histories=[histories[user] for user in chosen],
-            targets=self.items[targets[chosen]],
+            users=(np.searchsorted(self.offsets, targets, side="right") - 1).astype(np.int32),
+            histories=[self.items[starts[target] : target] for target in targets],
+            targets=self.items[targets],
         )
 
     def train_counts(self, n_items: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A catalogue's vectors, and how they are made, saved and loaded."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,18 +48,29 @@ class Embeddings:
             make_encoder(config).load(folder),
         )
 
+    def take(self, item_ids: Sequence[str]) -> "Embeddings":
+        """The vectors of some items, in the order of `item_ids`; raises KeyError for an item that has none."""
+        index = {item: row for row, item in enumerate(self.item_ids)}
+        return Embeddings(list(item_ids), self.vectors[[index[item] for item in item_ids]], self.encoder)
 
-def embed(catalog: Catalog, config: EmbedConfig, log: Interactions | None = None) -> Embeddings:
-    """Embed every item of `catalog`, fitting the encoder on it where the encoder learns.
+
+def embed(
+    catalog: Catalog, config: EmbedConfig, log: Interactions | None = None, known: Catalog | None = None
+) -> Embeddings:
+    """Embed every item of `catalog`, fitting the encoder where it learns.
 
     Args:
+        catalog: the items.
+        config: the encoder.
         log: the training events, for alignment (`config.align`) to learn from; nothing else reads them.
+        known: those of the items that the encoder is fitted on and aligned with; default: all.
 
     Raises:
         UserError: an item has no text, or the encoder cannot be loaded or fitted; for alignment, there is no log, the
             log names an item that the catalogue lacks, or it holds no pairs.
     """
-    texts = item_texts(catalog, config)
+    known = catalog if known is None else known
+    texts = item_texts(known, config)
     encoder = make_encoder(config).fit(texts)
     if isinstance(encoder, AlignedEncoder):
         if log is None:
@@ -66,8 +78,14 @@ def embed(catalog: Catalog, config: EmbedConfig, log: Interactions | None = None
                 f"--embed.align.epochs is {config.align.epochs}, but there is no log of training events to align "
                 "with; give one, or set it to 0"
             )
-        encoder.align(texts, Behaviour.from_log(log, catalog.ids))
-    return Embeddings(catalog.ids, encoder.encode(texts), encoder)
+        encoder.align(texts, Behaviour.from_log(log, known.ids))
+    vectors = encoder.encode(texts)
+    others = Catalog(catalog.frame.filter(~pl.col("item_id").is_in(known.frame["item_id"].implode())))
+    if not len(others):
+        return Embeddings(known.ids, vectors, encoder)
+    # By themselves, so that the last bit of a known item's vector doesn't depend on who else is in its batch.
+    vectors = np.concatenate([vectors, encoder.encode(item_texts(others, config))])
+    return Embeddings([*known.ids, *others.ids], vectors, encoder).take(catalog.ids)
 
 
 def item_texts(catalog: Catalog, config: EmbedConfig) -> list[str]:

@@ -32,8 +32,14 @@ def test_every_step_is_accounted_for(config):
     assert prepared.summary.steps[0].catalogue == 6
     assert prepared.catalog.ids == ["i0", "i1", "i2", "i3"]
     assert prepared.split.protocol == {
-        "kind": "leave-one-out", "events": {"train": 12, "valid": 6, "test": 6}, "seed": 0
-    }  # fmt: skip
+        "kind": "leave-one-out",
+        "events": {"train": 12, "valid": 6, "test": 6},
+        "regime": "catalogue-known",
+        "cold": {"kind": "natural", "share": 0.0, "items": 0},
+        "simulated_items": 0,
+        "cold_users": 0,
+        "seed": 0,
+    }
     assert len(prepared.split.sequences(prepared.catalog).cases(TEST)) == 6
 
 
