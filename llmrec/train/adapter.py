@@ -28,6 +28,11 @@ def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
             f"--train.rows_first {config.rows_first} works where each process holds all weights, not under FSDP or "
             "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
         )
+    if config.dense_weight and spread_over_processes():
+        raise UserError(
+            f"--train.dense_weight {config.dense_weight} works where each process holds all weights, not under FSDP or "
+            "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
+        )
     if getattr(model, "is_quantized", False) and (config.method == "full" or config.merge):
         raise UserError("--base.bits below 32 needs --train.method lora --train.merge false: such a base is frozen.")
     if config.method == "lora" and config.lora_targets != "all-linear":

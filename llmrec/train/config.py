@@ -35,7 +35,8 @@ class BaseConfig:
     """Passes over the catalogue's text before fine-tuning, for a model made here."""
     init_rows: InitRows = "gaussian"
     """Start of the new token rows: gaussian (drawn like the old ones), mean (of the old ones), text (mean of the words
-    of the items under the code) or codebook (the quantizer's vectors, projected; gaussian for a dedup level)."""
+    of the items under the code) or codebook (the quantizer's vectors, projected; gaussian for codes that
+    stand for nothing, of a dedup level or random). Made here, a model learns from codebook in half the steps."""
     seed: int = 0
     """Of the weights of a model made here and of the new token rows of any model."""
 
@@ -89,6 +90,14 @@ class TrainConfig:
     """AdamW's."""
     dropout: float = 0.1
     """On the token embeddings and on the output of every attention and feed-forward block, full method only."""
+    code_dropout: float = 0.0
+    """Share of the codes after the first, of items that are read, that the model does not get to see: what it says next
+    then hangs less on single items, and more on what their first codes share. Full method only."""
+    dense_weight: float = 0.0
+    """Weight of the cosine loss that trains a head for dense retrieval beside the codes (LIGER, arXiv 2411.18814, has
+    1): with it the model also ranks items that no training has seen; 0: no head."""
+    dense_dim: int = 128
+    """Dimensions of the head's space."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -112,6 +121,15 @@ class TrainConfig:
             raise UserError(
                 f"--train.batch_size {self.batch_size} is not a multiple of --train.accumulation {self.accumulation}."
             )
-        for name in ("dropout", "lora_dropout", "rows_first"):
+        if self.method == "lora" and self.code_dropout:
+            raise UserError(
+                f"--train.code_dropout {self.code_dropout} works with --train.method full only; set it to 0."
+            )
+        if self.dense_weight < 0 or self.dense_dim < 1:
+            raise UserError(
+                f"--train.dense_weight {self.dense_weight} and --train.dense_dim {self.dense_dim}: expected at least 0 "
+                "and at least 1."
+            )
+        for name in ("dropout", "code_dropout", "lora_dropout", "rows_first"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--train.{name} {getattr(self, name)}: expected at least 0 and below 1.")

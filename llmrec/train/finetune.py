@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,12 @@ from llmrec.tasks.mixture import Mixture, validation_examples
 from llmrec.tasks.render import Example, Renderer
 from llmrec.train.adapter import check_method, with_adapter, with_rows
 from llmrec.train.config import TrainConfig
-from llmrec.train.dropout import BlockDropout
+from llmrec.train.dense import DenseLoss
+from llmrec.train.dropout import BlockDropout, CodeDropout
 from llmrec.train.packing import check_packing
 from llmrec.train.trainer import run_trainer
+from llmrec.vocab.dense import DenseHead
+from llmrec.vocab.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,6 +47,7 @@ class TrainingData:
         validation: cases for the validation loss, or None.
         users: the users' ids, in the order of `sequences`.
         intentions: what people want, in words, or None.
+        vectors: float32 [N, D], of the items' texts, for a dense head to learn from, or None.
     """
 
     catalog: Catalog
@@ -51,6 +55,7 @@ class TrainingData:
     validation: Cases | None = None
     users: Sequence[str] = ()
     intentions: Intentions | None = None
+    vectors: np.ndarray | None = None
 
 
 def context_length(model: "PreTrainedModel") -> int:
@@ -66,7 +71,7 @@ def finetune(
     tasks: TasksConfig,
     config: TrainConfig,
     folder: Path,
-) -> "PreTrainedModel | PeftModel":
+) -> "tuple[PreTrainedModel | PeftModel, DenseHead | None]":
     """Train on the task mixture; resumes from `folder` when a checkpoint is there.
 
     Args:
@@ -78,10 +83,12 @@ def finetune(
         folder: for checkpoints and the log.
 
     Returns:
-        The trained model: the same object (full), or a PEFT model around it (lora).
+        The trained model: the same object (full), or a PEFT model around it (lora); and the dense head, if there is
+        one to be trained.
 
     Raises:
-        UserError: nothing to train on, prompts that don't fit the model's context, or a method that doesn't fit it.
+        UserError: nothing to train on, prompts that don't fit the model's context, a method that doesn't fit it, or a
+            dense head without text vectors.
     """
     from accelerate import PartialState
     from torch.utils.data import Subset
@@ -118,7 +125,26 @@ def finetune(
         if alone:
             log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
             _learn_rows(model, renderer.vocabulary.all_ids, first, config, folder / "rows", learn)
-        return _learn(model, renderer.vocabulary.all_ids, rest, config, folder, learn).eval()
+        dense = _dense_loss(model, renderer, data, config)
+        trained = _learn(model, renderer.vocabulary, rest, config, folder, learn, dense).eval()
+    return trained, None if dense is None else dense.head
+
+
+def _dense_loss(
+    model: "PreTrainedModel", renderer: Renderer, data: TrainingData, config: TrainConfig
+) -> DenseLoss | None:
+    """The loss of a dense head made by the configuration's seed; None if there is to be none."""
+    if not config.dense_weight:
+        return None
+    if data.vectors is None:
+        raise UserError(
+            f"--train.dense_weight {config.dense_weight} trains a dense head on text vectors of the items; pass "
+            "vectors=, or set it to 0."
+        )
+    torch.manual_seed(config.seed)
+    hidden = model.get_output_embeddings().weight.shape[1]
+    head = DenseHead(hidden, data.vectors.shape[1], config.dense_dim)
+    return DenseLoss(head, renderer, data.vectors, data.sequences)
 
 
 def _learn_rows(
@@ -140,21 +166,24 @@ def _learn_rows(
 
 def _learn(
     model: "PreTrainedModel",
-    item_ids: np.ndarray,
+    vocabulary: ItemVocabulary,
     examples: "Subset[Example]",
     config: TrainConfig,
     folder: Path,
     learn: Callable[..., Any],
+    dense: DenseLoss | None,
 ) -> "PreTrainedModel | PeftModel":
     """Train `model` by the configuration's method; it comes back, or a PEFT model around it."""
     torch.manual_seed(config.seed)  # of the adapter, whether or not anything was drawn before
-    trained = model if config.method == "full" else with_adapter(model, item_ids, config)
-    dropout = BlockDropout(model, config.dropout) if config.method == "full" and config.dropout else None
-    try:
-        return learn(trained.train(), examples, config=config, folder=folder)
-    finally:
-        if dropout is not None:
-            dropout.remove()
+    trained = model if config.method == "full" else with_adapter(model, vocabulary.all_ids, config)
+    with ExitStack() as hooks:
+        if dense is not None:
+            hooks.enter_context(dense.watching(trained))
+        if config.method == "full" and config.dropout:
+            hooks.callback(BlockDropout(model, config.dropout).remove)
+        if config.method == "full" and config.code_dropout:
+            hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
+        return learn(trained.train(), examples, config=config, folder=folder, dense=dense)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -22,6 +23,7 @@ from llmrec.console import get_logger, progress_bar
 from llmrec.device import resolve_dtype
 from llmrec.tasks.collate import predicting
 from llmrec.train.config import TrainConfig
+from llmrec.train.dense import DenseLoss
 from llmrec.train.shards import empty_copy, gather, spread_over_processes
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 WHOLE = "whole"  # a checkpoint without this file was cut off while it was written
+HEAD = "dense_head.safetensors"
 
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -80,11 +83,31 @@ def answer_loss(
     return total / (num_items_in_batch if num_items_in_batch is not None else len(targets))
 
 
-class _Report(TrainerCallback):
-    """Log lines to `log.jsonl` and the logger, a progress bar on a terminal, a mark on whole checkpoints."""
+def objective(dense: DenseLoss | None, weight: float) -> Callable[..., torch.Tensor]:
+    """`answer_loss`, plus in training `weight` times the mean of `dense` where every labelled token is an item's.
 
-    def __init__(self, folder: Path) -> None:
+    Both are sums over the labelled tokens of the optimizer step, so that it may be cut into batches anyhow.
+    """
+
+    def total(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        loss = answer_loss(outputs, labels, num_items_in_batch)
+        if dense is None or not dense.training:
+            return loss
+        tokens = num_items_in_batch if num_items_in_batch is not None else predicting(labels).sum()
+        return loss + weight * dense.trie.levels * dense(labels) / tokens
+
+    return total
+
+
+class _Report(TrainerCallback):
+    """Log lines to `log.jsonl` and the logger, a progress bar on a terminal, a mark on whole checkpoints.
+
+    Checkpoints get the dense head too, which is none of the model's own parts.
+    """
+
+    def __init__(self, folder: Path, dense: DenseLoss | None) -> None:
         self.folder = folder
+        self.dense = dense
         self.started = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -121,7 +144,10 @@ class _Report(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if self.dense is not None:
+                save_file(self.dense.head.state_dict(), checkpoint / HEAD)
+            (checkpoint / WHOLE).touch()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -139,6 +165,7 @@ def run_trainer(
     folder: Path,
     keeps_logits: bool,
     validation_collator: Collate | None = None,
+    dense: DenseLoss | None = None,
 ) -> nn.Module:
     """Train `model` in place, resuming from the last whole checkpoint in `folder` if there is one.
 
@@ -151,19 +178,22 @@ def run_trainer(
         folder: for checkpoints and `log.jsonl`.
         keeps_logits: the model's forward takes a mask as `logits_to_keep`.
         validation_collator: validation examples -> batch with one example per row; default: `collator`.
+        dense: trained beside the model, in place; resumed and kept at its best with it.
 
     Returns:
         `model`, or a copy of it if the training has spread its weights over the processes.
     """
     whole = empty_copy(model) if spread_over_processes() else model
+    if dense is not None:
+        model.dense_loss = dense  # a part of it while it trains: for the optimizer, the device and the other processes
     trainer = _Trainer(
         model=model,
-        args=_arguments(model, config, folder, len(train), validation is not None),
+        args=_arguments(model, config, folder, len(train), validation is not None, dense is not None),
         train_dataset=cast(Any, train),
         eval_dataset=cast(Any, validation),
         data_collator=collator,
-        compute_loss_func=answer_loss,
-        callbacks=[_Report(folder)],
+        compute_loss_func=objective(dense, config.dense_weight),
+        callbacks=[_Report(folder, dense)],
     )
     trainer.keeps_logits, trainer.validation_collator = keeps_logits, validation_collator or collator
     # Both write to stdout, which belongs to the answers.
@@ -181,13 +211,21 @@ def run_trainer(
     trainer.accelerator.wait_for_everyone()
     if checkpoint is not None:
         log.info("Resuming from %s", checkpoint.name)
+        if dense is not None:
+            dense.head.load_state_dict(load_file(checkpoint / HEAD))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    if dense is not None:
+        del model.dense_loss
+        if config.patience and trainer.state.best_model_checkpoint is not None:
+            dense.head.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / HEAD))
     # Else the model would answer under the training's autocast until it is saved and loaded.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return model if whole is model else gather(trainer, whole)
 
 
-def _arguments(model: nn.Module, config: TrainConfig, folder: Path, examples: int, validate: bool) -> TrainingArguments:
+def _arguments(
+    model: nn.Module, config: TrainConfig, folder: Path, examples: int, validate: bool, dense: bool
+) -> TrainingArguments:
     from accelerate import PartialState
 
     state = PartialState()
@@ -224,6 +262,8 @@ def _arguments(model: nn.Module, config: TrainConfig, folder: Path, examples: in
         prediction_loss_only=True,
         remove_unused_columns=False,
         label_names=["labels"],
+        # A dense head is used behind the forward pass, where DDP would take it for unused.
+        ddp_find_unused_parameters=False if dense else None,
         dataloader_pin_memory=state.device.type == "cuda",
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",

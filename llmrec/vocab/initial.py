@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, assert_never
 import numpy as np
 import torch
 
-from llmrec.errors import UserError
 from llmrec.vocab.config import InitRows
 
 if TYPE_CHECKING:
@@ -45,8 +44,6 @@ def row_start(
         texts: N texts, of the items in the order of `items`; read for `text` only.
         seed: of the projection of `codebook`.
 
-    Raises:
-        UserError: `codebook` with a quantizer whose codes stand for nothing.
     """
     match method:
         case "gaussian":
@@ -117,10 +114,7 @@ def code_vectors(quantizer: "Quantizer", codes: np.ndarray, seed: int) -> list[n
 
     Measured on at most `REFERENCES` of the items' semantic IDs (`codes` [N, L or more]) with the code put in its
     place, so that any quantizer has them. Where the reconstruction is a sum of codes these are the codebooks, but for
-    an offset per level.
-
-    Raises:
-        UserError: the codes of a level make no difference, as with random codes.
+    an offset per level. Of a level whose codes make no difference, such as random ones, they are 0.
     """
     rng = np.random.default_rng(seed)
     some = codes[rng.permutation(len(codes))[:REFERENCES], : quantizer.levels]
@@ -129,20 +123,16 @@ def code_vectors(quantizer: "Quantizer", codes: np.ndarray, seed: int) -> list[n
         every = np.repeat(some, size, axis=0)
         every[:, level] = np.tile(np.arange(size), len(some))
         effect = quantizer.decode(every).reshape(len(some), size, -1).mean(axis=0)
+        scale = np.abs(effect).max()
         effect -= effect.mean(axis=0)
-        if size > 1 and not effect.any():
-            raise UserError(
-                f"--base.init_rows codebook: the codes of level {level + 1} stand for no vectors with "
-                f"--tokenize.method {quantizer.config()['method']}; choose text, mean or gaussian."
-            )
-        vectors.append(effect)
+        vectors.append(effect if np.abs(effect).max() > 1e-5 * scale else np.zeros_like(effect))
     return vectors
 
 
 def _from_vectors(vectors: Sequence[np.ndarray], seed: int) -> Start:
     """Each level's `vectors` [C_l, D] in a random projection, with the mean and deviations of the old rows.
 
-    `gaussian` for the rows after them: the ranks of a dedup level, which have no vectors.
+    `gaussian` for codes that stand for nothing: of a level of zeros, and the ranks of a dedup level.
     """
 
     def start(old: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -150,9 +140,10 @@ def _from_vectors(vectors: Sequence[np.ndarray], seed: int) -> Start:
         projection = torch.randn(vectors[0].shape[1], old.shape[1], generator=torch.Generator().manual_seed(seed))
         first = 0
         for level in vectors:
-            spread = torch.from_numpy(level).float() @ projection
-            scaled = spread / spread.std(0, correction=0).clamp_min(torch.finfo(torch.float32).tiny)
-            rows[first : first + len(level)] = old.mean(0) + scaled.to(old.device) * old.std(0)
+            if level.any():
+                spread = torch.from_numpy(level).float() @ projection
+                scaled = spread / spread.std(0, correction=0)
+                rows[first : first + len(level)] = old.mean(0) + scaled.to(old.device) * old.std(0)
             first += len(level)
         return rows
 

@@ -93,6 +93,17 @@ class ItemVocabulary:
         """Token ids int64 [..., L] of codes int [..., L]."""
         return np.stack([self.ids[level][codes[..., level]] for level in range(len(self.ids))], axis=-1)
 
+    def codes_in(self, tokens: np.ndarray) -> np.ndarray:
+        """The codes int64 [n, L] of the whole semantic IDs among token ids int64 [T], in their order."""
+        levels = len(self.ids)
+        # Windows of as many tokens as there are levels, of which those count that spell one code of each.
+        spans = np.lib.stride_tricks.sliding_window_view(np.pad(tokens, (0, levels), constant_values=-1), levels)
+        spans = spans[np.isin(spans[:, 0], self.ids[0])]
+        size = int(max(self.all_ids.max(), tokens.max(initial=0))) + 1
+        codes = np.append(self.code_of_token(size), -1)[spans]
+        whole = np.stack([np.isin(spans[:, level], ids) for level, ids in enumerate(self.ids)], axis=1).all(axis=1)
+        return codes[whole]
+
     def text(self, codes: np.ndarray) -> str:
         """The semantic ID as text, `<a_12><b_7>`, of codes int [L] or of fewer levels (a prefix)."""
         return "".join(self.names[level][code] for level, code in enumerate(codes))

@@ -13,7 +13,7 @@ from llmrec.data import Cases
 from llmrec.errors import UserError
 from llmrec.tasks.collate import Collator
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Mixture, validation_examples
+from llmrec.tasks.mixture import validation_examples
 from llmrec.train import finetune as finetuning
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune, with_adapter
@@ -32,7 +32,7 @@ def data(shop, validation=True):
 
 
 def train(shop, config, folder, validation=True):
-    return finetune(shop.model, shop.renderer, data(shop, validation), TASKS, config, folder)
+    return finetune(shop.model, shop.renderer, data(shop, validation), TASKS, config, folder)[0]
 
 
 def log(folder, key):
@@ -42,21 +42,6 @@ def log(folder, key):
 
 def weights(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-@contextlib.contextmanager
-def power_cut(monkeypatch, stop):
-    """Examples give out at number `stop`."""
-    whole = Mixture.__getitem__
-
-    def get(self, index):
-        if index >= stop:
-            raise RuntimeError("power cut")
-        return whole(self, index)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Mixture, "__getitem__", get)
-        yield
 
 
 def assert_same(one, other):
@@ -82,11 +67,11 @@ ROWS_FIRST = {"rows_first": 0.5}
     [FULL, LORA, replace(FULL, **ROWS_FIRST), replace(LORA, **ROWS_FIRST)],
     ids=["full", "lora", "full, rows first", "lora, rows first"],
 )
-def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, monkeypatch, config):
+def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, power_cut, config):
     undisturbed = weights(train(make_shop(), config, tmp_path / "one"))
 
     for stop in (24, 40, 80):
-        with power_cut(monkeypatch, stop), pytest.raises(RuntimeError, match="power cut"):
+        with power_cut(stop), pytest.raises(RuntimeError, match="power cut"):
             train(make_shop(), config, tmp_path / "two")
         # As if the run had died while it wrote the next checkpoint.
         (tmp_path / "two" / "checkpoint-999").mkdir(exist_ok=True)
@@ -252,14 +237,14 @@ def test_patience_stops_and_keeps_the_best(shop, tmp_path, method):
         assert answer_loss(model(**batch), labels).item() == pytest.approx(min(losses), abs=1e-4)
 
 
-def test_patience_survives_an_interruption(make_shop, tmp_path, monkeypatch):
+def test_patience_survives_an_interruption(make_shop, tmp_path, power_cut):
     undisturbed = weights(train(make_shop(), overfit(), tmp_path / "one"))
     losses = log(tmp_path / "one", "eval_loss")
     # Cut after the first evaluation that is no better, when half of the patience is spent.
     state = json.loads((last_checkpoint(tmp_path / "one") / "trainer_state.json").read_text())
     evaluated = [line["step"] for line in state["log_history"] if "eval_loss" in line]
     cut = FULL.batch_size * (evaluated[-2] + 1)
-    with power_cut(monkeypatch, cut), pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(cut), pytest.raises(RuntimeError, match="power cut"):
         train(make_shop(), overfit(), tmp_path / "two")
     assert last_checkpoint(tmp_path / "two").name == f"checkpoint-{evaluated[-2]}"
     assert_same(weights(train(make_shop(), overfit(), tmp_path / "two")), undisturbed)
@@ -267,8 +252,8 @@ def test_patience_survives_an_interruption(make_shop, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", [16, 1000], ids=["interrupted", "finished"])
-def test_dropout_goes_after_training(shop, tmp_path, monkeypatch, stop):
-    with power_cut(monkeypatch, stop), contextlib.suppress(RuntimeError):
+def test_dropout_goes_after_training(shop, tmp_path, power_cut, stop):
+    with power_cut(stop), contextlib.suppress(RuntimeError):
         train(shop, replace(FULL, epochs=1), tmp_path, validation=False)
     assert last_checkpoint(tmp_path) is not None
     assert not any(module._forward_hooks for module in shop.model.modules())

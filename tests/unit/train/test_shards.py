@@ -52,7 +52,7 @@ def test_training_ends_with_the_gathered_copy(make_shop, tmp_path, monkeypatch, 
     def train(folder):
         shop = make_shop()
         data = TrainingData(shop.catalog, shop.sequences)
-        return shop, finetune(shop.model, shop.renderer, data, TASKS, replace(CONFIG, method=method), folder)
+        return shop, finetune(shop.model, shop.renderer, data, TASKS, replace(CONFIG, method=method), folder)[0]
 
     _, expected = train(tmp_path / "plain")
     monkeypatch.setattr("llmrec.train.trainer.spread_over_processes", lambda: True)

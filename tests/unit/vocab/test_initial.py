@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from llmrec.embed.config import EmbedConfig
-from llmrec.errors import UserError
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.train.base import make_base
 from llmrec.train.config import BaseConfig
@@ -125,9 +124,12 @@ def test_a_dedup_level_has_no_vectors_and_starts_gaussian(tokenizer, tiny_catalo
     assert not torch.isclose(rows[:8], expected[:8]).any(dim=1).all()
 
 
-def test_random_codes_have_no_vectors(tokenizer, tiny_catalog):
-    with pytest.raises(UserError, match=r"--base\.init_rows codebook: .* --tokenize\.method random; choose text"):
-        row_start("codebook", tokenizer, ids(tokenizer, 8), items(tiny_catalog, "random"), [], seed=0)
+def test_random_codes_have_no_vectors_and_start_gaussian(tokenizer, tiny_catalog):
+    random = items(tiny_catalog, "random")
+    assert not any(level.any() for level in code_vectors(random.quantizer, random.codes, seed=0))
+    count = sum(random.level_sizes)
+    rows = draw(row_start("codebook", tokenizer, ids(tokenizer, 8), random, [], seed=0), count)
+    assert torch.equal(rows, draw(gaussian, count))
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

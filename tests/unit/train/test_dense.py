@@ -1,0 +1,373 @@
+"""The dense loss against a slow loop over examples, and tiny fine-tunings that train a head beside the model."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmrec.data import Cases
+from llmrec.errors import UserError
+from llmrec.tasks.build import build_tasks
+from llmrec.tasks.collate import IGNORE, Collator, predicting
+from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.mixture import Mixture, validation_examples
+from llmrec.tasks.render import Renderer
+from llmrec.train.config import TrainConfig
+from llmrec.train.dense import DenseLoss
+from llmrec.train.finetune import TrainingData, finetune
+from llmrec.train.trainer import HEAD, answer_loss, last_checkpoint, objective
+from llmrec.vocab.dense import TEMPERATURE, DenseHead
+from llmrec.vocab.trie import ItemTrie
+
+TEXT = 12
+TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
+ALL = TasksConfig(max_history=4, max_text_tokens=12)
+FULL = TrainConfig(
+    epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8, dense_weight=1.0, dense_dim=8
+)
+LORA = replace(FULL, method="lora", lora_rank=4, learning_rate=5e-3)
+
+
+def vectors(n=20) -> np.ndarray:
+    return np.random.default_rng(3).normal(size=(n, TEXT)).astype(np.float32)
+
+
+def head_of(shop) -> DenseHead:
+    torch.manual_seed(2)
+    return DenseHead(shop.model.config.hidden_size, TEXT, 8)
+
+
+def without(sequences, items):
+    """The sequences without the events of some items."""
+    return [sequence[~np.isin(sequence, items)] for sequence in sequences]
+
+
+def examples(shop, tasks=ALL):
+    mixture = Mixture(build_tasks(tasks, shop.catalog, shop.sequences, shop.renderer), tasks, 1, 4, seed=0)
+    return [mixture[i] for i in range(0, len(mixture), 3)]
+
+
+def run(model, loss, batch, keep):
+    """Model outputs and the dense loss of one batch, as the trainer takes them."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    if keep:
+        inputs["logits_to_keep"] = predicting(batch["labels"])
+    with loss.watching(model):
+        outputs = model(**inputs, use_cache=False)
+    return outputs, loss(batch["labels"])
+
+
+def targets_by_hand(shop, ids, labels):
+    """(position of the first code, item) of each item that is learnt in one example."""
+    names = {tuple(tokens): item for item, tokens in reversed([*enumerate(shop.renderer_tokens)])}
+    found = []
+    for start in range(1, len(ids) - 1):
+        if labels[start] != IGNORE and labels[start + 1] != IGNORE:
+            item = names.get((int(ids[start]), int(ids[start + 1])))
+            if item is not None:
+                found.append((start, item))
+    return found
+
+
+@pytest.fixture
+def shop(shop):
+    shop.renderer_tokens = [tuple(tokens) for tokens in shop.vocabulary.token_ids(shop.codes).tolist()]
+    return shop
+
+
+def by_hand(shop, head, batch, known):
+    """The loss of a padded batch: a plain forward pass per example, each item and depth by itself."""
+    known, total, items = sorted(known), 0.0, 0
+    table = torch.from_numpy(vectors()[known])
+    places = torch.nn.functional.normalize(head.straight(table) + head.item(table), dim=1)
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        hidden = shop.model.base_model(input_ids=ids[None]).last_hidden_state[0]
+        for start, item in targets_by_hand(shop, ids.tolist(), labels.tolist()):
+            if item not in known:
+                continue
+            items += 1
+            for at in (start - 1, start):
+                query = head.query(hidden[at])
+                cosines = places @ query / query.norm()
+                total = total + torch.nn.functional.cross_entropy(
+                    cosines[None] / TEMPERATURE, torch.tensor([known.index(item)]), reduction="sum"
+                )
+    return total / 2, items
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["needed logits", "all logits"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_loss_is_that_of_a_loop_over_examples(shop, packed, keep):
+    cold = [4, 7, 12]
+    sequences = without(shop.sequences, cold)
+    known = set(np.concatenate(sequences).tolist())
+    assert 10 < len(known) < 20
+    head, model = head_of(shop), shop.model.eval()
+    loss = DenseLoss(head, shop.renderer, vectors(), sequences)
+    batch = Collator(shop.renderer, 160, packed)(examples(shop))
+    padded = Collator(shop.renderer, 160)(examples(shop))
+    expected, items = by_hand(shop, head, padded, known)
+    rows = zip(padded["input_ids"].tolist(), padded["labels"].tolist(), strict=True)
+    assert 20 < items < sum(len(targets_by_hand(shop, ids, labels)) for ids, labels in rows)
+    _, total = run(model, loss, batch, keep)
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-3)
+    ours = torch.autograd.grad(total, [*head.parameters(), *model.parameters()], allow_unused=True)
+    theirs = torch.autograd.grad(expected, [*head.parameters(), *model.parameters()], allow_unused=True)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_items_without_training_events_do_not_compete(shop):
+    """Whatever their texts are, the loss is the same."""
+    cold, batch = [4, 7], Collator(shop.renderer, 160)(examples(shop))
+    totals = []
+    for scale in (1, 50):
+        table = vectors()
+        table[cold] *= -scale
+        loss = DenseLoss(head_of(shop), shop.renderer, table, without(shop.sequences, cold))
+        totals.append(run(shop.model.eval(), loss, batch, True)[1])
+    assert torch.equal(*totals)
+
+
+def test_ids_that_are_cut_off_are_left_out(shop):
+    """Contexts that end after an example's last code but one: the others' losses stay."""
+    head, chosen = head_of(shop), validation_examples(shop.renderer, data(shop).validation)
+    loss = DenseLoss(head, shop.renderer, vectors(), shop.sequences)
+    lengths = [len(ids) for ids in shop.renderer.encode_prompts([example.prompt for example in chosen])]
+    longest = max(lengths) + 2
+    whole = Collator(shop.renderer, longest)(chosen)
+    cut = Collator(shop.renderer, longest - 1)(chosen)
+    stays = [i for i, length in enumerate(lengths) if length + 2 < longest]
+    assert 0 < len(stays) < len(chosen)
+    shorter = {name: tensor[stays] for name, tensor in whole.items()}
+    torch.testing.assert_close(run(shop.model, loss, cut, True)[1], run(shop.model, loss, shorter, True)[1])
+
+
+def test_only_whole_ids_in_their_order_are_targets(shop):
+    a, b = (ids.tolist() for ids in shop.vocabulary.ids)
+    loss = DenseLoss(head_of(shop), shop.renderer, vectors(), [np.arange(20)])
+    word, none = 5, IGNORE
+    for labels, expected in {
+        (word, a[1], b[2], word, none, a[3], b[4]): [(0, 7), (1, 7), (4, 19), (5, 19)],
+        (a[1], b[2], none, word): [],  # nothing comes before it
+        (none, b[2], a[1], word): [],
+        (none, a[1], word, b[2]): [],
+        (none, a[1], none, b[2]): [],
+        (none, a[1], a[2], b[0]): [(1, 10), (2, 10)],
+        (none, none, none, a[1]): [],
+        (none, a[0], b[0], a[0], b[1]): [(0, 0), (1, 0), (2, 1), (3, 1)],
+    }.items():
+        at, place = loss._targets(torch.tensor([labels]))
+        assert [*zip(at.tolist(), place.tolist(), strict=True)] == expected
+    # The next row's first code does not complete an ID that this row's last token begins.
+    assert not len(loss._targets(torch.tensor([[none, a[1]], [b[2], word]]))[0])
+
+
+def test_of_items_that_share_an_id_the_first_counts(shop):
+    codes = shop.codes.copy()
+    codes[9] = codes[2]
+    renderer = Renderer(shop.tokenizer, shop.vocabulary, codes, shop.renderer.templates, 4)
+    labels = torch.tensor([[IGNORE, *shop.vocabulary.token_ids(codes[9]).tolist()]])
+    everyone = [np.arange(20)]
+    assert DenseLoss(head_of(shop), renderer, vectors(), everyone)._targets(labels)[1].tolist() == [2, 2]
+    late = without(everyone, [2])
+    assert not len(DenseLoss(head_of(shop), renderer, vectors(), late)._targets(labels)[1])
+
+
+def test_ids_of_one_code_have_one_place(shop):
+    """The mean over the depths is over those that there are."""
+    loss = DenseLoss(head_of(shop), shop.renderer, vectors(), [np.arange(20)])
+    loss.trie = ItemTrie.build(np.arange(4)[:, None], [4])
+    labels = torch.tensor([[IGNORE, int(shop.vocabulary.ids[0][3]), 5]])
+    hidden = torch.randn(1, 3, 32)
+    loss._hidden = hidden
+    with torch.no_grad():
+        scores = loss.head.queries(hidden[0, :1]) @ loss.head.items(loss.texts).T / TEMPERATURE
+        torch.testing.assert_close(loss(labels), -scores.log_softmax(1)[0, 3])
+
+
+def test_eight_batches_of_one_are_one_of_eight(shop):
+    head, model = head_of(shop), shop.model.eval()
+    loss = DenseLoss(head, shop.renderer, vectors(), shop.sequences)
+    total = objective(loss.train(), 0.7)
+    chosen = examples(shop)[:8]
+    learnt = sum(int((Collator(shop.renderer, 160)([each])["labels"] != IGNORE).sum()) for each in chosen)
+    gradients, values = [], []
+    for size in (8, 1):
+        model.zero_grad()
+        head.zero_grad()
+        value = 0.0
+        for start in range(0, 8, size):
+            batch = Collator(shop.renderer, 160, packed=True)(chosen[start : start + size])
+            outputs, _ = run(model, loss, batch, True)
+            part = total(outputs, batch["labels"], learnt)
+            part.backward()
+            value += part.item()
+        gradients.append([p.grad.clone() for p in [*head.parameters(), *model.parameters()]])
+        values.append(value)
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+    for one, eight in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, eight, rtol=1e-3, atol=1e-5)
+
+
+def test_the_objective_is_the_answers_loss_and_the_mean_of_the_items(shop):
+    """A batch whose labels are all items': the dense part counts as often as an item is learnt."""
+    head = head_of(shop)
+    loss = DenseLoss(head, shop.renderer, vectors(), [np.arange(20)])
+    batch = Collator(shop.renderer, 160)(validation_examples(shop.renderer, data(shop).validation))
+    outputs, dense = run(shop.model.eval(), loss, batch, True)
+    answers = answer_loss(outputs, batch["labels"])
+    items = len(batch["labels"])
+    given = objective(loss.train(), 0.7)(outputs, batch["labels"])
+    torch.testing.assert_close(given, answers + 0.7 * dense / items)
+    assert torch.equal(objective(loss.eval(), 0.7)(outputs, batch["labels"]), answers)
+    assert torch.equal(objective(None, 0.7)(outputs, batch["labels"]), answers)
+
+
+def data(shop, validation=True):
+    histories = [sequence for sequence in shop.sequences if len(sequence) > 2]
+    targets = np.array([sequence[0] for sequence in histories], dtype=np.int32)
+    cases = Cases(np.arange(len(histories), dtype=np.int32), histories, targets)
+    return TrainingData(shop.catalog, shop.sequences, cases if validation else None, vectors=vectors())
+
+
+def train(shop, config, folder, validation=True):
+    return finetune(shop.model, shop.renderer, data(shop, validation), TASKS, config, folder)
+
+
+def log(folder, key):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def state(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def dense_loss(shop, model, head) -> float:
+    """Mean over the items learnt in the sequential examples."""
+    loss = DenseLoss(head, shop.renderer, vectors(), shop.sequences)
+    batch = Collator(shop.renderer, 160)(examples(shop, replace(ALL, mixture={"sequential": 1.0})))
+    with torch.no_grad():
+        total = run(model.eval(), loss, batch, False)[1]
+    return float(total) / len(loss._targets(batch["labels"])[0]) * 2
+
+
+@pytest.mark.parametrize("config", [FULL, LORA], ids=["full", "lora"])
+def test_the_head_learns_with_the_model(make_shop, tmp_path, config):
+    config = replace(config, epochs=15, dropout=0.0)
+    shop = make_shop()
+    model, head = train(shop, config, tmp_path)
+    assert head is not None
+    untrained = make_shop()
+    before = dense_loss(untrained, untrained.model, head_of(untrained))
+    assert dense_loss(shop, model, head) < 0.6 * before
+    assert log(tmp_path, "loss")[-1] < 0.75 * log(tmp_path, "loss")[0]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not hasattr(model, "dense_loss")
+
+
+def test_no_weight_no_head(shop, tmp_path):
+    config = replace(FULL, epochs=1, dense_weight=0.0)
+    assert train(shop, config, tmp_path)[1] is None
+    assert not list(tmp_path.glob(f"checkpoint-*/{HEAD}"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [FULL, LORA, replace(FULL, rows_first=0.5)],
+    ids=["full", "lora", "full, rows first"],
+)
+def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, power_cut, config):
+    model, head = train(make_shop(), config, tmp_path / "one")
+    for stop in (24, 80):
+        with power_cut(stop), pytest.raises(RuntimeError, match="power cut"):
+            train(make_shop(), config, tmp_path / "two")
+    assert last_checkpoint(tmp_path / "two") is not None
+    again, resumed = train(make_shop(), config, tmp_path / "two")
+    assert_same(state(resumed), state(head))
+    assert_same(state(again), state(model))
+    for name in ("loss", "eval_loss"):
+        assert log(tmp_path / "two", name) == log(tmp_path / "one", name)
+    finished, unchanged = train(make_shop(), config, tmp_path / "two")
+    assert_same(state(unchanged), state(head))
+    assert_same(state(finished), state(model))
+
+
+def overfit(**changes):
+    """The validation targets contradict what is learnt, so that their loss turns upwards soon."""
+    return replace(FULL, epochs=30, evaluations=30, learning_rate=2e-2, dropout=0.0, patience=2, **changes)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_patience_keeps_the_best_head_and_validation_is_without_it(make_shop, tmp_path, method):
+    shop = make_shop()
+    model, head = train(shop, overfit(method=method), tmp_path)
+    losses = log(tmp_path, "eval_loss")
+    assert len(losses) < 30
+    last = last_checkpoint(tmp_path)
+    best = json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"].rsplit("/", 1)[1]
+    assert best != last.name
+    kept, final = (load_file(tmp_path / name / HEAD) for name in (best, last.name))
+    assert_same(state(head), kept)
+    assert not torch.equal(final["query.weight"], kept["query.weight"])
+    batch = Collator(shop.renderer, 160)(validation_examples(shop.renderer, data(shop).validation.sample(8, 0)))
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        assert answer_loss(model(**batch), labels).item() == pytest.approx(min(losses), abs=1e-4)
+    # A run that is over comes back with the same, though its last checkpoint is another.
+    again = train(make_shop(), overfit(method=method), tmp_path)
+    assert_same(state(again[1]), kept)
+    assert_same(state(again[0]), state(model))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("config", [FULL, LORA], ids=["full", "lora"])
+def test_the_saved_model_knows_nothing_of_the_head(make_shop, tmp_path, config, tied):
+    from transformers import AutoModelForCausalLM
+
+    model, _ = train(make_shop(tied), replace(config, epochs=1), tmp_path / "run", validation=False)
+    if config.method == "lora":
+        model.save_pretrained(tmp_path / "adapter")
+        assert not [name for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors") if "dense" in name]
+        model = model.merge_and_unload()
+    model.save_pretrained(tmp_path / "model")
+    assert not [name for name in load_file(tmp_path / "model" / "model.safetensors") if "dense" in name]
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert_same(state(loaded), state(model))
+
+
+def test_the_first_steps_for_the_rows_alone_train_no_head(shop, tmp_path):
+    train(shop, replace(FULL, epochs=2, rows_first=0.5), tmp_path, validation=False)
+    assert not list((tmp_path / "rows").glob(f"checkpoint-*/{HEAD}"))
+    assert (last_checkpoint(tmp_path) / HEAD).exists()
+
+
+def test_runs_with_bfloat16_and_gradient_checkpointing(shop, tmp_path):
+    config = replace(FULL, epochs=1, dtype="bfloat16", gradient_checkpointing=True)
+    _, head = train(shop, config, tmp_path)
+    assert {p.dtype for p in head.parameters()} == {torch.float32}
+    assert all(torch.isfinite(p).all() for p in head.parameters())
+    assert np.isfinite(log(tmp_path, "loss")).all()
+
+
+def test_a_head_without_vectors_is_refused(shop, tmp_path):
+    with pytest.raises(UserError, match=r"--train\.dense_weight 1\.0 trains a dense head on text vectors") as caught:
+        finetune(shop.model, shop.renderer, TrainingData(shop.catalog, shop.sequences), TASKS, FULL, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"dense_weight": -1.0}, {"dense_dim": 0}])
+def test_config_refuses(wrong):
+    with pytest.raises(UserError, match=r"--train\.dense_weight .* and --train\.dense_dim .*: expected at least 0"):
+        TrainConfig(**wrong)
