@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from llmrec.data.config import DataConfig
-from llmrec.decode.config import DecodeConfig
+from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig
 from llmrec.embed.config import EmbedConfig
+from llmrec.errors import UserError
 from llmrec.evaluate.config import EvaluateConfig
 from llmrec.intentions.config import IntentionsConfig
 from llmrec.quantize.config import TokenizeConfig
@@ -34,3 +35,18 @@ class Config:
     """How answers are decoded."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """How it is measured."""
+
+    def __post_init__(self) -> None:
+        headless = "" if self.train.dense_weight else "needs a dense head: set --train.dense_weight 1, or "
+        if headless and self.decode.ranking not in ("auto", *WITHOUT_HEAD):
+            raise UserError(f"--decode.ranking {self.decode.ranking} {headless}choose beam or quota.")
+        if headless and (others := [name for name in self.evaluate.rankings if name not in WITHOUT_HEAD]):
+            raise UserError(f"--evaluate.rankings {others[0]} {headless}leave it out.")
+        if headless and self.evaluate.frontier:
+            raise UserError(f"--evaluate.frontier true {headless}set it to false.")
+        asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
+        if asked and self.decode.constraint != "trie":
+            raise UserError(
+                f"--evaluate.{asked} goes by items, which --decode.constraint {self.decode.constraint} does not know; "
+                "set it to trie."
+            )

@@ -104,3 +104,15 @@ def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
 def shop(make_shop: Callable[..., Shop]) -> Shop:
     """A fresh `Shop` with tied token rows and no chat template."""
     return make_shop()
+
+
+@pytest.fixture
+def loud(shop: Shop) -> Shop:
+    """The shop with weights so large that the model has opinions."""
+    import torch
+
+    torch.manual_seed(0)
+    for parameter in shop.model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return shop

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from llmrec.console import get_logger
@@ -24,16 +25,21 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 def make_search(
-    model: "PreTrainedModel", vocabulary: ItemVocabulary, trie: ItemTrie, config: DecodeConfig, pad_token_id: int = 0
+    model: "PreTrainedModel",
+    vocabulary: ItemVocabulary,
+    trie: ItemTrie,
+    config: DecodeConfig,
+    pad_token_id: int = 0,
+    new: np.ndarray | None = None,
 ) -> BeamSearch:
-    """The fastest search that is exact for `model`, told apart by a trial on a few tokens.
+    """The fastest search that is exact for `model`, told apart by a trial on a few tokens; arguments as `BeamSearch`.
 
     Raises:
         UserError: the model can only go through `generate`, and `config` asks for what that does not offer; or the
             vocabulary does not fit the trie or the model.
     """
     check_fit(model, vocabulary, trie)
-    search = TreeSearch(model, vocabulary, trie, config, pad_token_id)
+    search = TreeSearch(model, vocabulary, trie, config, pad_token_id, new)
     reason = tree_trouble(search)
     if reason is None:
         return search
@@ -58,7 +64,7 @@ def make_exact(search: BeamSearch) -> ExactSearch:
         raise UserError(
             f"--exact searches among the items; --decode.constraint {search.config.constraint} has others: use trie."
         )
-    return ExactSearch(search.model, search.vocabulary, search.trie, search.config, search.pad_token_id)
+    return ExactSearch(search.model, search.vocabulary, search.trie, search.config, search.pad_token_id, search.new)
 
 
 def check_fit(model: Any, vocabulary: ItemVocabulary, trie: ItemTrie) -> None:
@@ -87,7 +93,7 @@ def tree_trouble(search: TreeSearch) -> str | None:
     spelt = torch.stack([level[[0, -1]] for level in tokens], dim=1)  # [2 beams, depth]
     try:
         context = Context(search, ids, (torch.arange(ids.shape[1], device=search.device) > 0).long()[None])
-        context.prefill()
+        context.start()
         alive = torch.ones((1, 2), dtype=torch.bool, device=search.device)
         ancestors = torch.empty((1, 2, 0), dtype=torch.int64, device=search.device)
         for level, column in enumerate(spelt.T):

@@ -1,5 +1,6 @@
 """How answers are decoded."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,9 @@ from llmrec.errors import UserError
 
 Scoring = Literal["auto", "vocab", "level", "catalogue"]
 Constraint = Literal["trie", "level", "none"]
+RankingName = Literal["beam", "quota", "dense", "liger", "cascade", "specgr", "fusion"]
+WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota")
+"""Rankings that need no dense head."""
 
 
 @dataclass
@@ -23,6 +27,23 @@ class DecodeConfig:
     constraint: Constraint = "trie"
     """What beams may spell: items only (trie), any code of the level (level), anything (none); the latter two are for
     measuring what the constraint is worth, and their invalid answers are dropped."""
+    ranking: Literal["auto", RankingName] = "auto"
+    """How items are ranked: by the beams alone (beam); with a share of each list for new items that begin as a beam
+    does (quota, TIGER); by the dense head alone (dense); beams and all new items by the dense head (liger); beams over
+    first codes, dense inside (cascade, COBRA); drafts of the dense head that the model verifies (specgr); all of these
+    and the items' texts with calibrated weights (fusion). auto is fusion where the bundle has been calibrated, else
+    beam. A new item is one without training events. All but beam and quota need --train.dense_weight."""
+    quota: float = 0.1
+    """Ranking quota: share of a list that is for new items."""
+    quota_prefix: int = 0
+    """Ranking quota: codes that a new item must share with a beam; 0: all that tell content, as TIGER has it."""
+    specgr_threshold: float = -1.4
+    """Ranking specgr: least mean log-probability per code of an accepted draft."""
+    warm_floor: float = 1.05
+    """Ranking fusion, when it is calibrated: items with training events keep a recall@10 of so many times that of the
+    beams alone. Measured on validation cases, so a little above 1 to hold elsewhere."""
+    new_bonus: float = 0.0
+    """Ranking fusion: added to the score of new items, beyond what was calibrated: more of them, or fewer."""
     batch_size: int = 32
     """Requests decoded together."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -34,6 +55,21 @@ class DecodeConfig:
         for name in ("beams", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--decode.{name} {getattr(self, name)}: expected at least 1.")
+        if not math.isfinite(self.new_bonus) or math.isnan(self.specgr_threshold):
+            raise UserError(
+                f"--decode.new_bonus {self.new_bonus} and --decode.specgr_threshold {self.specgr_threshold}: expected "
+                "numbers."
+            )
+        if not 0 <= self.quota <= 1 or self.quota_prefix < 0 or self.warm_floor < 0:
+            raise UserError(
+                f"--decode.quota {self.quota}, --decode.quota_prefix {self.quota_prefix} and --decode.warm_floor "
+                f"{self.warm_floor}: expected a share, a number of codes, and at least 0."
+            )
+        if self.constraint != "trie" and self.ranking not in ("auto", "beam"):
+            raise UserError(
+                f"--decode.ranking {self.ranking} ranks items, and --decode.constraint {self.constraint} spells others "
+                "too: use --decode.ranking beam, or --decode.constraint trie."
+            )
         if self.constraint != "trie" and self.scoring == "catalogue":
             raise UserError(
                 f"--decode.scoring catalogue is a softmax over items, which --decode.constraint {self.constraint} "

@@ -43,15 +43,24 @@ class Context:
         self.positions = (self.seen.cumsum(-1) - 1).clamp(min=0)
         self.lengths = self.seen.sum(1)
         self.slots = 0
+        self._hidden: torch.Tensor | None = None
         capacity = self.seen.shape[1] + room
         self.cache = Cache(layer_class_to_replicate=partial(Slots, len(ids), capacity))
 
-    def prefill(self) -> torch.Tensor:
-        """Run the prompts; the hidden states after them, [B, 1, H]."""
-        with last_token_only():
-            if self.shared.shape[1]:
-                self._prompt(self.shared)
-            return self._prompt(self.ids)[:, -1:]
+    @torch.inference_mode()
+    def start(self) -> torch.Tensor:
+        """The hidden states after the prompts, [B, 1, H], which are run once; what was added behind them goes."""
+        if self._hidden is None:
+            with last_token_only():
+                if self.shared.shape[1]:
+                    self._prompt(self.shared)
+                self._hidden = self._prompt(self.ids)[:, -1:]
+        if self.slots:
+            self.slots, length = 0, self.seen.shape[1]
+            self.positions = self.positions[:, :length]
+            for layer in self.cache.layers:
+                layer.used = length
+        return self._hidden
 
     def _prompt(self, ids: torch.Tensor) -> torch.Tensor:
         """Run the tokens `ids` [B or 1, Q] of the prompts that come next."""

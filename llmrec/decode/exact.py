@@ -13,7 +13,7 @@ import torch
 
 from llmrec.decode.context import Context
 from llmrec.decode.filters import Restriction
-from llmrec.decode.search import Offsets, require_numbers
+from llmrec.decode.search import Offsets, Opened, require_numbers
 from llmrec.decode.tree import TreeSearch
 
 
@@ -44,15 +44,11 @@ class ExactSearch(TreeSearch):
 
     @torch.inference_mode()
     def _leaves(
-        self,
-        prompts: list[Sequence[int]],
-        width: int,
-        restriction: Restriction | None,
-        offsets: Offsets | None,
+        self, opened: Opened, width: int, restriction: Restriction | None, offsets: Offsets | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        leaves = np.full((len(prompts), width), -1, np.int64)
-        scores = np.full((len(prompts), width), -np.inf, np.float32)
-        for row, prompt in enumerate(prompts):
+        leaves = np.full((len(opened.prompts), width), -1, np.int64)
+        scores = np.full((len(opened.prompts), width), -np.inf, np.float32)
+        for row, prompt in enumerate(opened.prompts):
             own = None if restriction is None else Restriction(self.trie, [restriction.filters[row]])
             found = self._best(prompt, width, own, offsets)
             leaves[row, : len(found)] = [prefix.node for prefix in found]
@@ -65,7 +61,7 @@ class ExactSearch(TreeSearch):
         """The k best leaves of one request, best first."""
         context = Context(self, *self._padded([prompt]))
         root = Prefix(0.0, 0.0, -1, 0, ())
-        heap = self._children(root, context.prefill()[0, 0], restriction, offsets)
+        heap = self._children(root, context.start()[0, 0], restriction, offsets)
         heapq.heapify(heap)
         found: list[Prefix] = []
         last = self.trie.levels - 1

@@ -14,11 +14,25 @@ from transformers import DynamicCache, GenerationConfig
 
 from llmrec.decode.constraint import TrieConstraint
 from llmrec.decode.filters import Restriction
-from llmrec.decode.search import BeamSearch, Offsets
+from llmrec.decode.search import BeamSearch, Offsets, Opened
 from llmrec.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class OpenedPrompts(Opened):
+    """A batch of prompts that `generate` runs anew each time."""
+
+    def __init__(self, prompts: list[Sequence[int]], search: "GenerateSearch") -> None:
+        self.prompts = prompts
+        self.search = search
+
+    @property
+    @torch.inference_mode()
+    def hidden(self) -> torch.Tensor:
+        with self.search.arithmetic():
+            return self.search.run(*self.search._padded(self.prompts))[:, -1]
 
 
 class GenerateSearch(BeamSearch):
@@ -26,24 +40,27 @@ class GenerateSearch(BeamSearch):
 
     auto_scoring = "vocab"
 
+    def open(self, prompts: list[Sequence[int]]) -> "OpenedPrompts":
+        return OpenedPrompts(prompts, self)
+
     def _leaves(
-        self,
-        prompts: list[Sequence[int]],
-        width: int,
-        restriction: Restriction | None,
-        offsets: Offsets | None,
+        self, opened: Opened, width: int, restriction: Restriction | None, offsets: Offsets | None
     ) -> tuple[np.ndarray, np.ndarray]:
         if offsets is not None:
             raise UserError("--boost: score offsets need a model that takes tree attention masks; leave them out.")
         # At least 2: of a single beam `generate` makes a greedy search, which reports no score.
-        return self._generate(prompts, max(2, width), restriction)
+        return self._generate(opened.prompts, max(2, width), restriction)
+
+    def arithmetic(self) -> torch.autocast:
+        """The configured one, for what runs within."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.inference_mode()
     def _generate(
         self, prompts: list[Sequence[int]], width: int, restriction: Restriction | None
     ) -> tuple[np.ndarray, np.ndarray]:
         ids, mask = self._padded(prompts)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.arithmetic():
             cache = self._prefill(ids, mask)
             if cache is not None:
                 cache.batch_repeat_interleave(width)
@@ -73,16 +90,20 @@ class GenerateSearch(BeamSearch):
         """The cache of all prompt tokens but the last, one row per request; None for prompts of one token."""
         if ids.shape[1] < 2:
             return None
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
-        self.model.base_model(
-            input_ids=ids[:, :-1],
-            attention_mask=mask[:, :-1],
-            position_ids=positions[:, :-1],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        self.run(ids[:, :-1], mask[:, :-1], cache)
         return cache
+
+    def run(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
+        """The hidden states [B, T, H] of token ids int64 [B, T]; what is padding, `mask` says with 0."""
+        output = self.model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
 
 
 @contextmanager

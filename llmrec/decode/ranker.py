@@ -11,6 +11,7 @@ from llmrec.decode.choose import make_exact
 from llmrec.decode.diversity import Quota, diverse
 from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
+from llmrec.decode.rankings.base import RankingMethod
 from llmrec.decode.search import BeamSearch, NotNumbersError, Ranking
 from llmrec.errors import UserError
 from llmrec.tasks.render import Renderer
@@ -23,12 +24,16 @@ class ItemRanker:
         renderer: of the tokenizer and the catalogue that the search was built for.
         search: over the same catalogue.
         context: the model's longest sequence, in tokens.
+        method: how items are ranked; default: by the beams of the search.
     """
 
-    def __init__(self, renderer: Renderer, search: BeamSearch, context: int) -> None:
+    def __init__(
+        self, renderer: Renderer, search: BeamSearch, context: int, method: RankingMethod | None = None
+    ) -> None:
         self.renderer = renderer
         self.search = search
         self.context = context
+        self.method = method
         self.requests = 0
         self.seconds = 0.0
         self.width = 0
@@ -102,10 +107,13 @@ class ItemRanker:
             UserError: the model's weights are not numbers; `exact` of a model that can't.
             NotNumbersError: its weights are, its scores are not.
         """
-        search = self.exact if exact else self.search
         started = time.perf_counter()
         try:
-            ranking = search.search(requests, k, filters, offsets=offsets)
+            if self.method is not None and not exact:
+                ranking = self.method.rank(requests, k, filters, offsets)
+            else:
+                search = self.exact if exact else self.search
+                ranking = search.search(requests, k, filters, offsets=offsets)
         except NotNumbersError as error:
             self._blame_weights(error)
             raise
@@ -159,17 +167,22 @@ class ItemRanker:
             return found, np.empty(0, np.float32)
         # As many beams as items: nothing is pruned, each item has its score in each phrasing.
         ranking = self.rank(phrased, len(found), [Filter(allowed=found)] * len(phrased), offsets)
-        by_item = np.take_along_axis(ranking.scores, np.argsort(ranking.items, axis=1), axis=1)
+        by_item = np.full((len(phrased), len(found)), -np.inf, np.float32)
+        phrasing, place = np.nonzero(ranking.items >= 0)
+        by_item[phrasing, np.searchsorted(found, ranking.items[phrasing, place])] = ranking.scores[phrasing, place]
         mean = by_item.mean(axis=0)
         best = np.argsort(-mean, kind="stable")[:k]
+        best = best[np.isfinite(mean[best])]  # a method may not rank an item in every phrasing
         return found[best], mean[best]
 
     def stats(self) -> dict[str, int | float | str]:
-        """What was decoded so far: `beams, scoring, constraint, invalid_rate, invalid_first_rate, users_per_second`.
+        """What was decoded so far: `ranking, beams, scoring, constraint, invalid_rate, invalid_first_rate` and
+        `users_per_second`.
 
         `beams` are those searched with, which are at least as many as the answers asked for.
         """
         return {
+            "ranking": "beam" if self.method is None else self.method.name,
             "beams": self.width,
             "scoring": self.search.config.scoring,
             "constraint": self.search.config.constraint,

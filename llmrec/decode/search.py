@@ -1,9 +1,9 @@
 """The interface of every beam search: prompts in, ranked items out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import torch
@@ -65,6 +65,31 @@ class Ranking:
     invalid: int
     invalid_first: int
 
+    @classmethod
+    def joined(cls, n: int, k: int, parts: Sequence[tuple[Sequence[int], "Ranking"]]) -> Self:
+        """The ranking of n requests, of which each part has those of the given numbers."""
+        items = np.full((n, k), -1, dtype=np.int64)
+        scores = np.full((n, k), -np.inf, dtype=np.float32)
+        for chosen, part in parts:
+            items[chosen], scores[chosen] = part.items, part.scores
+        counts = [sum(getattr(part, name) for _, part in parts) for name in ("beams", "invalid", "invalid_first")]
+        return cls(items, scores, max((part.width for _, part in parts), default=0), *counts)
+
+
+class Opened(ABC):
+    """A batch of B prompts that a search has read.
+
+    Attributes:
+        prompts: token ids.
+    """
+
+    prompts: list[Sequence[int]]
+
+    @property
+    @abstractmethod
+    def hidden(self) -> torch.Tensor:
+        """What the model's output head gets to see after each prompt: float [B, H]."""
+
 
 class BeamSearch(ABC):
     """Constrained beam search with a causal language model.
@@ -77,6 +102,8 @@ class BeamSearch(ABC):
         trie: of the catalogue.
         config: beams, scoring, batch size, arithmetic, device.
         pad_token_id: to pad prompts on the left; its positions are masked, any token serves.
+        new: bool [N], items without training events. Scoring catalogue is a distribution over the others, so that what
+            comes later changes nobody's score.
 
     Attributes:
         config: with the scoring that auto stands for.
@@ -92,6 +119,7 @@ class BeamSearch(ABC):
         trie: ItemTrie,
         config: DecodeConfig,
         pad_token_id: int = 0,
+        new: np.ndarray | None = None,
     ) -> None:
         self.device = resolve_device(config.device)
         self.dtype = resolve_dtype(config.dtype, self.device)
@@ -103,6 +131,7 @@ class BeamSearch(ABC):
         auto = self.auto_scoring if config.constraint == "trie" else "vocab"
         self.config = config if config.scoring != "auto" else replace(config, scoring=auto)
         self.pad_token_id = pad_token_id
+        self.new = new
 
     def search(
         self,
@@ -129,23 +158,40 @@ class BeamSearch(ABC):
         Raises:
             NotNumbersError: the model's scores are not numbers.
         """
-        width = min(self._width(k, beams or self.config.beams), self.trie.items)
-        items = np.full((len(prompts), k), -1, dtype=np.int64)
-        scores = np.full((len(prompts), k), -np.inf, dtype=np.float32)
         bonus = None if offsets is None else Offsets(self.trie, offsets)
-        alive = invalid = invalid_first = 0
+        parts = []
+        for chosen in self.batches(prompts):
+            own = None if filters is None else [filters[i] for i in chosen]
+            parts.append((chosen, self.rank(self.open([prompts[i] for i in chosen]), k, own, beams, bonus)))
+        return Ranking.joined(len(prompts), k, parts)
+
+    def batches(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """The prompts in batches of like lengths, by number."""
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(prompts), self.config.batch_size):
-            chosen = by_length[start : start + self.config.batch_size]
-            restriction = None if filters is None else Restriction(self.trie, [filters[i] for i in chosen])
-            leaves, values = self._leaves([prompts[i] for i in chosen], width, restriction, bonus)
-            living = values > DEAD
-            alive += int(living.sum())
-            invalid += int((living & (leaves < 0)).sum())
-            invalid_first += int((living & (leaves < 0))[:, 0].sum())
-            values = np.where(living & (leaves >= 0), values, -np.inf)
-            items[chosen], scores[chosen] = self._items(leaves, values, k, restriction, bonus)
-        return Ranking(items, scores, width, alive, invalid, invalid_first)
+            yield by_length[start : start + self.config.batch_size]
+
+    @abstractmethod
+    def open(self, prompts: list[Sequence[int]]) -> Opened:
+        """Read a batch of prompts, which may then be asked about any number of times, one after the other."""
+
+    def rank(
+        self,
+        opened: Opened,
+        k: int,
+        filters: Sequence[Filter] | None = None,
+        beams: int | None = None,
+        offsets: "Offsets | None" = None,
+    ) -> Ranking:
+        """The k best items of each prompt of a batch; the arguments are those of `search`."""
+        width = min(self._width(k, beams or self.config.beams), self.trie.items)
+        restriction = None if filters is None else Restriction(self.trie, filters)
+        leaves, values = self._leaves(opened, width, restriction, offsets)
+        living = values > DEAD
+        invalid = living & (leaves < 0)
+        values = np.where(living & (leaves >= 0), values, -np.inf)
+        items, scores = self._items(leaves, values, k, restriction, offsets)
+        return Ranking(items, scores, width, int(living.sum()), int(invalid.sum()), int(invalid[:, 0].sum()))
 
     def _width(self, k: int, beams: int) -> int:
         """Leaves to look for; each has at least one allowed item."""
@@ -154,7 +200,7 @@ class BeamSearch(ABC):
     @abstractmethod
     def _leaves(
         self,
-        prompts: list[Sequence[int]],
+        opened: Opened,
         width: int,
         restriction: Restriction | None,
         offsets: "Offsets | None",

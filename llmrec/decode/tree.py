@@ -14,7 +14,7 @@ from llmrec.decode.body import decoding_copy
 from llmrec.decode.context import Context, shared_start
 from llmrec.decode.filters import Restriction
 from llmrec.decode.head import ItemHead
-from llmrec.decode.search import BeamSearch, Offsets, codes_of, require_numbers
+from llmrec.decode.search import BeamSearch, Offsets, Opened, codes_of, require_numbers
 
 
 @dataclass
@@ -34,6 +34,18 @@ class Beams:
     ancestors: torch.Tensor
 
 
+class OpenedTree(Opened):
+    """A batch of prompts in the key/value cache."""
+
+    def __init__(self, prompts: list[Sequence[int]], context: Context) -> None:
+        self.prompts = prompts
+        self.context = context
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        return self.context.start()[:, 0]
+
+
 class TreeSearch(BeamSearch):
     """Exactly the beams of `generate` (scoring vocab), without its copies."""
 
@@ -44,31 +56,91 @@ class TreeSearch(BeamSearch):
         config = self.model.config.get_text_config()
         self.window = getattr(config, "sliding_window", None)
         self.layer_types = set(getattr(config, "layer_types", None) or ())
+        self._trained: list[torch.Tensor] | None = None  # per level, bool [nodes]
+        if self.new is not None and self.new.any():
+            ordered = torch.from_numpy(~self.new).to(self.device)[self.trie.order.long()]
+            before = torch.cat([torch.zeros_like(ordered[:1], dtype=torch.int64), ordered.cumsum(0)])
+            self._trained = [before[first[1:].long()] > before[first[:-1].long()] for first in self.trie.firsts]
         size = self.head.weight.shape[0]
         self.code_of_token = torch.from_numpy(self.vocabulary.code_of_token(size)).to(self.device)
 
     @torch.inference_mode()
-    def _leaves(
-        self,
-        prompts: list[Sequence[int]],
-        width: int,
-        restriction: Restriction | None,
-        offsets: Offsets | None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def open(self, prompts: list[Sequence[int]]) -> "OpenedTree":
         shared = shared_start(prompts)
         ids, mask = self._padded([prompt[shared:] for prompt in prompts])
-        context = Context(self, ids, mask, prompts[0][:shared], width * (self.trie.levels - 1))
-        hidden = context.prefill()
-        size = len(prompts)
+        room = self.config.beams * (self.trie.levels - 1)
+        return OpenedTree(prompts, Context(self, ids, mask, prompts[0][:shared], room))
+
+    def _leaves(
+        self, opened: Opened, width: int, restriction: Restriction | None, offsets: Offsets | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        beams, _ = self.prefixes(opened, self.trie.levels, width, restriction, offsets)
+        return beams.nodes.cpu().numpy(), beams.scores.cpu().numpy()
+
+    @torch.inference_mode()
+    def prefixes(
+        self,
+        opened: Opened,
+        length: int,
+        width: int,
+        restriction: Restriction | None = None,
+        offsets: Offsets | None = None,
+    ) -> tuple[Beams, torch.Tensor]:
+        """The `width` best beams of `length` codes, and, where they may go on, their hidden states [B, K, H]."""
+        assert isinstance(opened, OpenedTree), "what this search has opened"
+        hidden = opened.context.start()
+        size = len(hidden)
         start = torch.zeros((size, 1), dtype=torch.int64, device=self.device)
         beams = Beams(start.float(), start, start, torch.empty((size, 1, 0), dtype=torch.int64, device=self.device))
-        for level in range(self.trie.levels):
+        for level in range(length):
             beams = self._advance(level, beams, hidden, width, restriction, offsets)
             if level + 1 < self.trie.levels:
                 depth = torch.full_like(beams.codes, level)
                 tokens = self._tokens(level, beams.codes)
-                hidden, beams.ancestors = context.extend(tokens, depth, beams.ancestors, self._open(level, beams))
-        return beams.nodes.cpu().numpy(), beams.scores.cpu().numpy()
+                running = self._open(level, beams)
+                hidden, beams.ancestors = opened.context.extend(tokens, depth, beams.ancestors, running)
+        return beams, hidden
+
+    @torch.inference_mode()
+    def code_scores(self, opened: Opened, items: np.ndarray) -> np.ndarray:
+        """Log-probability of each code of given items, after the codes before it.
+
+        Args:
+            opened: B prompts.
+            items: int64 [B, M], rows of the catalogue; -1 for none.
+
+        Returns:
+            float32 [B, M, L]; 0 where there is no item.
+        """
+        assert isinstance(opened, OpenedTree), "what this search has opened"
+        if not (items >= 0).any():
+            return np.zeros((*items.shape, self.trie.levels), np.float32)
+        hidden = opened.context.start()
+        wanted = torch.from_numpy(items).to(self.device)
+        there = wanted >= 0
+        paths = self.trie.paths(torch.where(there, wanted, self.trie.order[0].long()).flatten())
+        nodes = [path.view_as(wanted) for path in paths]
+        size = len(wanted)
+        rows = torch.arange(size, device=self.device)[:, None]
+        parents = torch.zeros((size, 1), dtype=torch.int64, device=self.device)
+        ancestors = torch.empty((size, 1, 0), dtype=torch.int64, device=self.device)
+        place = torch.zeros_like(wanted)  # of each item's prefix among the row's
+        scores = torch.zeros((*wanted.shape, self.trie.levels), device=self.device)
+        for level, column in enumerate(nodes):
+            flat = self._continuations(level, hidden.flatten(0, 1), parents.flatten(), None)
+            own = flat.view(size, parents.shape[1], -1)[rows, place, self.trie.codes(level, column)]
+            require_numbers(own, level, self.trie.levels)
+            scores[:, :, level] = torch.where(there, own, 0.0)
+            if level + 1 == self.trie.levels:
+                break
+            parents, place, above = _distinct(torch.where(there, column, -1), place)
+            ancestors = ancestors.gather(1, above[:, :, None].expand(-1, -1, level))
+            running = parents >= 0
+            if self.config.scoring == "catalogue":
+                running &= ~self.trie.single_leaf(level, parents.clamp(min=0))
+            tokens = self.head.tokens[level][self.trie.codes(level, parents.clamp(min=0))]
+            hidden, ancestors = opened.context.extend(tokens, torch.full_like(parents, level), ancestors, running)
+        return scores.cpu().numpy()
 
     def _advance(
         self,
@@ -109,12 +181,29 @@ class TreeSearch(BeamSearch):
             return scores
         rows, nodes = self.trie.children(level, parents)
         if self.config.scoring == "catalogue":
-            scores = _keep(scores, rows, self.trie.codes(level, nodes)).log_softmax(-1)
+            scores = self._among_siblings(level, scores, rows, nodes)
             scores = torch.where(parents[:, None] >= 0, scores, -torch.inf)
         if restriction is not None:
             requests = torch.arange(len(parents), device=parents.device) // (len(parents) // len(restriction.filters))
             rows, nodes = restriction.children(level, requests, parents)
         return _keep(scores, rows, self.trie.codes(level, nodes))
+
+    def _among_siblings(
+        self, level: int, scores: torch.Tensor, rows: torch.Tensor, nodes: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probability of the children `nodes` of beams `rows`, [R, C], given the codes' `scores` [R, C].
+
+        Those that lead to items with training events share the probability, as they do without the others; a child of
+        new items alone is measured by the same total, as certain at most. Where all are new, they share it.
+        """
+        codes = self.trie.codes(level, nodes)
+        kept = _keep(scores, rows, codes)
+        if self._trained is None:
+            return kept.log_softmax(-1)
+        known = self._trained[level][nodes]
+        total = _keep(scores, rows[known], codes[known]).logsumexp(-1, keepdim=True)
+        total = torch.where(torch.isneginf(total), kept.logsumexp(-1, keepdim=True), total)
+        return (kept - total).clamp(max=0)
 
     def _bounds(self, level: int, parents: torch.Tensor, offsets: Offsets) -> torch.Tensor:
         """The largest offset below each code's node, float32 [R, C]; 0 where there is none."""
@@ -140,3 +229,29 @@ def _keep(scores: torch.Tensor, rows: torch.Tensor, codes: torch.Tensor) -> torc
     kept = torch.full_like(scores, -torch.inf)
     kept[rows, codes] = scores[rows, codes]
     return kept
+
+
+def _distinct(nodes: torch.Tensor, above: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The different nodes in each row of int64 [B, M] (-1: none), whose places among their parents are `above` [B, M].
+
+    Returns:
+        int64 [B, K] the nodes, -1 at the end; [B, M] the place of each of the given among them (0 for none); [B, K]
+        their places among their parents.
+    """
+    size = len(nodes)
+    span = int(nodes.max()) + 2
+    key = torch.arange(size, device=nodes.device)[:, None] * span + nodes + 1
+    unique, inverse = torch.unique(key, return_inverse=True)
+    row = unique // span
+    real = unique % span > 0
+    count = torch.zeros(size, dtype=torch.int64, device=nodes.device).index_add_(0, row, real.long())
+    before = torch.zeros_like(count).index_add_(0, row, (~real).long())  # the place that "none" takes in a row
+    first = (count + before).cumsum(0) - count
+    place = (inverse - first[torch.arange(size, device=nodes.device)][:, None]).clamp(min=0)
+    distinct = torch.full((size, max(1, int(count.max()))), -1, dtype=torch.int64, device=nodes.device)
+    parents = torch.zeros_like(distinct)
+    at = torch.arange(len(unique), device=nodes.device) - first[row]
+    distinct[row[real], at[real]] = unique[real] % span - 1
+    own = (nodes >= 0).nonzero(as_tuple=True)
+    parents[own[0], place[own]] = above[own]
+    return distinct, place, parents

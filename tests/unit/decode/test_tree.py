@@ -16,16 +16,6 @@ from llmrec.vocab.trie import ItemTrie
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8]]
 
 
-@pytest.fixture
-def loud(shop):
-    """The shop with weights so large that the model has opinions."""
-    torch.manual_seed(0)
-    for parameter in shop.model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return shop
-
-
 def tree(shop, **settings) -> TreeSearch:
     config = DecodeConfig(dtype="float32", device="cpu", **settings)
     return TreeSearch(shop.model, shop.vocabulary, shop.trie, config)

@@ -1,0 +1,174 @@
+"""The interface of every ranking method: prompts in, ranked items out, new items in one ranking with the others.
+
+What a method may use: the beams of the model, its hidden states, log-probabilities of the codes of any items, and what
+is known of the items beside their codes. Several methods share a prompt's one pass through the model.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
+from llmrec.decode.filters import Filter
+from llmrec.decode.rankings.weights import FusionWeights
+from llmrec.decode.search import BeamSearch, NotNumbersError, Offsets, Opened, Ranking
+from llmrec.decode.tree import TreeSearch
+from llmrec.errors import UserError
+from llmrec.vocab.dense import DenseIndex
+from llmrec.vocab.trie import ItemTrie
+
+
+@dataclass(frozen=True)
+class ItemFacts:
+    """What is known of a catalogue's N items beside their codes.
+
+    Attributes:
+        new: bool [N], items that the model has had no training events of.
+        content_levels: levels of a semantic ID that tell content; a dedup level comes after them.
+        dense: the items as vectors, where the model has a dense head.
+        weights: of the fusion, where it has been calibrated.
+    """
+
+    new: np.ndarray
+    content_levels: int
+    dense: DenseIndex | None = None
+    weights: FusionWeights | None = None
+
+
+class RankingMethod(ABC):
+    """Ranks the items of a catalogue for any prompts.
+
+    Args:
+        search: the beams.
+        facts: of the same catalogue.
+        config: beams, and what the methods leave open.
+
+    Raises:
+        UserError: the model or its bundle lacks what the method needs.
+    """
+
+    name: RankingName
+
+    def __init__(self, search: BeamSearch, facts: ItemFacts, config: DecodeConfig) -> None:
+        self.search = search
+        self.facts = facts
+        self.config = config
+        if self.name not in WITHOUT_HEAD:
+            _ = self.dense  # its error comes now, not at the first request
+
+    def rank(
+        self,
+        prompts: Sequence[Sequence[int]],
+        k: int,
+        filters: Sequence[Filter] | None = None,
+        offsets: np.ndarray | None = None,
+    ) -> Ranking:
+        """The k best items of each prompt (token ids) that its filter lets through.
+
+        Args:
+            prompts: token ids per request.
+            k: answers per request.
+            filters: per request, which items may come out.
+            offsets: float [N], added to each item's score.
+        """
+        bonus = None if offsets is None else Offsets(self.search.trie, offsets)
+        parts = []
+        for chosen in self.search.batches(prompts):
+            own = None if filters is None else [filters[i] for i in chosen]
+            parts.append((chosen, self._rank(self.search.open([prompts[i] for i in chosen]), k, own, bonus)))
+        return Ranking.joined(len(prompts), k, parts)
+
+    @abstractmethod
+    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+        """The ranking of one batch."""
+
+    @property
+    def dense(self) -> DenseIndex:
+        """The items as vectors.
+
+        Raises:
+            UserError: the model has no dense head.
+        """
+        if self.facts.dense is None:
+            raise UserError(
+                f"--decode.ranking {self.name}: this model has no dense head; train it with --train.dense_weight 1, or "
+                "choose beam or quota."
+            )
+        return self.facts.dense
+
+    def dense_scores(self, opened: Opened) -> np.ndarray:
+        """Log-probability of each item by the dense head, among those that are not new: float32 [B, N]."""
+        dense = self.dense
+        new = torch.from_numpy(self.facts.new).to(dense.vectors.device)
+        return as_array(dense.log_probabilities(opened.hidden, new))
+
+    @property
+    def tree(self) -> TreeSearch:
+        """The search, which must be one that asks the model about single items.
+
+        Raises:
+            UserError: it goes through `generate`, or not by the trie.
+        """
+        if not isinstance(self.search, TreeSearch) or self.search.config.constraint != "trie":
+            raise UserError(
+                f"--decode.ranking {self.name} needs a model that takes tree attention masks, and --decode.constraint "
+                "trie; choose beam, quota, dense or liger."
+            )
+        return self.search
+
+
+def allowed(filters: Sequence[Filter] | None, rows: int, items: int) -> np.ndarray:
+    """bool [B, N]: which items may come out for each request."""
+    mask = np.ones((rows, items), dtype=bool)
+    for row, each in enumerate(filters or ()):
+        if each.allowed is not None:
+            mask[row] = False
+            mask[row, each.allowed] = True
+        if each.excluded is not None:
+            mask[row, each.excluded] = False
+    return mask
+
+
+def top(scores: np.ndarray, k: int, items: np.ndarray | None = None) -> Ranking:
+    """The k best of scores float32 [B, M], -inf for what may not come out; of the items int64 [B, M], or of all.
+
+    Raises:
+        NotNumbersError: a score is NaN.
+    """
+    if np.isnan(scores).any():
+        raise NotNumbersError("the ranking's scores are not numbers")
+    most = min(k, scores.shape[1])
+    best = np.argpartition(-scores, most - 1, axis=1)[:, :most] if most else np.empty((len(scores), 0), np.int64)
+    values = np.take_along_axis(scores, best, axis=1)
+    order = np.lexsort((best, -values), axis=1)
+    best, values = np.take_along_axis(best, order, axis=1), np.take_along_axis(values, order, axis=1)
+    found = best if items is None else np.take_along_axis(items, best, axis=1)
+    found = np.where(np.isneginf(values), -1, found).astype(np.int64)
+    room = ((0, 0), (0, k - most))
+    values = np.pad(values.astype(np.float32), room, constant_values=-np.inf)
+    return Ranking(np.pad(found, room, constant_values=-1), values, 0, 0, 0, 0)
+
+
+def candidates(*parts: np.ndarray) -> np.ndarray:
+    """The different items of all parts, int64 [B, *] with -1 as padding, in each row: int64 [B, M], -1 at the end."""
+    rows = [np.unique(row[row >= 0]) for row in np.concatenate(parts, axis=1)]
+    united = np.full((len(rows), max(map(len, rows), default=0)), -1, dtype=np.int64)
+    for row, items in enumerate(rows):
+        united[row, : len(items)] = items
+    return united
+
+
+def item_nodes(trie: ItemTrie, length: int) -> np.ndarray:
+    """int64 [N]: the node of each item's first `length` codes; -1 for items that were removed."""
+    nodes = np.full(trie.items, -1, dtype=np.int64)
+    order = trie.order.long()
+    nodes[order.cpu().numpy()] = trie.paths(order)[length - 1].cpu().numpy()
+    return nodes
+
+
+def as_array(scores: torch.Tensor) -> np.ndarray:
+    """Float32, on the CPU."""
+    return scores.float().cpu().numpy()

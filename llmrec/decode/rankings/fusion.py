@@ -1,0 +1,103 @@
+"""Our own: what the beams, the dense head and the items' texts find, scored by all of them with calibrated weights.
+
+A product of experts with learnt exponents (Hinton 2002; `calibrate` learns them). Beams tell trained items apart; of a
+new item only the first codes mean something to a model, so its later codes weigh little and its text more. Both kinds
+compete in one ranking.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmrec.decode.config import RankingName
+from llmrec.decode.filters import Filter
+from llmrec.decode.rankings.base import RankingMethod, allowed, as_array, candidates, top
+from llmrec.decode.rankings.weights import FusionWeights
+from llmrec.decode.search import Offsets, Opened, Ranking
+from llmrec.errors import UserError
+
+RECENCY = 0.6
+"""Weight of a history's item relative to the one after it, in the direction of its texts."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Candidates of B prompts.
+
+    Attributes:
+        items: int64 [B, M], rows of the catalogue, -1 at the end.
+        features: float32 [B, M, 4], of `FEATURES`.
+        beams: the ranking of the beams alone.
+    """
+
+    items: np.ndarray
+    features: np.ndarray
+    beams: Ranking
+
+
+class FusionRanking(RankingMethod):
+    """Candidates are the best of the beams, of the dense head and of the texts, trained and new items apart."""
+
+    name: RankingName = "fusion"
+
+    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+        found = self.scored(opened, k, filters, offsets)
+        new = self.facts.new[found.items]
+        scores = self.weights.scores(found.features, new) + self.config.new_bonus * new
+        if offsets is not None:
+            scores = scores + offsets.items[found.items]
+        scores = np.where(found.items >= 0, scores, -np.inf).astype(np.float32)
+        ranking, beams = top(scores, k, found.items), found.beams
+        return Ranking(ranking.items, ranking.scores, beams.width, beams.beams, beams.invalid, beams.invalid_first)
+
+    @property
+    def weights(self) -> FusionWeights:
+        """As calibrated.
+
+        Raises:
+            UserError: the bundle has none.
+        """
+        if self.facts.weights is None:
+            raise UserError(
+                "--decode.ranking fusion: this bundle has not been calibrated; do so with Recommender.calibrate on "
+                "validation cases (`llmrec run` does), or choose another."
+            )
+        return self.facts.weights
+
+    def scored(
+        self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None = None
+    ) -> Scored:
+        """The candidates for k answers to each prompt that the filters let through, with what speaks for each.
+
+        Offsets have a say in who becomes a candidate, and none in the features.
+        """
+        width = max(k, self.config.beams)
+        dense = self.dense_scores(opened)
+        texts = self._text_scores(opened.prompts)
+        mask = allowed(filters, *dense.shape)
+        beams = self.search.rank(opened, width, filters, offsets=offsets)
+        bonus = 0.0 if offsets is None else offsets.items
+        found = [beams.items]
+        for side in (self.facts.new, ~self.facts.new):
+            found += [top(np.where(mask & side, scores + bonus, -np.inf), width).items for scores in (dense, texts)]
+        items = candidates(*found)
+        codes = self.tree.code_scores(opened, items)
+        rows = np.arange(len(items))[:, None]
+        parts = (codes[..., 0], codes[..., 1:].sum(axis=2), dense[rows, items], texts[rows, items])
+        return Scored(items, np.stack(parts, axis=-1), beams)
+
+    def _text_scores(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Cosine of each item's text with those of the history in each prompt, recent items first: float32 [B, N]."""
+        texts, trie = self.dense.texts, self.search.trie
+        users = torch.zeros((len(prompts), texts.shape[1]), device=texts.device)
+        for row, prompt in enumerate(prompts):
+            codes = torch.from_numpy(self.search.vocabulary.codes_in(np.asarray(prompt))).to(trie.device)
+            node = torch.zeros(len(codes), dtype=torch.int64, device=trie.device)
+            for level, column in enumerate(codes.T):
+                node = trie.step(level, node, column)
+            items = trie.order[trie.firsts[-1][node[node >= 0]].long()].long().to(texts.device)
+            ages = torch.arange(len(items) - 1, -1, -1, device=texts.device)
+            users[row] = (RECENCY**ages) @ texts[items]
+        return as_array(torch.nn.functional.normalize(users, dim=1) @ texts.T)

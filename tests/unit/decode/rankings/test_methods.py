@@ -1,0 +1,115 @@
+"""Which method a name, a bundle and a configuration lead to, and what is refused before anything runs."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from llmrec.config import Config
+from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
+from llmrec.decode.generate import GenerateSearch
+from llmrec.decode.rankings.methods import METHODS, make_ranking
+from llmrec.decode.tree import TreeSearch
+from llmrec.errors import UserError
+from llmrec.evaluate.config import EvaluateConfig
+from llmrec.train.config import TrainConfig
+
+HEADED = [name for name in METHODS if name not in WITHOUT_HEAD]
+
+
+@pytest.fixture
+def search(deep) -> TreeSearch:
+    return TreeSearch(deep.model, deep.vocabulary, deep.trie, DecodeConfig(dtype="float32"))
+
+
+def refused(match, make):
+    with pytest.raises(UserError, match=match) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_every_name_has_its_method():
+    assert set(METHODS) == set(get_args(RankingName))
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
+
+
+def test_auto_is_the_fusion_where_it_is_calibrated(search, facts):
+    chosen = {
+        "all": facts,
+        "no weights": replace(facts, weights=None),
+        "no head": replace(facts, dense=None),
+        "neither": replace(facts, dense=None, weights=None),
+    }
+    names = {what: make_ranking(search, known, search.config).name for what, known in chosen.items()}
+    assert names == {"all": "fusion", "no weights": "beam", "no head": "beam", "neither": "beam"}
+
+
+def test_auto_without_the_trie_is_the_beams(search, facts):
+    assert make_ranking(search, facts, DecodeConfig(constraint="level")).name == "beam"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_configuration_names_one_and_an_argument_another(search, facts, name):
+    assert make_ranking(search, facts, DecodeConfig(ranking=name)).name == name
+    assert make_ranking(search, facts, DecodeConfig(ranking="beam"), name).name == name
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_a_model_without_dense_head_is_refused_at_once(search, facts, name):
+    bare = replace(facts, dense=None)
+    refused(
+        rf"--decode\.ranking {name}: this model has no dense head; train it with --train\.dense_weight 1, or choose",
+        lambda: make_ranking(search, bare, DecodeConfig(ranking=name)),
+    )
+
+
+@pytest.mark.parametrize("name", ["cascade", "specgr", "fusion"])
+def test_a_model_without_tree_masks_is_refused(deep, facts, prompts, name):
+    search = GenerateSearch(deep.model, deep.vocabulary, deep.trie, DecodeConfig(dtype="float32"))
+    method = make_ranking(search, facts, search.config, name)
+    refused(rf"--decode\.ranking {name} needs a model that takes tree attention masks", lambda: method.rank(prompts, 3))
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_a_configuration_that_trains_no_head_may_not_rank_by_it(name):
+    trained = TrainConfig(dense_weight=1.0)
+    refused(
+        rf"--decode\.ranking {name} needs a dense head: set --train\.dense_weight 1, or choose beam or quota",
+        lambda: Config(decode=DecodeConfig(ranking=name)),
+    )
+    refused(
+        rf"--evaluate\.rankings {name} needs a dense head: set --train\.dense_weight 1, or leave it out",
+        lambda: Config(evaluate=EvaluateConfig(rankings=["beam", name])),
+    )
+    Config(train=trained, decode=DecodeConfig(ranking=name), evaluate=EvaluateConfig(rankings=["beam", name]))
+
+
+def test_a_configuration_that_trains_no_head_has_no_frontier():
+    refused(
+        r"--evaluate\.frontier true needs a dense head: set --train\.dense_weight 1, or set it to false",
+        lambda: Config(evaluate=EvaluateConfig(frontier=True)),
+    )
+    Config(train=TrainConfig(dense_weight=1.0), evaluate=EvaluateConfig(frontier=True))
+
+
+@pytest.mark.parametrize("what", [{"diagnose": 5}, {"rankings": ["beam"]}])
+def test_what_goes_by_items_needs_the_trie(what):
+    level = DecodeConfig(constraint="level")
+    refused(
+        rf"--evaluate\.{next(iter(what))} goes by items, which --decode\.constraint level does not know; set it to",
+        lambda: Config(decode=level, evaluate=EvaluateConfig(**what)),
+    )
+    Config(decode=level)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"ranking": "quota", "constraint": "level"}, r"--decode\.ranking quota ranks items, and --decode\.constraint"),
+        ({"quota": 1.5}, r"--decode\.quota 1\.5,"),
+        ({"quota_prefix": -1}, r"--decode\.quota_prefix -1 "),
+        ({"warm_floor": -0.1}, r"--decode\.warm_floor -0\.1: expected"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, said):
+    refused(said, lambda: DecodeConfig(**settings))
