@@ -66,8 +66,8 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 
 def describe_bundle(name: str) -> dict[str, Any]:
-    """The header, the catalogue's size and fields, some items with their codes, the bytes of each part and file, the
-    tokenizer's report."""
+    """The header, the catalogue's size and fields, its items without training events, the fusion's weights, some items
+    with their codes, the bytes of each part and file, the tokenizer's report."""
     from dataclasses import asdict
 
     from llmrec.serve import bundle
@@ -81,7 +81,9 @@ def describe_bundle(name: str) -> dict[str, Any]:
     return {
         "bundle": asdict(header),
         "items": len(index),
-        "fields": [column for column in index.columns if column not in ("item_id", "codes")],
+        "new_items": int((index[bundle.EVENTS] == 0).sum()) if bundle.EVENTS in index.columns else 0,
+        "fields": [column for column in index.columns if column not in ("item_id", "codes", bundle.EVENTS)],
+        "fusion": _json(folder / bundle.FUSION),
         "examples": examples,
         "bytes": sizes(folder),
         "files": files,

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from llmrec import __version__
-from llmrec.cli import compare, estimate, explain, inspect, push, recommend, serve, stages, tasks
+from llmrec.cli import add_items, compare, discover, estimate, explain, inspect, push, recommend, serve, stages, tasks
 from llmrec.errors import UserError
 
 COMMANDS = {
@@ -21,7 +21,9 @@ COMMANDS = {
     "compare-tokenizers": compare.COMMAND,
     "tasks": tasks.COMMAND,
     "recommend": recommend.COMMAND,
+    "add-items": add_items.COMMAND,
     "explain": explain.COMMAND,
+    "discover": discover.COMMAND,
     "inspect": inspect.COMMAND,
     "push": push.COMMAND,
     "serve": serve.COMMAND,

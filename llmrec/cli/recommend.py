@@ -8,9 +8,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from llmrec.cli.command import Command, PlainParser
+from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
 
@@ -25,7 +26,13 @@ def main(arguments: Sequence[str]) -> None:
     from llmrec.serve.recommender import Recommender
 
     recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-    recommender.decode = replace(recommender.decode, beams=options.beams, device=options.device)
+    recommender.decode = replace(
+        recommender.decode,
+        beams=options.beams,
+        ranking=options.ranking,
+        new_bonus=options.new_bonus,
+        device=options.device,
+    )
     started = time.perf_counter()
     items = recommender.recommend(**request)
     seconds = time.perf_counter() - started
@@ -57,6 +64,19 @@ def _parser() -> PlainParser:
     several("--max-per", "FIELD=M", "at most M answers with the same text in that field")
     parser.add_argument("--max-per-code", type=int, metavar="M", help="at most M answers with the same first code")
     parser.add_argument("--beams", type=int, default=20, help="beams of the search (default 20); at least K are used")
+    parser.add_argument(
+        "--ranking",
+        choices=["auto", *get_args(RankingName)],
+        default="auto",
+        help="how items are ranked (default auto)",
+    )
+    parser.add_argument(
+        "--new-bonus",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="ranking fusion: more for items without training",
+    )
     parser.add_argument("--phrasings", type=int, default=1, help="ask in so many phrasings, take the mean (default 1)")
     parser.add_argument("--exact", action="store_true", help="the provably best answers, for more forward passes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")

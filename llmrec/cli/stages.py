@@ -50,13 +50,17 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
     if until != "evaluate":
         print(json.dumps(run.manifest(folder.name)) if as_json else f"Done: {folder}")
         return
-    from llmrec.evaluate.report import protocol_line, table, text_queries_line
+    from llmrec.evaluate.report import cold_candidates_line, protocol_line, table, text_queries_line
 
     metrics, spoken = pipeline.metrics(run), pipeline.text_metrics(run)
     if as_json:
         print(json.dumps(metrics))
         return
     print(f"{protocol_line(metrics)}\n\n{table(metrics)}\n")
+    if cold := metrics.get("cold_candidates"):
+        for name in ("warm", "cold"):
+            print(f"{name} targets\n\n{table(metrics, name)}\n")
+        print(f"{cold_candidates_line(cold)}\n\n{table(cold)}\n")
     if spoken is not None:
         print(f"{text_queries_line(spoken)}\n\n{table(spoken)}\n")
     print(f"The bundle: {run.path('model')}")

@@ -90,32 +90,34 @@ def _move_below(
         settled = np.flatnonzero(sharing & (codes[:, -1] != HOMELESS))
         fitting = room - len(settled)
         for row in rows[:fitting]:
-            codes[row] = _nearest_free_tuple(row, depth, codes, settled, quantizer, x)
+            codes[row] = nearest_free_tuple(x[row], codes[row], depth, codes[settled], quantizer)
             settled = np.append(settled, row)
         left.append(rows[fitting:])
     return np.concatenate([homeless[:0], *left])
 
 
-def _nearest_free_tuple(
-    row: int, depth: int, codes: np.ndarray, settled: np.ndarray, quantizer: "Quantizer", x: np.ndarray
+def nearest_free_tuple(
+    x: np.ndarray, own: np.ndarray, depth: int, taken: np.ndarray, quantizer: "Quantizer"
 ) -> np.ndarray:
-    """A free tuple [L] with the row's first `depth` codes; `settled` are the rows that have such tuples already.
+    """The tuple [L] for an item `x` [D] that begins with the first `depth` of its `own` codes [L] and is not `taken`.
 
     Exact over the last two levels. Above them, level by level: the code whose best last code costs least, the levels
-    between left as they are, among the codes with a free tuple below.
+    between left as they are, among the codes with a free tuple below. `taken` [n, L] has the tuples that begin so and
+    are not free, each once, and not all there are.
     """
     sizes = quantizer.level_sizes
-    prefix = codes[row, :-1].copy()
+    prefix = own[:-1].copy()
     for level in range(depth, len(sizes) - 1):
-        costs = _costs_of_codes(x[row], prefix, level, quantizer)
-        below = codes[settled]
+        costs = _costs_of_codes(x, prefix, level, quantizer)
         if level == len(sizes) - 2:
-            costs[below[:, -2], below[:, -1]] = np.inf
+            costs[taken[:, -2], taken[:, -1]] = np.inf
             return np.array([*prefix[:-1], *np.unravel_index(costs.argmin(), costs.shape)])
-        full = np.bincount(below[:, level], minlength=sizes[level]) == math.prod(sizes[level + 1 :])
+        full = np.bincount(taken[:, level], minlength=sizes[level]) == math.prod(sizes[level + 1 :])
         prefix[level] = np.where(full, np.inf, costs.min(axis=1)).argmin()
-        settled = settled[below[:, level] == prefix[level]]
-    raise AssertionError("a homeless item has at least two levels")
+        taken = taken[taken[:, level] == prefix[level]]
+    last = quantizer.last_level_costs(x[None], prefix[None])[0]
+    last[taken[:, -1]] = np.inf
+    return np.array([*prefix, last.argmin()])
 
 
 def _costs_of_codes(x: np.ndarray, prefix: np.ndarray, level: int, quantizer: "Quantizer") -> np.ndarray:

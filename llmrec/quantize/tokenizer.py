@@ -1,8 +1,9 @@
 """ItemTokenizer: a catalogue in, one semantic ID per item out, saved and loaded as one folder."""
 
+import copy
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -14,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from llmrec.data.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
-from llmrec.embed import EmbedConfig, Encoder, embed, make_encoder
+from llmrec.embed import EmbedConfig, Encoder, embed, item_texts, make_encoder
 from llmrec.errors import UserError
+from llmrec.quantize.arrivals import place
 from llmrec.quantize.base import BLOCK, Quantizer
 from llmrec.quantize.collisions import settle
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
@@ -23,6 +25,7 @@ from llmrec.quantize.methods import quantizer_class
 from llmrec.quantize.report import Report, measure
 
 SCHEMA = 2
+CODES = "item_codes.parquet"
 
 
 class ItemTokenizer:
@@ -117,7 +120,7 @@ class ItemTokenizer:
             raise ValueError(f"{len(item_ids)} item ids, but {len(embeddings)} embeddings")
         if log is None and self.config.needs_log:
             raise UserError(_needs_log(self.config))
-        _require_finite(item_ids, embeddings)
+        require_finite(item_ids, embeddings)
         self.item_ids, self.encoder = list(item_ids), encoder
         if encoder is not None:
             self.embed_config = encoder.config
@@ -158,6 +161,47 @@ class ItemTokenizer:
         """
         return self.quantizer.encode(embeddings)
 
+    def embed(self, catalog: Catalog) -> np.ndarray:
+        """Vectors (float32 [n, D]) of any items, by the encoder that the fitted embeddings came from.
+
+        Raises:
+            UserError: there is no such encoder, it can't be loaded, or an item has no text.
+        """
+        if self.encoder is None:
+            raise UserError("the item tokenizer was fitted on vectors, without an encoder; give the items' vectors")
+        return self.encoder.encode(item_texts(catalog, self.encoder.config))
+
+    def with_items(self, item_ids: Sequence[str], vectors: np.ndarray) -> Self:
+        """The tokenizer with more items after the old ones, whose codes stay; quantizer and report are shared.
+
+        Args:
+            item_ids: n ids, none of them there already.
+            vectors: floats [n, D], made as the fitted embeddings were.
+
+        Raises:
+            UserError: another number of vectors or dimensions, NaN or infinite values, or a full codebook.
+        """
+        vectors = np.asarray(vectors, np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(item_ids):
+            raise UserError(f"vectors of shape {vectors.shape} for {len(item_ids)} items; expected one row per item")
+        require_finite(item_ids, vectors)
+        codes = self.quantizer.encode(vectors)
+        new = place(self.config.collisions, self.codes, self.level_sizes, codes, self.quantizer, vectors)
+        return self._of([*self.item_ids, *item_ids], np.concatenate([self.codes, new]))
+
+    def without_items(self, item_ids: Collection[str]) -> Self:
+        """The tokenizer without these items; the others keep codes and order."""
+        gone = set(item_ids)
+        stays = np.array([item not in gone for item in self.item_ids], bool)
+        return self._of([item for item in self.item_ids if item not in gone], self.codes[stays])
+
+    def _of(self, item_ids: list[str], codes: np.ndarray) -> Self:
+        """The same tokenizer over other items; `catalog` is no longer theirs."""
+        other = copy.copy(self)
+        other.__dict__.pop("catalog", None)
+        other.item_ids, other.codes = item_ids, codes
+        return other
+
     def report(self) -> Report:
         """Quality of the semantic IDs, as measured by the fit."""
         return self._report
@@ -169,12 +213,16 @@ class ItemTokenizer:
         tensors = {name: np.ascontiguousarray(array) for name, array in self.quantizer.tensors().items()}
         save_file(tensors, folder / "quantizer.safetensors")
         _write_json(folder / "quantizer.json", self._header())
-        ids = pl.Series("item_id", self.item_ids, pl.String)
-        codes = pl.Series("codes", self.codes).arr.to_list()
-        pl.DataFrame([ids, codes]).write_parquet(folder / "item_codes.parquet")
+        self.save_codes(folder)
         _write_json(folder / "report.json", self._report)
         if self.encoder is not None:
             self.encoder.save(folder)
+
+    def save_codes(self, folder: Path) -> None:
+        """Write item_codes.parquet, the only file of `save` that tells of single items."""
+        ids = pl.Series("item_id", self.item_ids, pl.String)
+        codes = pl.Series("codes", self.codes).arr.to_list()
+        pl.DataFrame([ids, codes]).write_parquet(folder / CODES)
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -218,7 +266,7 @@ class ItemTokenizer:
         tensors = load_file(folder / "quantizer.safetensors")
         tokenizer.quantizer = quantizer_class(header["method"]).from_state(header["config"], tensors)
         tokenizer.level_sizes = header["level_sizes"]
-        frame = pl.read_parquet(folder / "item_codes.parquet")
+        frame = pl.read_parquet(folder / CODES)
         tokenizer.item_ids = frame["item_id"].to_list()
         tokenizer.codes = frame["codes"].list.to_array(len(tokenizer.level_sizes)).to_numpy()
         tokenizer._report = Report(json.loads((folder / "report.json").read_text("utf-8")))
@@ -234,7 +282,8 @@ def _needs_log(config: TokenizeConfig) -> str:
     )
 
 
-def _require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
+def require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
+    """Raise UserError, naming an item, if its embedding (a row of floats [N, D]) holds NaN or infinity."""
     finite = np.empty(len(embeddings), bool)
     for start in range(0, len(embeddings), BLOCK):
         finite[start : start + BLOCK] = np.isfinite(embeddings[start : start + BLOCK]).all(axis=1)

@@ -24,6 +24,9 @@ SCHEMA = 1
 HEADER = "llmrec.json"
 INDEX = "item_index.parquet"
 TRIE = "trie.safetensors"
+DENSE = "dense.safetensors"
+FUSION = "fusion.json"
+EVENTS = "training_events"
 QUANTIZER = "quantizer"
 PROMPTS = "prompts"
 MOST_LEVELS = 26  # the letters that item tokens begin with
@@ -164,7 +167,8 @@ def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTok
     base.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
-    model.save_pretrained(folder)
+    # Of a PEFT model that was loaded, peft would save the whole matrices of the tokens too.
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if base is not model else {}))
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's card; ours is written from the run's metrics
 
@@ -197,13 +201,17 @@ def load_weights(
         raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
 
 
-def write_index(item_ids: list[str], codes: list[list[int]], fields: pl.DataFrame, folder: Path) -> None:
-    """`item_index.parquet`: item_id, codes, title, searchable fields; one row per item, in catalogue order."""
+def write_index(
+    item_ids: list[str], codes: list[list[int]], events: list[int], fields: pl.DataFrame, folder: Path
+) -> None:
+    """`item_index.parquet`: item_id, codes, training_events, title, searchable fields; one row per item, in catalogue
+    order."""
     frame = pl.DataFrame(
-        {"item_id": item_ids, "codes": codes}, schema={"item_id": pl.String, "codes": pl.List(pl.Int32)}
+        {"item_id": item_ids, "codes": codes, EVENTS: events},
+        schema={"item_id": pl.String, "codes": pl.List(pl.Int32), EVENTS: pl.Int64},
     )
     temporary = folder / f".{INDEX}.tmp"
-    frame.hstack(fields.drop("item_id")).write_parquet(temporary)
+    frame.hstack(fields.drop("item_id", EVENTS, strict=False)).write_parquet(temporary)
     os.replace(temporary, folder / INDEX)
 
 

@@ -36,7 +36,15 @@ recommender.recommend(prompt="what you look for, in plain words", k=10)
 
 {table}
 
-{asked}Decoding: {decode}.
+{cold}{asked}Decoding: {decode}.
+"""
+
+COLD = """Users with a warm target (with training events), and with a cold one:
+
+{warm}
+
+{cold}
+
 """
 
 ASKED = """Asked in plain words: {line}.
@@ -55,7 +63,9 @@ def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, An
     """README.md of the bundle in `folder`, with the evaluation's `metrics` and, if measured, those of text queries."""
     header = read_header(folder)
     decode, size = metrics["decode"], sizes(folder)
-    asked = ""
+    asked = cold = ""
+    if "cold_candidates" in metrics:
+        cold = COLD.format(warm=markdown_table(metrics, "warm"), cold=markdown_table(metrics, "cold"))
     if text_queries is not None:
         asked = ASKED.format(line=text_queries_line(text_queries), table=markdown_table(text_queries))
     return CARD.format(
@@ -67,7 +77,8 @@ def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, An
         rows=readable(size["item_token_rows"]),
         protocol=protocol_line(metrics).capitalize(),
         table=markdown_table(metrics),
+        cold=cold,
         asked=asked,
-        decode=f"{decode['beams']} beams, scoring {decode['scoring']}, constraint {decode['constraint']}, "
-        f"invalid answers {decode['invalid_rate']:.1%}",
+        decode=f"ranking {decode['ranking']}, {decode['beams']} beams, scoring {decode['scoring']}, constraint "
+        f"{decode['constraint']}, invalid answers {decode['invalid_rate']:.1%}",
     )

@@ -81,7 +81,7 @@ def explain(recommender: Recommender, item_id: str) -> Explanation:
     item = int(recommender.lookup.rows([item_id], "--item")[0])
     _require_taught(recommender, "codes-to-item", "--item")
     semantic_id = recommender.ranker.renderer.item_text[item]
-    says = _say(recommender, "codes-to-item", item=semantic_id)
+    says = say(recommender, "codes-to-item", item=semantic_id)
     return Explanation(item_id, semantic_id, recommender.catalog.row(item_id)["title"], says)
 
 
@@ -93,7 +93,7 @@ def taste(recommender: Recommender, history: Sequence[str]) -> Taste:
     """
     rows = recommender.lookup.rows(history, "--history")
     _require_taught(recommender, "preference", "--history")
-    says = _say(recommender, "preference", history=recommender.ranker.renderer.history(rows))
+    says = say(recommender, "preference", history=recommender.ranker.renderer.history(rows))
     return Taste([recommender.catalog.row(item_id)["title"] for item_id in history], says)
 
 
@@ -113,7 +113,7 @@ def describe(recommender: Recommender, prefix: str) -> Description:
         int(below.sum()),
         telling_words(titles, below.astype(np.int64), 2)[1],
         [titles[row] for row in np.flatnonzero(below)[:EXAMPLES]],
-        _say(recommender, "shared-codes", prefix=text) if "shared-codes" in recommender.templates else None,
+        say(recommender, "shared-codes", prefix=text) if "shared-codes" in recommender.templates else None,
     )
 
 
@@ -123,7 +123,7 @@ def _require_taught(recommender: Recommender, task: TaskName, flag: str) -> None
 
 
 @torch.inference_mode()
-def _say(recommender: Recommender, task: TaskName, **values: str) -> str:
+def say(recommender: Recommender, task: TaskName, **values: str) -> str:
     """The model's most likely answer in words, token by token, on one line."""
     ranker, tokenizer = recommender.ranker, recommender.tokenizer
     search, renderer = ranker.search, ranker.renderer

@@ -12,15 +12,21 @@ import polars as pl
 from llmrec import __version__
 from llmrec.data import Cases, Catalog, Interactions
 from llmrec.data.split import TRAIN, Split
+from llmrec.decode.calibrate import calibrate
 from llmrec.decode.choose import check_fit, make_search
-from llmrec.decode.config import DecodeConfig
+from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.diversity import Quota
 from llmrec.decode.ranker import ItemRanker
+from llmrec.decode.rankings.base import ItemFacts
+from llmrec.decode.rankings.methods import make_ranking
+from llmrec.decode.rankings.weights import FusionWeights
+from llmrec.decode.search import BeamSearch
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.serve import bundle
 from llmrec.serve.answer import Answer, Recommendation
+from llmrec.serve.items import IfExists, Shelf
 from llmrec.serve.selection import ItemLookup, Selection
 from llmrec.tasks.config import ASKED, TasksConfig
 from llmrec.tasks.render import Renderer
@@ -28,6 +34,7 @@ from llmrec.tasks.template import Template, load_templates, save_templates, turn
 from llmrec.train.base import load_base, make_base
 from llmrec.train.config import BaseConfig, TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune
+from llmrec.vocab.dense import DenseIndex
 from llmrec.vocab.embeddings import add_item_rows
 from llmrec.vocab.initial import row_start
 from llmrec.vocab.tokens import ItemVocabulary
@@ -54,6 +61,8 @@ class Recommender:
         templates: Mapping[str, Template] | None = None,
         max_history: int = TasksConfig.max_history,
         decode: DecodeConfig | None = None,
+        dense: DenseIndex | None = None,
+        events: np.ndarray | None = None,
     ) -> None:
         """
         Args:
@@ -66,6 +75,11 @@ class Recommender:
             templates: prompts; the shipped ones by default.
             max_history: items of a history that a prompt shows.
             decode: beams, batch size, device.
+            dense: the same items as vectors, if the model was trained with a dense head.
+            events: int64 [N], the items' events in the training; none by default.
+
+        Attributes:
+            weights: of the fusion, where it has been calibrated.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -75,7 +89,10 @@ class Recommender:
         self.base_model = base_model
         self.templates = dict(templates or load_templates())
         self.max_history = max_history
-        self.decode = decode or DecodeConfig()
+        self._decode = decode or DecodeConfig()
+        self.dense = dense
+        self.events = np.zeros(len(catalog), np.int64) if events is None else events
+        self.weights: FusionWeights | None = None
         self._ranker: ItemRanker | None = None
         self._taught: set[str] = set()
 
@@ -131,14 +148,38 @@ class Recommender:
         return ItemTrie.build(self.item_tokenizer.codes, self.item_tokenizer.level_sizes)
 
     @property
+    def decode(self) -> DecodeConfig:
+        """Beams, ranking, batch size, device; what ranks is made anew after a change."""
+        return self._decode
+
+    @decode.setter
+    def decode(self, config: DecodeConfig) -> None:
+        self._decode = config
+        self._ranker = None
+
+    @property
     def ranker(self) -> ItemRanker:
-        """Beam search over the catalogue, built when it is first needed."""
+        """What ranks the catalogue, built when it is first needed."""
         if self._ranker is None:
-            renderer = self.renderer
+            vocabulary = self.renderer.vocabulary
             pad = self.tokenizer.pad_token_id or 0
-            search = make_search(self.model, renderer.vocabulary, self.trie, self.decode, pad)
-            self._ranker = ItemRanker(renderer, search, context_length(self.model))
+            search = make_search(self.model, vocabulary, self.trie, self.decode, pad, self.events == 0)
+            self._ranker = self._ranker_of(search, None)
         return self._ranker
+
+    def ranked_by(self, name: RankingName) -> ItemRanker:
+        """Another ranking of the same model's, whatever the one that answers.
+
+        Raises:
+            UserError: the model or its bundle lacks what that takes.
+        """
+        return self._ranker_of(self.ranker.search, name)
+
+    def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
+        dense = None if self.dense is None else self.dense.to(search.device)
+        facts = ItemFacts(self.events == 0, self.item_tokenizer.quantizer.levels, dense, self.weights)
+        method = make_ranking(search, facts, search.config, name)
+        return ItemRanker(self.renderer, search, context_length(self.model), method)
 
     def fit(
         self,
@@ -148,6 +189,7 @@ class Recommender:
         train: TrainConfig | None = None,
         folder: str | Path | None = None,
         intentions: Intentions | None = None,
+        vectors: np.ndarray | None = None,
     ) -> Self:
         """Fine-tune on a log.
 
@@ -158,16 +200,45 @@ class Recommender:
             train: method and schedule.
             folder: for checkpoints and the log; training resumes from what is there. Default: a temporary one.
             intentions: what people want, in words, for the tasks that answer requests and tell preferences.
+            vectors: float32 [N, D], the items' vectors by the item tokenizer's encoder, for a dense head; default: made
+                here if there is to be one.
+
+        Raises:
+            UserError: nothing to learn from, or a method that does not fit the model; a dense head without an encoder.
         """
+        train = train or TrainConfig()
+        if train.dense_weight and vectors is None:
+            vectors = self.item_tokenizer.embed(self.catalog)
         tasks = tasks or TasksConfig(max_history=self.max_history)
         events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
         sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
-        data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions)
+        data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions, vectors)
         with tempfile.TemporaryDirectory() as temporary:
-            self.model = finetune(
-                self.model, self.renderer, data, tasks, train or TrainConfig(), Path(folder or temporary)
-            )
+            self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
+        self.dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
+        self.events, self.weights = sequences.train_counts(len(self.catalog)), None
         self._taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
+        self._ranker = None
+        return self
+
+    def calibrate(self, cases: Cases, most: int = 10_000, seed: int = 0) -> Self:
+        """Learn the weights of the fusion on validation cases, and rank by it from now on unless told otherwise.
+
+        Args:
+            cases: with targets that the model was not trained on, some of them new items (without training events);
+                without enough of either kind there is nothing to learn from, and the log says so.
+            most: cases with trained targets to learn from, drawn by `seed`; of the others all are used.
+            seed: of the draw.
+
+        Raises:
+            UserError: the model has no dense head, or takes no tree attention mask.
+        """
+        new = (self.events == 0)[cases.targets]
+        chosen = new.copy()
+        trained = np.flatnonzero(~new)
+        chosen[np.random.default_rng(seed).permutation(trained)[:most]] = True
+        ranker = self.ranked_by("fusion")
+        self.weights = calibrate(ranker, cases.where(chosen), self.decode.warm_floor)
         self._ranker = None
         return self
 
@@ -265,6 +336,29 @@ class Recommender:
         fields.pop("item_id", None)
         return Recommendation(rank, self.catalog.ids[item], score, title, fields)
 
+    @property
+    def shelf(self) -> Shelf:
+        """The items, and all that knows single ones."""
+        return Shelf(self.catalog, self.item_tokenizer, self.trie, self.events, self.dense)
+
+    def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
+        """New items, at once recommendable, without training; all arguments and errors are those of `Shelf.with_items`.
+
+        Old items keep codes and rows. After an error nothing has changed.
+        """
+        return self._restock(self.shelf.with_items(catalog, vectors, if_exists))
+
+    def remove_items(self, item_ids: Sequence[str]) -> Self:
+        """Take items away; the others keep codes and order. Errors are those of `Shelf.without_items`."""
+        return self._restock(self.shelf.without_items(item_ids))
+
+    def _restock(self, shelf: Shelf) -> Self:
+        self.catalog, self.item_tokenizer = shelf.catalog, shelf.item_tokenizer
+        self.trie, self.events, self.dense = shelf.trie, shelf.events, shelf.dense
+        self.__dict__.pop("lookup", None)
+        self._ranker = None
+        return self
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the bundle into `folder` (made if it is not there)."""
         folder = Path(folder)
@@ -275,8 +369,13 @@ class Recommender:
         asked = self._taught.union(ASKED) if self._taught else self.templates
         templates = {name: template for name, template in self.templates.items() if name in asked}
         save_templates(templates, folder / bundle.PROMPTS)
-        bundle.write_index(self.catalog.ids, self.item_tokenizer.codes.tolist(), self.catalog.frame, folder)
+        codes = self.item_tokenizer.codes.tolist()
+        bundle.write_index(self.catalog.ids, codes, self.events.tolist(), self.catalog.frame, folder)
         self.trie.save(folder / bundle.TRIE)
+        if self.dense is not None:
+            self.dense.save(folder / bundle.DENSE)
+        if self.weights is not None:
+            self.weights.save(folder / bundle.FUSION)
         header = bundle.Header(
             schema=bundle.SCHEMA,
             llmrec=__version__,
@@ -320,34 +419,24 @@ class Recommender:
         folder = bundle.locate(name)
         header = bundle.read_header(folder)
         model, tokenizer = bundle.load_weights(folder, header, trust_remote_code)
-        catalog = Catalog(bundle.read_index(folder).drop("codes"))
-        item_tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER)
-        if item_tokenizer.item_ids != catalog.ids:
-            raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/item_codes.parquet list other items.")
         vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
-        if item_tokenizer.level_sizes != header.level_sizes:
-            raise UserError(
-                f"{folder}: levels of {header.level_sizes} codes in {bundle.HEADER}, of {item_tokenizer.level_sizes} "
-                f"in {bundle.QUANTIZER}; they belong to different tokenizers."
-            )
+        shelf = Shelf.load(folder, header)
         recommender = cls(
             model,
             tokenizer,
-            item_tokenizer,
-            catalog,
+            shelf.item_tokenizer,
+            shelf.catalog,
             BaseConfig(token_prefix=header.token_prefix),
             header.base_model,
             load_templates(folder / bundle.PROMPTS),
             header.max_history,
             decode or DecodeConfig(scoring=header.scoring),
+            shelf.dense,
+            shelf.events,
         )
-        if (folder / bundle.TRIE).exists():  # it may be missing: it only saves time
-            recommender.trie = ItemTrie.load(folder / bundle.TRIE)
-            if not recommender.trie.spells(item_tokenizer.codes):
-                raise UserError(
-                    f"{folder}: {bundle.TRIE} has other semantic IDs than {bundle.QUANTIZER}/item_codes.parquet; "
-                    "delete the trie, which only saves making it of these."
-                )
+        recommender.trie = shelf.trie
+        if (folder / bundle.FUSION).exists():
+            recommender.weights = FusionWeights.load(folder / bundle.FUSION)
         check_fit(model, vocabulary, recommender.trie)
         return recommender
 

@@ -8,9 +8,10 @@ from llmrec.errors import UserError
 from llmrec.serve import bundle, hub
 from llmrec.serve.safety import ADAPTER
 
-PARTS = ("weights", "adapter", "tokenizer", "trie", "quantizer", "index", "other")
+PARTS = ("weights", "adapter", "tokenizer", "trie", "dense", "quantizer", "index", "other")
 TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
 """How the names of a tokenizer's files begin."""
+NAMED = {ADAPTER: "adapter", bundle.TRIE: "trie", bundle.DENSE: "dense", bundle.INDEX: "index"}
 ADAPTER_ROWS = "trainable_tokens"
 """In the names of an adapter's tensors that are token rows."""
 
@@ -42,8 +43,8 @@ def _part(name: str) -> str:
     place, _, file = name.rpartition("/")
     if place == bundle.QUANTIZER:
         return "quantizer"
-    if name in (ADAPTER, bundle.TRIE, bundle.INDEX):
-        return {ADAPTER: "adapter", bundle.TRIE: "trie", bundle.INDEX: "index"}[name]
+    if name in NAMED:
+        return NAMED[name]
     if name.endswith(".safetensors"):
         return "weights"
     return "tokenizer" if not place and file.startswith(TOKENIZER) else "other"

@@ -230,3 +230,48 @@ def test_not_a_tokenizer_or_another_version(tmp_path):
 def test_values_out_of_range_name_their_flag(make, flag):
     with pytest.raises(UserError, match=flag):
         make()
+
+
+@pytest.mark.parametrize("method", ["rq-kmeans", "pq", "hierarchical-kmeans", "random", "rq-vae"])
+@pytest.mark.parametrize("collisions", ["dedup", "nearest-free", "share"])
+def test_items_come_and_go_and_nobody_elses_codes_change(method, collisions):
+    network = RQVAEConfig(hidden=[8], latent=4, epochs=3)
+    x = np.random.default_rng(1).normal(size=(40, 8)).astype(np.float32)
+    tokenizer = ItemTokenizer(method, levels=2, codes=16, collisions=collisions, rq_vae=network)
+    tokenizer.fit_embeddings(IDS[:20], x[:20])
+    before = tokenizer.codes.copy()
+    more = tokenizer.with_items(IDS[20:40], x[20:])
+    assert more.item_ids == IDS[:40]
+    np.testing.assert_array_equal(more.codes[:20], before)
+    assert collisions == "share" or len(np.unique(more.codes, axis=0)) == 40
+    if collisions != "nearest-free":
+        np.testing.assert_array_equal(more.codes[:, :2], tokenizer.encode(x))
+    assert more.quantizer is tokenizer.quantizer
+    fewer = more.without_items(IDS[5:35])
+    assert fewer.item_ids == IDS[:5] + IDS[35:40]
+    np.testing.assert_array_equal(fewer.codes, more.codes[[*range(5), *range(35, 40)]])
+    assert tokenizer.item_ids == IDS[:20]
+    np.testing.assert_array_equal(tokenizer.codes, before)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.zeros((2, 5)), "the embeddings have 5 dimensions, this quantizer was fitted on 8"),
+        (np.zeros((3, 8)), r"vectors of shape \(3, 8\) for 2 items"),
+        (np.zeros(8), r"vectors of shape \(8,\) for 2 items"),
+        (np.array([[0.0] * 8, [np.nan] * 8]), "the embedding of item 'b' holds NaN"),
+    ],
+)
+def test_vectors_of_new_items_that_do_not_fit(vectors, message):
+    tokenizer = ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X)
+    with pytest.raises(UserError, match=message):
+        tokenizer.with_items(["a", "b"], vectors)
+
+
+def test_embedding_needs_an_encoder():
+    tokenizer = ItemTokenizer(levels=2, codes=8, embed=TFIDF).fit(shop())
+    some = shop().take([3, 1])
+    np.testing.assert_array_equal(tokenizer.encode(tokenizer.embed(some)), tokenizer.codes[[3, 1], :2])
+    with pytest.raises(UserError, match="without an encoder; give the items' vectors"):
+        ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X).embed(some)

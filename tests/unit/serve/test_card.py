@@ -19,7 +19,14 @@ METRICS = {
         "k": [10],
     },
     "systems": {"llmrec": {"all": SLICE}},
-    "decode": {"beams": 20, "scoring": "vocab", "constraint": "trie", "invalid_rate": 0.0, "users_per_second": 9.0},
+    "decode": {
+        "ranking": "beam",
+        "beams": 20,
+        "scoring": "vocab",
+        "constraint": "trie",
+        "invalid_rate": 0.0,
+        "users_per_second": 9.0,
+    },
 }
 
 

@@ -1,0 +1,90 @@
+"""`llmrec add-items`: new items become recommendable, without training; old ones change their text or go."""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmrec.cli.command import Command, PlainParser
+from llmrec.console import log_to_stderr
+from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    from llmrec.data import Catalog
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, change the bundle's items, say what became of them."""
+    options = _parser().parse_args(arguments)
+    if options.items is None and not options.remove:
+        raise UserError("nothing to do: give --items FILE, --remove ID ..., or both.")
+    log_to_stderr()
+    started = time.perf_counter()
+    catalog = None if options.items is None else _read(options.items, options.item_column, options.title_column)
+    from llmrec.serve import bundle
+    from llmrec.serve.items import Shelf, change_items
+    from llmrec.vocab.tokens import token_names
+
+    def change(shelf: Shelf) -> Shelf:
+        if options.remove:
+            shelf = shelf.without_items(options.remove)
+        return shelf if catalog is None else shelf.with_items(catalog, if_exists=options.if_exists)
+
+    old, new = change_items(options.model, options.out, change)
+    removed = len(set(options.remove or ()))
+    added = len(new.catalog) - len(old.catalog) + removed
+    counts = {"added": added, "updated": (len(catalog) if catalog else 0) - added, "removed": removed}
+    items, seconds = len(new.catalog), round(time.perf_counter() - started, 2)
+    if options.json:
+        header = bundle.read_header(bundle.locate(options.out or options.model))
+        ids = new.semantic_ids(range(items - added, items), token_names(header.level_sizes, header.token_prefix))
+        print(json.dumps({**counts, "items": items, "seconds": seconds, "semantic_ids": ids}))
+        return
+    print(", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
+    print(f"{items:,} items in {options.out or options.model}, {seconds} s")
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="llmrec add-items",
+        description="Give a bundle new items, or change or remove some, without training. A new item gets its semantic "
+        "ID from its text, by the encoder and the quantizer of the bundle; nobody else's changes. In place, the "
+        "bundle is the old one or the new one at any moment, whatever is interrupted.",
+    )
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    parser.add_argument(
+        "--items",
+        metavar="FILE",
+        help="CSV, TSV, JSONL or parquet, one item a row: an id, a title, and any fields of the bundle's catalogue",
+    )
+    parser.add_argument("--item-column", default="item_id", metavar="NAME", help="of the ids (default item_id)")
+    parser.add_argument("--title-column", default="title", metavar="NAME", help="of the titles (default title)")
+    parser.add_argument(
+        "--if-exists",
+        choices=("refuse", "update"),
+        default="refuse",
+        help="an item that is there already: change nothing and say so (refuse, the default), or give it the new text; "
+        "it keeps its semantic ID, by which the model knows it (update)",
+    )
+    parser.add_argument(
+        "--remove", nargs="+", action="extend", metavar="ID", help="items that go, before those of --items come"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR2", help="write a new bundle there, instead of in place; needed for one of the Hub"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
+    return parser
+
+
+def _read(path: str, item_column: str, title_column: str) -> "Catalog":
+    """The items of a file."""
+    from llmrec.data import Catalog
+    from llmrec.data.files import read_table, require_column
+
+    frame = read_table(path, "--items")
+    require_column(frame, item_column, path, "--item-column")
+    require_column(frame, title_column, path, "--title-column")
+    return Catalog.from_table(frame, path, item_column, title_column)
+
+
+COMMAND = Command("new items become recommendable, without training; or change or remove some", main)

@@ -1,0 +1,91 @@
+"""`llmrec discover`: items that are missing, as free semantic IDs that the model would recommend."""
+
+import json
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmrec.cli.command import Command, PlainParser
+from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    from llmrec.serve.discover import Discovery
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, load the bundle, search, describe."""
+    options = _parser().parse_args(arguments)
+    if not options.history and options.histories is None and options.prompt is None:
+        raise UserError('nothing to go by: give --history ID ..., --histories FILE, --prompt "text", or both.')
+    if options.beams < 1:
+        raise UserError(f"--beams {options.beams}: expected at least 1.")
+    histories = _histories(options)
+    from llmrec.serve.discover import discover
+    from llmrec.serve.recommender import Recommender
+
+    recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+    recommender.decode = replace(recommender.decode, beams=options.beams, device=options.device)
+    started = time.perf_counter()
+    found = discover(recommender, histories, options.prompt, options.k, options.neighbours)
+    seconds = time.perf_counter() - started
+    if options.json:
+        print(json.dumps({"discoveries": [asdict(each) for each in found], "seconds": round(seconds, 4)}))
+        return
+    print("\n".join(_lines(found)))
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="llmrec discover",
+        description="Semantic IDs that no item has and that the model would recommend, described in words.",
+    )
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--history", nargs="+", metavar="ID", help="item ids of one person, oldest first")
+    who.add_argument(
+        "--histories", metavar="FILE", help="a segment: one person's item ids per line, between spaces or commas"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what is asked for, in plain words")
+    parser.add_argument("--k", type=int, default=10, help="answers (default 10)")
+    parser.add_argument("--neighbours", type=int, default=5, metavar="N", help="items to describe by (default 5)")
+    parser.add_argument("--beams", type=int, default=100, help="beams of the search (default 100); at least K are used")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
+    return parser
+
+
+def _histories(options: Namespace) -> list[list[str]]:
+    """The histories of the request; line n of the file is the n-th."""
+    if options.histories is None:
+        return [options.history] if options.history else []
+    path = Path(options.histories)
+    try:
+        histories = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--histories {path}: can't be read as text: {error}.") from None
+    if not histories:
+        raise UserError(f"--histories {path}: empty, expected one person's item ids per line.")
+    if [] in histories:
+        line = histories.index([]) + 1
+        raise UserError(f"--histories {path}, line {line}: no item ids; delete the line, or put a person's there.")
+    return histories
+
+
+def _lines(found: Sequence["Discovery"]) -> list[str]:
+    """What a person reads."""
+    lines = []
+    for each in found:
+        lines.append(f"{each.rank:>3}  {each.semantic_id}  {each.score:8.3f}")
+        lines += [f"     near   {near.similarity:5.2f}  {near.item_id:<12}  {near.title}" for near in each.neighbours]
+        if each.words:
+            lines.append(f"     words  {', '.join(each.words)}")
+        if each.says:
+            lines.append(f"     says   {each.says}")
+    return lines
+
+
+COMMAND = Command("semantic IDs that no item has and that the model would recommend, in words", main)

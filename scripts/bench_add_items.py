@@ -1,0 +1,90 @@
+"""Seconds that `llmrec add-items` takes for many items, all told: start of the program, embedding, files on the disk.
+
+    python scripts/bench_add_items.py --model RUN/model [--n 1000 | --items FILE] [--threads 2] [--json]
+
+Works in a copy of the bundle, with an empty embedding cache. Without `--items` the new items are old ones, each with a
+third of its title's words from another's. The codes of the old items must be as they were.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from llmrec.serve import bundle
+
+SHARE = 3
+"""One of so many words of a title comes from another's."""
+
+
+def perturbed(catalog: pl.DataFrame, n: int) -> pl.DataFrame:
+    """n items like those of `catalog`, with ids of their own."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(catalog.height, size=n)
+    words = [title.split() or ["item"] for title in catalog["title"]]
+    titles = []
+    for row, other in zip(rows, rng.integers(catalog.height, size=n), strict=True):
+        strange = rng.random(len(words[row])) < 1 / SHARE
+        mixed = [str(rng.choice(words[other])) if swap else w for w, swap in zip(words[row], strange, strict=True)]
+        titles.append(" ".join(mixed))
+    ids = [f"new-{number}" for number in range(n)]
+    return catalog[rows].with_columns(pl.Series("item_id", ids), pl.Series("title", titles))
+
+
+def bench(model: Path, items: Path | None, n: int, threads: int) -> dict[str, Any]:
+    """Add to a copy of `model`; the seconds, and what the program said."""
+    index = bundle.read_index(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shutil.copytree(model, folder / "model")
+        if items is None:
+            items = folder / "new.parquet"
+            perturbed(index.drop("codes"), n).write_parquet(items)
+        command = [sys.executable, "-m", "llmrec", "add-items", "--model", folder / "model", "--items", items, "--json"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "LLMREC_CACHE": str(folder / "cache")}
+        started = perf_counter()
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+        seconds = perf_counter() - started
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if result.returncode:
+            sys.exit(result.returncode)
+        said = json.loads(result.stdout)
+        after = bundle.read_index(folder / "model")
+        return {
+            "items_before": index.height,
+            "added": said["added"],
+            "threads": threads,
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
+            "old_codes_unchanged": after.head(index.height)["codes"].equals(index["codes"]),
+            "all_codes_distinct": after["codes"].n_unique() == after.height,
+        }
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--items", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    figures = bench(options.model, options.items, options.n, options.threads)
+    print(json.dumps(figures) if options.json else "\n".join(f"{name:<20} {value}" for name, value in figures.items()))
+    if not figures["old_codes_unchanged"]:
+        sys.exit("the codes of old items have changed")
+
+
+if __name__ == "__main__":
+    main()
