@@ -17,12 +17,14 @@ from llmrec.evaluate.protocol import (
     select_cases,
     warm_cold_slices,
 )
+from llmrec.evaluate.slices import make_slices
 
 __all__ = [
     "EvaluateConfig",
     "Metrics",
     "System",
     "evaluate_systems",
+    "make_slices",
     "per_user_table",
     "ranks_from_lists",
     "ranks_from_scores",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from llmrec.data import Split
     from llmrec.evaluate.generative import Evaluation, HasRanker
 
@@ -38,10 +42,16 @@ if TYPE_CHECKING:
 class _Callable(ModuleType):
     """Makes `from llmrec import evaluate; evaluate(recommender, split)` work: room and function share a name."""
 
-    def __call__(self, recommender: "HasRanker", split: "Split", config: EvaluateConfig | None = None) -> "Evaluation":
+    def __call__(
+        self,
+        recommender: "HasRanker",
+        split: "Split",
+        config: EvaluateConfig | None = None,
+        text_vectors: "np.ndarray | None" = None,
+    ) -> "Evaluation":
         from llmrec.evaluate.generative import evaluate
 
-        return evaluate(recommender, split, config)
+        return evaluate(recommender, split, config, text_vectors)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -3,9 +3,47 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
-Baseline = Literal["popularity", "markov", "item-knn"]
+Baseline = Literal["popularity", "markov", "item-knn", "text-knn", "sasrec", "sasrec-knn"]
+
+
+@dataclass
+class SASRecConfig:
+    """The Transformer of the baselines sasrec and sasrec-knn, and its training."""
+
+    hidden_size: int = 64
+    """Width of the embeddings and the layers."""
+    layers: int = 2
+    """Transformer layers."""
+    heads: int = 2
+    """Attention heads; they divide the width."""
+    dropout: float = 0.5
+    """Share of the activations that training drops."""
+    max_history: int = 50
+    """Items of a history that it reads, the latest."""
+    batch_size: int = 128
+    """Users per step."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    epochs: int = 100
+    """Passes over the training part at most."""
+    patience: int = 5
+    """Passes after which it stops when the NDCG@10 of validation has not risen."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "layers", "heads", "max_history", "batch_size", "epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--evaluate.sasrec.{name}: got {getattr(self, name)}, expected at least 1")
+        if self.hidden_size % self.heads:
+            raise UserError(
+                f"--evaluate.sasrec.heads: got {self.heads}, expected a divisor of hidden_size {self.hidden_size}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--evaluate.sasrec.dropout: got {self.dropout}, expected a share from 0 to below 1")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UserError(f"--evaluate.sasrec.learning_rate: got {self.learning_rate}, expected more than 0")
 
 
 @dataclass
@@ -16,13 +54,35 @@ class EvaluateConfig:
     """Cut-offs of recall, NDCG and MRR, in items; must include 10, which the intervals stand beside."""
 
     part: Literal["valid", "test"] = "test"
-    """Part of the log whose first event per user is the target."""
+    """Part of the log whose first event per user is the target, or every one with every_event."""
+
+    every_event: bool = False
+    """Every event of the part is a target, after all that its user did before it; else each user's first, after the
+    earlier parts. Intervals resample users either way."""
 
     filter_seen: bool = True
     """Leave the items of a user's history out of the ranking (a repeated target stays in)."""
 
     baselines: list[Baseline] = field(default_factory=lambda: ["popularity", "markov", "item-knn"])
-    """Baselines fitted on the training part and measured beside llmrec."""
+    """Baselines fitted on the training part and measured beside llmrec. text-knn: items whose texts are like the
+    history's; sasrec: a Transformer over items (arXiv 1808.09781), trained here, minutes for 100,000 events on a CPU;
+    sasrec-knn: its ranking with a quota of cold items by text-knn."""
+
+    quotas: list[float] = field(default_factory=lambda: [0.1, 0.3])
+    """Shares of cold items in every prefix of sasrec-knn's rankings; each makes a system of its own."""
+
+    sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    """The Transformer of sasrec and sasrec-knn."""
+
+    rankings: list[RankingName] = field(default_factory=list)
+    """Further rankings of the same model (see --decode.ranking), each a system beside llmrec."""
+
+    frontier: bool = False
+    """Draw how recall@10 of warm and of cold targets trade as the fusion favours new items more or less; needs a bundle
+    that has been calibrated."""
+
+    diagnose: int = 0
+    """Tell level by level where so many warm and so many cold targets get lost, drawn by the seed; 0: no diagnosis."""
 
     max_users: int = 0
     """Measure on this many users, drawn by the seed; 0 takes all."""
@@ -35,16 +95,28 @@ class EvaluateConfig:
     """Resamples of the users, or queries, behind each 95% interval."""
 
     seed: int = 0
-    """Seed of the samples of users and queries, and of the bootstrap."""
+    """Seed of the samples of users and queries, of the random ranking, of sasrec and of the bootstrap."""
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k) or 10 not in self.k:
             raise UserError(f"--evaluate.k: got {self.k}, expected distinct cut-offs of at least 1, 10 among them")
         if len(set(self.baselines)) < len(self.baselines):
             raise UserError(f"--evaluate.baselines: got {self.baselines}, expected each baseline at most once")
+        shares = self.quotas
+        if not shares or len(set(shares)) < len(shares) or not all(0 < share <= 1 for share in shares):
+            raise UserError(f"--evaluate.quotas: got {shares}, expected distinct shares above 0 and up to 1")
+        if len(set(self.rankings)) < len(self.rankings):
+            raise UserError(f"--evaluate.rankings: got {self.rankings}, expected each ranking at most once")
+        if self.diagnose < 0:
+            raise UserError(f"--evaluate.diagnose: got {self.diagnose}, expected 0 (none) or a number of targets")
         if self.max_users < 0:
             raise UserError(f"--evaluate.max_users: got {self.max_users}, expected 0 (all) or a number of users")
         if self.text_queries < 0:
             raise UserError(f"--evaluate.text_queries: got {self.text_queries}, expected 0 (none) or a number of them")
         if self.bootstrap < 1:
             raise UserError(f"--evaluate.bootstrap: got {self.bootstrap}, expected at least 1 resample")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether one of the baselines goes by the items' text vectors."""
+        return not {"text-knn", "sasrec-knn"}.isdisjoint(self.baselines)

@@ -73,14 +73,17 @@ def per_user(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
     }
 
 
-def summarise(ranks: np.ndarray, ks: Sequence[int], bootstrap: int, seed: int) -> dict[str, float | list[float]]:
-    """Means over U users, with a 95% interval `<name>_ci` for recall@10 and ndcg@10.
+def summarise(
+    ranks: np.ndarray, ks: Sequence[int], bootstrap: int, seed: int, users: np.ndarray | None = None
+) -> dict[str, float | list[float]]:
+    """Means over n targets, with a 95% interval `<name>_ci` for recall@10 and ndcg@10.
 
     Args:
-        ranks: float64 [U], from 1; inf where the target was not ranked.
+        ranks: float64 [n], from 1; inf where the target was not ranked.
         ks: cut-offs, 10 among them.
         bootstrap: number of resamples of the users.
         seed: seed of the resampling.
+        users: int [n], whose targets these are; None: each has one. Where users have several, `targets` counts those.
 
     Raises:
         ValueError: no users.
@@ -88,10 +91,17 @@ def summarise(ranks: np.ndarray, ks: Sequence[int], bootstrap: int, seed: int) -
     if not len(ranks):
         raise ValueError("no users to average over")
     values = {name: column for k in ks for name, column in per_user(ranks, k).items()}
-    summary: dict[str, float | list[float]] = {"users": len(ranks)}
+    owners = np.arange(len(ranks)) if users is None else users
+    distinct = len(np.unique(owners))
+    summary: dict[str, float | list[float]] = {"users": distinct}
+    if distinct < len(ranks):
+        summary["targets"] = len(ranks)
     summary |= {name: float(column.mean()) for name, column in values.items()}
     for name in INTERVAL_METRICS:
-        summary[f"{name}_ci"] = list(interval(values[name], bootstrap, seed))
+        column = values[name]
+        alone = distinct == len(ranks)
+        low, high = interval(column, bootstrap, seed) if alone else user_interval(column, owners, bootstrap, seed)
+        summary[f"{name}_ci"] = [low, high]
     return summary
 
 
@@ -104,4 +114,21 @@ def interval(values: np.ndarray, bootstrap: int, seed: int) -> tuple[float, floa
     distinct, counts = np.unique(values, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=bootstrap)
     low, high = np.percentile(draws @ distinct / len(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def user_interval(values: np.ndarray, users: np.ndarray, bootstrap: int, seed: int) -> tuple[float, float]:
+    """The same interval where targets of one user [n] are not independent: whole users are drawn (a cluster bootstrap).
+
+    Args:
+        values: float64 [n].
+        users: int [n].
+        bootstrap: number of resamples of the users.
+        seed: of these.
+    """
+    _, of = np.unique(users, return_inverse=True)
+    counts, sums = np.bincount(of), np.bincount(of, weights=values)
+    rng, share = np.random.default_rng(seed), np.full(len(counts), 1 / len(counts))
+    draws = (rng.multinomial(len(counts), share) for _ in range(bootstrap))
+    low, high = np.percentile([draw @ sums / (draw @ counts) for draw in draws], [2.5, 97.5])
     return float(low), float(high)

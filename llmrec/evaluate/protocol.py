@@ -1,5 +1,9 @@
-"""One protocol for all systems: the same users, the whole catalogue, one target each."""
+"""One protocol for all systems: the same users, the whole catalogue, one target each.
 
+Beside it stands a second table in which only cold items compete; its figures are not comparable with the others.
+"""
+
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +17,11 @@ from llmrec.evaluate.config import EvaluateConfig
 from llmrec.evaluate.metrics import summarise
 
 Metrics = dict[str, Any]
-"""What metrics.json holds: `protocol`, `systems` -> name -> slice -> metric, and `decode` of llmrec."""
+"""What metrics.json holds: `protocol`, `systems` -> name -> slice -> metric, `milliseconds_per_user` -> name, and
+`decode` of llmrec; perhaps `cold_candidates`, with `protocol` and `systems` of its own."""
+
+OURS = "llmrec"
+"""The system whose decoding is reported."""
 
 
 class System(Protocol):
@@ -23,13 +31,19 @@ class System(Protocol):
     def name(self) -> str:
         """The system's name in the report, unique in it."""
 
-    def ranks(self, cases: Cases, filter_seen: bool) -> np.ndarray:
-        """Rank of each case's target, float64 [n] from 1, inf where it is not ranked."""
+    def ranks(self, cases: Cases, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
+        """Rank of each case's target, float64 [n] from 1, inf where it is not ranked.
+
+        Args:
+            cases: n of them.
+            filter_seen: leave what stands in the history out, the target excepted.
+            among: int [E], the catalogue's rows that compete, each target among them; None: all.
+        """
 
 
 def select_cases(sequences: Sequences, config: EvaluateConfig) -> Cases:
     """The cases that a configuration asks for."""
-    cases = sequences.cases(VALID if config.part == "valid" else TEST)
+    cases = sequences.cases(VALID if config.part == "valid" else TEST, config.every_event)
     return cases.sample(config.max_users, config.seed) if config.max_users else cases
 
 
@@ -64,35 +78,99 @@ def evaluate_systems(
     names = [system.name for system in systems]
     if len(set(names)) < len(names):
         raise ValueError(f"systems share a name: {names}")
-    ranks = {}
+    ranks, seconds = {}, {}
     for system in track(systems, "evaluating", total=len(systems)):
+        started = time.perf_counter()
         ranks[system.name] = _checked(system.name, system.ranks(cases, config.filter_seen), len(cases))
+        seconds[system.name] = time.perf_counter() - started
     metrics: Metrics = {
         "protocol": {
             **protocol,
             "part": config.part,
             "ranking": "full",
-            "users": len(cases),
+            "users": len(np.unique(cases.users)),
+            "targets": len(cases),
             "filter_seen": config.filter_seen,
             "k": config.k,
             "bootstrap": config.bootstrap,
             "seed": config.seed,
         },
-        "systems": summarise_systems(ranks, slices, config),
+        "systems": summarise_systems(ranks, slices, config, cases.targets, cases.users),
+        "milliseconds_per_user": {name: round(1000 * taken / len(cases), 4) for name, taken in seconds.items()},
     }
     for system in systems:
-        if decode_stats := getattr(system, "decode_stats", None):
+        if system.name == OURS and (decode_stats := getattr(system, "decode_stats", None)):
             metrics["decode"] = decode_stats()
     return metrics, ranks
 
 
+def evaluate_cold_candidates(
+    systems: Sequence[System], cases: Cases, candidates: np.ndarray, config: EvaluateConfig
+) -> Metrics | None:
+    """Measure all systems on the cases with a cold target, where they rank the cold items alone.
+
+    Args:
+        systems: with distinct names; a `random` order stands beside them.
+        cases: of which those with a cold target are taken.
+        candidates: int [E], rows of the catalogue without training events.
+        config: cut-offs, filter and bootstrap.
+
+    Returns:
+        `protocol` and `systems` -> name -> `all` -> metric as in metrics.json; None without a cold target.
+    """
+    chosen = cases.where(np.isin(cases.targets, candidates))
+    if not len(chosen):
+        return None
+    ranks = {system.name: system.ranks(chosen, config.filter_seen, candidates) for system in systems}
+    ranks = {name: _checked(name, column, len(chosen)) for name, column in ranks.items()}
+    ranks["random"] = random_ranks(chosen, config.filter_seen, candidates, config.seed)
+    return {
+        "protocol": {
+            "part": config.part,
+            "ranking": "cold items only",
+            "candidates": len(candidates),
+            "users": len(np.unique(chosen.users)),
+            "targets": len(chosen),
+            "filter_seen": config.filter_seen,
+            "k": config.k,
+            "bootstrap": config.bootstrap,
+            "seed": config.seed,
+        },
+        "systems": summarise_systems(ranks, {"all": np.ones(len(chosen), bool)}, config, chosen.targets, chosen.users),
+    }
+
+
+def random_ranks(cases: Cases, filter_seen: bool, among: np.ndarray, seed: int) -> np.ndarray:
+    """Rank of each case's target in an order of `among` (int [E]) that the seed draws for it, float64 [n]."""
+    left = np.full(len(cases), len(among))
+    if filter_seen:
+        left -= [len(np.intersect1d(h[h != t], among)) for h, t in zip(cases.histories, cases.targets, strict=True)]
+    return np.random.default_rng(seed).integers(1, left, endpoint=True).astype(np.float64)
+
+
 def summarise_systems(
-    ranks: Mapping[str, np.ndarray], slices: Mapping[str, np.ndarray], config: EvaluateConfig
+    ranks: Mapping[str, np.ndarray],
+    slices: Mapping[str, np.ndarray],
+    config: EvaluateConfig,
+    targets: np.ndarray,
+    users: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """`systems` of the metrics: name -> slice (bool [n]; one without cases is left out) -> metric."""
+    """`systems` of the metrics: name -> slice -> metric, with the slice's `users` and distinct targets, `items`.
+
+    Args:
+        ranks: name -> float64 [n].
+        slices: name -> bool [n]; one without cases is left out.
+        config: cut-offs and bootstrap.
+        targets: int [n], rows of the catalogue.
+        users: int [n], as in `summarise`.
+    """
+    items = {name: len(np.unique(targets[mask])) for name, mask in slices.items()}
     return {
         name: {
-            slice_name: summarise(column[mask], config.k, config.bootstrap, config.seed)
+            slice_name: {
+                **summarise(column[mask], config.k, config.bootstrap, config.seed),
+                "items": items[slice_name],
+            }
             for slice_name, mask in slices.items()
             if mask.any()
         }

@@ -9,6 +9,7 @@ import polars as pl
 from llmrec import tables
 from llmrec.evaluate.metrics import INTERVAL_METRICS
 from llmrec.evaluate.protocol import Metrics
+from llmrec.evaluate.slices import MAIN
 
 _COLUMNS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10")
 
@@ -40,12 +41,45 @@ def protocol_line(metrics: Metrics) -> str:
     """The protocol in one line: what was ranked, for whom, with what left out."""
     protocol = metrics["protocol"]
     catalogue = f" over {protocol['items']:,} items" if "items" in protocol else ""
+    if cold := protocol.get("cold_items"):
+        catalogue += f" ({cold:,} of them cold" + (f", {protocol['regime']})" if "regime" in protocol else ")")
     seen = "left out" if protocol["filter_seen"] else "kept"
     split = f"{protocol['split']} split, " if "split" in protocol else ""
     return (
         f"{split}{protocol['part']} part, {protocol['ranking']} ranking{catalogue}, "
-        f"{protocol['users']:,} users, seen items {seen}, ties against the system"
+        f"{_asked(protocol)}, seen items {seen}, ties against the system"
     )
+
+
+def cold_candidates_line(metrics: Metrics) -> str:
+    """What the `cold_candidates` of metrics.json are, in one line."""
+    protocol = metrics["protocol"]
+    return (
+        f"not the full ranking: for the {_asked(protocol)} with a cold target, only the "
+        f"{protocol['candidates']:,} cold items compete, so nothing here compares with the tables above; random is a "
+        "random order of them"
+    )
+
+
+def _asked(protocol: dict[str, Any]) -> str:
+    """How many users, and targets where they have several."""
+    users, targets = protocol["users"], protocol.get("targets", protocol["users"])
+    return f"{users:,} users" + (f" ({targets:,} targets)" if targets > users else "")
+
+
+def _further_rows(metrics: Metrics) -> list[list[str]]:
+    """recall@10 on the finer slices: a header, and one row per slice, with its users, distinct targets and systems."""
+    systems = metrics["systems"]
+    finer = {name: entry for name, entry in next(iter(systems.values())).items() if name not in MAIN}
+    return [["slice", "users", "items", *systems]] + [
+        [
+            name,
+            f"{entry['users']:,}",
+            f"{entry['items']:,}",
+            *(f"{one[name]['recall@10']:.4f}" for one in systems.values()),
+        ]
+        for name, entry in finer.items()
+    ]
 
 
 def text_queries_line(metrics: Metrics) -> str:
@@ -75,17 +109,31 @@ def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
         low, high = entry[f"{column}_ci"]
         return f"{value} [{low:.4f}, {high:.4f}]"
 
-    header = ["system", *columns, "queries" if "queries" in metrics["protocol"] else "users"]
-    return [header] + [
+    rows = [["system", *columns, "queries" if "queries" in metrics["protocol"] else "users"]]
+    rows += [
         [name, *(cell(entry, column) for column in columns), f"{entry['users']:,}"] for name, entry in slices.items()
     ]
+    if slice_name == "all" and "milliseconds_per_user" in metrics:
+        taken = [f"{metrics['milliseconds_per_user'][name]:,.2f}" for name in slices]
+        rows = [[*row, time] for row, time in zip(rows, ["ms/user", *taken], strict=True)]
+    return rows
 
 
 def _markdown(metrics: Metrics, text_queries: Metrics | None) -> str:
-    slice_names = dict.fromkeys(name for entry in metrics["systems"].values() for name in entry)
+    slices = next(iter(metrics["systems"].values()))
     parts = ["# Evaluation", f"{protocol_line(metrics)}. Brackets are bootstrap 95% intervals over users."]
-    for slice_name in slice_names:
-        parts += [f"## Slice: {slice_name}", markdown_table(metrics, slice_name)]
+    for name in MAIN:
+        if name in slices:
+            parts += [
+                f"## Slice: {name}",
+                f"{slices[name]['users']:,} users, {slices[name]['items']:,} distinct targets.",
+            ]
+            parts.append(markdown_table(metrics, name))
+    if not slices.keys() <= set(MAIN):
+        parts += ["## Further slices: recall@10", tables.markdown(_further_rows(metrics))]
+    if "cold_candidates" in metrics:
+        cold = metrics["cold_candidates"]
+        parts += ["## Cold candidates only", f"{cold_candidates_line(cold).capitalize()}.", markdown_table(cold)]
     if text_queries is not None:
         parts += ["## In plain words", f"{text_queries_line(text_queries)}.", markdown_table(text_queries)]
     if "decode" in metrics:

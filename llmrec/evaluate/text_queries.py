@@ -128,7 +128,7 @@ def evaluate_text_queries(
             "bootstrap": config.bootstrap,
             "seed": config.seed,
         },
-        "systems": summarise_systems(ranks, {"all": np.ones(len(queries), bool)}, config),
+        "systems": summarise_systems(ranks, {"all": np.ones(len(queries), bool)}, config, queries.targets),
     }
 
 

@@ -1,5 +1,7 @@
 """Slices, metrics and the per-user table for systems with known ranks."""
 
+import time
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from llmrec.data.catalog import Catalog
 from llmrec.data.split import Cases, Sequences
 from llmrec.evaluate import EvaluateConfig, evaluate_systems, per_user_table, select_cases, warm_cold_slices
+from llmrec.evaluate.protocol import evaluate_cold_candidates, random_ranks
 
 CASES = Cases(
     users=np.array([0, 1, 3], np.int32),
@@ -22,8 +25,9 @@ class Fixed:
         self.name = name
         self.answer = np.array(ranks, dtype=float)
 
-    def ranks(self, cases, filter_seen):
+    def ranks(self, cases, filter_seen, among=None):
         self.asked = (cases, filter_seen)
+        self.among = among
         return self.answer
 
 
@@ -42,6 +46,7 @@ def test_systems_are_measured_by_slice():
     ours = metrics["systems"]["llmrec"]
     assert set(ours) == {"all", "warm", "cold"}
     assert (ours["all"]["users"], ours["warm"]["users"], ours["cold"]["users"]) == (3, 2, 1)
+    assert (ours["all"]["items"], ours["warm"]["items"], ours["cold"]["items"]) == (2, 1, 1)
     assert ours["all"]["recall@5"] == pytest.approx(2 / 3)
     assert ours["warm"]["recall@5"] == 0.5
     assert ours["cold"]["mrr@5"] == 0.25
@@ -60,12 +65,76 @@ def test_the_protocol_says_what_was_done():
         "part": "valid",
         "ranking": "full",
         "users": 3,
+        "targets": 3,
         "filter_seen": False,
         "k": [1, 5, 10, 20],
         "bootstrap": 1000,
         "seed": 0,
     }
     assert "decode" not in metrics
+
+
+def test_only_the_decoding_of_llmrec_is_told():
+    metrics, _ = measure(Decoding("other", [1, 1, 1]), Fixed("llmrec", [1, 1, 1]))
+    assert "decode" not in metrics
+
+
+def test_the_time_of_ranking_is_told_per_user():
+    class Slow(Fixed):
+        def ranks(self, *asked):
+            time.sleep(0.03)
+            return super().ranks(*asked)
+
+    metrics, _ = measure(Slow("slow", [1, 1, 1]), Fixed("quick", [1, 1, 1]))
+    milliseconds = metrics["milliseconds_per_user"]
+    assert list(milliseconds) == ["slow", "quick"]
+    assert 10 <= milliseconds["slow"] < 1000
+    assert 0 < milliseconds["quick"] < 10
+
+
+def test_cold_items_compete_alone_for_the_users_with_a_cold_target():
+    systems = [Fixed("good", [1]), Fixed("bad", [np.inf])]
+    metrics = evaluate_cold_candidates(systems, CASES, np.array([0, 2]), EvaluateConfig())
+    assert metrics["protocol"] == {
+        "part": "test",
+        "ranking": "cold items only",
+        "candidates": 2,
+        "users": 1,
+        "targets": 1,
+        "filter_seen": True,
+        "k": [1, 5, 10, 20],
+        "bootstrap": 1000,
+        "seed": 0,
+    }
+    assert list(metrics["systems"]) == ["good", "bad", "random"]
+    assert [entry["all"]["recall@10"] for entry in metrics["systems"].values()] == [1, 0, 1]
+    assert metrics["systems"]["good"]["all"]["items"] == 1
+    cases, filter_seen = systems[0].asked
+    assert (cases.users.tolist(), cases.targets.tolist(), filter_seen) == ([1], [2], True)
+    assert systems[0].among.tolist() == [0, 2]
+
+
+def test_without_a_cold_target_there_is_no_second_table():
+    assert evaluate_cold_candidates([Fixed("a", [1])], CASES, np.array([0]), EvaluateConfig()) is None
+
+
+def test_what_is_no_rank_among_cold_items_is_refused():
+    with pytest.raises(ValueError, match="a: expected 1 ranks"):
+        evaluate_cold_candidates([Fixed("a", [0])], CASES, np.array([2]), EvaluateConfig())
+
+
+def test_random_ranks_are_even_over_what_is_left():
+    n = 4000
+    histories = [np.array([0, 7, 7, 1])] * n  # of five, 0 and 1 are seen; 7 does not compete
+    cases = Cases(np.zeros(n), histories, np.where(np.arange(n) % 2, 4, 1))  # a target is never left out
+    ranks = random_ranks(cases, True, np.arange(5), seed=1)
+    for target, left in ((4, 3), (1, 4)):
+        values, counts = np.unique(ranks[cases.targets == target], return_counts=True)
+        assert values.tolist() == list(range(1, left + 1))
+        assert (abs(counts * left / (n // 2) - 1) < 0.15).all()
+    assert ranks.tolist() == random_ranks(cases, True, np.arange(5), seed=1).tolist()
+    assert ranks.tolist() != random_ranks(cases, True, np.arange(5), seed=2).tolist()
+    assert random_ranks(cases, False, np.arange(5), seed=1).max() == 5
 
 
 def test_a_slice_without_users_is_left_out():

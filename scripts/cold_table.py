@@ -1,0 +1,78 @@
+"""Several runs of one configuration, such as seeds, as one table: all, warm and cold targets, pooled over the runs.
+
+    python scripts/cold_table.py RUN [RUN ...]
+
+Prints Markdown. A user of two runs counts twice, since the runs ask for different items; brackets are bootstrap 95%
+intervals over users, milliseconds per user the median of the runs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from llmrec import tables
+from llmrec.data.split import TRAIN
+from llmrec.errors import UserError
+from llmrec.evaluate.metrics import summarise
+
+SLICES = ("all", "warm", "cold")
+METRICS = ("recall@10", "ndcg@10")
+
+
+def main() -> None:
+    """Read the runs, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories that have been evaluated")
+    runs = parser.parse_args().runs
+    ranks = pl.concat([_ranks(run).with_columns(run=pl.lit(number)) for number, run in enumerate(runs)])
+    ranks = ranks.with_columns(user=pl.struct("run", "user_id").rank("dense"))
+    taken = [json.loads((run / "evaluate" / "metrics.json").read_text())["milliseconds_per_user"] for run in runs]
+    users = {name: part["user"].n_unique() for name, part in _slices(ranks).items()}
+    print(", ".join(f"{name}: {count:,} users" for name, count in users.items()), f"of {len(runs)} runs\n")
+    header = ["system", *(f"{metric}, {name}" for name in SLICES for metric in METRICS), "ms/user"]
+    rows = [
+        [system, *_cells(mine), f"{np.median([one[system] for one in taken]):.2f}"]
+        for (system,), mine in ranks.group_by("system", maintain_order=True)
+    ]
+    print(tables.markdown([header, *rows]))
+
+
+def _ranks(run: Path) -> pl.DataFrame:
+    """per_user.parquet with whether the target is cold: without an event in the run's training part."""
+    path = run / "evaluate" / "per_user.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; evaluate the run first.")
+    events = pl.read_parquet(run / "data" / "interactions.parquet").filter(pl.col("part") == TRAIN)
+    known = events["item_id"].unique().implode()
+    return pl.read_parquet(path).with_columns(cold=~pl.col("item_id").is_in(known))
+
+
+def _slices(ranks: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    return {"all": ranks, "warm": ranks.filter(~pl.col("cold")), "cold": ranks.filter(pl.col("cold"))}
+
+
+def _cells(ranks: pl.DataFrame) -> list[str]:
+    """Each slice's metrics with their intervals, of one system."""
+    cells = []
+    for part in _slices(ranks).values():
+        found = summarise(
+            part["rank"].cast(pl.Float64).fill_null(np.inf).to_numpy(),
+            [10],
+            bootstrap=1000,
+            seed=0,
+            users=part["user"].to_numpy(),
+        )
+        for metric in METRICS:
+            low, high = found[f"{metric}_ci"]
+            cells.append(f"{found[metric]:.4f} [{low:.4f}, {high:.4f}]")
+    return cells
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"cold_table: {error}") from None
