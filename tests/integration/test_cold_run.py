@@ -1,0 +1,109 @@
+"""A strict run with a dense head, all rankings and the diagnosis, as a user starts it; then new items in its bundle."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from llmrec.decode.rankings.methods import METHODS
+
+COLD = {
+    "data.cold_items": "held-out",
+    "data.cold_share": "0.1",
+    "data.simulated_share": "0.1",
+    "data.regime": "strict",
+    "base.init_rows": "codebook",
+    "train.dense_weight": "1",
+    "evaluate.rankings": "[beam, quota, dense, liger, cascade, specgr]",
+    "evaluate.baselines": "[popularity, text-knn, sasrec, sasrec-knn]",
+    "evaluate.sasrec.epochs": "2",
+    "evaluate.frontier": "true",
+    "evaluate.diagnose": "20",
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cold_run(llmrec, tiny_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cold") / "run"
+    flags = [word for name, value in COLD.items() for word in (f"--{name}", value)]
+    result = llmrec("run", "--run", folder, *tiny_flags, *flags)
+    assert result.returncode == 0, result.stderr
+    (folder.parent / "stdout.txt").write_text(result.stdout)
+    return folder
+
+
+def metrics(run: Path) -> dict:
+    return json.loads((run / "evaluate" / "metrics.json").read_text())
+
+
+def test_every_ranking_stands_in_one_table(cold_run: Path) -> None:
+    found = metrics(cold_run)
+    others = {"popularity", "text-knn", "sasrec", "sasrec-knn@10%", "sasrec-knn@30%"}
+    assert found["systems"].keys() == {"llmrec", *METHODS.keys() - {"fusion"}, *others}
+    assert found["milliseconds_per_user"].keys() == found["systems"].keys()
+    assert found["protocol"]["regime"] == "strict"
+    assert found["protocol"]["cold"]["kind"] == "held-out"
+    assert found["decode"]["ranking"] == "fusion"
+    for system in found["systems"].values():
+        assert {"all", "warm", "cold", "count 0"} <= system.keys()
+        assert system["all"]["users"] == system["warm"]["users"] + system["cold"]["users"]
+    assert found["systems"]["sasrec"]["cold"]["recall@20"] == 0, "it knows no cold item"
+    assert found["systems"]["llmrec"]["cold"]["recall@10"] > found["systems"]["beam"]["cold"]["recall@10"]
+    assert "random" in found["cold_candidates"]["systems"]
+    printed = (cold_run.parent / "stdout.txt").read_text()
+    assert "not the full ranking" in printed
+    assert "cold targets" in printed
+
+
+def test_frontier_and_diagnosis_are_written(cold_run: Path) -> None:
+    folder = cold_run / "evaluate"
+    curve = json.loads((folder / "frontier.json").read_text())
+    llmrec = metrics(cold_run)["systems"]["llmrec"]
+    assert curve["calibrated"]["warm"] == pytest.approx(llmrec["warm"]["recall@10"], abs=0.03)
+    assert curve["calibrated"]["cold"] == pytest.approx(llmrec["cold"]["recall@10"], abs=0.03)
+    for name in ("frontier.png", "diagnosis.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    told = json.loads((folder / "diagnosis.json").read_text())["targets"]
+    assert told["cold"]["prefix_seen"][0] > told["cold"]["prefix_seen"][-1]
+
+
+def test_held_out_items_are_new_in_the_bundle(cold_run: Path) -> None:
+    log = pl.read_parquet(cold_run / "data" / "interactions.parquet")
+    trained = set(log.filter(pl.col("part") == 0)["item_id"])
+    index = pl.read_parquet(cold_run / "model" / "item_index.parquet")
+    assert set(index.filter(pl.col("training_events") > 0)["item_id"]) == trained
+    assert set(pl.read_parquet(cold_run / "data" / "items.parquet")["item_id"]) == set(index["item_id"])
+    assert (cold_run / "model" / "fusion.json").exists()
+
+
+def answers(llmrec, model: Path, history: list[str], *words: str) -> list[tuple[str, float]]:
+    result = llmrec("recommend", "--model", model, "--history", *history, "--json", *words)
+    assert result.returncode == 0, result.stderr
+    return [(item["item_id"], item["score"]) for item in json.loads(result.stdout)["items"]]
+
+
+def test_new_items_change_no_answer_among_the_old(llmrec, cold_run: Path, tmp_path: Path) -> None:
+    """By every ranking, to the last digits; and the new ones come out for a history of their like."""
+    model = Path(shutil.copytree(cold_run / "model", tmp_path / "model"))
+    items = pl.read_parquet(model / "item_index.parquet")
+    old = items["item_id"].to_list()
+    like = items.filter(pl.col("training_events") > 0).head(40)
+    fields = like.drop("item_id", "codes", "training_events")
+    new = fields.with_columns(item_id=pl.Series([f"new{row}" for row in range(len(like))]))
+    new.write_csv(tmp_path / "new.csv")
+    history = like["item_id"].to_list()[:3]
+    kept = [name for name in METHODS if name != "liger"]  # whose candidates are all new items: fewer among the old
+    before = {name: answers(llmrec, model, history, "--ranking", name, "--allow", *old) for name in kept}
+    added = llmrec("add-items", "--model", model, "--items", tmp_path / "new.csv", "--json")
+    assert added.returncode == 0, added.stderr
+    for name in kept:
+        after = answers(llmrec, model, history, "--ranking", name, "--allow", *old)
+        assert [item for item, _ in after] == [item for item, _ in before[name]], name
+        np.testing.assert_allclose([score for _, score in after], [score for _, score in before[name]], atol=1e-4)
+    found = [item for item, _ in answers(llmrec, model, history, "--k", "20")]
+    assert {"new0", "new1", "new2"} & set(found), "copies of what the history holds"
