@@ -57,7 +57,8 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
         print(json.dumps(metrics))
         return
     print(f"{protocol_line(metrics)}\n\n{table(metrics)}\n")
-    if cold := metrics.get("cold_candidates"):
+    protocol, cold = metrics["protocol"], metrics.get("cold_candidates")
+    if cold and (protocol["cold"]["kind"] == "held-out" or protocol["regime"] == "strict"):  # else they are a few
         for name in ("warm", "cold"):
             print(f"{name} targets\n\n{table(metrics, name)}\n")
         print(f"{cold_candidates_line(cold)}\n\n{table(cold)}\n")
