@@ -78,7 +78,7 @@ def _parser() -> PlainParser:
         help="ranking fusion: more for items without training",
     )
     parser.add_argument("--phrasings", type=int, default=1, help="ask in so many phrasings, take the mean (default 1)")
-    parser.add_argument("--exact", action="store_true", help="the provably best answers, for more forward passes")
+    parser.add_argument("--exact", action="store_true", help="the provably best answers by their codes alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")

@@ -28,7 +28,7 @@ class RecommendRequest(BaseModel):
     max_per_field: dict[str, int] = Field(default_factory=dict, description="field -> answers of one value at most")
     max_per_code: int | None = Field(default=None, description="answers with one first code at most")
     phrasings: int = Field(default=1, ge=1, description="ask in so many phrasings, take the mean")
-    exact: bool = Field(default=False, description="the provably best, for more forward passes")
+    exact: bool = Field(default=False, description="the provably best by their codes alone, for more forward passes")
 
 
 def make_app(recommender: Recommender) -> FastAPI:

@@ -279,7 +279,8 @@ class Recommender:
             offsets: added to the log-probabilities, by item id (0 for the others) or float [N] by row.
             max_per_field: field -> m; at most m items with the same text there, of those that have one.
             max_per_code: at most so many items with the same first code.
-            exact: the provably best k, for more forward passes, instead of those that the beams reach.
+            exact: the provably best k by the probability of their codes, for more forward passes, instead of what the
+                beams reach and other rankings make of it.
             phrasings: ask in so many phrasings and rank what any of them finds by the mean of its log-probabilities.
 
         Raises:
@@ -288,6 +289,10 @@ class Recommender:
         """
         if k < 1:
             raise UserError(f"--k {k}: expected at least 1.")
+        if exact and self.decode.ranking not in ("auto", "beam"):
+            raise UserError(
+                f"--exact ranks by codes alone, which --ranking {self.decode.ranking} does not; leave one of them out."
+            )
         seen = self.lookup.rows(history or (), "--history")
         selection = self._select(seen if not include_seen else seen[:0], where or {}, allow, exclude)
         bonus = None if offsets is None else self.lookup.offsets(offsets)

@@ -140,6 +140,12 @@ def test_exact(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame) ->
     assert [answer["score"] for answer in exact] == pytest.approx(scores, abs=0.05)  # bfloat16 where the CPU has it
 
 
+def test_exact_takes_no_other_ranking(tiny_run: Path, items: pl.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(tiny_run / "model"), "--history", items["item_id"][0], "--exact", "--ranking", "dense"]
+    assert main(["recommend", *words]) == 2
+    assert "--exact ranks by codes alone, which --ranking dense does not" in capsys.readouterr().err
+
+
 def test_too_few_answers_are_explained(tiny_run: Path, items: pl.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["recommend", "--model", str(tiny_run / "model"), "--prompt", "a mug"]
     assert main([*words, "--where", "brand=none of them"]) == 0
