@@ -213,10 +213,12 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         recommender = Recommender.from_pretrained(run.path("model"), config.decode)
         settings, items, split = config.evaluate, recommender.catalog.ids, _data(run).split
-        sequences = split.sequences(recommender.catalog)
-        cases, counts = select_cases(sequences, settings), sequences.train_counts(len(items))
-        curve = frontier(recommender, cases, counts) if settings.frontier else None
-        lost = diagnose(recommender, cases, counts, settings) if settings.diagnose else None
+        curve = lost = None
+        if settings.frontier or settings.diagnose:
+            sequences = split.sequences(recommender.catalog)
+            cases, counts = select_cases(sequences, settings), sequences.train_counts(len(items))
+            curve = frontier(recommender, cases, counts) if settings.frontier else None
+            lost = diagnose(recommender, cases, counts, settings) if settings.diagnose else None
         vectors = Embeddings.load(run.path("embed")).take(items).vectors if settings.reads_text else None
         evaluation = evaluate(recommender, split, settings, vectors)
         asked = None

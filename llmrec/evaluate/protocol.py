@@ -168,7 +168,9 @@ def summarise_systems(
     return {
         name: {
             slice_name: {
-                **summarise(column[mask], config.k, config.bootstrap, config.seed),
+                **summarise(
+                    column[mask], config.k, config.bootstrap, config.seed, None if users is None else users[mask]
+                ),
                 "items": items[slice_name],
             }
             for slice_name, mask in slices.items()

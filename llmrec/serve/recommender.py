@@ -374,11 +374,7 @@ class Recommender:
         asked = self._taught.union(ASKED) if self._taught else self.templates
         templates = {name: template for name, template in self.templates.items() if name in asked}
         save_templates(templates, folder / bundle.PROMPTS)
-        codes = self.item_tokenizer.codes.tolist()
-        bundle.write_index(self.catalog.ids, codes, self.events.tolist(), self.catalog.frame, folder)
-        self.trie.save(folder / bundle.TRIE)
-        if self.dense is not None:
-            self.dense.save(folder / bundle.DENSE)
+        self.shelf.save(folder)
         if self.weights is not None:
             self.weights.save(folder / bundle.FUSION)
         header = bundle.Header(

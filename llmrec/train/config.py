@@ -35,8 +35,8 @@ class BaseConfig:
     """Passes over the catalogue's text before fine-tuning, for a model made here."""
     init_rows: InitRows = "gaussian"
     """Start of the new token rows: gaussian (drawn like the old ones), mean (of the old ones), text (mean of the words
-    of the items under the code) or codebook (the quantizer's vectors, projected; gaussian for codes that
-    stand for nothing, of a dedup level or random). Made here, a model learns from codebook in half the steps."""
+    of the items under the code) or codebook (the quantizer's vectors, projected; gaussian for codes that stand for
+    nothing, of a dedup level or random)."""
     seed: int = 0
     """Of the weights of a model made here and of the new token rows of any model."""
 

@@ -43,7 +43,6 @@ def row_start(
         items: fitted; its codes, and for `codebook` its quantizer.
         texts: N texts, of the items in the order of `items`; read for `text` only.
         seed: of the projection of `codebook`.
-
     """
     match method:
         case "gaussian":

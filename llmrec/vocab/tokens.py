@@ -3,6 +3,7 @@
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,11 +99,14 @@ class ItemVocabulary:
         levels = len(self.ids)
         # Windows of as many tokens as there are levels, of which those count that spell one code of each.
         spans = np.lib.stride_tricks.sliding_window_view(np.pad(tokens, (0, levels), constant_values=-1), levels)
-        spans = spans[np.isin(spans[:, 0], self.ids[0])]
-        size = int(max(self.all_ids.max(), tokens.max(initial=0))) + 1
-        codes = np.append(self.code_of_token(size), -1)[spans]
-        whole = np.stack([np.isin(spans[:, level], ids) for level, ids in enumerate(self.ids)], axis=1).all(axis=1)
-        return codes[whole]
+        for level, ids in enumerate(self.ids):
+            spans = spans[np.isin(spans[:, level], ids)]
+        return self._codes[spans]
+
+    @cached_property
+    def _codes(self) -> np.ndarray:
+        """`code_of_token` of all item tokens, made once: every prompt of a request is looked through."""
+        return self.code_of_token(int(self.all_ids.max()) + 1)
 
     def text(self, codes: np.ndarray) -> str:
         """The semantic ID as text, `<a_12><b_7>`, of codes int [L] or of fewer levels (a prefix)."""

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,20 @@ def test_frontier_and_diagnosis_are_written(cold_run: Path) -> None:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     told = json.loads((folder / "diagnosis.json").read_text())["targets"]
     assert told["cold"]["prefix_seen"][0] > told["cold"]["prefix_seen"][-1]
+
+
+def test_runs_as_one_table(cold_run: Path) -> None:
+    """`scripts/cold_table.py` of the same run twice: the figures are those of the run."""
+    command = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "cold_table.py"), cold_run, cold_run]
+    told = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+    found = metrics(cold_run)["systems"]
+    for name, system in found.items():
+        [row] = [line for line in told.splitlines() if line.startswith(f"| {name} |")]
+        figures = [cell.split()[0] for cell in row.split("|")[2:8]]
+        assert figures == [
+            f"{system[part][m]:.4f}" for part in ("all", "warm", "cold") for m in ("recall@10", "ndcg@10")
+        ]
+    assert f"cold: {2 * found['llmrec']['cold']['users']:,} users" in told
 
 
 def test_held_out_items_are_new_in_the_bundle(cold_run: Path) -> None:

@@ -127,6 +127,7 @@ def test_cold_users_have_a_short_history_and_nothing_to_train_on():
     assert sorted(sequences.users[row] for row in sequences.cases(TEST).users) == ["q", "u", "v"]
     assert not {sequences.users[row] for row in sequences.cases(VALID).users} & set(cold)
     assert not {sequences.users[row] for row in users.loss_cases(catalog()).users} & set(cold)
+    assert not {sequences.users[row] for row in users.calibration_cases(catalog()).users} & set(cold)
     assert events(users, TRAIN)["w"] == "ab", "users without a test event only train"
 
 
@@ -162,6 +163,7 @@ def test_loss_cases_are_those_of_trained_targets():
     cold = log(u="abx", v="ayb").leave_one_out()
     assert len(cold.sequences(catalog()).cases(VALID)) == 2
     assert len(cold.loss_cases(catalog())) == 0
+    assert len(cold.calibration_cases(catalog())) == 2, "cold targets are what it is for"
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -127,3 +129,26 @@ def test_no_case_sees_its_future(rows, by_time):
             assert arrays.items[place] == target
             assert (np.diff(arrays.parts[start:stop].astype(int)) >= 0).all()
     assert TRAIN == 0
+
+
+@given(events, st.booleans())
+def test_every_event_of_a_part_is_a_case(rows, by_time):
+    """All but a user's very first, after all that came before it; the first of each user are the ordinary cases."""
+    try:
+        split = log(*rows).timestamp_split(0.2, 0.2) if by_time else log(*rows).leave_one_out()
+    except UserError:
+        return
+    arrays = split.sequences(catalog("abc"))
+    for part in (VALID, TEST):
+        expected = [
+            (user, arrays.items[start:at].tolist(), arrays.items[at])
+            for user, (start, stop) in enumerate(itertools.pairwise(arrays.offsets))
+            for at in range(start + 1, stop)
+            if arrays.parts[at] == part
+        ]
+        cases = arrays.cases(part, every=True)
+        found = zip(cases.users, map(np.ndarray.tolist, cases.histories), cases.targets, strict=True)
+        assert list(found) == expected
+        firsts = np.unique(cases.users, return_index=True)[1]
+        after_training = [at for at in firsts if arrays.history(cases.users[at], part).size == len(cases.histories[at])]
+        assert arrays.cases(part).targets.tolist() == cases.targets[after_training].tolist()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.evaluate.metrics import interval, per_user, ranks_from_lists, ranks_from_scores, summarise
+from llmrec.evaluate.metrics import interval, per_user, ranks_from_lists, ranks_from_scores, summarise, user_interval
 
 SCORES = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0])  # few values, so that ties are common
 
@@ -109,3 +109,27 @@ def test_the_interval_matches_the_normal_one_and_its_seed():
 
 def test_the_interval_of_a_constant_is_a_point():
     assert interval(np.full(50, 0.25), 100, seed=0) == (0.25, 0.25)
+
+
+def test_targets_of_one_user_are_drawn_together():
+    """Four users of eight targets each, all hits or all misses: only 5 means can be drawn, and the interval is wide."""
+    users = np.repeat([3, 5, 8, 9], 8)
+    ranks = np.where(np.isin(users, [3, 8]), 1.0, np.inf)
+    summary = summarise(ranks, [10], bootstrap=2000, seed=0, users=users)
+    assert (summary["users"], summary["targets"], summary["recall@10"]) == (4, 32, 0.5)
+    assert summary["recall@10_ci"] == [0.0, 1.0], "as likely as 1 in 16 each"
+    low, high = summarise(ranks, [10], bootstrap=2000, seed=0)["recall@10_ci"]
+    assert 0.25 < low < high < 0.75, "32 users with one target each"
+
+
+def test_the_interval_over_users_weighs_them_by_their_targets():
+    users, values = np.array([0, 0, 0, 1]), np.array([1.0, 1.0, 1.0, 0.0])
+    assert user_interval(values, users, bootstrap=1000, seed=0) == (0.0, 1.0)
+    alone = np.arange(400) % 5 == 0
+    ends = user_interval(alone.astype(float), np.arange(400), 2000, seed=0), interval(alone.astype(float), 2000, seed=0)
+    np.testing.assert_allclose(*ends, atol=0.01)
+
+
+def test_one_target_each_needs_no_users():
+    ranks = np.array([1.0, 4.0, np.inf])
+    assert summarise(ranks, [10], 50, 0, users=np.array([7, 2, 5])) == summarise(ranks, [10], 50, 0)

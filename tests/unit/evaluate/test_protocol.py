@@ -9,7 +9,7 @@ import pytest
 from llmrec.data.catalog import Catalog
 from llmrec.data.split import Cases, Sequences
 from llmrec.evaluate import EvaluateConfig, evaluate_systems, per_user_table, select_cases, warm_cold_slices
-from llmrec.evaluate.protocol import evaluate_cold_candidates, random_ranks
+from llmrec.evaluate.protocol import evaluate_cold_candidates, random_ranks, summarise_systems
 
 CASES = Cases(
     users=np.array([0, 1, 3], np.int32),
@@ -187,3 +187,16 @@ def test_the_sample_is_seeded_and_keeps_order():
     assert some.users.tolist() == select_cases(sequences, EvaluateConfig(max_users=7, seed=1)).users.tolist()
     assert len(some) == 7
     assert (np.diff(some.users) > 0).all()
+
+
+def test_intervals_resample_users_who_have_several_targets():
+    """Two users of ten targets each, one always right: a mean over all is .5, and either may be drawn twice."""
+    cases = Cases(np.repeat([0, 1], 10).astype(np.int32), [np.array([4])] * 20, np.zeros(20, np.int64))
+    ranks = {"one": np.repeat([1.0, np.inf], 10)}
+    slices = {"all": np.ones(20, bool)}
+    [entry] = summarise_systems(ranks, slices, EvaluateConfig(), cases.targets, cases.users)["one"].values()
+    assert (entry["users"], entry["targets"], entry["items"]) == (2, 20, 1)
+    assert entry["recall@10_ci"] == [0.0, 1.0]
+    metrics, _ = evaluate_systems([Fixed("one", ranks["one"])], cases, slices, EvaluateConfig(), {})
+    assert metrics["systems"]["one"]["all"] == entry
+    assert (metrics["protocol"]["users"], metrics["protocol"]["targets"]) == (2, 20)
