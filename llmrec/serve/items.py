@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -51,6 +52,12 @@ class Shelf:
     dense: DenseIndex | None = None
 
     @classmethod
+    def untrained(cls, catalog: Catalog, item_tokenizer: ItemTokenizer) -> Self:
+        """The shelf of a model that has not been trained yet; both list the same items in the same order."""
+        trie = ItemTrie.build(item_tokenizer.codes, item_tokenizer.level_sizes)
+        return cls(catalog, item_tokenizer, trie, np.zeros(len(catalog), np.int64))
+
+    @classmethod
     def load(cls, folder: Path, header: bundle.Header) -> Self:
         """The items of the bundle in `folder`.
 
@@ -76,6 +83,11 @@ class Shelf:
                 "different bundles."
             )
         return cls(catalog, tokenizer, _trie(folder, tokenizer), events, dense)
+
+    @cached_property
+    def lookup(self) -> ItemLookup:
+        """Finds the items that requests name."""
+        return ItemLookup(self.catalog)
 
     def save(self, folder: Path) -> None:
         """Write the `FILES` of a bundle; as new ones, since a file of a run directory may be another folder's too."""
@@ -130,7 +142,7 @@ class Shelf:
         Raises:
             UserError: an item that is not there, or none would be left.
         """
-        gone = ItemLookup(self.catalog).rows(item_ids, "--remove")
+        gone = self.lookup.rows(item_ids, "--remove")
         stays = np.setdiff1d(np.arange(len(self.catalog)), gone)
         if not len(stays):
             raise UserError(f"--remove: nothing would be left of the {len(self.catalog)} items of the catalogue.")

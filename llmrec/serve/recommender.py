@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,7 +38,6 @@ from llmrec.vocab.dense import DenseIndex
 from llmrec.vocab.embeddings import add_item_rows
 from llmrec.vocab.initial import row_start
 from llmrec.vocab.tokens import ItemVocabulary
-from llmrec.vocab.trie import ItemTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,44 +53,35 @@ class Recommender:
         self,
         model: Any,
         tokenizer: "PreTrainedTokenizerBase",
-        item_tokenizer: ItemTokenizer,
-        catalog: Catalog,
+        shelf: Shelf,
         base: BaseConfig,
         base_model: str,
         templates: Mapping[str, Template] | None = None,
         max_history: int = TasksConfig.max_history,
         decode: DecodeConfig | None = None,
-        dense: DenseIndex | None = None,
-        events: np.ndarray | None = None,
     ) -> None:
         """
         Args:
             model: causal language model, or a PEFT model, with rows for the item tokens.
             tokenizer: with the item tokens.
-            item_tokenizer: codes of the catalogue's items.
-            catalog: same items in the same order.
+            shelf: the items.
             base: for the names of item tokens.
             base_model: name of what the training started from, for the record.
             templates: prompts; the shipped ones by default.
             max_history: items of a history that a prompt shows.
             decode: beams, batch size, device.
-            dense: the same items as vectors, if the model was trained with a dense head.
-            events: int64 [N], the items' events in the training; none by default.
 
         Attributes:
             weights: of the fusion, where it has been calibrated.
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.item_tokenizer = item_tokenizer
-        self.catalog = catalog
         self.base = base
         self.base_model = base_model
         self.templates = dict(templates or load_templates())
         self.max_history = max_history
+        self._shelf = shelf
         self._decode = decode or DecodeConfig()
-        self.dense = dense
-        self.events = np.zeros(len(catalog), np.int64) if events is None else events
         self.weights: FusionWeights | None = None
         self._ranker: ItemRanker | None = None
         self._taught: set[str] = set()
@@ -129,7 +119,32 @@ class Recommender:
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
         add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed, start)
         base_model = str(name) if name is not None else f"a {config.architecture} made by llmrec"
-        return cls(model, tokenizer, item_tokenizer, catalog, config, base_model, **kwargs)
+        return cls(model, tokenizer, Shelf.untrained(catalog, item_tokenizer), config, base_model, **kwargs)
+
+    @property
+    def shelf(self) -> Shelf:
+        """The items, and all that knows single ones; what ranks them is made anew after a change."""
+        return self._shelf
+
+    @shelf.setter
+    def shelf(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._ranker = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """The items' texts and fields."""
+        return self.shelf.catalog
+
+    @property
+    def item_tokenizer(self) -> ItemTokenizer:
+        """The items' semantic IDs, and what makes them."""
+        return self.shelf.item_tokenizer
+
+    @property
+    def events(self) -> np.ndarray:
+        """int64 [N], the items' events in the training."""
+        return self.shelf.events
 
     @property
     def renderer(self) -> Renderer:
@@ -137,15 +152,10 @@ class Recommender:
         vocabulary = ItemVocabulary.of(self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix)
         return Renderer(self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history)
 
-    @cached_property
+    @property
     def lookup(self) -> ItemLookup:
         """Finds the items that requests name."""
-        return ItemLookup(self.catalog)
-
-    @cached_property
-    def trie(self) -> ItemTrie:
-        """The semantic IDs of the catalogue."""
-        return ItemTrie.build(self.item_tokenizer.codes, self.item_tokenizer.level_sizes)
+        return self.shelf.lookup
 
     @property
     def decode(self) -> DecodeConfig:
@@ -163,7 +173,7 @@ class Recommender:
         if self._ranker is None:
             vocabulary = self.renderer.vocabulary
             pad = self.tokenizer.pad_token_id or 0
-            search = make_search(self.model, vocabulary, self.trie, self.decode, pad, self.events == 0)
+            search = make_search(self.model, vocabulary, self.shelf.trie, self.decode, pad, self.events == 0)
             self._ranker = self._ranker_of(search, None)
         return self._ranker
 
@@ -176,7 +186,7 @@ class Recommender:
         return self._ranker_of(self.ranker.search, name)
 
     def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
-        dense = None if self.dense is None else self.dense.to(search.device)
+        dense = None if self.shelf.dense is None else self.shelf.dense.to(search.device)
         facts = ItemFacts(self.events == 0, self.item_tokenizer.quantizer.levels, dense, self.weights)
         method = make_ranking(search, facts, search.config, name)
         return ItemRanker(self.renderer, search, context_length(self.model), method)
@@ -215,10 +225,10 @@ class Recommender:
         data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions, vectors)
         with tempfile.TemporaryDirectory() as temporary:
             self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
-        self.dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
-        self.events, self.weights = sequences.train_counts(len(self.catalog)), None
+        dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
+        self.shelf = replace(self.shelf, events=sequences.train_counts(len(self.catalog)), dense=dense)
+        self.weights = None
         self._taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
-        self._ranker = None
         return self
 
     def calibrate(self, cases: Cases, most: int = 10_000, seed: int = 0) -> Self:
@@ -341,27 +351,17 @@ class Recommender:
         fields.pop("item_id", None)
         return Recommendation(rank, self.catalog.ids[item], score, title, fields)
 
-    @property
-    def shelf(self) -> Shelf:
-        """The items, and all that knows single ones."""
-        return Shelf(self.catalog, self.item_tokenizer, self.trie, self.events, self.dense)
-
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """New items, at once recommendable, without training; all arguments and errors are those of `Shelf.with_items`.
 
         Old items keep codes and rows. After an error nothing has changed.
         """
-        return self._restock(self.shelf.with_items(catalog, vectors, if_exists))
+        self.shelf = self.shelf.with_items(catalog, vectors, if_exists)
+        return self
 
     def remove_items(self, item_ids: Sequence[str]) -> Self:
         """Take items away; the others keep codes and order. Errors are those of `Shelf.without_items`."""
-        return self._restock(self.shelf.without_items(item_ids))
-
-    def _restock(self, shelf: Shelf) -> Self:
-        self.catalog, self.item_tokenizer = shelf.catalog, shelf.item_tokenizer
-        self.trie, self.events, self.dense = shelf.trie, shelf.events, shelf.dense
-        self.__dict__.pop("lookup", None)
-        self._ranker = None
+        self.shelf = self.shelf.without_items(item_ids)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -421,24 +421,19 @@ class Recommender:
         header = bundle.read_header(folder)
         model, tokenizer = bundle.load_weights(folder, header, trust_remote_code)
         vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
-        shelf = Shelf.load(folder, header)
         recommender = cls(
             model,
             tokenizer,
-            shelf.item_tokenizer,
-            shelf.catalog,
+            Shelf.load(folder, header),
             BaseConfig(token_prefix=header.token_prefix),
             header.base_model,
             load_templates(folder / bundle.PROMPTS),
             header.max_history,
             decode or DecodeConfig(scoring=header.scoring),
-            shelf.dense,
-            shelf.events,
         )
-        recommender.trie = shelf.trie
         if (folder / bundle.FUSION).exists():
             recommender.weights = FusionWeights.load(folder / bundle.FUSION)
-        check_fit(model, vocabulary, recommender.trie)
+        check_fit(model, vocabulary, recommender.shelf.trie)
         return recommender
 
 

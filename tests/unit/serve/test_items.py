@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,23 @@ NEW = of(
 )
 
 
+def with_dense_index(recommender: Recommender) -> Recommender:
+    torch.manual_seed(0)
+    changed, shelf = copy.copy(recommender), recommender.shelf
+    changed.shelf = replace(shelf, dense=DenseIndex.of(DenseHead(32, DIM), shelf.item_tokenizer.embed(shelf.catalog)))
+    return changed
+
+
+def without_encoder(shop: Recommender) -> None:
+    tokenizer = copy.copy(shop.item_tokenizer)
+    tokenizer.encoder = None
+    shop.shelf = replace(shop.shelf, item_tokenizer=tokenizer)
+
+
 @pytest.fixture
 def shop(recommender: Recommender) -> Recommender:
     """One to change: 20 items, a dense index beside them."""
-    torch.manual_seed(0)
-    changed = copy.copy(recommender)
-    changed.dense = DenseIndex.of(DenseHead(32, DIM), changed.item_tokenizer.embed(changed.catalog))
+    changed = with_dense_index(recommender)
     changed.decode = DecodeConfig(device="cpu", dtype="float32")
     return changed
 
@@ -57,16 +69,16 @@ def assert_as_before(shop: Recommender, before: Shelf) -> None:
 
 
 def assert_untouched(shop: Recommender, before: Shelf) -> None:
-    assert all(now is then for now, then in zip(vars(shop.shelf).values(), vars(before).values(), strict=True))
+    assert shop.shelf is before
 
 
 def assert_sound(shop: Recommender) -> None:
     """All parts tell of the same items."""
     assert shop.item_tokenizer.item_ids == shop.catalog.ids
-    assert shop.trie.spells(shop.item_tokenizer.codes)
+    assert shop.shelf.trie.spells(shop.item_tokenizer.codes)
     assert len(np.unique(shop.item_tokenizer.codes, axis=0)) == len(shop.catalog)
-    expected = DenseIndex.of(shop.dense.head, shop.item_tokenizer.embed(shop.catalog))
-    torch.testing.assert_close(shop.dense.vectors, expected.vectors)
+    expected = DenseIndex.of(shop.shelf.dense.head, shop.item_tokenizer.embed(shop.catalog))
+    torch.testing.assert_close(shop.shelf.dense.vectors, expected.vectors)
 
 
 def test_new_items_are_searchable_and_recommendable(shop: Recommender) -> None:
@@ -113,18 +125,17 @@ def test_one_call_or_several(shop: Recommender) -> None:
         other.add_items(NEW.take([row]))
     assert other.catalog.frame.equals(shop.catalog.frame)
     np.testing.assert_array_equal(other.item_tokenizer.codes, shop.item_tokenizer.codes)
-    torch.testing.assert_close(other.dense.vectors, shop.dense.vectors)
+    torch.testing.assert_close(other.shelf.dense.vectors, shop.shelf.dense.vectors)
     assert_sound(other)
 
 
 def test_vectors_of_ones_own(shop: Recommender) -> None:
     vectors = shop.item_tokenizer.embed(NEW)
     by_text = copy.copy(shop).add_items(NEW)
-    shop.item_tokenizer = copy.copy(shop.item_tokenizer)
-    shop.item_tokenizer.encoder = None
+    without_encoder(shop)
     shop.add_items(NEW, vectors.astype(np.float64))
     np.testing.assert_array_equal(shop.item_tokenizer.codes, by_text.item_tokenizer.codes)
-    torch.testing.assert_close(shop.dense.vectors, by_text.dense.vectors)
+    torch.testing.assert_close(shop.shelf.dense.vectors, by_text.shelf.dense.vectors)
 
 
 def test_missing_fields_are_empty_and_unknown_ones_left_out(
@@ -145,7 +156,7 @@ def test_a_text_of_unknown_words_is_said_aloud(shop: Recommender, caplog: pytest
 
 
 def test_an_update_changes_text_and_vector_and_keeps_the_codes(shop: Recommender) -> None:
-    before, vectors = shop.shelf, shop.dense.vectors.clone()
+    before, vectors = shop.shelf, shop.shelf.dense.vectors.clone()
     both = of(item_id=["i3", "n0", "i0"], title=["Sun cream", "Alba soap new", "Plum soap"])
     shop.add_items(both, if_exists="update")
     assert shop.catalog.ids == [*before.catalog.ids, "n0"]
@@ -153,13 +164,13 @@ def test_an_update_changes_text_and_vector_and_keeps_the_codes(shop: Recommender
     assert_sound(shop)
     assert [shop.catalog.row(item)["title"] for item in ("i0", "i3")] == ["Plum soap", "Sun cream"]
     assert shop.catalog.row("i3")["brand"] == before.catalog.row("i3")["brand"] == "Alba"
-    changed = (shop.dense.vectors[:20] != vectors).any(dim=1)
+    changed = (shop.shelf.dense.vectors[:20] != vectors).any(dim=1)
     assert torch.nonzero(changed).flatten().tolist() == [0, 3]
 
 
 def test_an_update_without_a_dense_index_needs_no_vectors(shop: Recommender) -> None:
-    shop.dense, shop.item_tokenizer = None, copy.copy(shop.item_tokenizer)
-    shop.item_tokenizer.encoder = None
+    shop.shelf = replace(shop.shelf, dense=None)
+    without_encoder(shop)
     shop.add_items(of(item_id=["i0"], title=["Plum soap"]), if_exists="update")
     assert shop.catalog.row("i0")["title"] == "Plum soap"
 
@@ -199,7 +210,7 @@ def test_mistakes_are_named_and_change_nothing(shop: Recommender, arguments: dic
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_an_update_to_no_text_is_refused(shop: Recommender, dense: bool) -> None:
-    shop.dense = shop.dense if dense else None
+    shop.shelf = shop.shelf if dense else replace(shop.shelf, dense=None)
     with pytest.raises(UserError, match="item 'i1' has no text"):
         shop.add_items(
             of(item_id=["i0", "i1"], title=["soap", ""], brand=["", ""], description=["", ""]), if_exists="update"
@@ -207,8 +218,7 @@ def test_an_update_to_no_text_is_refused(shop: Recommender, dense: bool) -> None
 
 
 def test_no_encoder_and_no_vectors(shop: Recommender) -> None:
-    shop.item_tokenizer = copy.copy(shop.item_tokenizer)
-    shop.item_tokenizer.encoder = None
+    without_encoder(shop)
     with pytest.raises(UserError, match="fitted on vectors, without an encoder; give the items' vectors"):
         shop.add_items(NEW)
 
@@ -238,9 +248,7 @@ def test_removals_that_cannot_be(shop: Recommender, ids: list[str], words: str) 
 @pytest.fixture(scope="module")
 def saved(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a shop with a dense index, and a manifest as a run directory has it."""
-    torch.manual_seed(0)
-    whole = copy.copy(recommender)
-    whole.dense = DenseIndex.of(DenseHead(32, DIM), whole.item_tokenizer.embed(whole.catalog))
+    whole = with_dense_index(recommender)
     folder = tmp_path_factory.mktemp("bundle") / "model"
     whole.save_pretrained(folder)
     (folder / "manifest.json").write_text("{}")
