@@ -74,13 +74,15 @@ class Split:
         return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
 
     def calibration_cases(self, catalog: Catalog) -> "Cases":
-        """Every validation event of the users with training events, cold items' too, to weigh rankings on.
+        """Every validation event after another, cold items' too, to weigh rankings on; none of users set apart as cold.
 
         Raises:
             UserError: for an item that the catalogue lacks.
         """
         sequences = self.sequences(catalog)
         cases = sequences.cases(VALID, every=True)
+        if not self.protocol.get("cold_users"):
+            return cases
         return cases.where(sequences.parts[sequences.offsets[cases.users]] == TRAIN)
 
     def with_frame(self, frame: pl.DataFrame, **protocol: Any) -> "Split":

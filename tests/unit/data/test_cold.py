@@ -166,6 +166,24 @@ def test_loss_cases_are_those_of_trained_targets():
     assert len(cold.calibration_cases(catalog())) == 2, "cold targets are what it is for"
 
 
+def test_rankings_are_weighed_on_users_who_came_after_training():
+    rows = [
+        ("u", "a", 0),
+        ("u", "b", 1),
+        ("v", "a", 10),
+        ("v", "b", 11),
+        ("v", "c", 12),
+        ("u", "x", 13),
+        ("v", "d", 30),
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    split = Interactions.from_frame(frame).timestamp_split(4 / 7, 1 / 7)
+    assert split.protocol["events"] == {"train": 2, "valid": 4, "test": 1}
+    cases = split.calibration_cases(catalog())
+    found = [(case.tolist(), target) for case, target in zip(cases.histories, cases.targets.tolist(), strict=True)]
+    assert found == [([0, 1], 6), ([0], 1), ([0, 1], 2)]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
