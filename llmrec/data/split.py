@@ -64,14 +64,13 @@ class Split:
         )
 
     def loss_cases(self, catalog: Catalog) -> "Cases":
-        """The validation cases that the training's validation loss may see: those of items with training events.
+        """Validation cases that may tell a training when to stop: those of `calibration_cases` with a trained target.
 
         Raises:
             UserError: for an item that the catalogue lacks.
         """
-        sequences = self.sequences(catalog)
-        cases = sequences.cases(VALID)
-        return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
+        cases, counts = self.calibration_cases(catalog), self.sequences(catalog).train_counts(len(catalog))
+        return cases.where(counts[cases.targets] > 0)
 
     def calibration_cases(self, catalog: Catalog) -> "Cases":
         """Every validation event after another, cold items' too, to weigh rankings on; none of users set apart as cold.

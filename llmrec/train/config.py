@@ -109,7 +109,7 @@ class TrainConfig:
     patience: int = 0
     """Stop after so many evaluations without a better validation loss, and keep the best; 0: train to the end."""
     validation_users: int = 2000
-    """Users in the validation loss, drawn once."""
+    """Validation events in the validation loss, drawn once; one per user under leave-one-out."""
     seed: int = 0
     """Of the order of examples, dropout and the adapter."""
 

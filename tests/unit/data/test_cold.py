@@ -166,7 +166,7 @@ def test_loss_cases_are_those_of_trained_targets():
     assert len(cold.calibration_cases(catalog())) == 2, "cold targets are what it is for"
 
 
-def test_rankings_are_weighed_on_users_who_came_after_training():
+def test_users_who_came_after_training_count_in_validation():
     rows = [
         ("u", "a", 0),
         ("u", "b", 1),
@@ -182,6 +182,7 @@ def test_rankings_are_weighed_on_users_who_came_after_training():
     cases = split.calibration_cases(catalog())
     found = [(case.tolist(), target) for case, target in zip(cases.histories, cases.targets.tolist(), strict=True)]
     assert found == [([0, 1], 6), ([0], 1), ([0, 1], 2)]
+    assert split.loss_cases(catalog()).targets.tolist() == [1], "the others were not trained on"
 
 
 @pytest.mark.parametrize(
