@@ -8,6 +8,7 @@ intervals over users, milliseconds per user the median of the runs.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,26 @@ def main() -> None:
     runs = parser.parse_args().runs
     ranks = pl.concat([_ranks(run).with_columns(run=pl.lit(number)) for number, run in enumerate(runs)])
     ranks = ranks.with_columns(user=pl.struct("run", "user_id").rank("dense"))
-    taken = [json.loads((run / "evaluate" / "metrics.json").read_text())["milliseconds_per_user"] for run in runs]
-    users = {name: part["user"].n_unique() for name, part in _slices(ranks).items()}
-    print(", ".join(f"{name}: {count:,} users" for name, count in users.items()), f"of {len(runs)} runs\n")
+    found = [json.loads((run / "evaluate" / "metrics.json").read_text()) for run in runs]
+    protocols = {(one["protocol"]["split"], one["protocol"]["regime"], one["protocol"]["items"]) for one in found}
+    if len(protocols) > 1:
+        told = " and ".join(f"{split}, {regime}, {items:,} items" for split, regime, items in sorted(protocols))
+        raise UserError(f"{told}: runs of one protocol and catalogue make a table.")
+    [(split, regime, items)] = protocols
+    taken = [one["milliseconds_per_user"] for one in found]
+    one = ranks.filter(pl.col("system") == ranks["system"][0])
+    counts = (f"{name} {part['user'].n_unique():,} users, {len(part):,} targets" for name, part in _slices(one).items())
+    print(f"{split}, {regime}, full ranking over {items:,} items, {len(runs)} runs: {'; '.join(counts)}\n")
     header = ["system", *(f"{metric}, {name}" for name in SLICES for metric in METRICS), "ms/user"]
     rows = [
         [system, *_cells(mine), f"{np.median([one[system] for one in taken]):.2f}"]
         for (system,), mine in ranks.group_by("system", maintain_order=True)
+        if all(system in one for one in taken)
     ]
     print(tables.markdown([header, *rows]))
+    missing = sorted(set().union(*taken) - {row[0] for row in rows})
+    if missing:
+        print(f"cold_table: left out, as not all runs have them: {', '.join(missing)}", file=sys.stderr)
 
 
 def _ranks(run: Path) -> pl.DataFrame:
@@ -75,4 +87,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        raise SystemExit(f"cold_table: {error}") from None
+        print(f"cold_table: {error}", file=sys.stderr)
+        sys.exit(2)

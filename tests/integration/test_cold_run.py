@@ -85,7 +85,8 @@ def test_runs_as_one_table(cold_run: Path) -> None:
         assert figures == [
             f"{system[part][m]:.4f}" for part in ("all", "warm", "cold") for m in ("recall@10", "ndcg@10")
         ]
-    assert f"cold: {2 * found['llmrec']['cold']['users']:,} users" in told
+    assert f"cold {2 * found['llmrec']['cold']['users']:,} users" in told
+    assert told.startswith("leave-one-out, strict, full ranking over ")
 
 
 def test_held_out_items_are_new_in_the_bundle(cold_run: Path) -> None:
