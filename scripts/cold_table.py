@@ -2,14 +2,17 @@
 
     python scripts/cold_table.py RUN [RUN ...]
 
-Prints Markdown. A user of two runs counts twice, since the runs ask for different items; brackets are bootstrap 95%
-intervals over users, milliseconds per user the median of the runs.
+Prints Markdown; where all runs have drawn their frontier, also what warm and cold targets get together as the bonus of
+new items moves by so much from each run's calibrated one, in a straight line between the frontiers' points. A user of
+two runs counts twice, since the runs ask for different items; brackets are bootstrap 95% intervals over users,
+milliseconds per user the median of the runs.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +24,7 @@ from llmrec.evaluate.metrics import summarise
 
 SLICES = ("all", "warm", "cold")
 METRICS = ("recall@10", "ndcg@10")
+SHIFTS = (-1.0, -0.6, -0.4, -0.2, -0.1, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 def main() -> None:
@@ -37,8 +41,10 @@ def main() -> None:
         raise UserError(f"{told}: runs of one protocol and catalogue make a table.")
     [(split, regime, items)] = protocols
     taken = [one["milliseconds_per_user"] for one in found]
-    one = ranks.filter(pl.col("system") == ranks["system"][0])
-    counts = (f"{name} {part['user'].n_unique():,} users, {len(part):,} targets" for name, part in _slices(one).items())
+    first = ranks.filter(pl.col("system") == ranks["system"][0])
+    counts = (
+        f"{name} {part['user'].n_unique():,} users, {len(part):,} targets" for name, part in _slices(first).items()
+    )
     print(f"{split}, {regime}, full ranking over {items:,} items, {len(runs)} runs: {'; '.join(counts)}\n")
     header = ["system", *(f"{metric}, {name}" for name in SLICES for metric in METRICS), "ms/user"]
     rows = [
@@ -47,9 +53,29 @@ def main() -> None:
         if all(system in one for one in taken)
     ]
     print(tables.markdown([header, *rows]))
+    frontiers = [run / "evaluate" / "frontier.json" for run in runs]
+    if all(path.is_file() for path in frontiers):
+        print(f"\n{tables.markdown(_frontier([json.loads(path.read_text()) for path in frontiers], first))}")
     missing = sorted(set().union(*taken) - {row[0] for row in rows})
     if missing:
         print(f"cold_table: left out, as not all runs have them: {', '.join(missing)}", file=sys.stderr)
+
+
+def _frontier(curves: list[dict[str, Any]], ranks: pl.DataFrame) -> list[list[str]]:
+    """The curves of the runs as one, weighed by their targets, which stand in one system's `ranks`: a row per kind."""
+    rows = [["bonus moved by", *(f"{shift:+g}" for shift in SHIFTS)]]
+    for kind in ("warm", "cold"):
+        targets = _slices(ranks)[kind].group_by("run").len().sort("run")["len"].to_numpy()
+        found = [
+            np.interp(
+                np.add(SHIFTS, curve["calibrated"]["bonus"]),
+                [point["bonus"] for point in curve["points"]],
+                [point[kind] for point in curve["points"]],
+            )
+            for curve in curves
+        ]
+        rows.append([f"recall@10, {kind}", *(f"{value:.4f}" for value in np.average(found, axis=0, weights=targets))])
+    return rows
 
 
 def _ranks(run: Path) -> pl.DataFrame:

@@ -69,8 +69,9 @@ class Split:
         Raises:
             UserError: for an item that the catalogue lacks.
         """
-        cases, counts = self.calibration_cases(catalog), self.sequences(catalog).train_counts(len(catalog))
-        return cases.where(counts[cases.targets] > 0)
+        sequences = self.sequences(catalog)
+        cases = self._validation(sequences)
+        return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
 
     def calibration_cases(self, catalog: Catalog) -> "Cases":
         """Every validation event after another, cold items' too, to weigh rankings on; none of users set apart as cold.
@@ -78,7 +79,9 @@ class Split:
         Raises:
             UserError: for an item that the catalogue lacks.
         """
-        sequences = self.sequences(catalog)
+        return self._validation(self.sequences(catalog))
+
+    def _validation(self, sequences: "Sequences") -> "Cases":
         cases = sequences.cases(VALID, every=True)
         if not self.protocol.get("cold_users"):
             return cases

@@ -52,8 +52,9 @@ def diagnose(recommender: HasRanker, cases: Cases, train_counts: np.ndarray, set
         settings: `diagnose`, the most cases of each kind; `seed`, of their draw and of the bootstrap; `filter_seen`.
 
     Returns:
-        Ready for JSON. `targets` has `warm` and `cold`, as far as there are any, each with `users` and, per level,
-        `log_probability`, `code_rank` (median), `prefix_seen`, `recall@10`, `chance`; means with an interval `_ci`.
+        Ready for JSON. `targets` has `warm` and `cold`, as far as there are any, each with `users`, their number of
+        `targets` and, per level, `log_probability`, `code_rank` (median), `prefix_seen`, `recall@10`, `chance`; means
+        with an interval `_ci`.
 
     Raises:
         UserError: a search that other than items may come out of.
@@ -104,7 +105,7 @@ def table(diagnosis: Diagnosis) -> str:
 def _rows(diagnosis: Diagnosis) -> list[list[str]]:
     """A header and a row of cells per kind of target and level."""
     sizes = diagnosis["protocol"]["level_sizes"]
-    rows = [["targets", "level", "log p", "rank", "seen", f"recall@{AT}", "chance", "users"]]
+    rows = [["targets", "level", "log p", "rank", "seen", f"recall@{AT}", "chance", "users", "their targets"]]
     for kind, group in diagnosis["targets"].items():
         rows += [
             [
@@ -116,6 +117,7 @@ def _rows(diagnosis: Diagnosis) -> list[list[str]]:
                 _mean(group, f"recall@{AT}", level, 4),
                 f"{group['chance'][level]:.4f}",
                 f"{group['users']:,}",
+                f"{group['targets']:,}",
             ]
             for level, size in enumerate(sizes)
         ]
@@ -134,14 +136,15 @@ def _group(
     """The figures of one kind of target."""
     own, place = forced_codes(ranker, cases)
     found, chance = forced_recall(ranker, cases, filter_seen)
-    group: dict[str, int | list[Any]] = {"users": len(cases)}
+    group: dict[str, int | list[Any]] = {"users": len(np.unique(cases.users)), "targets": len(cases)}
     for name, values in (
         ("log_probability", own),
         ("prefix_seen", seen_prefixes(ranker, cases.targets, train_counts)),
         (f"recall@{AT}", found),
     ):
         group[name] = values.mean(axis=0, dtype=np.float64).tolist()
-        group[f"{name}_ci"] = [list(interval(column.astype(np.float64), RESAMPLES, seed)) for column in values.T]
+        columns = values.T.astype(np.float64)
+        group[f"{name}_ci"] = [list(interval(column, RESAMPLES, seed, cases.users)) for column in columns]
     group["code_rank"] = np.median(place, axis=0).tolist()
     group["chance"] = chance.mean(axis=0).tolist()
     return group

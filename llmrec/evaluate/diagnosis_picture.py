@@ -26,7 +26,7 @@ def save_picture(diagnosis: dict[str, Any], path: Path) -> None:
     for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
         for kind, group in diagnosis["targets"].items():
             low, high = np.array(group[f"{name}_ci"]).T
-            label = f"{kind} ({group['users']:,} users)"
+            label = f"{kind} ({group['targets']:,} targets)"
             axes.plot(levels, group[name], marker="o", color=COLOURS[kind], label=label)
             axes.fill_between(levels, low, high, color=COLOURS[kind], alpha=0.2, linewidth=0)
             if name == "recall@10":

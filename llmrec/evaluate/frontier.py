@@ -50,7 +50,7 @@ def frontier(recommender: HasRanker, cases: Cases, train_counts: np.ndarray) -> 
     grid = np.quantile(turns, np.linspace(0, 1, POINTS)) if len(turns) else np.zeros(POINTS)
     grid[[0, -1]] = np.nextafter(grid[0], -np.inf), np.nextafter(grid[-1], np.inf)  # before any turns, after all have
     return {
-        "users": {"warm": int((~cold).sum()), "cold": int(cold.sum())},
+        "targets": {"warm": int((~cold).sum()), "cold": int(cold.sum())},
         "calibrated": point(recommender.weights.bonus),
         "points": [point(float(bonus)) for bonus in grid],
     }

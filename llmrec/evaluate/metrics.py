@@ -91,26 +91,25 @@ def summarise(
     if not len(ranks):
         raise ValueError("no users to average over")
     values = {name: column for k in ks for name, column in per_user(ranks, k).items()}
-    owners = np.arange(len(ranks)) if users is None else users
-    distinct = len(np.unique(owners))
+    distinct = len(ranks) if users is None else len(np.unique(users))
     summary: dict[str, float | list[float]] = {"users": distinct}
     if distinct < len(ranks):
         summary["targets"] = len(ranks)
     summary |= {name: float(column.mean()) for name, column in values.items()}
     for name in INTERVAL_METRICS:
-        column = values[name]
-        alone = distinct == len(ranks)
-        low, high = interval(column, bootstrap, seed) if alone else user_interval(column, owners, bootstrap, seed)
-        summary[f"{name}_ci"] = [low, high]
+        summary[f"{name}_ci"] = list(interval(values[name], bootstrap, seed, users))
     return summary
 
 
-def interval(values: np.ndarray, bootstrap: int, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap 95% interval of the mean of `values` [U] (Efron 1979).
+def interval(values: np.ndarray, bootstrap: int, seed: int, users: np.ndarray | None = None) -> tuple[float, float]:
+    """Percentile bootstrap 95% interval of the mean of `values` [n] (Efron 1979).
 
-    A resample counts how often each distinct value is drawn, which is multinomial: with one target per user
-    there are few distinct values, so the cost does not grow with U.
+    `users`, int [n], are whose they are, None if each has one; where one has several, it is `user_interval`. A resample
+    counts how often each distinct value is drawn, which is multinomial: with one target per user there are few distinct
+    values, so the cost does not grow with n.
     """
+    if users is not None and len(np.unique(users)) < len(users):
+        return user_interval(values, users, bootstrap, seed)
     distinct, counts = np.unique(values, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=bootstrap)
     low, high = np.percentile(draws @ distinct / len(values), [2.5, 97.5])

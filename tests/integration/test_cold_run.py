@@ -87,6 +87,10 @@ def test_runs_as_one_table(cold_run: Path) -> None:
         ]
     assert f"cold {2 * found['llmrec']['cold']['users']:,} users" in told
     assert told.startswith("leave-one-out, strict, full ranking over ")
+    calibrated = json.loads((cold_run / "evaluate" / "frontier.json").read_text())["calibrated"]
+    moved, *curve = [line.strip("| ").split(" | ") for line in told.splitlines()[-4:] if not line.startswith("| :")]
+    at = moved.index("+0")
+    assert [float(row[at]) for row in curve] == pytest.approx([calibrated["warm"], calibrated["cold"]], abs=0.05)
 
 
 def test_held_out_items_are_new_in_the_bundle(cold_run: Path) -> None:

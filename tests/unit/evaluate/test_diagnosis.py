@@ -145,6 +145,16 @@ def test_a_diagnosis_is_the_means_of_its_groups(ranker):
     assert given["protocol"]["items"] == 20
 
 
+def test_intervals_resample_users_not_their_targets(ranker):
+    whole = cases()
+    one = Cases(np.zeros_like(whole.users), whole.histories, whole.targets)
+    group = diagnose(Holder(ranker), one, np.ones(20, np.int64), EvaluateConfig(diagnose=10))["targets"]["warm"]
+    assert (group["users"], group["targets"]) == (1, len(whole))
+    means = np.repeat(np.array(group["log_probability"])[:, None], 2, axis=1)
+    np.testing.assert_allclose(group["log_probability_ci"], means, rtol=1e-6)
+    assert len(set(forced_codes(ranker, whole)[0][:, 0].tolist())) > 1, "targets alone would differ"
+
+
 def test_groups_are_samples_drawn_by_the_seed(ranker):
     counts = np.ones(20, np.int64)
     drawn = [diagnose(Holder(ranker), cases(), counts, EvaluateConfig(diagnose=2, seed=seed)) for seed in (0, 0, 1)]

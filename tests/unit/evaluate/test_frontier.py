@@ -66,7 +66,7 @@ def test_the_curve_goes_from_no_new_item_to_new_items_alone(shop):
     curve = frontier(Holder(shop), cases(), COUNTS)
     points = curve["points"]
     assert len(points) == POINTS
-    assert curve["users"] == {
+    assert curve["targets"] == {
         "warm": int(COUNTS[cases().targets].sum()),
         "cold": int((COUNTS[cases().targets] == 0).sum()),
     }
