@@ -1,6 +1,5 @@
 """Catalogue and interactions: readers of many formats, filters, splits."""
 
-from llmrec.data.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
 from llmrec.data.filters import Summary
@@ -13,7 +12,6 @@ __all__ = [
     "TEST",
     "TRAIN",
     "VALID",
-    "Behaviour",
     "Cases",
     "Catalog",
     "DataConfig",

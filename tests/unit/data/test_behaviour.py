@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.data import Behaviour, Interactions
+from llmrec.data import Interactions
+from llmrec.data.behaviour import Behaviour
 from llmrec.errors import UserError
 
 ITEMS = ["a", "b", "c", "d", "e"]

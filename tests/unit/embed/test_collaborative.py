@@ -3,7 +3,8 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_array
 
-from llmrec.data import Behaviour, Interactions
+from llmrec.data import Interactions
+from llmrec.data.behaviour import Behaviour
 from llmrec.embed import collaborative_vectors
 from llmrec.embed.collaborative import positive_information
 from llmrec.errors import UserError
