@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from llmrec.data import Catalog, Interactions, Split
     from llmrec.embed.config import EmbedConfig
     from llmrec.errors import UserError
-    from llmrec.evaluate.generative import evaluate
+    from llmrec.evaluation.generative import evaluate
+    from llmrec.model.config import BaseConfig
     from llmrec.quantize.tokenizer import ItemTokenizer
-    from llmrec.serve.recommender import Recommendation, Recommender
+    from llmrec.recommender.recommender import Recommendation, Recommender
     from llmrec.tasks.config import TasksConfig
-    from llmrec.train.config import BaseConfig, TrainConfig
+    from llmrec.train.config import TrainConfig
 
 __version__ = "0.1.0"
 
@@ -34,13 +35,13 @@ _PUBLIC = {
     "EmbedConfig": "llmrec.embed.config",
     "Interactions": "llmrec.data",
     "ItemTokenizer": "llmrec.quantize.tokenizer",
-    "Recommendation": "llmrec.serve.recommender",
-    "Recommender": "llmrec.serve.recommender",
+    "Recommendation": "llmrec.recommender.recommender",
+    "Recommender": "llmrec.recommender.recommender",
     "Split": "llmrec.data",
     "TasksConfig": "llmrec.tasks.config",
     "TrainConfig": "llmrec.train.config",
     "UserError": "llmrec.errors",
-    "evaluate": "llmrec.evaluate.generative",
+    "evaluate": "llmrec.evaluation.generative",
 }
 
 __all__ = [

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from llmrec import pipeline, tables
+from llmrec import console as tables
+from llmrec import pipeline
 from llmrec.config import Config
 from llmrec.console import get_logger
 from llmrec.rundir import RunDirectory, write_text

@@ -6,11 +6,12 @@ from llmrec.data.config import DataConfig
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig
 from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
-from llmrec.evaluate.config import EvaluateConfig
-from llmrec.intentions.config import IntentionsConfig
+from llmrec.evaluation.config import EvaluateConfig
+from llmrec.intentions.intentions import IntentionsConfig
+from llmrec.model.config import BaseConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.config import TasksConfig
-from llmrec.train.config import BaseConfig, TrainConfig
+from llmrec.train.config import TrainConfig
 
 
 @dataclass

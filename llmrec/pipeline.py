@@ -99,9 +99,10 @@ def intentions_stage(config: Config, run: RunDirectory) -> None:
 
 def base_stage(config: Config, run: RunDirectory) -> None:
     """Make a small language model from the catalogue's text, unless one is named."""
-    from llmrec.serve.recommender import base_texts
+    from llmrec.model.base import make_base
+    from llmrec.recommender.recommender import base_texts
     from llmrec.tasks.template import load_templates
-    from llmrec.train.base import make_base, pretrain
+    from llmrec.train.finetune import pretrain
 
     def make(out: Path) -> None:
         catalog = _data(run).known.catalog
@@ -119,7 +120,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     """Fine-tune on the task mixture -> checkpoints, log.jsonl, the finished bundle in `bundle/`."""
     from llmrec.embed import Embeddings
     from llmrec.quantize.tokenizer import ItemTokenizer
-    from llmrec.serve.recommender import Recommender
+    from llmrec.recommender.recommender import Recommender
     from llmrec.tasks.template import load_templates
 
     def make(out: Path) -> None:
@@ -166,8 +167,8 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     """
     from llmrec.decode.config import DecodeConfig
     from llmrec.embed import Embeddings
-    from llmrec.serve.bundle import FUSION
-    from llmrec.serve.recommender import Recommender
+    from llmrec.recommender.bundle import FUSION
+    from llmrec.recommender.recommender import Recommender
 
     def make(out: Path) -> None:
         bundle, prepared = run.path("train") / "bundle", _data(run)
@@ -200,15 +201,13 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
     """Full ranking beside the baselines -> metrics.json, per_user.parquet, report.md, report.png, and where there are
     intentions text_queries.json, on demand diagnosis.* and frontier.*; the bundle's card."""
     from llmrec.embed import Embeddings
-    from llmrec.evaluate.diagnosis import diagnose, write_diagnosis
-    from llmrec.evaluate.frontier import frontier, write_frontier
-    from llmrec.evaluate.generative import evaluate
-    from llmrec.evaluate.protocol import select_cases
-    from llmrec.evaluate.report import write_report
-    from llmrec.evaluate.text_queries import evaluate_text_queries
-    from llmrec.serve.bundle import record_scoring
-    from llmrec.serve.card import model_card
-    from llmrec.serve.recommender import Recommender
+    from llmrec.evaluation.diagnosis import diagnose, frontier, write_diagnosis, write_frontier
+    from llmrec.evaluation.generative import evaluate
+    from llmrec.evaluation.protocol import select_cases
+    from llmrec.evaluation.report import model_card, write_report
+    from llmrec.evaluation.text_queries import evaluate_text_queries
+    from llmrec.recommender.bundle import record_scoring
+    from llmrec.recommender.recommender import Recommender
 
     def make(out: Path) -> None:
         recommender = Recommender.from_pretrained(run.path("model"), config.decode)
@@ -278,14 +277,13 @@ def _intentions(config: Config, run: RunDirectory) -> Intentions | None:
 
 
 def task_examples(config: Config, run: RunDirectory, n: int) -> list[dict[str, Any]]:
-    """What training would see, n examples of each task (see `llmrec.tasks.show`); does the stages before it first."""
+    """What training would see, n examples of each task (see `llmrec.tasks.build`); does the stages before it first."""
+    from llmrec.model.base import load_tokenizer
+    from llmrec.model.tokens import ItemVocabulary
     from llmrec.quantize.tokenizer import ItemTokenizer
-    from llmrec.tasks.build import build_tasks
+    from llmrec.tasks.build import build_tasks, show_tasks
     from llmrec.tasks.render import Renderer
-    from llmrec.tasks.show import show_tasks
     from llmrec.tasks.template import load_templates
-    from llmrec.train.base import load_tokenizer
-    from llmrec.vocab.tokens import ItemVocabulary
 
     _stages(config, run, "base")
     prepared, items = _data(run).known, ItemTokenizer.load(run.path("tokenize"))

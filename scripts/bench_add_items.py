@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmrec.serve import bundle
+from llmrec.recommender import bundle
 
 SHARE = 3
 """One of so many words of a title comes from another's."""

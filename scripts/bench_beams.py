@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from llmrec import tables
+from llmrec import console as tables
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.exact import ExactSearch, Prefix
 from llmrec.decode.filters import Filter
-from llmrec.evaluate.config import EvaluateConfig
-from llmrec.evaluate.protocol import select_cases
-from llmrec.serve.recommender import Recommender
+from llmrec.evaluation.config import EvaluateConfig
+from llmrec.evaluation.protocol import select_cases
+from llmrec.recommender.recommender import Recommender
 
 ROUNDING = 1e-4
 

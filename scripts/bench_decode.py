@@ -29,16 +29,16 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from llmrec import tables
+from llmrec import console as tables
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch, plain_generation
 from llmrec.decode.tree import TreeSearch
-from llmrec.evaluate.config import EvaluateConfig
-from llmrec.evaluate.protocol import select_cases
-from llmrec.serve.recommender import Recommender
-from llmrec.vocab.tokens import ItemVocabulary, token_names
-from llmrec.vocab.trie import ItemTrie
+from llmrec.evaluation.config import EvaluateConfig
+from llmrec.evaluation.protocol import select_cases
+from llmrec.index.trie import ItemTrie
+from llmrec.model.tokens import ItemVocabulary, token_names
+from llmrec.recommender.recommender import Recommender
 
 SHAPES: dict[str, dict[str, int]] = {
     "small": {  # 7 million weights

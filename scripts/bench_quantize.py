@@ -210,7 +210,7 @@ def main() -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from llmrec import tables
+    from llmrec import console as tables
 
     print(" ".join(f"{name}={value}" for name, value in result["settings"].items()))
     rate = result["encode_items_per_second"]

@@ -29,21 +29,22 @@ import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from llmrec import tables
+from llmrec import console as tables
 from llmrec.data import DataConfig
 from llmrec.data.prepare import prepare
 from llmrec.data.synthetic import synthetic
-from llmrec.serve.recommender import base_texts
-from llmrec.tasks.collate import IGNORE
+from llmrec.model.base import make_base
+from llmrec.model.config import BaseConfig
+from llmrec.model.rows import add_item_rows
+from llmrec.model.tokens import ItemVocabulary
+from llmrec.recommender.recommender import base_texts
 from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.mixture import IGNORE
 from llmrec.tasks.render import Renderer
 from llmrec.tasks.template import load_templates
 from llmrec.tasks.users import Sequential
-from llmrec.train.base import make_base
-from llmrec.train.config import BaseConfig, TrainConfig
+from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
-from llmrec.vocab.embeddings import add_item_rows
-from llmrec.vocab.tokens import ItemVocabulary
 
 SHOWN = 20  # items of a history that a prompt shows
 ITEMS, LEVEL_SIZES = 300, [256, 256, 256, 16]

@@ -22,12 +22,12 @@ import torch
 from bench_decode import SHAPES
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from llmrec import tables
+from llmrec import console as tables
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter, Restriction
 from llmrec.decode.tree import Beams, TreeSearch
-from llmrec.vocab.tokens import ItemVocabulary, token_names
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
+from llmrec.model.tokens import ItemVocabulary, token_names
 
 CODES, USERS, WORDS = 256, 16, 64
 NARROW = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 32}

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmrec import tables
-from llmrec.data.split import TRAIN
+from llmrec import console as tables
+from llmrec.data.sequences import TRAIN
 from llmrec.errors import UserError
-from llmrec.evaluate.metrics import summarise
+from llmrec.evaluation.metrics import summarise
 
 SLICES = ("all", "warm", "cold")
 METRICS = ("recall@10", "ndcg@10")

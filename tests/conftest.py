@@ -13,9 +13,9 @@ from llmrec.data import Catalog
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmrec.index.trie import ItemTrie
+    from llmrec.model.tokens import ItemVocabulary
     from llmrec.tasks.render import Renderer
-    from llmrec.vocab.tokens import ItemVocabulary
-    from llmrec.vocab.trie import ItemTrie
 
 LEVEL_SIZES = [4, 5]
 BRANDS = ["Alba", "Borea", "Cirrus", ""]
@@ -64,13 +64,13 @@ def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
     """Builds a fresh `Shop`: `make_shop(tied=True, chat=False)`."""
     from transformers import AutoModelForCausalLM
 
+    from llmrec.index.trie import ItemTrie
+    from llmrec.model.base import make_base
+    from llmrec.model.config import BaseConfig
+    from llmrec.model.rows import add_item_rows
+    from llmrec.model.tokens import ItemVocabulary
     from llmrec.tasks.render import Renderer
     from llmrec.tasks.template import load_templates
-    from llmrec.train.base import make_base
-    from llmrec.train.config import BaseConfig
-    from llmrec.vocab.embeddings import add_item_rows
-    from llmrec.vocab.tokens import ItemVocabulary
-    from llmrec.vocab.trie import ItemTrie
 
     def build(tied: bool = True, chat: bool = False) -> Shop:
         base = BaseConfig(hidden_size=32, layers=2, heads=4, vocabulary=320, context=160)

@@ -21,9 +21,9 @@ def main(arguments: Sequence[str]) -> None:
     log_to_stderr()
     started = time.perf_counter()
     catalog = None if options.items is None else _read(options.items, options.item_column, options.title_column)
-    from llmrec.serve import bundle
-    from llmrec.serve.items import Shelf, change_items
-    from llmrec.vocab.tokens import token_names
+    from llmrec.model.tokens import token_names
+    from llmrec.recommender import bundle
+    from llmrec.recommender.store import Shelf, change_items
 
     def change(shelf: Shelf) -> Shelf:
         if options.remove:

@@ -140,7 +140,7 @@ def _readable(message: str, parser: Any) -> str:
             return "--methods A,B,C is missing: name the tokenizers to compare."
         return "--run DIR is missing: name the folder that the stages share."
     if match := re.search(r'"tokenize\.method".*Got value: (\S+)', line):
-        from llmrec.quantize.presets import preset_files
+        from llmrec.quantize.methods import preset_files
 
         if match[1] in preset_files():
             return f"--tokenize.method: {match[1]} is a preset; say --config configs/tokenizers/{match[1]}.yaml"

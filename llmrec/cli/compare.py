@@ -13,7 +13,7 @@ SUMMARY = "tokenizers side by side on the same embeddings, with or without a rec
 
 def main(arguments: Sequence[str]) -> None:
     """Parse one configuration per tokenizer, compare them, print the table."""
-    from llmrec.quantize.presets import tokenizer_names
+    from llmrec.quantize.methods import tokenizer_names
 
     parser = config_parser("compare-tokenizers", SUMMARY, "--methods A,B,C [--seeds N] [--downstream] ")
     parser.add_argument(
@@ -33,8 +33,9 @@ def main(arguments: Sequence[str]) -> None:
         for name, words in _settings(options.methods.split(",")).items()
     }
     log_to_stderr()
-    from llmrec import comparison, tables
-    from llmrec.cli.launch import open_run
+    from llmrec import comparison
+    from llmrec import console as tables
+    from llmrec.cli.stages import open_run
 
     run = open_run(options.run)
     result = comparison.compare(contenders, run, options.seeds, options.downstream)
@@ -47,7 +48,7 @@ def _settings(methods: Sequence[str]) -> dict[str, list[str]]:
     """Name -> the words that lay a tokenizer over the configuration."""
     from pathlib import Path
 
-    from llmrec.quantize.presets import preset_files, require_known
+    from llmrec.quantize.methods import preset_files, require_known
 
     presets = preset_files()
     words: dict[str, list[str]] = {}

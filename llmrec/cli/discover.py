@@ -12,7 +12,7 @@ from llmrec.cli.command import Command, PlainParser
 from llmrec.errors import UserError
 
 if TYPE_CHECKING:
-    from llmrec.serve.discover import Discovery
+    from llmrec.recommender.discover import Discovery
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,8 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.beams < 1:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
     histories = _histories(options)
-    from llmrec.serve.discover import discover
-    from llmrec.serve.recommender import Recommender
+    from llmrec.recommender.discover import discover
+    from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
     recommender.decode = replace(recommender.decode, beams=options.beams, device=options.device)

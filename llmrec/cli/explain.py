@@ -38,8 +38,8 @@ def _parser() -> PlainParser:
 
 
 def _answer(options: Namespace) -> dict[str, Any]:
-    from llmrec.serve.explain import describe, explain, taste
-    from llmrec.serve.recommender import Recommender
+    from llmrec.recommender.explain import describe, explain, taste
+    from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
     recommender.decode = replace(recommender.decode, device=options.device)

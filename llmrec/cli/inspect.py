@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     report = content.pop("tokenize", None)
     if options.model:
-        from llmrec.serve.size import readable
+        from llmrec.recommender.size import readable
 
         for part in ("bytes", "files"):
             content[part] = {name: readable(count) for name, count in content[part].items()}
@@ -70,8 +70,8 @@ def describe_bundle(name: str) -> dict[str, Any]:
     with their codes, the bytes of each part and file, the tokenizer's report."""
     from dataclasses import asdict
 
-    from llmrec.serve import bundle
-    from llmrec.serve.size import sizes
+    from llmrec.recommender import bundle
+    from llmrec.recommender.size import sizes
 
     folder = bundle.locate(name)
     header = bundle.read_header(folder)

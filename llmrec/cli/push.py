@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--message", default="Upload a recommender", help="of the commit")
     options = parser.parse_args(arguments)
     log_to_stderr()
-    from llmrec.serve.bundle import push
+    from llmrec.recommender.bundle import push
 
     print(push(options.model, options.repo_id, options.private, options.revision, options.message))
 

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.beams < 1:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
     request = _request(options)
-    from llmrec.serve.recommender import Recommender
+    from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
     recommender.decode = replace(

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
         from llmrec.serve.http import make_app
     except ImportError as error:
         raise UserError(f"llmrec serve needs {error.name}: pip install 'llmrec[serve]'.") from None
-    from llmrec.serve.recommender import Recommender
+    from llmrec.recommender.recommender import Recommender
 
     uvicorn.run(make_app(Recommender.from_pretrained(options.model)), host=options.host, port=options.port)
 

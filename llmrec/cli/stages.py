@@ -1,16 +1,30 @@
-"""`llmrec run` and the stage commands: the pipeline up to a stage, in one run directory."""
+"""How a process finds its place in `accelerate launch`: who writes, and how to wait for the others."""
 
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.console import log_to_stderr
 from llmrec.errors import UserError
+from llmrec.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from llmrec.config import Config
-    from llmrec.rundir import RunDirectory
+
+
+def open_run(folder: str | Path) -> RunDirectory:
+    """The run directory for this process; under `accelerate launch` only the first one writes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return RunDirectory(folder)
+    import torch
+    from accelerate import PartialState
+
+    # Not told that it is on CPUs, it would take every process for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return RunDirectory(folder, main=state.is_main_process, wait=state.wait_for_everyone)
 
 
 def command(name: str, until: str, summary: str) -> Command:
@@ -23,7 +37,6 @@ def command(name: str, until: str, summary: str) -> Command:
             raise UserError("--intentions.source none: nothing to gather; expected extract, reviews, llm or file.")
         log_to_stderr()
         from llmrec import pipeline
-        from llmrec.cli.launch import open_run
 
         run = open_run(options.run)
         pipeline.run(configuration(options), run, until)
@@ -50,7 +63,7 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
     if until != "evaluate":
         print(json.dumps(run.manifest(folder.name)) if as_json else f"Done: {folder}")
         return
-    from llmrec.evaluate.report import cold_candidates_line, protocol_line, table, text_queries_line
+    from llmrec.evaluation.report import cold_candidates_line, protocol_line, table, text_queries_line
 
     metrics, spoken = pipeline.metrics(run), pipeline.text_metrics(run)
     if as_json:

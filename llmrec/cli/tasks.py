@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--examples {options.examples}: expected at least 1.")
     log_to_stderr()
     from llmrec import pipeline
-    from llmrec.cli.launch import open_run
+    from llmrec.cli.stages import open_run
 
     shown = pipeline.task_examples(configuration(options), open_run(options.run), options.examples)
     if options.task is not None:
@@ -42,7 +42,7 @@ def _only(shown: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
 
 
 def _text(task: dict[str, Any]) -> str:
-    from llmrec.tasks.show import marked
+    from llmrec.tasks.build import marked
 
     head = (
         f"{task['task']}: {task['examples_per_epoch']:,} examples an epoch ({task['rate']:g} x {task['rows']:,} rows); "

@@ -3,10 +3,10 @@
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
 from llmrec.data.filters import Summary
-from llmrec.data.interactions import Interactions
+from llmrec.data.interactions import Interactions, Split
 from llmrec.data.prepare import Prepared, load, prepare, save
 from llmrec.data.readers import input_files
-from llmrec.data.split import TEST, TRAIN, VALID, Cases, Sequences, Split
+from llmrec.data.sequences import TEST, TRAIN, VALID, Cases, Sequences
 
 __all__ = [
     "TEST",

@@ -14,7 +14,8 @@ import polars as pl
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
-from llmrec.data.split import TEST, TRAIN, VALID, Split
+from llmrec.data.interactions import Split
+from llmrec.data.sequences import TEST, TRAIN, VALID
 from llmrec.errors import UserError
 
 

@@ -2,16 +2,15 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 
+from llmrec.data.catalog import Catalog
 from llmrec.data.files import id_column, read_table, require_column
+from llmrec.data.sequences import PARTS, TEST, TRAIN, VALID, Cases, Sequences, item_rows
 from llmrec.errors import UserError
-
-if TYPE_CHECKING:
-    from llmrec.data.split import Split
 
 _FLAGS = {
     "user_id": "user_column",
@@ -98,13 +97,11 @@ class Interactions:
 
     def leave_one_out(self) -> "Split":
         """Each user's last event is the test target, the one before it the validation target."""
-        from llmrec.data.split import leave_one_out
 
         return leave_one_out(self)
 
     def timestamp_split(self, valid_share: float = 0.1, test_share: float = 0.1) -> "Split":
         """Cut the log at two moments, for all users alike; raises UserError without timestamps."""
-        from llmrec.data.split import timestamp_split
 
         return timestamp_split(self, valid_share, test_share)
 
@@ -201,3 +198,130 @@ def _as_numbers(values: pl.Series, source: str) -> pl.Series:
     if len(bad):
         raise UserError(f"{source}: row {bad[0] + 1} has {values.name} {values[bad[0]]!r}; expected a number")
     return numbers
+
+
+class Split:
+    """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), not decreasing along a user's rows.
+
+    `protocol` says how it was made: kind, events per part, the cut timestamps where there are any, and what
+    `llmrec.data.cold` made of it.
+    """
+
+    def __init__(self, frame: pl.DataFrame, protocol: dict[str, Any]) -> None:
+        self.frame = frame
+        self.protocol = protocol
+
+    def __repr__(self) -> str:
+        return f"Split({self.protocol['kind']}; {self.protocol['events']})"
+
+    def part(self, part: int) -> Interactions:
+        """The events of one part."""
+        return Interactions(self.frame.filter(pl.col("part") == part).drop("part"))
+
+    @property
+    def train(self) -> Interactions:
+        """The events to learn from."""
+        return self.part(TRAIN)
+
+    @property
+    def valid(self) -> Interactions:
+        """The events to choose settings on."""
+        return self.part(VALID)
+
+    @property
+    def test(self) -> Interactions:
+        """The events to measure on."""
+        return self.part(TEST)
+
+    def sequences(self, catalog: Catalog) -> "Sequences":
+        """The log as arrays over the catalogue's rows; users in the order of their rows.
+
+        Raises:
+            UserError: for an item that the catalogue lacks.
+        """
+        items = item_rows(self.frame["item_id"], catalog.frame["item_id"])
+        users = self.frame["user_id"].rle().struct.unnest()
+        return Sequences(
+            users=users["value"].to_list(),
+            offsets=np.concatenate([[0], np.cumsum(users["len"].to_numpy())]).astype(np.int64),
+            items=items,
+            parts=self.frame["part"].to_numpy().astype(np.uint8),
+            times=None if self.frame["timestamp"].null_count() else self.frame["timestamp"].to_numpy(),
+        )
+
+    def loss_cases(self, catalog: Catalog) -> "Cases":
+        """Validation cases that may tell a training when to stop: those of `calibration_cases` with a trained target.
+
+        Raises:
+            UserError: for an item that the catalogue lacks.
+        """
+        sequences = self.sequences(catalog)
+        cases = self._validation(sequences)
+        return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
+
+    def calibration_cases(self, catalog: Catalog) -> "Cases":
+        """Every validation event after another, cold items' too, to weigh rankings on; none of users set apart as cold.
+
+        Raises:
+            UserError: for an item that the catalogue lacks.
+        """
+        return self._validation(self.sequences(catalog))
+
+    def _validation(self, sequences: "Sequences") -> "Cases":
+        cases = sequences.cases(VALID, every=True)
+        if not self.protocol.get("cold_users"):
+            return cases
+        return cases.where(sequences.parts[sequences.offsets[cases.users]] == TRAIN)
+
+    def with_frame(self, frame: pl.DataFrame, **protocol: Any) -> "Split":
+        """The split of other events, with their counts and `protocol` in its protocol."""
+        return Split(frame, {**self.protocol, **protocol, "events": _events(frame)})
+
+
+def leave_one_out(log: Interactions) -> Split:
+    """A user's last event is the test target, the one before it the validation target, the rest training.
+
+    Users with fewer than three events only train: they have no history to ask with.
+    """
+    lengths = log.frame["user_id"].rle().struct.field("len").to_numpy()
+    ends = np.cumsum(lengths)[lengths >= 3]
+    parts = np.full(len(log), TRAIN, dtype=np.uint8)
+    parts[ends - 2] = VALID
+    parts[ends - 1] = TEST
+    frame = log.frame.with_columns(pl.Series("part", parts))
+    return Split(frame, {"kind": "leave-one-out", "events": _events(frame)})
+
+
+def timestamp_split(log: Interactions, valid_share: float = 0.1, test_share: float = 0.1) -> Split:
+    """Train before the first cut, validate from it on, test from the second on; same cuts for all users.
+
+    The cuts are the timestamps at which `valid_share + test_share` and `test_share` of the events remain;
+    events of one moment stay together, so the real shares may differ and stand in the protocol.
+
+    Raises:
+        UserError: for a log without timestamps, shares that leave no training part, or an empty part.
+    """
+    if not log.has_timestamps:
+        raise UserError("--data.split timestamp: the log has no timestamps; use --data.split leave-one-out")
+    if min(valid_share, test_share) <= 0 or valid_share + test_share >= 1:
+        raise UserError(
+            f"--data.valid_share {valid_share} and --data.test_share {test_share}: expected two shares above "
+            "0 that leave some of the events for training"
+        )
+    times = np.sort(log.frame["timestamp"].to_numpy())
+    first = int(times[int(len(times) * (1 - valid_share - test_share))])
+    second = int(times[int(len(times) * (1 - test_share))])
+    part = (pl.col("timestamp") >= first).cast(pl.UInt8) + (pl.col("timestamp") >= second).cast(pl.UInt8)
+    frame = log.frame.with_columns(part.alias("part"))
+    events = _events(frame)
+    if empty := [name for name, count in events.items() if not count]:
+        raise UserError(
+            f"--data.split timestamp: cuts at {first} and {second} leave the {empty[0]} part empty; "
+            "change --data.valid_share or --data.test_share, or use --data.split leave-one-out"
+        )
+    return Split(frame, {"kind": "timestamp", "cuts": [first, second], "events": events})
+
+
+def _events(frame: pl.DataFrame) -> dict[str, int]:
+    counts = np.bincount(frame["part"].to_numpy(), minlength=len(PARTS))
+    return dict(zip(PARTS, counts.tolist(), strict=True))

@@ -13,9 +13,8 @@ from llmrec.data.cold import hold_out
 from llmrec.data.config import DataConfig
 from llmrec.data.files import read_json, read_table, require_column, require_file
 from llmrec.data.filters import Summary
-from llmrec.data.interactions import Interactions
+from llmrec.data.interactions import Interactions, Split, leave_one_out, timestamp_split
 from llmrec.data.readers import read
-from llmrec.data.split import Split, leave_one_out, timestamp_split
 from llmrec.errors import UserError
 
 log = get_logger(__name__)

@@ -14,8 +14,8 @@ from llmrec.console import get_logger, track
 from llmrec.data import Cases
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
+from llmrec.decode.rankings.base import FEATURES, FusionWeights
 from llmrec.decode.rankings.fusion import FusionRanking
-from llmrec.decode.rankings.weights import FEATURES, FusionWeights
 
 log = get_logger(__name__)
 LEAST = 20

@@ -13,8 +13,8 @@ from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import BeamSearch
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.vocab.tokens import ItemVocabulary
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
+from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""Histories and plain words in, ranked items out: the prompts of the tasks, answered by beam search."""
+"""Which class stands behind each `--decode.ranking`; a new method adds its line here."""
 
 import time
 from collections.abc import Sequence
@@ -8,13 +8,40 @@ import numpy as np
 import torch
 
 from llmrec.decode.choose import make_exact
-from llmrec.decode.diversity import Quota, diverse
+from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.exact import ExactSearch
-from llmrec.decode.filters import Filter
-from llmrec.decode.rankings.base import RankingMethod
+from llmrec.decode.filters import Filter, Quota, diverse
+from llmrec.decode.rankings.base import BeamRanking, DenseRanking, ItemFacts, RankingMethod
+from llmrec.decode.rankings.fusion import FusionRanking
+from llmrec.decode.rankings.hybrid import CascadeRanking, LigerRanking, QuotaRanking, SpecGRRanking
 from llmrec.decode.search import BeamSearch, NotNumbersError, Ranking
 from llmrec.errors import UserError
 from llmrec.tasks.render import Renderer
+
+METHODS: dict[RankingName, type[RankingMethod]] = {
+    "beam": BeamRanking,
+    "quota": QuotaRanking,
+    "dense": DenseRanking,
+    "liger": LigerRanking,
+    "cascade": CascadeRanking,
+    "specgr": SpecGRRanking,
+    "fusion": FusionRanking,
+}
+
+
+def make_ranking(
+    search: BeamSearch, facts: ItemFacts, config: DecodeConfig, name: RankingName | None = None
+) -> RankingMethod:
+    """The method of that name; by default the one that `config` asks for.
+
+    Raises:
+        UserError: the model or its bundle lacks what the method needs.
+    """
+    if name is None:
+        ready = facts.weights is not None and facts.dense is not None and config.constraint == "trie"
+        auto: RankingName = "fusion" if ready else "beam"
+        name = auto if config.ranking == "auto" else config.ranking
+    return METHODS[name](search, facts, config)
 
 
 class ItemRanker:

@@ -11,8 +11,8 @@ import torch
 from llmrec.decode.config import DecodeConfig, Scoring
 from llmrec.decode.filters import Filter, Restriction
 from llmrec.device import resolve_device, resolve_dtype
-from llmrec.vocab.tokens import ItemVocabulary
-from llmrec.vocab.trie import ItemTrie, ranges
+from llmrec.index.trie import ItemTrie, ranges
+from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

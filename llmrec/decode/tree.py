@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmrec.decode.body import decoding_copy
+from llmrec.decode.body import ItemHead, decoding_copy
 from llmrec.decode.context import Context, shared_start
 from llmrec.decode.filters import Restriction
-from llmrec.decode.head import ItemHead
 from llmrec.decode.search import BeamSearch, Offsets, Opened, codes_of, require_numbers
 
 

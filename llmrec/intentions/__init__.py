@@ -1,7 +1,64 @@
-"""Where the words of customers come from: intentions that items meet, and preferences of users."""
+"""From a prepared log to `Intentions`, by the source that the configuration names."""
 
-from llmrec.intentions.config import IntentionsConfig
-from llmrec.intentions.gather import gather
-from llmrec.intentions.intentions import Intentions
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llmrec.console import get_logger
+from llmrec.data.prepare import Prepared
+from llmrec.errors import UserError
+from llmrec.intentions.answers import FILE
+from llmrec.intentions.intentions import Intentions, IntentionsConfig
+
+log = get_logger(__name__)
+
+
+def gather(config: IntentionsConfig, prepared: Prepared, folder: Path, earlier: Path | None = None) -> Intentions:
+    """What people want from these items, told without any review or history of the validation and test parts.
+
+    Args:
+        config: with a source other than none.
+        prepared: catalogue and split log.
+        folder: keeps a language model's answers as they come.
+        earlier: folder of an earlier call; its answers, which may have been paid for, are carried on by any source.
+
+    Raises:
+        UserError: the source lacks what it reads, cannot be asked, or tells nothing about these items and users.
+    """
+    if earlier is not None and (earlier / FILE).exists() and not (folder / FILE).exists():
+        shutil.copyfile(earlier / FILE, folder / FILE)
+    found = _from_source(config, prepared, folder)
+    if not found.items and not found.users:
+        raise UserError(f"--intentions.source {config.source} tells nothing about these items and users; try another")
+    users = prepared.split.train.frame["user_id"].n_unique()
+    log.info(
+        "intentions: %d for %d of %d items, %d preferences for %d of %d users, %d kept to measure with",
+        *(_total(found.items), len(found.items), len(prepared.catalog)),
+        *(_total(found.users), len(found.users), users, _total(found.held_out)),
+    )
+    return found
+
+
+def _from_source(config: IntentionsConfig, prepared: Prepared, folder: Path) -> Intentions:
+    if config.source == "extract":
+        from llmrec.intentions.phrases import extract
+
+        return extract(config, prepared.catalog, prepared.split.train)
+    if config.source == "reviews":
+        from llmrec.intentions.reviews import from_reviews
+
+        return from_reviews(config, prepared.catalog, prepared.split)
+    if config.source == "file":
+        from llmrec.intentions.file import read_file
+
+        return read_file(config, prepared.catalog, prepared.split.train)
+    from llmrec.intentions.llm import ask
+
+    return ask(config, prepared.catalog, prepared.split.train, folder)
+
+
+def _total(texts: Mapping[str, Sequence[str]]) -> int:
+    return sum(map(len, texts.values()))
+
 
 __all__ = ["Intentions", "IntentionsConfig", "gather"]

@@ -17,8 +17,7 @@ from llmrec.console import get_logger
 from llmrec.data import Catalog, Interactions
 from llmrec.data.files import id_column, read_json, read_table, require_column, require_file
 from llmrec.errors import UserError
-from llmrec.intentions.config import IntentionsConfig
-from llmrec.intentions.intentions import Intentions
+from llmrec.intentions.intentions import Intentions, IntentionsConfig
 
 log = get_logger(__name__)
 

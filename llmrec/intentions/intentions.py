@@ -2,16 +2,20 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 import polars as pl
 
 from llmrec.data.files import read_table, require_column
+from llmrec.errors import UserError
 
 FILE = "intentions.parquet"
+
+
 SCHEMA = {"user_id": pl.String, "item_id": pl.String, "text": pl.String, "held_out": pl.Boolean}
 
 
@@ -78,3 +82,79 @@ def hold_out(
     held = {item: own[item][rng.integers(len(own[item]))] for item in several if item in drawn}
     stays = {item: [text for text in found if text != held.get(item)] for item, found in texts.items()}
     return stays, {item: [text] for item, text in held.items()}
+
+
+Source = Literal["none", "extract", "reviews", "llm", "file"]
+
+
+_PACE = ("url", "key_variable", "requests_per_minute", "concurrent")
+
+
+@dataclass
+class IntentionsConfig:
+    """What people want, in words, for the tasks that answer requests and tell preferences."""
+
+    source: Source = "none"
+    """none; extract: salient phrases of the items' text, offline; reviews: telling sentences of training reviews; llm:
+    asked of a language model, an OpenAI-compatible endpoint or a local one; file: read from --intentions.path."""
+    path: str | None = None
+    """LC-Rec's D.user.json, or a table (CSV, TSV, JSONL, parquet) with a column text, item_id for an intention or
+    user_id for a preference, and optionally held_out (true, false)."""
+    url: str | None = None
+    """Base address of the endpoint, such as https://api.openai.com/v1 or http://localhost:8000/v1."""
+    model: str | None = None
+    """Model that the endpoint is asked for."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key, if it wants one; the key is never written down."""
+    local_model: str | None = None
+    """Folder or Hub id of a causal language model to ask here, instead of an endpoint."""
+    requests_per_minute: float | None = None
+    """Requests to the endpoint at most, evenly spaced; null: as fast as it answers."""
+    concurrent: int = 4
+    """Requests under way at once; the batch of a local model."""
+    per_item: int = 3
+    """Intentions of an item at most; 0: none."""
+    per_user: int = 1
+    """Preferences of a user at most; 0: none."""
+    held_out_share: float = 0.1
+    """Share of the items with two intentions or more that keep one back to measure with (extract, llm). From reviews,
+    those of the validation and test part are kept to measure with instead."""
+    seed: int = 0
+    """Seed of the draw of those items."""
+
+    def __post_init__(self) -> None:
+        self._check_source()
+        for name, least in (("concurrent", 1), ("per_item", 0), ("per_user", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--intentions.{name} {getattr(self, name)}: expected at least {least}")
+        if not self.per_item and not self.per_user:
+            raise UserError("--intentions.per_item 0 and --intentions.per_user 0 leave nothing; raise one of them")
+        if not 0 <= self.held_out_share < 1:
+            raise UserError(f"--intentions.held_out_share {self.held_out_share}: expected 0 or more, below 1")
+        if self.requests_per_minute is not None and not 0 < self.requests_per_minute < float("inf"):
+            raise UserError(
+                f"--intentions.requests_per_minute {self.requests_per_minute}: expected more than 0, or null"
+            )
+
+    def _check_source(self) -> None:
+        if (self.source == "file") != (self.path is not None):
+            raise UserError("--intentions.source file and --intentions.path FILE go together; give both or neither")
+        endpoint = self.url is not None and self.model is not None
+        if self.source == "llm" and endpoint == (self.local_model is not None):
+            raise UserError(
+                "--intentions.source llm asks an endpoint (--intentions.url with --intentions.model) or a model here "
+                "(--intentions.local_model); name one of the two"
+            )
+        if self.url is not None:
+            address = urlsplit(self.url)
+            if address.scheme not in ("http", "https") or not address.hostname:
+                raise UserError(f"--intentions.url {self.url}: expected an address such as http://localhost:8000/v1")
+            if address.username or address.query:
+                raise UserError(
+                    "--intentions.url: expected a plain address without name, key or query; put the key into the "
+                    f"environment variable {self.key_variable}"
+                )
+
+    def steering(self) -> dict[str, Any]:
+        """What the result depends on; where and how fast a named model is asked does not count."""
+        return {name: value for name, value in asdict(self).items() if name not in _PACE}

@@ -13,8 +13,7 @@ import polars as pl
 from llmrec.console import get_logger
 from llmrec.data import Catalog, Interactions
 from llmrec.intentions.answers import FILE, Answerer, Answers
-from llmrec.intentions.config import IntentionsConfig
-from llmrec.intentions.intentions import Intentions, hold_out
+from llmrec.intentions.intentions import Intentions, IntentionsConfig, hold_out
 
 log = get_logger(__name__)
 
@@ -74,10 +73,10 @@ def ask(config: IntentionsConfig, catalog: Catalog, train: Interactions, folder:
 
 def _answerer(config: IntentionsConfig) -> Answerer:
     if config.local_model is not None:
-        from llmrec.intentions.local import LocalModel
+        from llmrec.intentions.answers import LocalModel
 
         return LocalModel(config.local_model, config.concurrent)
-    from llmrec.intentions.endpoint import Endpoint
+    from llmrec.intentions.answers import Endpoint
 
     return Endpoint(config)
 

@@ -9,26 +9,40 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
-from llmrec.data import Catalog
+from llmrec.data import Catalog, Interactions
+from llmrec.data.sequences import item_rows
 from llmrec.data.text import clean_text
 from llmrec.errors import UserError
+from llmrec.intentions.intentions import Intentions, IntentionsConfig, hold_out
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 LONGEST = 3
 """Words of a phrase at most."""
+
+
 FEWEST, MOST = 3, 12
 """Words of a text that joins phrases."""
+
+
 TITLE = 3.0
 """Weight of a phrase that stands in the title, against one that stands in the rest of the text."""
+
+
 LENGTH = 0.7
 """What each further word adds to a phrase's weight: "rack" says less than "roof rack"."""
 
+
 _RUN = re.compile(r"[^\w\s'’-]+|\s[-'’]+\s")  # a phrase does not reach across punctuation
+
+
 _WORD = re.compile(r"[^\W\d_]{3,}(?:[-'’](?!(?:d|ll|m|re|t|ve)\b)[^\W\d_]+)*")  # no "don't"
+
+
 _EMPTY = ENGLISH_STOP_WORDS | frozenset(
     """
     allow allows amazon asin available best better brand brands choose click com come comes configuration contain
@@ -109,3 +123,49 @@ def join(ranked: Iterable[str], texts: int, each: int) -> list[str]:
         if all(sum(len(phrase.split()) for phrase in hand) >= FEWEST for hand in hands):
             return [", ".join(hand) for hand in hands]
     return []
+
+
+PER_INTENTION, PER_PREFERENCE = 3, 4
+"""Phrases of an intention and of a preference, at most."""
+
+
+BLOCK = 4096
+"""Users whose phrases are summed at once."""
+
+
+def extract(config: IntentionsConfig, catalog: Catalog, train: Interactions) -> Intentions:
+    """An item's intentions join its own phrases; a user's preference those of the items in the training log.
+
+    Raises:
+        UserError: the items' texts share no phrases.
+    """
+    phrases = Phrases(catalog)
+    items = {
+        item: texts
+        for row, item in enumerate(catalog.ids)
+        if (texts := join(phrases.ranked(phrases.weights[[row]]), config.per_item, PER_INTENTION))
+    }
+    kept, held = hold_out(items, config.held_out_share, config.seed)
+    users = _preferences(phrases, catalog, train, config.per_user) if config.per_user else {}
+    return Intentions(kept, users, held)
+
+
+def _preferences(phrases: Phrases, catalog: Catalog, train: Interactions, texts: int) -> dict[str, list[str]]:
+    """What a user's items have in common: weights summed over them, times the number of items with the phrase."""
+    from scipy.sparse import csr_array
+
+    events = train.frame.select("user_id", "item_id").unique(maintain_order=True)
+    users = events["user_id"].rle_id().to_numpy()
+    names = events["user_id"].unique(maintain_order=True).to_list()
+    took = csr_array(
+        (np.ones(len(users)), (users, item_rows(events["item_id"], pl.Series(catalog.ids, dtype=pl.String)))),
+        (len(names), len(catalog)),
+    )
+    preferences = {}
+    for start in range(0, len(names), BLOCK):
+        block = took[start : start + BLOCK]
+        summed = (block @ phrases.weights).multiply(block @ (phrases.weights > 0)).tocsr()
+        for row, user in enumerate(names[start : start + BLOCK]):
+            if found := join(phrases.ranked(summed[[row]]), texts, PER_PREFERENCE):
+                preferences[user] = found
+    return preferences

@@ -16,8 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from llmrec.data import TRAIN, Catalog, Split
 from llmrec.data.text import clean_text
 from llmrec.errors import UserError
-from llmrec.intentions.config import IntentionsConfig
-from llmrec.intentions.intentions import Intentions
+from llmrec.intentions.intentions import Intentions, IntentionsConfig
 
 SHORTEST, LONGEST = 4, 20
 """Words of a sentence."""

@@ -12,14 +12,13 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import load_file, save_file
 
-from llmrec.data.behaviour import Behaviour
+from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
 from llmrec.embed import EmbedConfig, Encoder, embed, item_texts, make_encoder
 from llmrec.errors import UserError
-from llmrec.quantize.arrivals import place
 from llmrec.quantize.base import BLOCK, Quantizer
-from llmrec.quantize.collisions import settle
+from llmrec.quantize.collisions import place, settle
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.methods import quantizer_class
 from llmrec.quantize.report import Report, measure
@@ -149,7 +148,7 @@ class ItemTokenizer:
         """Collaborative vectors [N, d] for a quantizer whose loss asks for them."""
         if behaviour is None or not self.config.needs_collaborative:
             return None
-        from llmrec.embed.collaborative import collaborative_vectors
+        from llmrec.collaborative.behaviour import collaborative_vectors
 
         return collaborative_vectors(behaviour, dim=self.config.rq_vae.latent, seed=self.config.seed)
 

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmrec.errors import UserError
-from llmrec.serve.recommender import Recommender
+from llmrec.recommender.recommender import Recommender
 
 
 class RecommendRequest(BaseModel):

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmrec.data import Catalog
-from llmrec.quantize.report.words import telling_words
+from llmrec.quantize.report.report import telling_words
 from llmrec.tasks.config import TaskName
-from llmrec.tasks.render import Example, Renderer
-from llmrec.tasks.task import Prompted
+from llmrec.tasks.render import Example, Prompted, Renderer
 
 
 def item_texts(catalog: Catalog, renderer: Renderer, max_tokens: int) -> list[list[str]]:

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from llmrec.model.tokens import ItemVocabulary
+from llmrec.tasks.config import TaskName
 from llmrec.tasks.template import Template
-from llmrec.vocab.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -121,3 +122,31 @@ class Renderer:
             [*ids, eos] if example.ends and eos is not None else ids
             for ids, example in zip(encoded, examples, strict=True)
         ]
+
+
+class Task(Protocol):
+    """Rows of one task; `example` draws a phrasing, and whatever else is random, from `rng`."""
+
+    def __len__(self) -> int: ...
+
+    def length(self, row: int) -> int:
+        """About how many tokens the example has; examples of like length are batched together."""
+        ...
+
+    def example(self, row: int, rng: np.random.Generator) -> Example: ...
+
+
+class Prompted:
+    """What all tasks share: a name, a renderer, a random phrasing."""
+
+    name: TaskName
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self.levels = len(renderer.vocabulary.ids)
+        self.overhead = 12  # tokens of a phrasing, roughly: only for batching
+
+    def prompt(self, rng: np.random.Generator, **values: str) -> str:
+        """The prompt of the values in a phrasing drawn by `rng`."""
+        phrasing = int(rng.integers(len(self.renderer.templates[self.name].templates)))
+        return self.renderer.prompt(self.name, phrasing, **values)

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmrec.tasks.collate import predicting
+from llmrec.index.trie import ItemTrie
+from llmrec.model.dense import TEMPERATURE, DenseHead
+from llmrec.tasks.mixture import predicting
 from llmrec.tasks.render import Renderer
-from llmrec.vocab.dense import TEMPERATURE, DenseHead
-from llmrec.vocab.trie import ItemTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,29 +10,165 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from llmrec.console import get_logger
 from llmrec.data import Cases, Catalog
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
+from llmrec.model.adapter import with_adapter, with_rows
+from llmrec.model.config import BaseConfig
+from llmrec.model.dense import DenseHead
+from llmrec.model.tokens import ItemVocabulary
 from llmrec.tasks.build import build_tasks
-from llmrec.tasks.collate import Collator
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Mixture, validation_examples
+from llmrec.tasks.mixture import Collator, Mixture, validation_examples
 from llmrec.tasks.render import Example, Renderer
-from llmrec.train.adapter import check_method, with_adapter, with_rows
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
-from llmrec.train.dropout import BlockDropout, CodeDropout
-from llmrec.train.packing import check_packing
-from llmrec.train.trainer import run_trainer
-from llmrec.vocab.dense import DenseHead
-from llmrec.vocab.tokens import ItemVocabulary
+from llmrec.train.trainer import run_trainer, spread_over_processes
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch.utils.data import Subset
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
+    """Whether `model` can be trained as `config` says.
+
+    Raises:
+        UserError: a base of 8 or 4 bits that would be trained in full or merged, an unknown LoRA target, or rows that
+            come first when the weights are spread over processes.
+    """
+    if config.rows_first and spread_over_processes():
+        raise UserError(
+            f"--train.rows_first {config.rows_first} works where each process holds all weights, not under FSDP or "
+            "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
+        )
+    if config.dense_weight and spread_over_processes():
+        raise UserError(
+            f"--train.dense_weight {config.dense_weight} works where each process holds all weights, not under FSDP or "
+            "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
+        )
+    if getattr(model, "is_quantized", False) and (config.method == "full" or config.merge):
+        raise UserError("--base.bits below 32 needs --train.method lora --train.merge false: such a base is frozen.")
+    if config.method == "lora" and config.lora_targets != "all-linear":
+        known = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
+        if unknown := sorted(set(config.lora_targets) - known):
+            raise UserError(
+                f"--train.lora_targets: {type(model).__name__} has no layers named {', '.join(unknown)}; "
+                f"it has {', '.join(sorted(known - {''}))}."
+            )
+
+
+class BlockDropout:
+    """Drops out token embeddings and the outputs of attention and feed-forward blocks while a model trains.
+
+    Args:
+        model: hooked in place, until `remove`.
+        rate: share of activations set to 0, in [0, 1).
+
+    Raises:
+        UserError: the model has no modules of the names that such blocks go by.
+    """
+
+    def __init__(self, model: "PreTrainedModel", rate: float) -> None:
+        blocks = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in ("self_attn", "attn", "mlp")]
+        if not blocks:
+            raise UserError(
+                f"--train.dropout {rate}: {type(model).__name__} has no modules named self_attn, attn or mlp to "
+                "drop out; set --train.dropout 0."
+            )
+        self.rate, self.model = rate, model
+        self.hooks = [m.register_forward_hook(self._drop) for m in [model.get_input_embeddings(), *blocks]]
+
+    def _drop(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._drop(module, inputs, output[0]), *output[1:])
+        return nn.functional.dropout(output, self.rate, self.model.training)
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+class CodeDropout:
+    """Hides codes that a model reads while it trains: their embeddings become 0. What is to be said stays the same.
+
+    Args:
+        model: hooked in place, until `remove`.
+        token_ids: int64 [M], the item tokens that may be hidden.
+        rate: share of them, in [0, 1).
+    """
+
+    def __init__(self, model: "PreTrainedModel", token_ids: np.ndarray, rate: float) -> None:
+        self.rate, self.model = rate, model
+        embedding = model.get_input_embeddings()
+        self.hideable = torch.zeros(embedding.weight.shape[0], dtype=torch.bool)
+        self.hideable[torch.from_numpy(token_ids)] = True
+        self.hook = embedding.register_forward_hook(self._hide)
+
+    def _hide(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not self.model.training:
+            return output
+        tokens = inputs[0]
+        self.hideable = self.hideable.to(tokens.device)
+        hidden = self.hideable[tokens] & (torch.rand(tokens.shape, device=tokens.device) < self.rate)
+        return output.masked_fill(hidden[..., None], 0)
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        self.hook.remove()
+
+
+@torch.no_grad()
+def check_packing(model: "PreTrainedModel") -> None:
+    """Run two rows that hold a second example behind different first ones: its logits must agree to the last bit.
+
+    Raises:
+        UserError: they don't, or the model takes no positions.
+    """
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if not takes_positions or not _apart(model):
+        raise UserError(
+            f"--train.packing true: {type(model).__name__} with {model.config._attn_implementation} attention lets "
+            "examples that share a row see each other; set --train.packing false."
+        )
+
+
+def _apart(model: "PreTrainedModel") -> bool:
+    tokens = torch.tensor([[0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 1, 0]], device=model.device)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2]] * 2, device=model.device)
+    training = model.training
+    logits = model.eval()(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    model.train(training)
+    return torch.equal(logits[0, 3:], logits[1, 3:])
+
+
+def pretrain(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], config: BaseConfig
+) -> None:
+    """Train a model made here on plain text, in place: `config.pretrain_epochs` passes, next token, AdamW."""
+    import tempfile
+
+    from transformers import DataCollatorForLanguageModeling
+
+    from llmrec.train.config import TrainConfig
+    from llmrec.train.trainer import run_trainer
+
+    encoded = tokenizer([text + tokenizer.eos_token for text in texts if text], truncation=True)["input_ids"]
+    generator = torch.Generator().manual_seed(config.seed)
+    order = [torch.randperm(len(encoded), generator=generator) for _ in range(config.pretrain_epochs)]
+    examples = [{"input_ids": encoded[i]} for i in torch.cat(order).tolist()]
+    settings = TrainConfig(batch_size=32, learning_rate=1e-3, evaluations=1, seed=config.seed)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    log.info("Pretraining on %d texts, %d passes", len(encoded), config.pretrain_epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        run_trainer(model, examples, None, collator, settings, Path(folder), keeps_logits=True)
+    model.eval()
+
 
 log = get_logger(__name__)
 

@@ -1,10 +1,9 @@
-"""One training run on transformers.Trainer: a fixed plan of examples, exact resume, checkpoints that are whole.
+"""A model whose weights training spreads over the processes, as FSDP2 and ZeRO-3 do, and how it gets whole again."""
 
-The plan is one long epoch that holds all epochs of the mixture in order, so the step alone says where a run is.
-"""
-
+import copy
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -21,18 +20,49 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmrec.console import get_logger, progress_bar
 from llmrec.device import resolve_dtype
-from llmrec.tasks.collate import predicting
+from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
-from llmrec.train.shards import empty_copy, gather, spread_over_processes
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
 
     from llmrec.tasks.mixture import Mixture
 
+
+def spread_over_processes() -> bool:
+    """Whether `accelerate launch` was told so."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return fsdp or (deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3")
+
+
+def empty_copy(model: nn.Module) -> nn.Module:
+    """`model` with weights of its own on the CPU that hold nothing yet, tied where its are; buffers as they are."""
+    parameters = {
+        id(p): nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    whole = copy.deepcopy(model, parameters)
+    for module in whole.modules():
+        module._forward_hooks.clear()  # dropout, which belongs to the training
+    return whole
+
+
+def gather(trainer: "Trainer", whole: nn.Module) -> nn.Module:
+    """Put the trained weights into `whole`, an `empty_copy`: on the first process, which alone writes."""
+    state = trainer.accelerator.get_state_dict(trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model)
+    if trainer.is_world_process_zero():
+        whole.load_state_dict(state)
+    return whole
+
+
 log = get_logger(__name__)
+
+
 WHOLE = "whole"  # a checkpoint without this file was cut off while it was written
+
+
 HEAD = "dense_head.safetensors"
 
 

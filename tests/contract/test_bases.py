@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llmrec import Catalog, Interactions, ItemTokenizer, Recommender, TrainConfig
 from llmrec.embed.config import EmbedConfig
+from llmrec.model.base import make_base
+from llmrec.model.config import BaseConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture
 from llmrec.train import trainer
-from llmrec.train.base import make_base
-from llmrec.train.config import BaseConfig
 
 CHAT = (
     "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"

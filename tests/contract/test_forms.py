@@ -9,11 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from llmrec.errors import UserError
 from llmrec.tasks.build import build_tasks
-from llmrec.tasks.collate import Collator, predicting
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Mixture
+from llmrec.tasks.mixture import Collator, Mixture, predicting
 from llmrec.tasks.render import Example
-from llmrec.train.packing import check_packing
+from llmrec.train.finetune import check_packing
 from llmrec.train.trainer import answer_loss
 
 

@@ -18,17 +18,16 @@ from transformers import (
 )
 
 from llmrec.decode.config import DecodeConfig
-from llmrec.decode.constraint import TrieConstraint
 from llmrec.decode.context import shared_start
 from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
-from llmrec.decode.generate import GenerateSearch, plain_generation
+from llmrec.decode.generate import GenerateSearch, TrieConstraint, plain_generation
 from llmrec.decode.search import BeamSearch, Ranking
 from llmrec.decode.tree import TreeSearch
+from llmrec.index.trie import ItemTrie
+from llmrec.model.tokens import ItemVocabulary
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import with_adapter
-from llmrec.vocab.tokens import ItemVocabulary
-from llmrec.vocab.trie import ItemTrie
 
 WORDS, TOKENS = 100, 140  # plain tokens come first, item tokens after them
 SMALL = {"vocab_size": TOKENS, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}

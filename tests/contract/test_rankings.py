@@ -8,13 +8,13 @@ import torch
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
-from llmrec.decode.rankings.base import ItemFacts
-from llmrec.decode.rankings.methods import METHODS, make_ranking
-from llmrec.decode.rankings.weights import FusionWeights
+from llmrec.decode.ranker import METHODS, make_ranking
+from llmrec.decode.rankings.base import FusionWeights, ItemFacts
 from llmrec.decode.search import NotNumbersError
 from llmrec.decode.tree import TreeSearch
-from llmrec.vocab.dense import DenseHead, DenseIndex
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.dense import DenseIndex
+from llmrec.index.trie import ItemTrie
+from llmrec.model.dense import DenseHead
 
 NEW = [3, 8, 9, 14]
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8], [19, 1]]

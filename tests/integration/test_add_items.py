@@ -14,8 +14,8 @@ import pytest
 
 from llmrec import BaseConfig, Catalog, EmbedConfig, ItemTokenizer, Recommender
 from llmrec.cli.main import main
-from llmrec.serve import bundle
-from llmrec.serve.items import Shelf
+from llmrec.recommender import bundle
+from llmrec.recommender.store import Shelf
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 Fails = Callable[..., str]

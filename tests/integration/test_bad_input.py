@@ -14,10 +14,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from llmrec.cli.main import main
-from llmrec.decode.head import ItemHead
+from llmrec.decode.body import ItemHead
 from llmrec.decode.search import NotNumbersError
+from llmrec.index.trie import ItemTrie
 from llmrec.quantize.config import Method
-from llmrec.vocab.trie import ItemTrie
 
 Fails = Callable[..., str]
 Program = Callable[..., subprocess.CompletedProcess[str]]

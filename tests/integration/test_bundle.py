@@ -17,8 +17,8 @@ from llmrec.cli.main import main
 from llmrec.data import Split
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
-from llmrec.serve.recommender import Recommendation
-from llmrec.serve.size import readable
+from llmrec.recommender.recommender import Recommendation
+from llmrec.recommender.size import readable
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -22,13 +22,14 @@ from llmrec.data import TRAIN, Catalog, DataConfig, Prepared, Split, load, prepa
 from llmrec.embed import EmbedConfig, Embeddings
 from llmrec.embed.config import AlignConfig
 from llmrec.intentions import Intentions
-from llmrec.intentions.config import IntentionsConfig
+from llmrec.intentions.intentions import IntentionsConfig
+from llmrec.model.config import BaseConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
+from llmrec.recommender.recommender import Recommender
 from llmrec.rundir import RunDirectory
-from llmrec.serve.recommender import Recommender
 from llmrec.tasks.config import TASKS, TasksConfig
-from llmrec.train.config import BaseConfig, TrainConfig
+from llmrec.train.config import TrainConfig
 
 MARKER = "xyloquant"
 ALIGNMENT = ("item-to-codes", "codes-to-item", "search")

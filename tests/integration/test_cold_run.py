@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llmrec.decode.rankings.methods import METHODS
+from llmrec.decode.ranker import METHODS
 
 COLD = {
     "data.cold_items": "held-out",

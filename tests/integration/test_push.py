@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from llmrec import Catalog, EmbedConfig, ItemTokenizer, Recommender
-from llmrec.serve import bundle, hub
-from llmrec.train.config import BaseConfig
+from llmrec.model.config import BaseConfig
+from llmrec.recommender import bundle, hub
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 WRITER, READER = "hf_writer", "hf_reader"

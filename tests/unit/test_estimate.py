@@ -18,16 +18,15 @@ from llmrec.data.config import DataConfig
 from llmrec.data.prepare import Prepared, prepare, save
 from llmrec.embed import EmbedConfig
 from llmrec.errors import UserError
-from llmrec.estimate import estimate
+from llmrec.estimate import Batch, estimate, memory, operations, skeleton
+from llmrec.model.adapter import with_adapter
+from llmrec.model.base import make_base
+from llmrec.model.config import BaseConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.build import build_tasks
-from llmrec.tasks.collate import IGNORE, Collator
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Mixture
-from llmrec.train.adapter import with_adapter
-from llmrec.train.base import make_base
-from llmrec.train.config import BaseConfig, TrainConfig
-from llmrec.train.estimate import Batch, memory, operations, skeleton
+from llmrec.tasks.mixture import IGNORE, Collator, Mixture
+from llmrec.train.config import TrainConfig
 
 DATA = DataConfig(synthetic_items=120, synthetic_users=150, user_core=1, item_core=1)
 BASE = BaseConfig(hidden_size=32, layers=2, heads=4, vocabulary=400, context=256)

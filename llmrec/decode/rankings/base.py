@@ -1,24 +1,70 @@
-"""The interface of every ranking method: prompts in, ranked items out, new items in one ranking with the others.
+"""What a ranking of one model is, and the plain ones: by beams and by the dense head."""
 
-What a method may use: the beams of the model, its hidden states, log-probabilities of the codes of any items, and what
-is known of the items beside their codes. Several methods share a prompt's one pass through the model.
-"""
-
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
 from llmrec.decode.filters import Filter
-from llmrec.decode.rankings.weights import FusionWeights
 from llmrec.decode.search import BeamSearch, NotNumbersError, Offsets, Opened, Ranking
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.vocab.dense import DenseIndex
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.dense import DenseIndex
+from llmrec.index.trie import ItemTrie
+
+FEATURES = ("first_code", "later_codes", "dense", "text")
+"""Log-probability of the first code and of those after it, of the item by the dense head, and the cosine of the item's
+text with the history's."""
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """An item's score is the weighted sum of its features, plus a bonus if it is new.
+
+    Attributes:
+        trained: one weight per feature, for items with training events.
+        new: the same for new items, whose later codes tell a model little.
+        bonus: added to the score of new items.
+        measured: what the calibration saw, for the record.
+    """
+
+    trained: list[float]
+    new: list[float]
+    bonus: float
+    measured: dict[str, float]
+
+    def scores(self, features: np.ndarray, new: np.ndarray) -> np.ndarray:
+        """Float [...] of features [..., 4] of items of which `new`, bool [...], tells the new ones."""
+        return np.where(new, features @ np.array(self.new) + self.bonus, features @ np.array(self.trained))
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        path.write_text(json.dumps({"features": FEATURES, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is damaged, or of other features.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if tuple(raw.pop("features")) != FEATURES:
+                raise ValueError(f"other features than {', '.join(FEATURES)}")
+            weights = cls(**raw)
+            numbers = [*weights.trained, *weights.new, weights.bonus]
+            if len(numbers) != 2 * len(FEATURES) + 1 or not np.isfinite(np.array(numbers, float)).all():
+                raise ValueError("expected one finite number per feature")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: not fusion weights that llmrec saved: {error}.") from None
+        return weights
 
 
 @dataclass(frozen=True)
@@ -172,3 +218,24 @@ def item_nodes(trie: ItemTrie, length: int) -> np.ndarray:
 def as_array(scores: torch.Tensor) -> np.ndarray:
     """Float32, on the CPU."""
     return scores.float().cpu().numpy()
+
+
+class BeamRanking(RankingMethod):
+    """Log-probability of the semantic ID."""
+
+    name: RankingName = "beam"
+
+    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+        return self.search.rank(opened, k, filters, offsets=offsets)
+
+
+class DenseRanking(RankingMethod):
+    """Cosine over a temperature, as log-probability among all items."""
+
+    name: RankingName = "dense"
+
+    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+        scores = self.dense_scores(opened)
+        if offsets is not None:
+            scores = scores + offsets.items
+        return top(np.where(allowed(filters, *scores.shape), scores, -np.inf), k)

@@ -13,8 +13,7 @@ import torch
 
 from llmrec.decode.config import RankingName
 from llmrec.decode.filters import Filter
-from llmrec.decode.rankings.base import RankingMethod, allowed, as_array, candidates, top
-from llmrec.decode.rankings.weights import FusionWeights
+from llmrec.decode.rankings.base import FusionWeights, RankingMethod, allowed, as_array, candidates, top
 from llmrec.decode.search import Offsets, Opened, Ranking
 from llmrec.errors import UserError
 

@@ -8,8 +8,7 @@ import numpy as np
 from llmrec.console import get_logger, track
 from llmrec.quantize.base import BLOCK
 from llmrec.quantize.classical.kmeans import cluster_sums
-from llmrec.quantize.classical.residual import decode_sum, encode_sum
-from llmrec.quantize.classical.rq_kmeans import RQKMeans
+from llmrec.quantize.classical.residual import RQKMeans, decode_sum, encode_sum
 
 log = get_logger(__name__)
 

@@ -10,13 +10,7 @@ import numpy as np
 
 from llmrec.console import track
 from llmrec.quantize.base import Quantizer, as_matrix
-from llmrec.quantize.classical.kmeans import (
-    balanced_assignment,
-    balanced_kmeans,
-    distinct_rows,
-    kmeans,
-    nearest,
-)
+from llmrec.quantize.classical.kmeans import balanced_assignment, balanced_kmeans, distinct_rows, kmeans, nearest
 
 
 class HierarchicalKMeans(Quantizer):

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmrec.quantize.config import FSQ, TokenizeConfig
-from llmrec.quantize.neural.codebooks import Codebook, build_codebooks
-from llmrec.quantize.neural.codebooks.fsq import GridBound
+from llmrec.quantize.neural.codebooks import Codebook, GridBound, build_codebooks
 from llmrec.quantize.neural.estimators import JOINS, build_sampler
 
 

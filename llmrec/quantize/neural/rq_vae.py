@@ -15,9 +15,8 @@ from llmrec.quantize.base import BLOCK, Quantizer
 from llmrec.quantize.config import RQVAEConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
 from llmrec.quantize.neural.codebooks import squared_distances
-from llmrec.quantize.neural.loss import Loss
-from llmrec.quantize.neural.placement import place_codes
-from llmrec.quantize.neural.reset import fill_unused, reset_unused
+from llmrec.quantize.neural.objectives import Loss
+from llmrec.quantize.neural.placement import fill_unused, place_codes, reset_unused
 
 log = get_logger(__name__)
 

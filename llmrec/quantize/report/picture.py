@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrec.quantize.base import sample
+from llmrec.quantize.report.figures import Rows
 from llmrec.quantize.report.report import Report
-from llmrec.quantize.report.rows import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data import Interactions
-from llmrec.data.behaviour import Behaviour
 from llmrec.errors import UserError
 
 ITEMS = ["a", "b", "c", "d", "e"]

@@ -4,11 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llmrec.data.split import TEST
+from llmrec.collaborative.base import ranks_from_scores
+from llmrec.collaborative.counting import Markov
+from llmrec.data.sequences import TEST
 from llmrec.data.synthetic import JUMP, MAIN_SUCCESSOR, SyntheticShop, synthetic
 from llmrec.errors import UserError
-from llmrec.evaluate.baselines import Markov
-from llmrec.evaluate.metrics import ranks_from_scores
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ NEW = ["001", "010", "011", "021", "032", "100", "121", "321"]
 @pytest.fixture
 def deep(shop):
     """20 items, in no order, of three codes, of which two tell content; a model with opinions."""
+    from llmrec.index.trie import ItemTrie
+    from llmrec.model.rows import add_item_rows
+    from llmrec.model.tokens import ItemVocabulary
     from llmrec.tasks.render import Renderer
-    from llmrec.vocab.embeddings import add_item_rows
-    from llmrec.vocab.tokens import ItemVocabulary
-    from llmrec.vocab.trie import ItemTrie
 
     vocabulary = ItemVocabulary.add_to(shop.tokenizer, SIZES, prefix="x")
     add_item_rows(shop.model, vocabulary.all_ids, len(shop.tokenizer), seed=0)

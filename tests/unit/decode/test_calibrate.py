@@ -15,12 +15,11 @@ from llmrec.decode import calibrate as module
 from llmrec.decode.calibrate import bonus_bars, calibrate, fair_bonus, gather, largest_bonus
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
-from llmrec.decode.ranker import ItemRanker
-from llmrec.decode.rankings.base import ItemFacts
-from llmrec.decode.rankings.methods import make_ranking
-from llmrec.decode.rankings.weights import FusionWeights
+from llmrec.decode.ranker import ItemRanker, make_ranking
+from llmrec.decode.rankings.base import FusionWeights, ItemFacts
 from llmrec.decode.tree import TreeSearch
-from llmrec.vocab.dense import DenseHead, DenseIndex
+from llmrec.index.dense import DenseIndex
+from llmrec.model.dense import DenseHead
 
 N = 16
 

@@ -11,8 +11,8 @@ from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import NotNumbersError
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.vocab.tokens import ItemVocabulary
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
+from llmrec.model.tokens import ItemVocabulary
 
 
 @pytest.mark.parametrize(

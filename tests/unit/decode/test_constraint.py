@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.decode.constraint import TrieConstraint
 from llmrec.decode.filters import Filter, Restriction
-from llmrec.vocab.tokens import ItemVocabulary
-from llmrec.vocab.trie import ItemTrie
+from llmrec.decode.generate import TrieConstraint
+from llmrec.index.trie import ItemTrie
+from llmrec.model.tokens import ItemVocabulary
 
 FIRST, WIDTH, PROMPT = 7, 40, 3
 

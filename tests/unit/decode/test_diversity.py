@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.decode.diversity import Quota, diverse
+from llmrec.decode.filters import Quota, diverse
 
 
 @st.composite

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.decode.filters import Filter, Restriction
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
 
 
 @st.composite

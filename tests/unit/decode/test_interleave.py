@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.decode.interleave import interleave
+from llmrec.decode.rankings.hybrid import interleave
 
 
 def one(first, second, epsilon, k):

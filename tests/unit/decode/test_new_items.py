@@ -9,7 +9,7 @@ from llmrec.decode.config import DecodeConfig
 from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
 from llmrec.decode.tree import TreeSearch
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
 
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8]]
 

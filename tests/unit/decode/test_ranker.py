@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from llmrec.decode.config import DecodeConfig
-from llmrec.decode.diversity import Quota
-from llmrec.decode.filters import Filter
+from llmrec.decode.filters import Filter, Quota
 from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.search import NotNumbersError
 from llmrec.decode.tree import TreeSearch

@@ -9,7 +9,7 @@ from llmrec.decode.filters import Filter
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import NotNumbersError, Offsets
 from llmrec.decode.tree import TreeSearch
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
 
 
 @pytest.fixture(params=[TreeSearch, GenerateSearch])

@@ -11,7 +11,7 @@ from llmrec.decode.filters import Filter
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
 
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8]]
 

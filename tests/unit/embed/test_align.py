@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from llmrec.collaborative.behaviour import Behaviour
 from llmrec.config import Config
 from llmrec.data import Catalog, DataConfig, Interactions, load
-from llmrec.data.behaviour import Behaviour
 from llmrec.embed import AlignConfig, EmbedConfig, Embeddings, embed, make_encoder
 from llmrec.embed.align import _true_elsewhere, learn_head, pair_contrast, positive_pairs
 from llmrec.errors import UserError

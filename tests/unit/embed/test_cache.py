@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from llmrec.embed.cache import VectorCache
+from llmrec.embed.encoder import VectorCache
 from llmrec.errors import UserError
 
 

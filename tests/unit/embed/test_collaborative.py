@@ -3,10 +3,9 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_array
 
+from llmrec.collaborative.behaviour import Behaviour, positive_information
 from llmrec.data import Interactions
-from llmrec.data.behaviour import Behaviour
 from llmrec.embed import collaborative_vectors
-from llmrec.embed.collaborative import positive_information
 from llmrec.errors import UserError
 
 GROUPS, SIZE = 4, 8

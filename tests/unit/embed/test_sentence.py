@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.embed import EmbedConfig, make_encoder, sentence
+from llmrec.embed import EmbedConfig, make_encoder
+from llmrec.embed import encoder as sentence
 from llmrec.errors import UserError
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmrec.data.split import Cases
-from llmrec.evaluate.baselines import DAMPING, ItemKNN, Markov, Popularity
-from llmrec.evaluate.metrics import summarise
-from llmrec.evaluate.systems import COUNTING
+from llmrec.collaborative.counting import DAMPING, ItemKNN, Markov, Popularity
+from llmrec.data.sequences import Cases
+from llmrec.evaluation.baselines import COUNTING
+from llmrec.evaluation.metrics import summarise
 
 BEAUTY = Path(__file__).parents[4] / "shared/data/Beauty/Beauty.inter.json"
 
@@ -72,7 +72,7 @@ def test_ranks_do_not_depend_on_the_batch(name, monkeypatch):
     system = COUNTING[name]().fit(train, n_items=20)
     assert system.name == name
     whole = system.ranks(cases, filter_seen=True)
-    monkeypatch.setattr("llmrec.evaluate.baselines.BATCH", 4)
+    monkeypatch.setattr("llmrec.collaborative.base.BATCH", 4)
     assert system.ranks(cases, filter_seen=True).tolist() == whole.tolist()
     assert (system.ranks(cases, filter_seen=False) >= whole).all()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from llmrec.errors import UserError
-from llmrec.evaluate.config import EvaluateConfig, SASRecConfig
+from llmrec.evaluation.config import EvaluateConfig, SASRecConfig
 
 
 @pytest.mark.parametrize(

@@ -7,23 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.data.split import Cases
+from llmrec.data.sequences import Cases
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.evaluate import diagnosis as module
-from llmrec.evaluate.config import EvaluateConfig
-from llmrec.evaluate.diagnosis import (
-    AT,
-    diagnose,
-    forced_codes,
-    forced_recall,
-    seen_prefixes,
-    table,
-    write_diagnosis,
-)
+from llmrec.evaluation import diagnosis as module
+from llmrec.evaluation.config import EvaluateConfig
+from llmrec.evaluation.diagnosis import AT, diagnose, forced_codes, forced_recall, seen_prefixes, table, write_diagnosis
 
 HISTORIES = [[3, 1, 7], [12], [0, 19, 4, 5, 6], [8, 2], [11]]
 TARGETS = [5, 17, 0, 9, 14]

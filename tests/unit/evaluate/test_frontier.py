@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.data.split import Cases
+from llmrec.data.sequences import Cases
 from llmrec.decode.calibrate import bonus_bars, gather
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
-from llmrec.decode.ranker import ItemRanker
-from llmrec.decode.rankings.base import ItemFacts
-from llmrec.decode.rankings.methods import make_ranking
-from llmrec.decode.rankings.weights import FusionWeights
+from llmrec.decode.ranker import ItemRanker, make_ranking
+from llmrec.decode.rankings.base import FusionWeights, ItemFacts
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.evaluate.frontier import POINTS, frontier, write_frontier
-from llmrec.vocab.dense import DenseHead, DenseIndex
+from llmrec.evaluation.diagnosis import POINTS, frontier, write_frontier
+from llmrec.index.dense import DenseIndex
+from llmrec.model.dense import DenseHead
 
 COUNTS = np.array([0, 1] * 10)
 """Half of the items are cold: ten of each kind, as many as fill a list."""

@@ -7,13 +7,13 @@ import polars as pl
 import pytest
 
 from llmrec.data import Catalog, Interactions
-from llmrec.data.split import Cases
+from llmrec.data.sequences import Cases
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.search import Ranking
 from llmrec.errors import UserError
-from llmrec.evaluate import EvaluateConfig
-from llmrec.evaluate.generative import GenerativeSystem, evaluate
+from llmrec.evaluation import EvaluateConfig
+from llmrec.evaluation.generative import GenerativeSystem, evaluate
 
 ITEMS = 6
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.evaluate.metrics import interval, per_user, ranks_from_lists, ranks_from_scores, summarise, user_interval
+from llmrec.collaborative.base import ranks_from_scores
+from llmrec.evaluation.metrics import interval, per_user, ranks_from_lists, summarise, user_interval
 
 SCORES = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0])  # few values, so that ties are common
 

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.split import Cases, Sequences
-from llmrec.evaluate import EvaluateConfig, evaluate_systems, per_user_table, select_cases, warm_cold_slices
-from llmrec.evaluate.protocol import evaluate_cold_candidates, random_ranks, summarise_systems
+from llmrec.data.sequences import Cases, Sequences
+from llmrec.evaluation import EvaluateConfig, evaluate_systems, per_user_table, select_cases, warm_cold_slices
+from llmrec.evaluation.protocol import evaluate_cold_candidates, random_ranks, summarise_systems
 
 CASES = Cases(
     users=np.array([0, 1, 3], np.int32),

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llmrec.evaluate.metrics import summarise
-from llmrec.evaluate.report import protocol_line, table, write_report
+from llmrec.evaluation.metrics import summarise
+from llmrec.evaluation.report import protocol_line, table, write_report
 
 PER_USER = pl.DataFrame({"user_id": ["ann"], "system": ["llmrec"], "item_id": ["x"], "rank": [None]})
 

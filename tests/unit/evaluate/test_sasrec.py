@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.data.split import Cases
+from llmrec.collaborative.sasrec import SASRec
+from llmrec.data.sequences import Cases
 from llmrec.errors import UserError
-from llmrec.evaluate.config import EvaluateConfig, SASRecConfig
-from llmrec.evaluate.sasrec import SASRec
-from llmrec.evaluate.sasrec_knn import SASRecKNN
-from llmrec.evaluate.systems import fit_baselines
+from llmrec.evaluation.baselines import SASRecKNN, fit_baselines
+from llmrec.evaluation.config import EvaluateConfig, SASRecConfig
 
 ITEMS = 12
 SMALL = SASRecConfig(hidden_size=16, layers=1, dropout=0.1, max_history=6, batch_size=16, learning_rate=0.02, epochs=30)

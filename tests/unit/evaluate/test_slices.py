@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llmrec.data.split import TEST, TRAIN, VALID, Cases, Sequences
-from llmrec.evaluate.slices import binned, make_slices, target_ages
+from llmrec.data.sequences import TEST, TRAIN, VALID, Cases, Sequences
+from llmrec.evaluation.protocol import binned, make_slices, target_ages
 
 DAY = 86_400
 

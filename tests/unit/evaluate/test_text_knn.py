@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from llmrec.data.split import Cases
-from llmrec.evaluate.text_knn import RECENCY, TextKNN
+from llmrec.collaborative.counting import TEXT_RECENCY as RECENCY
+from llmrec.collaborative.counting import TextKNN
+from llmrec.data.sequences import Cases
 
 # Items 0 to 2 point one way, 3 and 4 another; lengths must not count. Only items 0 and 3 are ever taken.
 VECTORS = np.array([[1, 0, 0], [9, 1, 0], [1, 1, 0], [0, 0, 1], [0, 1, 5]], np.float32)

@@ -11,8 +11,8 @@ from llmrec.decode.search import Ranking
 from llmrec.embed import EmbedConfig, Embeddings
 from llmrec.embed.encoder import Encoder
 from llmrec.errors import UserError
-from llmrec.evaluate import EvaluateConfig
-from llmrec.evaluate.text_queries import Generative, Queries, evaluate_text_queries, select_queries, target_ranks
+from llmrec.evaluation import EvaluateConfig
+from llmrec.evaluation.text_queries import Generative, Queries, evaluate_text_queries, select_queries, target_ranks
 
 WORDS = ["soap", "lamp", "mug", "tent"]
 CATALOG = Catalog.from_frame(pl.DataFrame({"item_id": ["a", "b", "c", "d"], "title": WORDS}))

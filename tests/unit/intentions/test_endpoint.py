@@ -9,8 +9,7 @@ import pytest
 
 from llmrec.errors import UserError
 from llmrec.intentions import IntentionsConfig
-from llmrec.intentions.answers import Answers
-from llmrec.intentions.endpoint import ATTEMPTS, LONGEST_WAIT, Endpoint, Pace
+from llmrec.intentions.answers import ATTEMPTS, LONGEST_WAIT, Answers, Endpoint, Pace
 
 ANSWER = "something small for the kitchen"
 

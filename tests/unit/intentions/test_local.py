@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from llmrec.errors import UserError
-from llmrec.intentions import local
-from llmrec.intentions.answers import Answers
-from llmrec.intentions.local import LocalModel
+from llmrec.intentions import answers as local
+from llmrec.intentions.answers import Answers, LocalModel
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -9,8 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmrec.errors import UserError
-from llmrec.quantize.arrivals import place
-from llmrec.quantize.collisions import excess, settle
+from llmrec.quantize.collisions import excess, place, settle
 
 
 class Grid:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llmrec.quantize import Quantizer, TokenizeConfig, quantizer_class
+from llmrec.quantize.classical.kmeans import uniform_mapping
 from llmrec.quantize.collisions import batches, collision_groups, dedup, excess, members, ranks, settle, sinkhorn_rounds
 from llmrec.quantize.config import Collisions
-from llmrec.quantize.sinkhorn import uniform_mapping
 
 codes_of_few_values = st.integers(1, 60).flatmap(
     lambda n: st.integers(1, 3).flatmap(lambda levels: arrays(np.int32, (n, levels), elements=st.integers(0, 2)))

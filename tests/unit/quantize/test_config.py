@@ -8,7 +8,7 @@ import pytest
 from llmrec.errors import UserError
 from llmrec.quantize import LossConfig, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.config import Method
-from llmrec.quantize.presets import preset, tokenizer_names
+from llmrec.quantize.methods import preset, tokenizer_names
 
 FSQ: dict[str, Any] = {"codebook": "fsq", "grid": [4, 2], "latent": 6, "init": "none", "reset_every": 0}
 SIMVQ: dict[str, Any] = {"codebook": "simvq", "init": "none", "reset_every": 0}

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.errors import UserError
-from llmrec.quantize.collisions import collision_groups, excess
-from llmrec.quantize.nearest_free import _assign, nearest_free
+from llmrec.quantize.collisions import _assign, collision_groups, excess, nearest_free
 
 
 class Grid:

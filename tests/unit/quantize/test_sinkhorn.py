@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrec.quantize.sinkhorn import uniform_mapping
+from llmrec.quantize.classical.kmeans import uniform_mapping
 
 
 def skewed() -> torch.Tensor:

@@ -8,7 +8,7 @@ from llmrec.data import Catalog, Interactions
 from llmrec.embed import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.quantize import ItemTokenizer, LossConfig, RQVAEConfig, TokenizeConfig
-from llmrec.quantize.classical.rq_kmeans import RQKMeans
+from llmrec.quantize.classical.residual import RQKMeans
 
 IDS = [f"B{row:03d}" for row in range(90)]
 X = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32).repeat(3, axis=0)

@@ -4,9 +4,9 @@ import pytest
 
 from llmrec.data import Catalog
 from llmrec.embed.config import EmbedConfig
+from llmrec.model.config import BaseConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
-from llmrec.serve.recommender import Recommender
-from llmrec.train.config import BaseConfig
+from llmrec.recommender.recommender import Recommender
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmrec.errors import UserError
-from llmrec.serve import bundle
+from llmrec.recommender import bundle
 
 HEADER = bundle.Header(bundle.SCHEMA, "0.1.0", 2, [4, 2], "", "vocab", "base", "model", 20)
 

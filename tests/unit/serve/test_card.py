@@ -4,8 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from llmrec.serve import bundle
-from llmrec.serve.card import model_card
+from llmrec.evaluation.report import model_card
+from llmrec.recommender import bundle
 
 SLICE = {"recall@10": 0.25, "recall@10_ci": [0.2, 0.3], "ndcg@10": 0.125, "ndcg@10_ci": [0.1, 0.15], "users": 40}
 METRICS = {

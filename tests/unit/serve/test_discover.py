@@ -14,10 +14,10 @@ from llmrec.decode.search import NotNumbersError
 from llmrec.decode.tree import TreeSearch
 from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
+from llmrec.model.config import BaseConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
-from llmrec.serve.discover import discover, free_tuples, nearest_items
-from llmrec.serve.recommender import Recommender
-from llmrec.train.config import BaseConfig
+from llmrec.recommender.discover import discover, free_tuples, nearest_items
+from llmrec.recommender.recommender import Recommender
 
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8]]
 EVERY = np.array(list(itertools.product(range(4), range(5))))

@@ -8,8 +8,8 @@ import torch
 from transformers import LogitsProcessor
 
 from llmrec.errors import UserError
-from llmrec.serve.explain import MAX_TOKENS, describe, explain, taste
-from llmrec.serve.recommender import Recommender
+from llmrec.recommender.explain import MAX_TOKENS, describe, explain, taste
+from llmrec.recommender.recommender import Recommender
 
 
 def ids_of(recommender: Recommender, codes: list[int]) -> list[str]:

@@ -6,8 +6,8 @@ pytest.importorskip("fastapi", reason="the serve extra is not installed")
 
 from fastapi.testclient import TestClient
 
+from llmrec.recommender.recommender import Recommender
 from llmrec.serve.http import make_app
-from llmrec.serve.recommender import Recommender
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmrec.errors import UserError
-from llmrec.serve import hub
+from llmrec.recommender import hub
 
 TAKEN = [
     "README.md",

@@ -20,12 +20,13 @@ from llmrec.data import Catalog
 from llmrec.decode.config import DecodeConfig, Scoring
 from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
+from llmrec.index.dense import DenseIndex
+from llmrec.index.trie import ItemTrie
+from llmrec.model.dense import DenseHead
 from llmrec.quantize.tokenizer import ItemTokenizer
-from llmrec.serve import bundle
-from llmrec.serve.items import FILES, Shelf, change_items
-from llmrec.serve.recommender import Recommender
-from llmrec.vocab.dense import DenseHead, DenseIndex
-from llmrec.vocab.trie import ItemTrie
+from llmrec.recommender import bundle
+from llmrec.recommender.recommender import Recommender
+from llmrec.recommender.store import FILES, Shelf, change_items
 
 DIM = 8
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.errors import UserError
-from llmrec.serve import bundle
-from llmrec.serve.recommender import Recommender
-from llmrec.train.config import BaseConfig
-from llmrec.vocab.config import InitRows
+from llmrec.model.config import BaseConfig, InitRows
+from llmrec.recommender import bundle
+from llmrec.recommender.recommender import Recommender
 
 ROWS = st.lists(st.integers(0, 19), max_size=12)
 

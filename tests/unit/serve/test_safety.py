@@ -13,10 +13,11 @@ import torch
 import yaml
 
 from llmrec.errors import UserError
-from llmrec.serve import bundle, safety
-from llmrec.serve.recommender import Recommender
-from llmrec.train.base import make_base
-from llmrec.train.config import BaseConfig, TrainConfig
+from llmrec.model.base import make_base
+from llmrec.model.config import BaseConfig
+from llmrec.recommender import bundle, safety
+from llmrec.recommender.recommender import Recommender
+from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import with_adapter
 
 Change = Callable[[Path], None]

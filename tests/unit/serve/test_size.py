@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from llmrec.errors import UserError
-from llmrec.serve import bundle, hub, size
-from llmrec.serve.recommender import Recommender
+from llmrec.recommender import bundle, hub, size
+from llmrec.recommender.recommender import Recommender
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import with_adapter
 

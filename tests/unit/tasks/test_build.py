@@ -12,8 +12,7 @@ from llmrec.intentions.intentions import Intentions
 from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TASKS, TasksConfig
 from llmrec.tasks.items import CodesToItem, ItemToCodes, SharedCodes, item_texts
-from llmrec.tasks.requests import Chat, PersonalSearch, Requests, Search
-from llmrec.tasks.users import NextText, Preference, Sequential, TitlesToItem
+from llmrec.tasks.users import Chat, NextText, PersonalSearch, Preference, Requests, Search, Sequential, TitlesToItem
 
 ITEM = re.compile(r"<a_(\d)><b_(\d)>")
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.tasks.collate import IGNORE, Collator, pack, predicting
+from llmrec.tasks.mixture import IGNORE, Collator, pack, predicting
 from llmrec.tasks.render import Example
 
 

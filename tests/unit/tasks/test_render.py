@@ -8,8 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.tree import TreeSearch
-from llmrec.tasks.collate import Collator
-from llmrec.tasks.mixture import validation_examples
+from llmrec.tasks.mixture import Collator, validation_examples
 from llmrec.tasks.render import Example, Renderer
 from llmrec.tasks.template import load_templates
 

@@ -3,11 +3,10 @@
 import pytest
 
 from llmrec.intentions.intentions import Intentions
-from llmrec.tasks.build import build_tasks
-from llmrec.tasks.collate import Collator
+from llmrec.tasks.build import Span, build_tasks, marked, show_tasks, spans_of
 from llmrec.tasks.config import TASKS, TasksConfig
+from llmrec.tasks.mixture import Collator
 from llmrec.tasks.render import Example
-from llmrec.tasks.show import Span, marked, show_tasks, spans_of
 
 
 def test_spans_are_the_labels(shop):

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.errors import UserError
-from llmrec.train.base import load_base, make_base
-from llmrec.train.config import BaseConfig, TrainConfig
+from llmrec.model.base import load_base, make_base
+from llmrec.model.config import BaseConfig
+from llmrec.train.config import TrainConfig
 
 TEXTS = ["a gentle shampoo", "a gentle soap", "hand balm for dry hands"] * 3
 TINY = {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 280, "context": 64}

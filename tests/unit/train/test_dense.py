@@ -10,17 +10,16 @@ from safetensors.torch import load_file
 
 from llmrec.data import Cases
 from llmrec.errors import UserError
+from llmrec.index.trie import ItemTrie
+from llmrec.model.dense import TEMPERATURE, DenseHead
 from llmrec.tasks.build import build_tasks
-from llmrec.tasks.collate import IGNORE, Collator, predicting
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Mixture, validation_examples
+from llmrec.tasks.mixture import IGNORE, Collator, Mixture, predicting, validation_examples
 from llmrec.tasks.render import Renderer
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
 from llmrec.train.finetune import TrainingData, finetune
 from llmrec.train.trainer import HEAD, answer_loss, last_checkpoint, objective
-from llmrec.vocab.dense import TEMPERATURE, DenseHead
-from llmrec.vocab.trie import ItemTrie
 
 TEXT = 12
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)

@@ -11,9 +11,8 @@ import torch
 
 from llmrec.data import Cases
 from llmrec.errors import UserError
-from llmrec.tasks.collate import Collator
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import validation_examples
+from llmrec.tasks.mixture import Collator, validation_examples
 from llmrec.train import finetune as finetuning
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune, with_adapter

@@ -6,10 +6,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from llmrec.errors import UserError
 from llmrec.tasks.build import build_tasks
-from llmrec.tasks.collate import IGNORE, Collator, predicting
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Mixture
-from llmrec.train.dropout import BlockDropout
+from llmrec.tasks.mixture import IGNORE, Collator, Mixture, predicting
+from llmrec.train.finetune import BlockDropout
 from llmrec.train.trainer import answer_loss
 
 

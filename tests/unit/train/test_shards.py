@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from llmrec.errors import UserError
+from llmrec.model.adapter import with_adapter
 from llmrec.tasks.config import TasksConfig
-from llmrec.train.adapter import with_adapter
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
-from llmrec.train.shards import empty_copy, spread_over_processes
+from llmrec.train.trainer import empty_copy, spread_over_processes
 
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 CONFIG = TrainConfig(epochs=1, batch_size=8, evaluations=1, dtype="float32")

@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from llmrec.embed.config import EmbedConfig
+from llmrec.model.base import make_base
+from llmrec.model.config import BaseConfig
+from llmrec.model.rows import add_item_rows, code_vectors, gaussian, near_mean, row_start, word_shares
+from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
-from llmrec.train.base import make_base
-from llmrec.train.config import BaseConfig
-from llmrec.vocab.embeddings import add_item_rows
-from llmrec.vocab.initial import code_vectors, gaussian, near_mean, row_start, word_shares
-from llmrec.vocab.tokens import ItemVocabulary
 
 OLD = torch.randn(300, 16, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.1, 2, 16) + 3
 

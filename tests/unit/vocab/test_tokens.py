@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.errors import UserError
-from llmrec.vocab.tokens import ItemVocabulary, token_names
+from llmrec.model.tokens import ItemVocabulary, token_names
 
 TOKENIZERS = Path(__file__).parents[4] / "shared" / "data" / "tokenizers"
 TEXTS = [

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.errors import UserError
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
 
 
 @st.composite

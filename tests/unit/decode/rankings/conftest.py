@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from llmrec.decode.config import DecodeConfig
-from llmrec.decode.rankings.base import ItemFacts
-from llmrec.decode.rankings.methods import make_ranking
-from llmrec.decode.rankings.weights import FusionWeights
+from llmrec.decode.ranker import make_ranking
+from llmrec.decode.rankings.base import FusionWeights, ItemFacts
 from llmrec.decode.tree import TreeSearch
-from llmrec.vocab.dense import TEMPERATURE, DenseHead, DenseIndex
+from llmrec.index.dense import DenseIndex
+from llmrec.model.dense import TEMPERATURE, DenseHead
 
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8], [19, 1]]
 

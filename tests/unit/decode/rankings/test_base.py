@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmrec.decode.filters import Filter
 from llmrec.decode.rankings.base import allowed, candidates, item_nodes, top
 from llmrec.decode.search import NotNumbersError
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
 
 
 def test_filters_as_masks():

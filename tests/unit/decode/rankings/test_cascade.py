@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from llmrec.decode.filters import Filter
-from llmrec.decode.rankings.methods import make_ranking
+from llmrec.decode.ranker import make_ranking
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.vocab.trie import ItemTrie
+from llmrec.index.trie import ItemTrie
 
 
 def by_hand(deep, facts, prompts, code_scores, hidden_after, width) -> np.ndarray:

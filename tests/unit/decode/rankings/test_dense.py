@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmrec.decode.generate import GenerateSearch
-from llmrec.decode.rankings.methods import make_ranking
+from llmrec.decode.ranker import make_ranking
 
 
 @pytest.mark.parametrize("beams", [1, 20])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llmrec.decode.filters import Filter
+from llmrec.decode.ranker import make_ranking
 from llmrec.decode.rankings.fusion import RECENCY
-from llmrec.decode.rankings.methods import make_ranking
 from llmrec.errors import UserError
 
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8], [19, 1]]

@@ -8,10 +8,10 @@ import pytest
 from llmrec.config import Config
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
 from llmrec.decode.generate import GenerateSearch
-from llmrec.decode.rankings.methods import METHODS, make_ranking
+from llmrec.decode.ranker import METHODS, make_ranking
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.evaluate.config import EvaluateConfig
+from llmrec.evaluation.config import EvaluateConfig
 from llmrec.train.config import TrainConfig
 
 HEADED = [name for name in METHODS if name not in WITHOUT_HEAD]

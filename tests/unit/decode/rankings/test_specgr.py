@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmrec.decode.filters import Filter
-from llmrec.decode.rankings import specgr as module
+from llmrec.decode.rankings import hybrid as module
 
 
 def slow(drafts, verified, beams, codes, content, threshold, draft, k, allowed):

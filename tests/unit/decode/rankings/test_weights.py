@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llmrec.decode.rankings.weights import FEATURES, FusionWeights
+from llmrec.decode.rankings.base import FEATURES, FusionWeights
 from llmrec.errors import UserError
 
 WEIGHTS = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.0, 1.0, 3.0], -0.25, {"new_cases": 40, "recall@10_new": 0.125})

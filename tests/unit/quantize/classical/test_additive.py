@@ -3,8 +3,7 @@ import pytest
 
 from llmrec.quantize import TokenizeConfig
 from llmrec.quantize.classical.additive import RIDGE, AdditiveQuantizer, solve_codebooks
-from llmrec.quantize.classical.residual import decode_sum, encode_sum
-from llmrec.quantize.classical.rq_kmeans import RQKMeans
+from llmrec.quantize.classical.residual import RQKMeans, decode_sum, encode_sum
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from llmrec.quantize import TokenizeConfig
-from llmrec.quantize.classical.random_codes import RandomCodes
+from llmrec.quantize.base import RandomCodes
 
 
 @pytest.fixture(scope="module")

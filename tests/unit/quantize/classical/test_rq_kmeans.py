@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from llmrec.quantize import TokenizeConfig
-from llmrec.quantize.classical.residual import encode_sum
-from llmrec.quantize.classical.rq_kmeans import RQKMeans
+from llmrec.quantize.classical.residual import RQKMeans, encode_sum
 
 
 @pytest.fixture(scope="module")

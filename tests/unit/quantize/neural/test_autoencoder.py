@@ -6,7 +6,7 @@ from torch import nn
 
 from llmrec.quantize import RQVAEConfig, TokenizeConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
-from llmrec.quantize.neural.codebooks.learned import LearnedCodebook
+from llmrec.quantize.neural.codebooks import LearnedCodebook
 
 
 def module(levels: int = 3, codes: int | list[int] = 5, **settings) -> ResidualAutoencoder:

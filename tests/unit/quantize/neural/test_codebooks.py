@@ -10,12 +10,16 @@ from vector_quantize_pytorch import FSQ, ResidualVQ, SimVQ, VectorQuantize
 
 from llmrec.quantize import RQVAEConfig
 from llmrec.quantize.config import grid_size
-from llmrec.quantize.neural.codebooks import nearest_code, squared_distances
-from llmrec.quantize.neural.codebooks.ema import EMACodebook
-from llmrec.quantize.neural.codebooks.fixed_linear import FixedLinearCodebook
-from llmrec.quantize.neural.codebooks.fsq import GridBound, GridCodebook
-from llmrec.quantize.neural.codebooks.learned import LearnedCodebook
-from llmrec.quantize.neural.codebooks.simvq import SimVQCodebook
+from llmrec.quantize.neural.codebooks import (
+    EMACodebook,
+    FixedLinearCodebook,
+    GridBound,
+    GridCodebook,
+    LearnedCodebook,
+    SimVQCodebook,
+    nearest_code,
+    squared_distances,
+)
 
 GRIDS = [[8, 6, 5], [3, 3], [7, 2, 4], [5]]
 

@@ -6,11 +6,16 @@ import pytest
 import torch
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
-from llmrec.quantize.neural.estimators.gumbel import Gumbel, sample
-from llmrec.quantize.neural.estimators.reflection import reflect
-from llmrec.quantize.neural.estimators.rotation import rotate
-from llmrec.quantize.neural.estimators.sq_vae import COOLING, SQVAE, regulariser
-from llmrec.quantize.neural.estimators.straight_through import straight_through
+from llmrec.quantize.neural.estimators import (
+    COOLING,
+    SQVAE,
+    Gumbel,
+    reflect,
+    regulariser,
+    rotate,
+    sample,
+    straight_through,
+)
 
 TURNS = [rotate, reflect]
 

@@ -5,11 +5,16 @@ import torch.nn.functional as F
 from llmrec.quantize import RQVAEConfig, TokenizeConfig
 from llmrec.quantize.config import LossConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
-from llmrec.quantize.neural.loss import Loss, latent_reconstruction
-from llmrec.quantize.neural.objectives.cohesion import cohesion, spread
-from llmrec.quantize.neural.objectives.collaborative import collaborative_alignment
-from llmrec.quantize.neural.objectives.contrastive import contrastive_reconstruction
-from llmrec.quantize.neural.objectives.diversity import diversity, group_codes
+from llmrec.quantize.neural.objectives import (
+    Loss,
+    cohesion,
+    collaborative_alignment,
+    contrastive_reconstruction,
+    diversity,
+    group_codes,
+    latent_reconstruction,
+    spread,
+)
 
 X = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
 CF = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from llmrec.data.behaviour import Behaviour
-from llmrec.quantize.report.behaviour import companions, embedding_hit_rate
+from llmrec.collaborative.behaviour import Behaviour
+from llmrec.quantize.report.figures import companions, embedding_hit_rate
 
 
 def test_by_hand():

@@ -7,13 +7,14 @@ from hypothesis.extra.numpy import arrays
 from llmrec.quantize import Quantizer, TokenizeConfig, quantizer_class
 from llmrec.quantize.report import figures
 from llmrec.quantize.report.figures import (
+    BLOCK,
+    Reconstruction,
     code_figures,
     collision_rate,
     distortion,
     distortion_by_level,
     prefix_cohesion,
 )
-from llmrec.quantize.report.rows import BLOCK, Reconstruction
 
 
 def fitted(x: np.ndarray, **settings: int) -> Quantizer:

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.quantize.report import neighbours, rows
-from llmrec.quantize.report.neighbours import jaccard, nearest, rank_biased_overlap
+from llmrec.quantize.report import figures as neighbours
+from llmrec.quantize.report import figures as rows
+from llmrec.quantize.report.figures import jaccard, nearest, rank_biased_overlap
 
 
 def random(items: int, seed: int = 0) -> np.ndarray:

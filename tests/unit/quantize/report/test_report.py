@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from llmrec.data.behaviour import Behaviour
+from llmrec.collaborative.behaviour import Behaviour
 from llmrec.quantize import Quantizer, Report, TokenizeConfig, quantizer_class
 from llmrec.quantize.collisions import dedup
 from llmrec.quantize.report import measure, save_picture
-from llmrec.quantize.report.behaviour import companions, embedding_hit_rate
-from llmrec.quantize.report.neighbours import nearest
-from llmrec.quantize.report.rows import BLOCK
+from llmrec.quantize.report.figures import BLOCK, companions, embedding_hit_rate, nearest
 
 N = 120
 IDS, TITLES = [f"i{row}" for row in range(N)], [f"thing {row % 4}" for row in range(N)]

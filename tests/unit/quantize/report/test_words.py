@@ -1,6 +1,6 @@
 import numpy as np
 
-from llmrec.quantize.report.words import describe_codes
+from llmrec.quantize.report.report import describe_codes
 
 TITLES = [
     *("red nail polish", "blue nail polish", "green nail polish"),

@@ -3,7 +3,7 @@ from math import exp, log
 import pytest
 import torch
 
-from llmrec.quantize.neural.objectives.cohesion import cohesion, spread
+from llmrec.quantize.neural.objectives import cohesion, spread
 
 
 def test_prefixes_that_point_at_the_item_cost_nothing():

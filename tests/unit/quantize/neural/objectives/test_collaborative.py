@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmrec.quantize.neural.objectives.collaborative import collaborative_alignment
+from llmrec.quantize.neural.objectives import collaborative_alignment
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from math import log
 import pytest
 import torch
 
-from llmrec.quantize.neural.objectives.contrastive import contrastive_reconstruction
+from llmrec.quantize.neural.objectives import contrastive_reconstruction
 
 
 def test_perfect_reconstruction_of_orthonormal_items_costs_nothing_as_the_temperature_falls():

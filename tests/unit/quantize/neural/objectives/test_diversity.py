@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.quantize.neural.objectives.diversity import diversity, group_codes
+from llmrec.quantize.neural.objectives import diversity, group_codes
 
 
 def seeded(seed: int = 0) -> torch.Generator:

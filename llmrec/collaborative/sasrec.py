@@ -1,0 +1,162 @@
+"""SASRec (Kang & McAuley, ICDM 2018, arXiv 1808.09781): a small causal Transformer over item embeddings.
+
+Trained with a softmax over all known items instead of the paper's one sampled negative, which is what makes it a
+strong baseline (Klenitskiy & Vasilev, arXiv 2309.07602).
+"""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from llmrec.collaborative.base import BaselineSystem
+from llmrec.console import get_logger, progress_bar
+from llmrec.data.sequences import Cases
+from llmrec.device import resolve_device, resolve_dtype
+from llmrec.errors import UserError
+from llmrec.evaluation.config import SASRecConfig
+from llmrec.evaluation.metrics import per_user
+
+log = get_logger(__name__)
+
+
+POOL = 20
+"""Batches' worth of sequences that are sorted by length together, so that a batch pads little."""
+
+
+STOP_BY = 5000
+"""Validation cases, at most, that are ranked after each epoch."""
+
+
+class SASRec(BaselineSystem):
+    """Knows the items with training events; all others score -inf and are passed over in histories.
+
+    Args:
+        config: sizes and schedule.
+        validation: cases that tell when to stop; those with a target that it knows count.
+        seed: of the weights, the order of training, and the sample of `validation`.
+    """
+
+    name = "sasrec"
+
+    def __init__(self, config: SASRecConfig, validation: Cases, seed: int = 0) -> None:
+        self.config = config
+        self.validation = validation
+        self.seed = seed
+        self.device = resolve_device("auto")
+        self.dtype = resolve_dtype("auto", self.device)
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        scores = np.full((len(histories), len(self.popularity)), -np.inf, np.float32)
+        known = [places[places >= 0] for places in (self.places[history] for history in histories)]
+        asked = np.array([row for row, places in enumerate(known) if len(places)], dtype=np.int64)
+        # Nothing known to go by: what most people take.
+        scores[:, self.items] = self.popularity[self.items]
+        if len(asked):
+            scores[asked[:, None], self.items] = self._predict([known[row] for row in asked])
+        return scores
+
+    def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
+        self.items = np.flatnonzero(self.popularity)
+        self.places = np.full(n_items, -1, np.int64)
+        self.places[self.items] = np.arange(len(self.items))
+        sequences = [self.places[sequence] for sequence in train_sequences if len(sequence) > 1]
+        stop_by = self.validation.where(self.popularity[self.validation.targets] > 0)
+        if not sequences or not len(stop_by):
+            missing = "validation case with a target that it was trained on" if sequences else "two events of one user"
+            raise UserError(f"--evaluate.baselines sasrec: the log has no {missing}; leave sasrec and sasrec-knn out.")
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            self.network = _Network(len(self.items), self.config).to(self.device)
+            self._train(sequences, stop_by.sample(STOP_BY, self.seed))
+
+    def _train(self, sequences: list[np.ndarray], stop_by: Cases) -> None:
+        """Epochs until the validation NDCG@10 has not risen for `patience` of them; the best epoch's weights stay."""
+        config, rng = self.config, np.random.default_rng(self.seed)
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate, fused=True)
+        best, best_epoch, weights = -1.0, 0, {}
+        bar = progress_bar("training SASRec", config.epochs, 0)
+        for epoch in range(1, config.epochs + 1):
+            self.network.train()
+            for batch in self._batches(sequences, rng):
+                optimizer.zero_grad()
+                self._loss(batch).backward()
+                optimizer.step()
+            bar.advance()
+            figure = float(per_user(self.ranks(stop_by, filter_seen=True), 10)["ndcg@10"].mean())
+            log.debug("SASRec, epoch %d: validation ndcg@10 %.4f", epoch, figure)
+            if figure > best:
+                best, best_epoch, weights = figure, epoch, copy.deepcopy(self.network.state_dict())
+            elif epoch >= best_epoch + config.patience:
+                break
+        bar.close()
+        self.network.load_state_dict(weights)
+        log.info("SASRec: %d epochs, validation ndcg@10 %.4f after epoch %d", epoch, best, best_epoch)
+
+    def _batches(self, sequences: list[np.ndarray], rng: np.random.Generator) -> Iterator[list[np.ndarray]]:
+        """The last items of each sequence, one more than the network reads, in random order; of like lengths within."""
+        config, order = self.config, rng.permutation(len(sequences))
+        for start in range(0, len(order), POOL * config.batch_size):
+            pool = sorted(order[start : start + POOL * config.batch_size], key=lambda row: len(sequences[row]))
+            batches = [pool[at : at + config.batch_size] for at in range(0, len(pool), config.batch_size)]
+            for number in rng.permutation(len(batches)):
+                yield [sequences[row][-config.max_history - 1 :] for row in batches[number]]
+
+    def _loss(self, batch: list[np.ndarray]) -> torch.Tensor:
+        """Cross-entropy of each next item among all known ones."""
+        following = torch.from_numpy(np.concatenate([sequence[1:] for sequence in batch])).to(self.device)
+        with self._autocast():
+            states = self.network([sequence[:-1] for sequence in batch])
+            return F.cross_entropy(self.network.logits(states).float(), following)
+
+    @torch.inference_mode()
+    def _predict(self, histories: list[np.ndarray]) -> np.ndarray:
+        """Scores of the M known items after each of B histories of their numbers, float32 [B, M]."""
+        self.network.eval()
+        ends = np.cumsum([min(len(history), self.config.max_history) for history in histories]) - 1
+        with self._autocast():
+            states = self.network([history[-self.config.max_history :] for history in histories])
+            return self.network.logits(states[torch.from_numpy(ends)]).float().cpu().numpy()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+class _Network(nn.Module):
+    """Post-norm Transformer over normed embeddings, as in BERT, whose item embeddings are also its output layer.
+
+    Args:
+        n_items: M known items; one more row pads.
+        config: sizes.
+    """
+
+    def __init__(self, n_items: int, config: SASRecConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.items = nn.Embedding(n_items + 1, size, padding_idx=n_items)
+        self.positions = nn.Embedding(config.max_history, size)
+        for embedding in (self.items, self.positions):
+            nn.init.normal_(embedding.weight, std=0.02)
+        self.norm = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(config.dropout)
+        layer = nn.TransformerEncoderLayer(size, config.heads, 4 * size, config.dropout, "gelu", batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+
+    def forward(self, sequences: list[np.ndarray]) -> torch.Tensor:
+        """State after each of the E items of B sequences, one sequence after the other: float [E, D]."""
+        device, pad = self.items.weight.device, self.items.num_embeddings - 1
+        tokens = nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(sequence) for sequence in sequences], batch_first=True, padding_value=pad
+        ).to(device)
+        length = tokens.shape[1]
+        states = self.dropout(self.norm(self.items(tokens) + self.positions.weight[:length]))
+        # Padding stands to the right, where the causal mask hides it from what counts.
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=device)
+        return self.layers(states, mask=mask, is_causal=True)[tokens != pad]
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Scores of the M items, float [E, M]."""
+        return states @ self.items.weight[:-1].T

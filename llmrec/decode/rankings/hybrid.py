@@ -1,0 +1,207 @@
+"""Two rankings as one with a quota for the second in every prefix, as TIGER has for cold items (arXiv 2305.05065)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from llmrec.decode.config import DecodeConfig, RankingName
+from llmrec.decode.filters import Filter, Restriction
+from llmrec.decode.rankings.base import ItemFacts, RankingMethod, allowed, as_array, item_nodes, top
+from llmrec.decode.search import BeamSearch, Offsets, Opened, Ranking
+from llmrec.errors import UserError
+from llmrec.index.trie import ranges
+
+
+def interleave(first: np.ndarray, second: np.ndarray, epsilon: float, k: int) -> np.ndarray:
+    """The first k of both rankings together, of which every prefix of length s holds floor(epsilon s) of the second.
+
+    Slot s, counted from 1, is the second's where floor(epsilon s) > floor(epsilon (s - 1)); where one ranking has run
+    out, the other fills.
+
+    Args:
+        first: int [B, K1], best first; -1 pads at the end.
+        second: the same, int [B, K2], with other items.
+        epsilon: share of the second's slots, from 0 to 1.
+        k: slots.
+
+    Returns:
+        int64 [B, k], -1 where both have run out.
+
+    Raises:
+        ValueError: `epsilon` is no share, or the numbers of rows differ.
+    """
+    if not 0 <= epsilon <= 1 or len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} rows to interleave with a share of {epsilon}")
+    slots = np.arange(k + 1)
+    firsts, seconds = ((ranking >= 0).sum(axis=1)[:, None] for ranking in (first, second))
+    # The second's items among the first s slots; 1e-9 as .29 * 100 falls short of 29.
+    taken = np.minimum(np.maximum(np.floor(epsilon * slots + 1e-9).astype(np.int64), slots - firsts), seconds)
+    theirs = taken[:, 1:] > taken[:, :-1]
+    return np.where(theirs, _at(second, taken[:, 1:] - 1), _at(first, slots[1:] - taken[:, 1:] - 1))
+
+
+def _at(ranking: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Items at `places` [B, k] of the ranking, -1 beyond its end."""
+    padded = np.pad(ranking.astype(np.int64), ((0, 0), (0, 1)), constant_values=-1)
+    return np.take_along_axis(padded, np.clip(places, 0, ranking.shape[1]), axis=1)
+
+
+class QuotaRanking(RankingMethod):
+    """Beams over the items with training events; new items take their slots in the order of the beams they share a
+    prefix with. A list's scores are minus the places, since those of its two parts do not compare."""
+
+    name: RankingName = "quota"
+
+    def __init__(self, search: BeamSearch, facts: ItemFacts, config: DecodeConfig) -> None:
+        super().__init__(search, facts, config)
+        self.length = config.quota_prefix or facts.content_levels
+        if self.length > search.trie.levels:
+            raise UserError(
+                f"--decode.quota_prefix {self.length}: semantic IDs have {search.trie.levels} codes; expected at most "
+                "as many."
+            )
+        self._node = item_nodes(search.trie, self.length)
+        self._new: dict[int, list[int]] = defaultdict(list)
+        for item in np.flatnonzero(facts.new & (self._node >= 0)).tolist():
+            self._new[int(self._node[item])].append(item)
+
+    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+        mask, trained = allowed(filters, len(opened.prompts), len(self.facts.new)), ~self.facts.new
+        both = (mask & trained).any(axis=1)
+        # Where only new items may come out, others still lead to them.
+        warm = [Filter.of_mask(row & trained if some else trained) for row, some in zip(mask, both, strict=True)]
+        beams = self.search.rank(opened, max(k, self.config.beams), warm, offsets=offsets)
+        found = np.full((len(mask), k), -1, dtype=np.int64)
+        for row, items in enumerate(beams.items):
+            nodes = dict.fromkeys(self._node[items[items >= 0]].tolist())
+            under = [item for node in nodes for item in self._new[node] if mask[row, item]][:k]
+            found[row, : len(under)] = under
+        items = interleave(np.where(both[:, None], beams.items, -1), found, self.config.quota, k)
+        places = np.broadcast_to(-np.arange(1, k + 1, dtype=np.float32), items.shape)
+        scores = np.where(items >= 0, places, -np.inf).astype(np.float32)
+        return Ranking(items, scores, beams.width, beams.beams, beams.invalid, beams.invalid_first)
+
+
+class LigerRanking(RankingMethod):
+    """With as many beams as items it is dense retrieval; new items are always candidates."""
+
+    name: RankingName = "liger"
+
+    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+        scores = self.dense_scores(opened)
+        if offsets is not None:
+            scores = scores + offsets.items
+        beams = self.search.rank(opened, max(k, self.config.beams), filters, offsets=offsets)
+        candidate = np.tile(self.facts.new, (len(scores), 1))
+        row, place = np.nonzero(beams.items >= 0)
+        candidate[row, beams.items[row, place]] = True
+        return top(np.where(candidate & allowed(filters, *scores.shape), scores, -np.inf), k)
+
+
+TAU = 0.9
+"""How much a beam's log-probability counts: COBRA's."""
+
+
+PSI = 16.0
+"""How much a cosine counts: COBRA's."""
+
+
+class CascadeRanking(RankingMethod):
+    """log softmax(tau * beam) + log softmax(psi * cosine), the latter among the trained items of the beam's code."""
+
+    name: RankingName = "cascade"
+
+    def __init__(self, search: BeamSearch, facts: ItemFacts, config: DecodeConfig) -> None:
+        super().__init__(search, facts, config)
+        if search.trie.levels == 1:
+            raise UserError(
+                "--decode.ranking cascade goes on from an item's first code, and here it is the only one; choose beam, "
+                "dense, liger or fusion."
+            )
+
+    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+        trie, dense = self.tree.trie, self.dense
+        restriction = None if filters is None else Restriction(trie, filters)
+        beams, hidden = self.tree.prefixes(opened, 1, min(self.config.beams, len(trie.node_codes[0])), restriction)
+        nodes, width = beams.nodes.flatten(), beams.nodes.shape[1]
+        # Clamped, as a beam that found no code, -1, has no items.
+        rows, places = ranges(trie.firsts[0][nodes.clamp(min=0)].long(), trie.firsts[0][nodes + 1].long())
+        items = trie.order[places].long()
+        queries = dense.head.queries(hidden.to(dense.vectors.device, dense.vectors.dtype)).flatten(0, 1)
+        similar = PSI * (queries[rows] * dense.vectors[items]).sum(1)
+        new = torch.from_numpy(self.facts.new).to(items.device)[items]
+        known = _logsumexp(similar[~new], rows[~new], len(nodes))
+        # Of trained items alone, where there are any, so that new ones change nobody's score.
+        total = torch.where(torch.isneginf(known), _logsumexp(similar, rows, len(nodes)), known)
+        inside = similar - total[rows]
+        whole = torch.full((len(beams.scores), trie.items), -torch.inf, device=similar.device)
+        whole[rows // width, items] = (TAU * beams.scores).log_softmax(1).flatten()[rows] + inside
+        scores = as_array(whole)
+        if offsets is not None:
+            scores = scores + offsets.items
+        return top(np.where(allowed(filters, *scores.shape), scores, -np.inf), k)
+
+
+def _logsumexp(values: torch.Tensor, groups: torch.Tensor, n: int) -> torch.Tensor:
+    """Of the values [T] of each of n groups (int64 [T]): [n], -inf for an empty group."""
+    most = torch.full((n,), -torch.inf, device=values.device).scatter_reduce(0, groups, values, "amax")
+    sums = torch.zeros(n, device=values.device).scatter_add(0, groups, (values - most[groups]).exp())
+    return torch.where(sums > 0, most + sums.log(), -torch.inf)
+
+
+DRAFT = 50
+"""Items of one draft."""
+
+
+BELOW = 100.0
+"""What puts the beams that fill up a list below all accepted items."""
+
+
+class SpecGRRanking(RankingMethod):
+    """Accepted drafts by their mean log-probability per code, then, to fill up, the beams.
+
+    Of a new item only the codes that tell content are verified, as a dedup code tells nothing of it.
+    """
+
+    name: RankingName = "specgr"
+
+    def __init__(self, search: BeamSearch, facts: ItemFacts, config: DecodeConfig) -> None:
+        super().__init__(search, facts, config)
+        self._nodes = [item_nodes(search.trie, length) for length in range(1, facts.content_levels + 1)]
+
+    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+        bonus = 0.0 if offsets is None else offsets.items
+        drafts = self.dense_scores(opened) + bonus
+        drafts = np.where(allowed(filters, *drafts.shape), drafts, -np.inf)
+        beams = self.search.rank(opened, max(k, self.config.beams), filters, offsets=offsets)
+        rows, places = np.nonzero(beams.items >= 0)
+        scores = np.full(drafts.shape, -np.inf)
+        scores[rows, beams.items[rows, places]] = beams.scores[rows, places].astype(np.float64) - BELOW
+        accepted = np.zeros(len(drafts), np.int64)
+        for length in range(self.facts.content_levels):
+            inside = drafts if length == 0 else np.where(self._under(beams.items, length), drafts, -np.inf)
+            proposed = top(inside, DRAFT).items
+            proposed[accepted >= k] = -1
+            row, place = np.nonzero(proposed >= 0)
+            if not len(row):
+                break
+            item = proposed[row, place]
+            verified = self._verified(opened, proposed)[row, place]
+            good = verified > self.config.specgr_threshold
+            scores[row[good], item[good]] = (verified + np.broadcast_to(bonus, len(self.facts.new))[item])[good]
+            accepted += np.bincount(row[good], minlength=len(drafts))
+            drafts[row, item] = -np.inf  # none is drafted twice
+        return top(scores, k)
+
+    def _verified(self, opened: Opened, items: np.ndarray) -> np.ndarray:
+        """Mean log-probability per code of items int64 [B, M] (-1: none), float32 [B, M]."""
+        codes = self.tree.code_scores(opened, items)
+        content = codes[..., : self.facts.content_levels].mean(axis=2)
+        return np.where(self.facts.new[items], content, codes.mean(axis=2))
+
+    def _under(self, beams: np.ndarray, length: int) -> np.ndarray:
+        """bool [B, N]: items that begin, for so many codes, as one of the beams (items int64 [B, K], -1: none) does."""
+        nodes = self._nodes[length - 1]
+        return np.stack([np.isin(nodes, nodes[row[row >= 0]]) for row in beams])

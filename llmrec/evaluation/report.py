@@ -1,0 +1,242 @@
+"""The report of an evaluation: metrics.json, per_user.parquet, report.md, report.png, perhaps text_queries.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from llmrec import console as tables
+from llmrec.evaluation.metrics import INTERVAL_METRICS
+from llmrec.evaluation.protocol import MAIN, Metrics
+from llmrec.recommender.bundle import read_header
+from llmrec.recommender.size import readable, sizes
+
+_COLUMNS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10")
+
+
+def write_report(
+    metrics: Metrics, per_user: pl.DataFrame, directory: str | Path, text_queries: Metrics | None = None
+) -> None:
+    """Write the files into an existing directory."""
+    directory = Path(directory)
+    _write_json(metrics, directory / "metrics.json")
+    per_user.write_parquet(directory / "per_user.parquet")
+    if text_queries is not None:
+        _write_json(text_queries, directory / "text_queries.json")
+    (directory / "report.md").write_text(_markdown(metrics, text_queries), encoding="utf-8")
+    _plot(metrics, directory / "report.png")
+
+
+def table(metrics: Metrics, slice_name: str = "all") -> str:
+    """Plain text for a terminal: one line per system that has the slice, numbers aligned."""
+    return tables.plain(_rows(metrics, slice_name))
+
+
+def markdown_table(metrics: Metrics, slice_name: str = "all") -> str:
+    """The same table in Markdown."""
+    return tables.markdown(_rows(metrics, slice_name))
+
+
+def protocol_line(metrics: Metrics) -> str:
+    """The protocol in one line: what was ranked, for whom, with what left out."""
+    protocol = metrics["protocol"]
+    catalogue = f" over {protocol['items']:,} items" if "items" in protocol else ""
+    if cold := protocol.get("cold_items"):
+        catalogue += f" ({cold:,} of them cold" + (f", {protocol['regime']})" if "regime" in protocol else ")")
+    seen = "left out" if protocol["filter_seen"] else "kept"
+    split = f"{protocol['split']} split, " if "split" in protocol else ""
+    return (
+        f"{split}{protocol['part']} part, {protocol['ranking']} ranking{catalogue}, "
+        f"{_asked(protocol)}, seen items {seen}, ties against the system"
+    )
+
+
+def cold_candidates_line(metrics: Metrics) -> str:
+    """What the `cold_candidates` of metrics.json are, in one line."""
+    protocol = metrics["protocol"]
+    return (
+        f"not the full ranking: for the {_asked(protocol)} with a cold target, only the "
+        f"{protocol['candidates']:,} cold items compete, so nothing here compares with the tables above; random is a "
+        "random order of them"
+    )
+
+
+def _asked(protocol: dict[str, Any]) -> str:
+    """How many users, and targets where they have several."""
+    users, targets = protocol["users"], protocol.get("targets", protocol["users"])
+    return f"{users:,} users" + (f" ({targets:,} targets)" if targets > users else "")
+
+
+def _further_rows(metrics: Metrics) -> list[list[str]]:
+    """recall@10 on the finer slices: a header, and one row per slice, with its users, distinct targets and systems."""
+    systems = metrics["systems"]
+    finer = {name: entry for name, entry in next(iter(systems.values())).items() if name not in MAIN}
+    return [["slice", "users", "items", *systems]] + [
+        [
+            name,
+            f"{entry['users']:,}",
+            f"{entry['items']:,}",
+            *(f"{one[name]['recall@10']:.4f}" for one in systems.values()),
+        ]
+        for name, entry in finer.items()
+    ]
+
+
+def text_queries_line(metrics: Metrics) -> str:
+    """What `text_queries.json` was measured on, and what its fusions are, in one line."""
+    protocol = metrics["protocol"]
+    return (
+        f"{protocol['queries']:,} held-out intentions ({protocol['source']}), {protocol['ranking']} ranking over "
+        f"{protocol['items']:,} items, ties against the system; hybrid-text fuses bm25 and dense by reciprocal ranks, "
+        "hybrid these and llmrec"
+    )
+
+
+def _write_json(metrics: Metrics, path: Path) -> None:
+    text = json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
+    """A header row and one row of cells per system; recall@10 and ndcg@10 carry their interval."""
+    slices = {name: entry[slice_name] for name, entry in metrics["systems"].items() if slice_name in entry}
+    columns = [name for name in _COLUMNS if all(name in entry for entry in slices.values())]
+
+    def cell(entry: dict[str, Any], column: str) -> str:
+        value = f"{entry[column]:.4f}"
+        if column not in INTERVAL_METRICS:
+            return value
+        low, high = entry[f"{column}_ci"]
+        return f"{value} [{low:.4f}, {high:.4f}]"
+
+    rows = [["system", *columns, "queries" if "queries" in metrics["protocol"] else "users"]]
+    rows += [
+        [name, *(cell(entry, column) for column in columns), f"{entry['users']:,}"] for name, entry in slices.items()
+    ]
+    if slice_name == "all" and "milliseconds_per_user" in metrics:
+        taken = [f"{metrics['milliseconds_per_user'][name]:,.2f}" for name in slices]
+        rows = [[*row, time] for row, time in zip(rows, ["ms/user", *taken], strict=True)]
+    return rows
+
+
+def _markdown(metrics: Metrics, text_queries: Metrics | None) -> str:
+    slices = next(iter(metrics["systems"].values()))
+    parts = ["# Evaluation", f"{protocol_line(metrics)}. Brackets are bootstrap 95% intervals over users."]
+    for name in MAIN:
+        if name in slices:
+            parts += [
+                f"## Slice: {name}",
+                f"{slices[name]['users']:,} users, {slices[name]['items']:,} distinct targets.",
+            ]
+            parts.append(markdown_table(metrics, name))
+    if not slices.keys() <= set(MAIN):
+        parts += ["## Further slices: recall@10", tables.markdown(_further_rows(metrics))]
+    if "cold_candidates" in metrics:
+        cold = metrics["cold_candidates"]
+        parts += ["## Cold candidates only", f"{cold_candidates_line(cold).capitalize()}.", markdown_table(cold)]
+    if text_queries is not None:
+        parts += ["## In plain words", f"{text_queries_line(text_queries)}.", markdown_table(text_queries)]
+    if "decode" in metrics:
+        parts += ["## Decoding", "\n".join(f"- {name}: {value}" for name, value in metrics["decode"].items())]
+    parts.append("![recall@10 and ndcg@10 with intervals](report.png)")
+    return "\n\n".join(parts) + "\n"
+
+
+def _plot(metrics: Metrics, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    systems = {name: entry["all"] for name, entry in metrics["systems"].items()}
+    figure = Figure(figsize=(4 + 1.2 * len(systems), 3.6), layout="constrained")  # draws with Agg, no display
+    for axes, metric in zip(figure.subplots(1, len(INTERVAL_METRICS)), INTERVAL_METRICS, strict=True):
+        values = [entry[metric] for entry in systems.values()]
+        lows = [entry[metric] - entry[f"{metric}_ci"][0] for entry in systems.values()]
+        highs = [entry[f"{metric}_ci"][1] - entry[metric] for entry in systems.values()]
+        # A percentile interval of a skewed sample may end a hair short of the mean.
+        errors = [[max(0.0, size) for size in sizes] for sizes in (lows, highs)]
+        colors = ["tab:orange" if name == "llmrec" else "tab:gray" for name in systems]
+        axes.bar(list(systems), values, yerr=errors, capsize=4, color=colors)
+        axes.set_title(metric)
+        axes.tick_params(axis="x", rotation=30)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [recommendation, semantic-ids, llmrec]
+---
+
+# A recommender made with llmrec
+
+Started from {base}. Every item of the catalogue has a semantic ID of {levels} codes (codes per level:
+{sizes}); each code is a token of the tokenizer. {weights}
+
+```python
+from llmrec import Recommender
+
+recommender = Recommender.from_pretrained("path/or/hub-id")
+recommender.recommend(prompt="what you look for, in plain words", k=10)
+```
+
+`item_index.parquet` holds the items with their codes and text, `prompts/` the prompts it was trained on,
+`quantizer/` what turns an embedding into codes, `trie.safetensors` the codes as a trie.
+
+{size} in all, {rows} of it the rows of the item tokens.
+
+## Measured
+
+{protocol}.
+
+{table}
+
+{cold}{asked}Decoding: {decode}.
+"""
+
+
+COLD = """Users with a warm target (with training events), and with a cold one:
+
+{warm}
+
+{cold}
+
+"""
+
+
+ASKED = """Asked in plain words: {line}.
+
+{table}
+
+"""
+
+
+WEIGHTS = {
+    "model": "`AutoModelForCausalLM` and `AutoTokenizer` load it as it is.",
+    "adapter": "`AutoPeftModelForCausalLM` and `AutoTokenizer` load the adapter onto its base.",
+}
+
+
+def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, Any] | None = None) -> str:
+    """README.md of the bundle in `folder`, with the evaluation's `metrics` and, if measured, those of text queries."""
+    header = read_header(folder)
+    decode, size = metrics["decode"], sizes(folder)
+    asked = cold = ""
+    if "cold_candidates" in metrics:
+        cold = COLD.format(warm=markdown_table(metrics, "warm"), cold=markdown_table(metrics, "cold"))
+    if text_queries is not None:
+        asked = ASKED.format(line=text_queries_line(text_queries), table=markdown_table(text_queries))
+    return CARD.format(
+        base=header.base_model,
+        levels=header.levels,
+        sizes=", ".join(map(str, header.level_sizes)),
+        weights=WEIGHTS[header.weights],
+        size=readable(size["total"]),
+        rows=readable(size["item_token_rows"]),
+        protocol=protocol_line(metrics).capitalize(),
+        table=markdown_table(metrics),
+        cold=cold,
+        asked=asked,
+        decode=f"ranking {decode['ranking']}, {decode['beams']} beams, scoring {decode['scoring']}, constraint "
+        f"{decode['constraint']}, invalid answers {decode['invalid_rate']:.1%}",
+    )

@@ -1,0 +1,231 @@
+"""Text retrieval that plain-words queries to a language model have to stand beside: by words, by vectors, and fused.
+
+Everything that retrieves scores the whole catalogue; -inf marks an item that it does not return.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import bm25s
+import numpy as np
+from scipy.stats import rankdata
+from sklearn.preprocessing import normalize
+
+from llmrec.collaborative.base import ranks_from_scores
+from llmrec.console import get_logger, track
+from llmrec.data import Catalog
+from llmrec.decode.ranker import ItemRanker
+from llmrec.embed import Embeddings
+from llmrec.errors import UserError
+from llmrec.evaluation.config import EvaluateConfig
+from llmrec.evaluation.generative import HasRanker
+from llmrec.evaluation.protocol import Metrics, summarise_systems
+
+RRF_K = 60
+"""What is added to every rank, as in the paper: it softens the lead of the first few."""
+
+
+class Retriever(Protocol):
+    """Answers queries in plain words."""
+
+    def scores(self, queries: Sequence[str]) -> np.ndarray:
+        """Scores of all items for each of B queries, float [B, N], higher is better, -inf for what is not returned."""
+
+
+class BM25:
+    """Okapi BM25 (Robertson & Zaragoza 2009) in Lucene's form with bm25s's defaults (Lù, arXiv 2407.03618).
+
+    Args:
+        texts: of the N items.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._index = bm25s.BM25()
+        self._index.index(_words(texts), show_progress=False)
+
+    def scores(self, queries: Sequence[str]) -> np.ndarray:
+        """Float32 [B, N]; an item that shares no word with the query is not returned."""
+        words = _words(queries)
+        scores = np.stack([self._index.get_scores_from_ids(self._index.get_tokens_ids(query)) for query in words])
+        return np.where(scores > 0, scores, -np.inf)
+
+
+class Dense:
+    """Cosine of the query's vector and the items', all of one encoder.
+
+    Args:
+        embeddings: of the N items, with the encoder that made them.
+    """
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._encoder = embeddings.encoder
+        self._items = normalize(embeddings.vectors)
+
+    def scores(self, queries: Sequence[str]) -> np.ndarray:
+        """Float32 [B, N].
+
+        Raises:
+            UserError: the encoder can't be loaded.
+        """
+        return np.asarray(normalize(self._encoder.encode(queries)) @ self._items.T)
+
+
+def reciprocal_rank_fusion(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """Several retrievers' scores of the same queries as one: the sum of 1 / (60 + rank) (Cormack et al., SIGIR 2009).
+
+    Tied items all get the last of their ranks, so that no order of the catalogue helps; what a retriever does not
+    return gets nothing from it.
+
+    Args:
+        scores: per retriever, float [B, N].
+
+    Returns:
+        float64 [B, N]; -inf for an item that none returns.
+    """
+    shares = [
+        np.where(np.isneginf(one), 0.0, 1 / (RRF_K + rankdata(-one.astype(np.float64), method="max", axis=1)))
+        for one in scores
+    ]
+    # Sorted, so that the same ranks by other retrievers sum to the very same number and tie.
+    fused = np.sort(shares, axis=0).sum(axis=0)
+    return np.where(fused > 0, fused, -np.inf)
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    return list(bm25s.tokenize(list(texts), return_ids=False, show_progress=False))
+
+
+log = get_logger(__name__)
+
+
+FUSIONS = {"hybrid-text": ("bm25", "dense"), "hybrid": ("llmrec", "bm25", "dense")}
+"""Systems that fuse the lists of others."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """n requests in plain words with known answers.
+
+    Attributes:
+        texts: n of them.
+        targets: int64 [n], catalogue rows.
+    """
+
+    texts: list[str]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def sample(self, n: int, seed: int) -> "Queries":
+        """At most n of them, drawn without replacement by `seed`, in their old order."""
+        if n >= len(self):
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self), size=n, replace=False))
+        return Queries([self.texts[row] for row in chosen], self.targets[chosen])
+
+
+class Generative:
+    """llmrec's beam search, scoring the items that its beams reach.
+
+    Args:
+        ranker: of the model to measure.
+        depth: how many items it returns per query.
+    """
+
+    def __init__(self, ranker: ItemRanker, depth: int) -> None:
+        self.ranker = ranker
+        self.depth = depth
+
+    def scores(self, queries: Sequence[str]) -> np.ndarray:
+        """Float32 [B, N]."""
+        ranking = self.ranker.rank([self.ranker.prompt_ids(query=query) for query in queries], self.depth)
+        scores = np.full((len(queries), self.ranker.search.trie.items), -np.inf, dtype=np.float32)
+        query, place = np.nonzero(ranking.items >= 0)
+        scores[query, ranking.items[query, place]] = ranking.scores[query, place]
+        return scores
+
+
+def select_queries(held_out: Mapping[str, Sequence[str]], catalog: Catalog, ranker: ItemRanker) -> Queries:
+    """Held-out intentions (item id -> texts) as every system is asked them: without item or control tokens, cut to
+    half of the model's context, and only those of which something is left."""
+    rows = [catalog.index[item] for item, texts in held_out.items() for _ in texts]
+    texts = ranker.renderer.clip([text for texts in held_out.values() for text in texts], ranker.context // 2)
+    asked = [at for at, text in enumerate(texts) if ranker.renderer.request(text)]
+    return Queries([texts[at] for at in asked], np.array([rows[at] for at in asked], dtype=np.int64))
+
+
+def evaluate_text_queries(
+    recommender: HasRanker,
+    held_out: Mapping[str, Sequence[str]],
+    embeddings: Embeddings,
+    config: EvaluateConfig,
+    source: str,
+) -> Metrics | None:
+    """How well plain words find the item they were told of: llmrec, BM25, dense retrieval and their fusions.
+
+    Args:
+        recommender: that trained on none of the held-out texts.
+        held_out: item id -> intentions.
+        embeddings: of the same items.
+        config: how many queries, cut-offs, bootstrap, seed.
+        source: of the intentions, for the record.
+
+    Returns:
+        `protocol` and `systems` -> name -> `all` -> metric as in metrics.json, where `users` counts queries;
+        None when nothing is held out.
+
+    Raises:
+        UserError: the encoder of the embeddings can't be loaded to embed the queries.
+        ValueError: the embeddings are of other items.
+    """
+    catalog, ranker = recommender.catalog, recommender.ranker
+    if embeddings.item_ids != catalog.ids:
+        raise ValueError("the embeddings are of other items than the recommender's")
+    queries = select_queries(held_out, catalog, ranker).sample(config.text_queries, config.seed)
+    if not len(queries):
+        log.warning("--evaluate.text_queries: no intention was held out, so there is none to measure with.")
+        return None
+    retrievers: dict[str, Retriever] = {
+        "llmrec": Generative(ranker, max(*config.k, ranker.search.config.beams)),
+        "bm25": BM25(catalog.texts(catalog.whole_text)),
+        "dense": Dense(embeddings),
+    }
+    try:
+        ranks = target_ranks(retrievers, FUSIONS, queries, ranker.search.config.batch_size)
+    except UserError as error:
+        raise UserError(f"--evaluate.text_queries (0 leaves them out): {error}") from None
+    return {
+        "protocol": {
+            "source": source,
+            "queries": len(queries),
+            "items": len(catalog),
+            "ranking": "full",
+            "k": config.k,
+            "bootstrap": config.bootstrap,
+            "seed": config.seed,
+        },
+        "systems": summarise_systems(ranks, {"all": np.ones(len(queries), bool)}, config, queries.targets),
+    }
+
+
+def target_ranks(
+    retrievers: Mapping[str, Retriever], fusions: Mapping[str, Sequence[str]], queries: Queries, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Each system's rank of each query's target among all items, float64 [n], inf where it is not returned.
+
+    Args:
+        retrievers: by name; each is asked every query once.
+        fusions: name -> the retrievers whose lists it fuses.
+        queries: n of them.
+        batch_size: queries asked together.
+    """
+    ranks = {name: np.empty(len(queries)) for name in (*retrievers, *fusions)}
+    for start in track(range(0, len(queries), batch_size), "asking in words"):
+        batch = slice(start, start + batch_size)
+        scores = {name: retriever.scores(queries.texts[batch]) for name, retriever in retrievers.items()}
+        scores |= {name: reciprocal_rank_fusion([scores[part] for part in parts]) for name, parts in fusions.items()}
+        for name, found in scores.items():
+            ranks[name][batch] = ranks_from_scores(found, queries.targets[batch])
+    return ranks

@@ -1,0 +1,134 @@
+"""The base language model: loaded by path or Hub id, or a small one made from the catalogue's text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmrec.console import get_logger
+from llmrec.errors import UserError
+from llmrec.model.config import BaseConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = get_logger(__name__)
+
+
+def load_base(
+    name: str | Path, trust_remote_code: bool = False, bits: int = 32
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model (float32, for training) and tokenizer of any causal language model; its layers in fewer `bits` to order.
+
+    Raises:
+        UserError: the path or Hub id can't be loaded, or fewer bits where that can't be done.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(name, trust_remote_code)
+    fewer = _fewer_bits(bits) if bits < 32 else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=trust_remote_code, dtype=torch.float32, **fewer
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
+    return model, tokenizer
+
+
+def _fewer_bits(bits: int) -> dict[str, Any]:
+    """How transformers loads the linear layers in 8 bits, or in 4 as QLoRA (arXiv 2305.14314) has them."""
+    from importlib.util import find_spec
+
+    from accelerate import PartialState
+
+    if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
+        missing = "no CUDA GPU here" if not torch.cuda.is_available() else "bitsandbytes is not installed"
+        raise UserError(f"--base.bits {bits}: {missing}; pip install bitsandbytes on a GPU machine, or set it to 32.")
+    from transformers import BitsAndBytesConfig
+
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
+    config = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, **(four if bits == 4 else {}))
+    return {"quantization_config": config, "device_map": {"": PartialState().local_process_index}}
+
+
+def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of any causal language model.
+
+    Raises:
+        UserError: the path or Hub id can't be loaded, or has no fast tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--base.model {name}: its tokenizer can't be loaded: {reason}") from None
+    # Without tokenizer files transformers makes an empty tokenizer, which reads nothing.
+    if not tokenizer.is_fast or not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"--base.model {name}: has no fast tokenizer (tokenizer.json); save one beside it.")
+    return tokenizer
+
+
+def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A small random model with a byte-level BPE tokenizer trained on `texts`.
+
+    Args:
+        config: architecture and sizes.
+        texts: what the tokenizer learns from: item texts and prompts.
+
+    Returns:
+        An ordinary Qwen3 or Llama model with tied embeddings, and its tokenizer.
+    """
+    tokenizer = _make_tokenizer(texts, config.vocabulary, config.context)
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    kinds = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+    make_config, make_model = kinds[config.architecture]
+    torch.manual_seed(config.seed)
+    model = make_model(
+        make_config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            # 8/3 of the width in multiples of 64: as many weights as a plain block of 4 times the width
+            intermediate_size=max(64, round(config.hidden_size * 8 / 3 / 64) * 64),
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads // 2,
+            head_dim=config.hidden_size // config.heads,
+            max_position_embeddings=config.context,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    log.info("Made a %s base of %.1f million weights", config.architecture, model.num_parameters() / 1e6)
+    return model, tokenizer
+
+
+def _make_tokenizer(texts: Sequence[str], size: int, context: int) -> "PreTrainedTokenizerBase":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|pad|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        padding_side="left",
+        model_max_length=context,
+    )

@@ -1,1 +1,0 @@
-"""Terms of a neural quantizer's loss, beside its reconstruction and quantization errors."""

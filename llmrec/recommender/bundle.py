@@ -1,0 +1,248 @@
+"""The bundle: an ordinary Hugging Face checkpoint with what llmrec needs beside it.
+
+Only safetensors, JSON, YAML and parquet; transformers and peft load their parts without llmrec.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import polars as pl
+
+from llmrec.decode.config import Scoring
+from llmrec.errors import UserError
+from llmrec.recommender import hub
+from llmrec.recommender.safety import check_parts, read_object
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCHEMA = 1
+
+
+HEADER = "llmrec.json"
+
+
+INDEX = "item_index.parquet"
+
+
+TRIE = "trie.safetensors"
+
+
+DENSE = "dense.safetensors"
+
+
+FUSION = "fusion.json"
+
+
+EVENTS = "training_events"
+
+
+QUANTIZER = "quantizer"
+
+
+PROMPTS = "prompts"
+
+
+MOST_LEVELS = 26  # the letters that item tokens begin with
+
+
+@dataclass(frozen=True)
+class Header:
+    """`llmrec.json`.
+
+    Attributes:
+        schema: of this file.
+        llmrec: version that wrote it.
+        levels: codes per item, the dedup level included.
+        level_sizes: codes of each level.
+        token_prefix: of the item tokens' names.
+        scoring: how answers are scored (see `DecodeConfig`): what the bundle was last evaluated with, and what it
+            decodes with unless told otherwise.
+        base_model: what the training started from.
+        weights: model (whole weights) or adapter (PEFT adapter with the item tokens' rows; needs the base).
+        max_history: items of a history that a prompt shows.
+    """
+
+    schema: int
+    llmrec: str
+    levels: int
+    level_sizes: list[int]
+    token_prefix: str
+    scoring: Scoring
+    base_model: str
+    weights: Literal["model", "adapter"]
+    max_history: int
+
+
+def write_header(header: Header, folder: Path) -> None:
+    """Write `llmrec.json`, whole or not at all."""
+    temporary = folder / f".{HEADER}.tmp"
+    temporary.write_text(json.dumps(asdict(header), indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / HEADER)
+
+
+def record_scoring(folder: Path, scoring: Scoring) -> None:
+    """Write into `llmrec.json` what the bundle in `folder` was evaluated with."""
+    write_header(replace(read_header(folder), scoring=scoring), folder)
+
+
+def read_header(folder: Path) -> Header:
+    """Read and check `llmrec.json`.
+
+    Raises:
+        UserError: no such file, not JSON, or of another schema.
+    """
+    path = folder / HEADER
+    if not path.is_file():
+        raise UserError(f"{folder}: no llmrec bundle there ({HEADER} is missing).")
+    raw = read_object(path)
+    if raw.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {raw.get('schema')!r:.80}, but this llmrec reads schema {SCHEMA}.")
+    try:
+        header = Header(**raw)
+    except TypeError as error:
+        raise UserError(f"{path}: {error}.") from None
+    for name, expected, fits in _expectations(header):
+        if not fits:
+            raise UserError(f"{path}: {name} {getattr(header, name)!r:.80}, expected {expected}.")
+    return header
+
+
+def _expectations(header: Header) -> list[tuple[str, str, bool]]:
+    """(field, what it should be, whether it is) of a header's fields, whose types JSON leaves open."""
+
+    def whole(value: Any) -> bool:
+        return type(value) is int and value >= 1  # True is no number
+
+    sizes = header.level_sizes
+    return [
+        ("levels", f"a number from 1 to {MOST_LEVELS}", whole(header.levels) and header.levels <= MOST_LEVELS),
+        (
+            "level_sizes",
+            "one number above 0 per level",
+            isinstance(sizes, list) and all(map(whole, sizes)) and len(sizes) == header.levels,
+        ),
+        ("max_history", "a number above 0", whole(header.max_history)),
+        *((name, "text", isinstance(getattr(header, name), str)) for name in ("llmrec", "token_prefix", "base_model")),
+        ("scoring", f"one of {', '.join(get_args(Scoring))}", header.scoring in get_args(Scoring)),
+        ("weights", "model or adapter", header.weights in ("model", "adapter")),
+    ]
+
+
+def locate(name: str | Path) -> Path:
+    """The folder of a bundle: a local one, or the snapshot of a Hub repository, `org/name` or `org/name@revision`.
+
+    Raises:
+        UserError: neither, or a bundle of the Hub that refers to a folder of this machine.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(name).count("/") != 1:
+        raise UserError(f"--model {name}: no such folder, and not a Hub id (org/name).")
+    folder = hub.download(str(name))
+    _check_base(folder, read_header(folder), f"--model {name}", "ask its author to publish one that names a Hub id")
+    return folder
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload a recommender",
+) -> str:
+    """Publish the bundle in `folder`; the arguments and the address it returns are those of `hub.upload`.
+
+    Raises:
+        UserError: no bundle, one that nobody else could load, or as `hub.upload`.
+    """
+    folder = Path(folder)
+    header = read_header(folder)
+    _check_base(folder, header, f"--model {folder}", "train with --train.merge true, or from a --base.model of the Hub")
+    check_parts(folder, header)
+    read_index(folder)
+    return hub.upload(folder, repo_id, private, revision, message)
+
+
+def _check_base(folder: Path, header: Header, subject: str, fix: str) -> None:
+    """Refuse an adapter whose base is found on one machine only."""
+    base = header.base_model
+    if header.weights == "adapter" and (not hub.is_repo_id(base) or Path(base).exists()):
+        raise UserError(f"{subject}: an adapter of {base!r:.200}, which is not a model of the Hub; {fix}.")
+
+
+def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Weights (or adapter) and tokenizer, as transformers and peft write them."""
+    from transformers import GenerationConfig
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Sampling settings of the base would turn a plain `generate` into dice; the answers are beams.
+    base.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    # Of a PEFT model that was loaded, peft would save the whole matrices of the tokens too.
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if base is not model else {}))
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's card; ours is written from the run's metrics
+
+
+def load_weights(
+    folder: Path, header: Header, trust_remote_code: bool
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer of a bundle, the adapter applied when it is one.
+
+    Raises:
+        UserError: the files can't be loaded, or the adapter's base can't be found.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_parts(folder, header)
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        if sum(header.level_sizes) > len(tokenizer):  # before that many names are made
+            raise ValueError(f"{sum(header.level_sizes)} item tokens in {HEADER}, {len(tokenizer)} tokens in all")
+        if header.weights == "model":
+            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options), tokenizer
+        from peft import PeftModel
+
+        base = AutoModelForCausalLM.from_pretrained(header.base_model, use_safetensors=True, **options)
+        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        return PeftModel.from_pretrained(base, folder), tokenizer
+    except Exception as error:  # whatever wrong files make transformers, peft, tokenizers or safetensors raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
+
+
+def write_index(
+    item_ids: list[str], codes: list[list[int]], events: list[int], fields: pl.DataFrame, folder: Path
+) -> None:
+    """`item_index.parquet`: item_id, codes, training_events, title, searchable fields; one row per item, in catalogue
+    order."""
+    frame = pl.DataFrame(
+        {"item_id": item_ids, "codes": codes, EVENTS: events},
+        schema={"item_id": pl.String, "codes": pl.List(pl.Int32), EVENTS: pl.Int64},
+    )
+    temporary = folder / f".{INDEX}.tmp"
+    frame.hstack(fields.drop("item_id", EVENTS, strict=False)).write_parquet(temporary)
+    os.replace(temporary, folder / INDEX)
+
+
+def read_index(folder: Path) -> pl.DataFrame:
+    """The frame that `write_index` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        frame = pl.read_parquet(folder / INDEX)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{folder / INDEX}: can't be read: {error}") from None
+    if not {"item_id", "codes", "title"} <= set(frame.columns):
+        raise UserError(f"{folder / INDEX}: expected columns item_id, codes, title; found {frame.columns}.")
+    return frame

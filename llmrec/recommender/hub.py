@@ -1,0 +1,114 @@
+"""The Hugging Face Hub, down and up: the plain files of a bundle, each push one commit."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from llmrec.errors import UserError
+
+SUFFIXES = (".safetensors", ".json", ".yaml", ".parquet", ".txt", ".jinja")
+
+
+CARD = "README.md"
+
+
+FOLDERS = (".", "quantizer", "prompts")
+"""Where a bundle has files: in its own folder and these, nothing deeper."""
+
+
+MANIFEST = "manifest.json"
+"""Lies beside the bundle in a run directory, and tells of the run."""
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether the Hub allows a repository of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def is_published(name: str) -> bool:
+    """Whether a push takes a file of this path inside the bundle."""
+    path = PurePosixPath(name)
+    if path.name.startswith(".") or name == MANIFEST or str(path.parent) not in FOLDERS:
+        return False
+    return path.suffix in SUFFIXES or name == CARD
+
+
+def published_files(folder: Path) -> list[str]:
+    """The paths inside `folder` that a push takes, sorted."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(filter(is_published, names))
+
+
+def download(name: str) -> Path:
+    """The snapshot of the repository `org/name`, or `org/name@revision`, in the Hub's cache on this machine.
+
+    Raises:
+        UserError: no such repository or revision, no access, or no Hub and nothing in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo_id, _, revision = name.partition("@")
+    with _one_line(f"--model {name}: no such folder, and the Hub gave"):
+        patterns = [f"*{suffix}" for suffix in SUFFIXES]
+        return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=patterns))
+
+
+def upload(folder: Path, repo_id: str, private: bool, revision: str | None, message: str) -> str:
+    """Put `published_files(folder)` into a repository, in one commit, so that nobody finds half of them there.
+
+    Files of an earlier bundle that this one lacks are removed by the same commit; a model card stays.
+
+    Args:
+        folder: the bundle.
+        repo_id: org/name; made if it is not there.
+        private: whether a repository made here can be seen by its owners only.
+        revision: branch, made if it is not there; default: main.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: no token, no permission, or no Hub.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+    if not is_repo_id(repo_id) or repo_id.count("/") != 1:
+        raise UserError(f"--repo-id {repo_id}: expected org/name, as the Hub shows it.")
+    if get_token() is None:
+        raise UserError("--repo-id needs a Hugging Face token with write access: `hf auth login`, or set HF_TOKEN.")
+    files = published_files(folder)
+    api = HfApi()
+    with _one_line(f"--repo-id {repo_id}: the Hub gave"):
+        # Not passed when false: that would make a repository public where its organisation's default is private.
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        stale = set(filter(is_published, api.list_repo_files(repo_id, revision=revision))) - {*files, CARD}
+        operations: list[CommitOperationAdd | CommitOperationDelete]
+        operations = [CommitOperationDelete(name) for name in sorted(stale)]
+        operations += [CommitOperationAdd(name, folder / name) for name in files]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*commit a data file")  # the parquet files belong here
+            return str(api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url)
+
+
+@contextmanager
+def _one_line(start: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one line that begins with `start`."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as error:
+        reason = " ".join(next(iter(str(error).strip().splitlines()), type(error).__name__).split())
+        said = error.server_message if isinstance(error, HfHubHTTPError) else None
+        raise UserError(f"{start}: {reason}{f' ({said})' if said else ''}") from None

@@ -1,0 +1,446 @@
+"""The Recommender: everything a user of the Python API holds in one hand."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import polars as pl
+
+from llmrec import __version__
+from llmrec.data import Cases, Catalog, Interactions
+from llmrec.data.interactions import Split
+from llmrec.data.sequences import TRAIN
+from llmrec.decode.calibrate import calibrate
+from llmrec.decode.choose import check_fit, make_search
+from llmrec.decode.config import DecodeConfig, RankingName
+from llmrec.decode.filters import Quota
+from llmrec.decode.ranker import ItemRanker, make_ranking
+from llmrec.decode.rankings.base import FusionWeights, ItemFacts
+from llmrec.decode.search import BeamSearch
+from llmrec.errors import UserError
+from llmrec.index.dense import DenseIndex
+from llmrec.intentions.intentions import Intentions
+from llmrec.model.base import load_base, make_base
+from llmrec.model.config import BaseConfig
+from llmrec.model.rows import add_item_rows, row_start
+from llmrec.model.tokens import ItemVocabulary
+from llmrec.quantize.tokenizer import ItemTokenizer
+from llmrec.recommender import bundle
+from llmrec.recommender.request import Answer, ItemLookup, Recommendation, Selection
+from llmrec.recommender.store import IfExists, Shelf
+from llmrec.tasks.config import ASKED, TasksConfig
+from llmrec.tasks.render import Renderer
+from llmrec.tasks.template import Template, load_templates, save_templates, turns
+from llmrec.train.config import TrainConfig
+from llmrec.train.finetune import TrainingData, context_length, finetune
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Recommender:
+    """A language model that recommends the items of one catalogue.
+
+    Make one with `from_base` and `fit` it, or load one with `from_pretrained`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: "PreTrainedTokenizerBase",
+        shelf: Shelf,
+        base: BaseConfig,
+        base_model: str,
+        templates: Mapping[str, Template] | None = None,
+        max_history: int = TasksConfig.max_history,
+        decode: DecodeConfig | None = None,
+    ) -> None:
+        """
+        Args:
+            model: causal language model, or a PEFT model, with rows for the item tokens.
+            tokenizer: with the item tokens.
+            shelf: the items.
+            base: for the names of item tokens.
+            base_model: name of what the training started from, for the record.
+            templates: prompts; the shipped ones by default.
+            max_history: items of a history that a prompt shows.
+            decode: beams, batch size, device.
+
+        Attributes:
+            weights: of the fusion, where it has been calibrated.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.base = base
+        self.base_model = base_model
+        self.templates = dict(templates or load_templates())
+        self.max_history = max_history
+        self._shelf = shelf
+        self._decode = decode or DecodeConfig()
+        self.weights: FusionWeights | None = None
+        self._ranker: ItemRanker | None = None
+        self._taught: set[str] = set()
+
+    @classmethod
+    def from_base(
+        cls,
+        name: str | Path | None,
+        item_tokenizer: ItemTokenizer,
+        catalog: Catalog | None = None,
+        config: BaseConfig | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A recommender to be fitted.
+
+        Args:
+            name: path or Hub id of any causal language model; None makes a small one from the catalogue's text.
+            item_tokenizer: fitted.
+            catalog: the items; by default those the tokenizer was fitted on.
+            config: sizes of a model made here, names of the item tokens, seed.
+            kwargs: `templates`, `max_history`, `decode` of the constructor.
+
+        Raises:
+            UserError: the model can't be loaded, or its tokenizer has tokens named as the item tokens.
+        """
+        config = config or BaseConfig()
+        catalog = catalog or item_tokenizer.catalog
+        if name is None:
+            templates = kwargs.get("templates") or load_templates()
+            model, tokenizer = make_base(config, base_texts(catalog, templates))
+        else:
+            model, tokenizer = load_base(name, config.trust_remote_code, config.bits)
+        vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
+        texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
+        start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
+        add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed, start)
+        base_model = str(name) if name is not None else f"a {config.architecture} made by llmrec"
+        return cls(model, tokenizer, Shelf.untrained(catalog, item_tokenizer), config, base_model, **kwargs)
+
+    @property
+    def shelf(self) -> Shelf:
+        """The items, and all that knows single ones; what ranks them is made anew after a change."""
+        return self._shelf
+
+    @shelf.setter
+    def shelf(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._ranker = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """The items' texts and fields."""
+        return self.shelf.catalog
+
+    @property
+    def item_tokenizer(self) -> ItemTokenizer:
+        """The items' semantic IDs, and what makes them."""
+        return self.shelf.item_tokenizer
+
+    @property
+    def events(self) -> np.ndarray:
+        """int64 [N], the items' events in the training."""
+        return self.shelf.events
+
+    @property
+    def renderer(self) -> Renderer:
+        """Prompts for this tokenizer and catalogue."""
+        vocabulary = ItemVocabulary.of(self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix)
+        return Renderer(self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history)
+
+    @property
+    def lookup(self) -> ItemLookup:
+        """Finds the items that requests name."""
+        return self.shelf.lookup
+
+    @property
+    def decode(self) -> DecodeConfig:
+        """Beams, ranking, batch size, device; what ranks is made anew after a change."""
+        return self._decode
+
+    @decode.setter
+    def decode(self, config: DecodeConfig) -> None:
+        self._decode = config
+        self._ranker = None
+
+    @property
+    def ranker(self) -> ItemRanker:
+        """What ranks the catalogue, built when it is first needed."""
+        if self._ranker is None:
+            vocabulary = self.renderer.vocabulary
+            pad = self.tokenizer.pad_token_id or 0
+            search = make_search(self.model, vocabulary, self.shelf.trie, self.decode, pad, self.events == 0)
+            self._ranker = self._ranker_of(search, None)
+        return self._ranker
+
+    def ranked_by(self, name: RankingName) -> ItemRanker:
+        """Another ranking of the same model's, whatever the one that answers.
+
+        Raises:
+            UserError: the model or its bundle lacks what that takes.
+        """
+        return self._ranker_of(self.ranker.search, name)
+
+    def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
+        dense = None if self.shelf.dense is None else self.shelf.dense.to(search.device)
+        facts = ItemFacts(self.events == 0, self.item_tokenizer.quantizer.levels, dense, self.weights)
+        method = make_ranking(search, facts, search.config, name)
+        return ItemRanker(self.renderer, search, context_length(self.model), method)
+
+    def fit(
+        self,
+        log: Interactions,
+        validation: Cases | None = None,
+        tasks: TasksConfig | None = None,
+        train: TrainConfig | None = None,
+        folder: str | Path | None = None,
+        intentions: Intentions | None = None,
+        vectors: np.ndarray | None = None,
+    ) -> Self:
+        """Fine-tune on a log.
+
+        Args:
+            log: what to learn from; a split's `train`, never its test part.
+            validation: cases for the validation loss.
+            tasks: the mixture.
+            train: method and schedule.
+            folder: for checkpoints and the log; training resumes from what is there. Default: a temporary one.
+            intentions: what people want, in words, for the tasks that answer requests and tell preferences.
+            vectors: float32 [N, D], the items' vectors by the item tokenizer's encoder, for a dense head; default: made
+                here if there is to be one.
+
+        Raises:
+            UserError: nothing to learn from, or a method that does not fit the model; a dense head without an encoder.
+        """
+        train = train or TrainConfig()
+        if train.dense_weight and vectors is None:
+            vectors = self.item_tokenizer.embed(self.catalog)
+        tasks = tasks or TasksConfig(max_history=self.max_history)
+        events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
+        sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
+        data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions, vectors)
+        with tempfile.TemporaryDirectory() as temporary:
+            self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
+        dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
+        self.shelf = replace(self.shelf, events=sequences.train_counts(len(self.catalog)), dense=dense)
+        self.weights = None
+        self._taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
+        return self
+
+    def calibrate(self, cases: Cases, most: int = 10_000, seed: int = 0) -> Self:
+        """Learn the weights of the fusion on validation cases, and rank by it from now on unless told otherwise.
+
+        Args:
+            cases: with targets that the model was not trained on, some of them new items (without training events);
+                without enough of either kind there is nothing to learn from, and the log says so.
+            most: cases with trained targets to learn from, drawn by `seed`; of the others all are used.
+            seed: of the draw.
+
+        Raises:
+            UserError: the model has no dense head, or takes no tree attention mask.
+        """
+        new = (self.events == 0)[cases.targets]
+        chosen = new.copy()
+        trained = np.flatnonzero(~new)
+        chosen[np.random.default_rng(seed).permutation(trained)[:most]] = True
+        ranker = self.ranked_by("fusion")
+        self.weights = calibrate(ranker, cases.where(chosen), self.decode.warm_floor)
+        self._ranker = None
+        return self
+
+    def merge(self) -> Self:
+        """Fold a LoRA adapter into the weights, so that the bundle needs no base."""
+        if hasattr(self.model, "merge_and_unload"):
+            self.model = self.model.merge_and_unload()
+            self._ranker = None
+        return self
+
+    def recommend(
+        self,
+        history: Sequence[str] | None = None,
+        prompt: str | None = None,
+        k: int = 10,
+        exclude: Sequence[str] = (),
+        include_seen: bool = False,
+        where: Mapping[str, str] | None = None,
+        allow: Sequence[str] | None = None,
+        offsets: Mapping[str, float] | np.ndarray | None = None,
+        max_per_field: Mapping[str, int] | None = None,
+        max_per_code: int | None = None,
+        exact: bool = False,
+        phrasings: int = 1,
+    ) -> Answer:
+        """The k best items for a history, a request in plain words, or both.
+
+        Args:
+            history: item ids, oldest first.
+            prompt: what is asked for, in words.
+            k: answers at most; all of them are there when that many items are allowed, and `reason` says so when not.
+                Fewer beams than k are widened to k.
+            exclude: item ids that must not come out.
+            include_seen: let the items of the history come out too.
+            where: field -> value; only items whose field is that value, or has it among its comma-separated
+                parts, upper and lower case alike.
+            allow: item ids; only these may come out.
+            offsets: added to the log-probabilities, by item id (0 for the others) or float [N] by row.
+            max_per_field: field -> m; at most m items with the same text there, of those that have one.
+            max_per_code: at most so many items with the same first code.
+            exact: the provably best k by the probability of their codes, for more forward passes, instead of what the
+                beams reach and other rankings make of it.
+            phrasings: ask in so many phrasings and rank what any of them finds by the mean of its log-probabilities.
+
+        Raises:
+            UserError: neither history nor prompt, an unknown item or field, an empty or too long prompt, k < 1,
+                offsets that are not finite numbers, a limit below 1, more phrasings than there are.
+        """
+        if k < 1:
+            raise UserError(f"--k {k}: expected at least 1.")
+        if exact and self.decode.ranking not in ("auto", "beam"):
+            raise UserError(
+                f"--exact ranks by codes alone, which --ranking {self.decode.ranking} does not; leave one of them out."
+            )
+        seen = self.lookup.rows(history or (), "--history")
+        selection = self._select(seen if not include_seen else seen[:0], where or {}, allow, exclude)
+        bonus = None if offsets is None else self.lookup.offsets(offsets)
+        quotas = self._quotas(max_per_field or {}, max_per_code)
+        request = self.ranker.phrased(seen, prompt, phrasings)
+        wanted = min(k, selection.left)
+        rows, scores = self.ranker.best(request, wanted, selection.allowed, list(quotas.values()), bonus, exact)
+        answers = [
+            self._recommendation(rank, row, score)
+            for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
+        ]
+        limits = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
+        return Answer(answers, selection.reason(len(rows), k, limits))
+
+    def _select(
+        self, seen: np.ndarray, where: Mapping[str, str], allow: Sequence[str] | None, exclude: Sequence[str]
+    ) -> Selection:
+        """The items that a request's filters leave, `seen` (rows) aside."""
+        selection = Selection(len(self.catalog))
+        for field, value in where.items():
+            selection.keep(self.lookup.having(field, value), f"--where {field}={value}")
+        if allow is not None:
+            selection.keep(self.lookup.rows(allow, "--allow"), "--allow")
+        if len(exclude):
+            selection.drop(self.lookup.rows(exclude, "--exclude"), "--exclude")
+        if len(seen):
+            selection.drop(seen, "the history")
+        return selection
+
+    def _quotas(self, max_per_field: Mapping[str, int], max_per_code: int | None) -> dict[str, Quota]:
+        """The limits of a request, each under the flag that set it."""
+        quotas = {}
+        for field, most in max_per_field.items():
+            flag = f"--max-per {field}={most}"
+            quotas[flag] = Quota(self.lookup.groups(field, flag), most)
+        if max_per_code is not None:
+            quotas[f"--max-per-code {max_per_code}"] = Quota(self.item_tokenizer.codes[:, 0], max_per_code)
+        for flag, quota in quotas.items():
+            if quota.most < 1:
+                raise UserError(f"{flag}: expected at least 1.")
+        return quotas
+
+    def _recommendation(self, rank: int, item: int, score: float) -> Recommendation:
+        fields = self.catalog.row(self.catalog.ids[item])
+        title = fields.pop("title", "")
+        fields.pop("item_id", None)
+        return Recommendation(rank, self.catalog.ids[item], score, title, fields)
+
+    def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
+        """New items, at once recommendable, without training; all arguments and errors are those of `Shelf.with_items`.
+
+        Old items keep codes and rows. After an error nothing has changed.
+        """
+        self.shelf = self.shelf.with_items(catalog, vectors, if_exists)
+        return self
+
+    def remove_items(self, item_ids: Sequence[str]) -> Self:
+        """Take items away; the others keep codes and order. Errors are those of `Shelf.without_items`."""
+        self.shelf = self.shelf.without_items(item_ids)
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the bundle into `folder` (made if it is not there)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        bundle.save_weights(self.model, self.tokenizer, folder)
+        self.item_tokenizer.save(folder / bundle.QUANTIZER)
+        # What a model was not taught, its bundle is not to be asked.
+        asked = self._taught.union(ASKED) if self._taught else self.templates
+        templates = {name: template for name, template in self.templates.items() if name in asked}
+        save_templates(templates, folder / bundle.PROMPTS)
+        self.shelf.save(folder)
+        if self.weights is not None:
+            self.weights.save(folder / bundle.FUSION)
+        header = bundle.Header(
+            schema=bundle.SCHEMA,
+            llmrec=__version__,
+            levels=len(self.item_tokenizer.level_sizes),
+            level_sizes=list(self.item_tokenizer.level_sizes),
+            token_prefix=self.base.token_prefix,
+            scoring=self.decode.scoring,
+            base_model=self.base_model,
+            weights="adapter" if hasattr(self.model, "peft_config") else "model",
+            max_history=self.max_history,
+        )
+        bundle.write_header(header, folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "Upload a recommender",
+    ) -> str:
+        """Publish the bundle; the arguments, errors and the address it returns are those of `bundle.push`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return bundle.push(folder, repo_id, private, revision, message)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, decode: DecodeConfig | None = None, trust_remote_code: bool = False
+    ) -> Self:
+        """Load a bundle from a folder or the Hub.
+
+        Args:
+            name: path or Hub id.
+            decode: beams, batch size, device; by default those of `DecodeConfig`, with the scoring that the bundle
+                was measured with.
+            trust_remote_code: run code that the base model brings along.
+
+        Raises:
+            UserError: there is no bundle, a part of it can't be read, or its parts don't belong together.
+        """
+        folder = bundle.locate(name)
+        header = bundle.read_header(folder)
+        model, tokenizer = bundle.load_weights(folder, header, trust_remote_code)
+        vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
+        recommender = cls(
+            model,
+            tokenizer,
+            Shelf.load(folder, header),
+            BaseConfig(token_prefix=header.token_prefix),
+            header.base_model,
+            load_templates(folder / bundle.PROMPTS),
+            header.max_history,
+            decode or DecodeConfig(scoring=header.scoring),
+        )
+        if (folder / bundle.FUSION).exists():
+            recommender.weights = FusionWeights.load(folder / bundle.FUSION)
+        check_fit(model, vocabulary, recommender.shelf.trie)
+        return recommender
+
+
+def base_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]:
+    """What the tokenizer of a model made here is trained on: item texts and prompts."""
+    texts = catalog.texts(catalog.whole_text)
+    # Requests come in lower case.
+    return (
+        texts
+        + [text.lower() for text in texts]
+        + [turn for template in templates.values() for phrasing in template.templates for turn in turns(phrasing)]
+    )

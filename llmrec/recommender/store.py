@@ -1,0 +1,266 @@
+"""The items of a recommender, which come, change and go without training: no weight and no old code changes.
+
+A new item's text is embedded and quantized as those of the fit were, gets free codes and a place in the trie, and with
+that it can be searched for and recommended. Needs no language model, so a bundle's items change without loading one.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import polars as pl
+
+from llmrec.console import get_logger
+from llmrec.data import Catalog
+from llmrec.embed import item_texts
+from llmrec.errors import UserError
+from llmrec.index.dense import DenseIndex
+from llmrec.index.trie import ItemTrie
+from llmrec.quantize.tokenizer import CODES, ItemTokenizer, require_finite
+from llmrec.recommender import bundle
+from llmrec.recommender.request import ItemLookup
+from llmrec.serve.replace import put_in_place, replacing
+
+log = get_logger(__name__)
+
+
+IfExists = Literal["refuse", "update"]
+
+
+FILES = (bundle.INDEX, f"{bundle.QUANTIZER}/{CODES}", bundle.TRIE, bundle.DENSE)
+"""The files of a bundle that tell of single items."""
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """All that knows single items; not changed in place.
+
+    Attributes:
+        catalog: N items.
+        item_tokenizer: their semantic IDs, and what makes them.
+        trie: the same IDs.
+        events: int64 [N], the items' events in the training; 0 marks one that the model knows by its text alone.
+        dense: the same items as vectors, where the model has a dense head.
+    """
+
+    catalog: Catalog
+    item_tokenizer: ItemTokenizer
+    trie: ItemTrie
+    events: np.ndarray
+    dense: DenseIndex | None = None
+
+    @classmethod
+    def untrained(cls, catalog: Catalog, item_tokenizer: ItemTokenizer) -> Self:
+        """The shelf of a model that has not been trained yet; both list the same items in the same order."""
+        trie = ItemTrie.build(item_tokenizer.codes, item_tokenizer.level_sizes)
+        return cls(catalog, item_tokenizer, trie, np.zeros(len(catalog), np.int64))
+
+    @classmethod
+    def load(cls, folder: Path, header: bundle.Header) -> Self:
+        """The items of the bundle in `folder`.
+
+        Raises:
+            UserError: a part can't be read, or the parts don't belong together.
+        """
+        index = bundle.read_index(folder)
+        if bundle.EVENTS not in index.columns:  # written before items could be added: all were trained
+            index = index.with_columns(pl.lit(1, dtype=pl.Int64).alias(bundle.EVENTS))
+        catalog, events = Catalog(index.drop("codes", bundle.EVENTS)), index[bundle.EVENTS].to_numpy()
+        tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER)
+        if tokenizer.item_ids != catalog.ids:
+            raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/{CODES} list other items.")
+        if tokenizer.level_sizes != header.level_sizes:
+            raise UserError(
+                f"{folder}: levels of {header.level_sizes} codes in {bundle.HEADER}, of {tokenizer.level_sizes} "
+                f"in {bundle.QUANTIZER}; they belong to different tokenizers."
+            )
+        dense = DenseIndex.load(folder / bundle.DENSE) if (folder / bundle.DENSE).exists() else None
+        if dense is not None and len(dense) != len(catalog):
+            raise UserError(
+                f"{folder}: {len(dense)} items in {bundle.DENSE}, {len(catalog)} in {bundle.INDEX}; they belong to "
+                "different bundles."
+            )
+        return cls(catalog, tokenizer, _trie(folder, tokenizer), events, dense)
+
+    @cached_property
+    def lookup(self) -> ItemLookup:
+        """Finds the items that requests name."""
+        return ItemLookup(self.catalog)
+
+    def save(self, folder: Path) -> None:
+        """Write the `FILES` of a bundle; as new ones, since a file of a run directory may be another folder's too."""
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        bundle.write_index(
+            self.catalog.ids, self.item_tokenizer.codes.tolist(), self.events.tolist(), self.catalog.frame, folder
+        )
+        self.item_tokenizer.save_codes(folder / bundle.QUANTIZER)
+        self.trie.save(folder / bundle.TRIE)
+        if self.dense is not None:
+            self.dense.save(folder / bundle.DENSE)
+
+    def with_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
+        """The shelf with the items of `catalog`, new ones after the old, all old codes as they were.
+
+        Args:
+            catalog: n items. Fields that the shelf has and they lack are empty in a new item and stay as they were in
+                an old one; fields that only they have are left out, and the log says so.
+            vectors: floats [n, D], made as those of the fit were; default: by the item tokenizer's encoder.
+            if_exists: an item that is there already is a mistake (refuse), or gets the new text and keeps its codes,
+                by which the model knows it (update).
+
+        Raises:
+            UserError: an item that is there already, one without text, no encoder and no vectors, vectors of another
+                number or dimensions or not finite, or a full codebook.
+        """
+        rows = np.array([self.catalog.index.get(item, -1) for item in catalog.ids], np.int64)
+        old, new = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        if len(old) and if_exists == "refuse":
+            raise UserError(
+                f"item {catalog.ids[old[0]]!r} is in the catalogue already ({len(old)} such items); leave it out, or "
+                "say --if-exists update to change its text"
+            )
+        arriving = self._with_our_fields(catalog, rows)
+        made = self._vectors(arriving, vectors, new if self.dense is None else np.arange(len(catalog)))
+        tokenizer, trie, dense = self.item_tokenizer, self.trie, self.dense
+        if len(new):
+            tokenizer = tokenizer.with_items([catalog.ids[row] for row in new], made[new])
+            trie = trie.with_items(tokenizer.codes[len(self.catalog) :])
+        if dense is not None:
+            dense = dense.with_texts(rows[old], made[old]).with_items(made[new])
+        order = np.arange(len(self.catalog))
+        order[rows[old]] = len(self.catalog) + old
+        frame = pl.concat([self.catalog.frame, arriving.frame])[np.append(order, len(self.catalog) + new)]
+        events = np.append(self.events, np.zeros(len(new), np.int64))
+        return replace(self, catalog=Catalog(frame), item_tokenizer=tokenizer, trie=trie, events=events, dense=dense)
+
+    def without_items(self, item_ids: Sequence[str]) -> Self:
+        """The shelf without these items; the others keep order and codes.
+
+        Raises:
+            UserError: an item that is not there, or none would be left.
+        """
+        gone = self.lookup.rows(item_ids, "--remove")
+        stays = np.setdiff1d(np.arange(len(self.catalog)), gone)
+        if not len(stays):
+            raise UserError(f"--remove: nothing would be left of the {len(self.catalog)} items of the catalogue.")
+        tokenizer = self.item_tokenizer.without_items(item_ids)
+        return replace(
+            self,
+            catalog=self.catalog.take(pl.Series(stays)),
+            item_tokenizer=tokenizer,
+            trie=ItemTrie.build(tokenizer.codes, tokenizer.level_sizes),
+            events=self.events[stays],
+            dense=self.dense.rows(stays) if self.dense is not None else None,
+        )
+
+    def semantic_ids(self, rows: Iterable[int], names: Sequence[Sequence[str]]) -> dict[str, str]:
+        """The semantic ID of each item of `rows` by its id, spelt with the `names` of the codes per level."""
+        codes = self.item_tokenizer.codes
+        return {
+            self.catalog.ids[row]: "".join(level[code] for level, code in zip(names, codes[row], strict=True))
+            for row in rows
+        }
+
+    def _with_our_fields(self, catalog: Catalog, rows: np.ndarray) -> Catalog:
+        """The items of `catalog`, which are our `rows` (-1: new), with our fields, in our order."""
+        unknown = [field for field in catalog.fields if field not in self.catalog.fields]
+        if unknown:
+            log.info("left out fields that the catalogue lacks: %s", ", ".join(unknown))
+
+        def column(name: str) -> pl.Series:
+            if name in catalog.frame.columns:
+                return catalog.frame[name]
+            ours = self.catalog.frame[name]
+            return pl.Series(name, [ours[row] if row >= 0 else "" for row in rows.tolist()], pl.String)
+
+        return Catalog(pl.DataFrame([column(name) for name in self.catalog.frame.columns]))
+
+    def _vectors(self, arriving: Catalog, given: np.ndarray | None, wanted: np.ndarray) -> np.ndarray:
+        """Vectors, float32 [n, D], of the arriving items: those `given`, or made here of the rows `wanted` (the others
+        are 0)."""
+        dims = self.item_tokenizer.quantizer.dims
+        if given is not None:
+            if given.shape != (len(arriving), dims):
+                raise UserError(
+                    f"vectors of shape {given.shape} for {len(arriving)} items; expected ({len(arriving)}, {dims}), "
+                    f"since the item tokenizer was fitted on vectors of {dims} dimensions"
+                )
+            require_finite(arriving.ids, given)
+            return np.asarray(given, np.float32)
+        if self.item_tokenizer.encoder is not None:
+            item_texts(arriving, self.item_tokenizer.encoder.config)  # that all have text, whoever is embedded
+        if not len(wanted):
+            return np.zeros((len(arriving), dims), np.float32)
+        made = self._embedded(arriving.take(pl.Series(wanted)))
+        vectors = np.zeros((len(arriving), made.shape[1]), np.float32)
+        vectors[wanted] = made
+        return vectors
+
+    def _embedded(self, arriving: Catalog) -> np.ndarray:
+        """Vectors, float32 [n, D], of items by the item tokenizer's encoder."""
+        vectors = self.item_tokenizer.embed(arriving)
+        silent = np.flatnonzero(~vectors.any(axis=1))
+        if len(silent):
+            first = arriving.ids[silent[0]]
+            log.warning(
+                "%d items hold no word that the encoder knows, such as %r: their codes mean little", len(silent), first
+            )
+        return vectors
+
+
+def change_items(model: str | Path, out: str | Path | None, change: Callable[[Shelf], Shelf]) -> tuple[Shelf, Shelf]:
+    """Change the items of a bundle, in place or into a new folder; at any moment it is the old one or the new one.
+
+    Args:
+        model: folder or Hub id.
+        out: the new bundle's folder; default: in place.
+        change: makes the new shelf of the old one.
+
+    Returns:
+        The old shelf and the new one.
+
+    Raises:
+        UserError: no bundle, one of the Hub without `out`, `out` is there already, another process at work, a folder
+            that can't be written; and what `change` raises, with nothing changed.
+    """
+    if out is None and not Path(model).is_dir():
+        raise UserError(
+            f"--model {model}: no such folder; a bundle of the Hub is changed into a new one, named by --out."
+        )
+    folder = bundle.locate(model).resolve()
+    target = folder if out is None else Path(out).resolve()
+    if out is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"--out {out}: is there already; name a new folder.")
+    with replacing(target) as sibling:
+        old = Shelf.load(folder, bundle.read_header(folder))
+        new = change(old)
+        try:
+            if out is None:  # links: the weights stay where they are on the disk
+                shutil.copytree(folder, sibling, symlinks=True, copy_function=os.link)
+            else:
+                shutil.copytree(folder, sibling)
+            new.save(sibling)
+            put_in_place(sibling, target)
+        except OSError as error:
+            raise UserError(f"{target}: can't be written: {error}.") from None
+    return old, new
+
+
+def _trie(folder: Path, tokenizer: ItemTokenizer) -> ItemTrie:
+    """The trie of a bundle; made here if it is missing, as it only saves time."""
+    path = folder / bundle.TRIE
+    if not path.exists():
+        return ItemTrie.build(tokenizer.codes, tokenizer.level_sizes)
+    trie = ItemTrie.load(path)
+    if not trie.spells(tokenizer.codes):
+        raise UserError(
+            f"{folder}: {bundle.TRIE} has other semantic IDs than {bundle.QUANTIZER}/{CODES}; delete the trie, which "
+            "only saves making it of these."
+        )
+    return trie
