@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "BaseConfig": "llmrec.train.config",
+    "BaseConfig": "llmrec.model.config",
     "Catalog": "llmrec.data",
     "EmbedConfig": "llmrec.embed.config",
     "Interactions": "llmrec.data",
