@@ -38,7 +38,7 @@ class Config:
     """How it is measured."""
 
     def __post_init__(self) -> None:
-        headless = "" if self.train.dense_weight else "needs a dense head: set --train.dense_weight 1, or "
+        headless = "" if self.train.dense.weight else "needs a dense head: set --train.dense.weight 1, or "
         if headless and self.decode.ranking not in ("auto", *WITHOUT_HEAD):
             raise UserError(f"--decode.ranking {self.decode.ranking} {headless}choose beam or quota.")
         if headless and (others := [name for name in self.evaluate.rankings if name not in WITHOUT_HEAD]):

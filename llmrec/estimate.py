@@ -214,11 +214,13 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
     if tasks.mixture.get("preference") and (learned.intentions is None or not learned.intentions.users):
         tasks = replace(tasks, mixture={**tasks.mixture, "preference": 0})
         notes.append("the task preference is left out: its texts are not gathered yet")
-    if config.train.dense_weight:
-        notes.append("the dense head of --train.dense_weight and its scores of all items are not counted")
+    if config.train.dense.weight:
+        notes.append("the dense head of --train.dense.weight and its scores of all items are not counted")
     model, renderer = _model_and_renderer(config, run, learned, notes)
     check_method(model, config.train)
-    trained = model if config.train.method == "full" else with_adapter(model, renderer.vocabulary.all_ids, config.train)
+    trained = (
+        model if config.train.method == "full" else with_adapter(model, renderer.vocabulary.all_ids, config.train.lora)
+    )
     built = build_tasks(tasks, learned.catalog, learned.sequences, renderer, learned.users, learned.intentions)
     mixture = Mixture(built, tasks, config.train.epochs, config.train.batch_size, config.train.seed)
     work = _work(mixture, Collator(renderer, context_length(model), config.train.packing), config.train)

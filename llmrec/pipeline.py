@@ -137,9 +137,9 @@ def train_stage(config: Config, run: RunDirectory) -> None:
         vectors = Embeddings.load(run.path("embed")).take(prepared.catalog.ids).vectors if dense else None
         intentions = _intentions(config, run)
         recommender.fit(prepared.split.train, validation, config.tasks, config.train, out, intentions, vectors)
-        if config.train.merge:
+        if config.train.lora.merge:
             recommender.merge()
-        if config.base.model is None and (config.train.merge or config.train.method == "full"):
+        if config.base.model is None and (config.train.lora.merge or config.train.method == "full"):
             recommender.base_model = f"a {config.base.architecture} made from the catalogue's text"
         if run.main:
             shutil.rmtree(out / "bundle", ignore_errors=True)
@@ -147,7 +147,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
     local = Path(config.base.model) if config.base.model is not None else None
     prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
-    dense = config.train.dense_weight > 0
+    dense = config.train.dense.weight > 0
     made = {"base": config.base.model is None, "intentions": config.intentions.source != "none", "embed": dense}
     run.build(
         "train",
@@ -188,7 +188,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             if recommender.weights is not None:
                 recommender.weights.save(out / FUSION)
 
-    strict, dense = config.data.regime == "strict", config.train.dense_weight > 0
+    strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
     run.build(
         "model",
         {"warm_floor": config.decode.warm_floor} if dense else {},

@@ -59,8 +59,8 @@ class Catalog:
     @classmethod
     def from_table(cls, frame: pl.DataFrame, source: str, item_column: str, title_column: str) -> Self:
         """A catalogue of a frame with ids and titles in columns of any name; raises as `from_frame` does."""
-        require_column(frame, item_column, source, "--data.item_column")
-        require_column(frame, title_column, source, "--data.title_column")
+        require_column(frame, item_column, source, "--data.columns.item")
+        require_column(frame, title_column, source, "--data.columns.title")
         return cls.from_frame(frame.rename(_renaming(frame, item_column, title_column)), source)
 
     def __len__(self) -> int:

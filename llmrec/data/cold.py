@@ -28,23 +28,23 @@ def hold_out(split: Split, config: DataConfig) -> Split:
         UserError: a share that draws none, or draws that leave no training event.
     """
     users = held = simulated = 0
-    if config.cold_users:
+    if config.cold.users:
         split, users = _cold_users(split, config)
-    if config.cold_items == "held-out":
-        split, held = _keep_in(split, TEST, "cold_share", config)
-    if config.simulated_share:
+    if config.cold.items == "held-out":
+        split, held = _keep_in(split, TEST, "share", config)
+    if config.cold.simulated_share:
         split, simulated = _keep_in(split, VALID, "simulated_share", config)
     result = split.with_frame(
         split.frame,
         regime=config.regime,
-        cold={"kind": config.cold_items, "share": config.cold_share if held else 0.0, "items": held},
+        cold={"kind": config.cold.items, "share": config.cold.share if held else 0.0, "items": held},
         simulated_items=simulated,
         cold_users=users,
     )
     if not result.protocol["events"]["train"]:
         raise UserError(
-            "no training event is left after --data.cold_items, --data.simulated_share and --data.cold_users; lower "
-            "their shares, or use more data"
+            "no training event is left after --data.cold.items, --data.cold.simulated_share and --data.cold.users; "
+            "lower their shares, or use more data"
         )
     return result
 
@@ -62,9 +62,9 @@ def _cold_users(split: Split, config: DataConfig) -> tuple[Split, int]:
     """Draw from the users with a test event: a short history (in the validation part), one test event, no more."""
     frame = split.frame
     candidates = frame.filter(pl.col("part") == TEST)["user_id"].unique().sort().to_list()
-    drawn = _draw(candidates, TRAIN, "cold_users", config)
+    drawn = _draw(candidates, TRAIN, "users", config)
     place = pl.int_range(pl.len()).over("user_id")
-    history = pl.min_horizontal(pl.lit(config.cold_history), pl.len().over("user_id").cast(pl.Int64) - 1)
+    history = pl.min_horizontal(pl.lit(config.cold.history), pl.len().over("user_id").cast(pl.Int64) - 1)
     part = pl.when(place < history).then(VALID).when(place == history).then(TEST).cast(pl.UInt8)
     cold = pl.col("user_id").is_in(drawn)
     # A user's place without a part is after the test event: dropped.
@@ -73,14 +73,14 @@ def _cold_users(split: Split, config: DataConfig) -> tuple[Split, int]:
 
 
 def _draw(ids: Sequence[str], stream: int, field: str, config: DataConfig) -> list[str]:
-    """The share of the sorted `ids` that `config.field` asks for; each `stream` has random numbers of its own."""
-    share = getattr(config, field)
+    """The share of the sorted `ids` that `config.cold.field` asks for; each `stream` has random numbers of its own."""
+    share = getattr(config.cold, field)
     count = round(share * len(ids))
     if not count:
-        what = {"cold_share": "items are test targets", "simulated_share": "items are validation targets"}
+        what = {"share": "items are test targets", "simulated_share": "items are validation targets"}
         raise UserError(
-            f"--data.{field} {share}: {len(ids)} {what.get(field, 'users have a test event')}, of which that share is "
-            "none; raise it, or use more data"
+            f"--data.cold.{field} {share}: {len(ids)} {what.get(field, 'users have a test event')}, of which that share "
+            "is none; raise it, or use more data"
         )
     places = np.random.default_rng((config.seed, stream)).permutation(len(ids))[:count]
     return [ids[place] for place in np.sort(places)]

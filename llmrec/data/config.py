@@ -1,12 +1,62 @@
 """Where the data comes from and what is kept of it: section `data` of the configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from llmrec.checks import check_fields
 from llmrec.errors import UserError
 
 Regime = Literal["catalogue-known", "strict"]
 Format = Literal["synthetic", "table", "lc-rec", "amazon", "movielens", "recbole", "minionerec", "datasets"]
+
+
+@dataclass
+class ColumnsConfig:
+    """Names of the columns of the user's tables (formats table, recbole and datasets)."""
+
+    user: str = "user_id"
+    """Column of user ids."""
+    item: str = "item_id"
+    """Column of item ids, in the events and in the items alike."""
+    time: str | None = "timestamp"
+    """Column of times: numbers or ISO dates; null if the rows of each user stand in time order."""
+    rating: str | None = None
+    """Column of ratings; null for none."""
+    review: str | None = None
+    """Column of review texts; null for none."""
+    title: str = "title"
+    """Column of the items' titles."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.columns")
+
+
+@dataclass
+class ColdConfig:
+    """Items and users that have no training events, beyond those that the split leaves so."""
+
+    items: Literal["natural", "held-out"] = "natural"
+    """Which test targets are cold, that is, have no training events. natural: those that the split leaves without (few
+    under leave-one-out, see LIGER, arXiv 2411.18814; more under timestamp). held-out: also a share of the distinct test
+    targets, drawn by the seed; their events leave the train and the validation part (TIGER, arXiv 2305.05065)."""
+    share: float = 0.05
+    """Share of the distinct test targets that held-out makes cold."""
+    simulated_share: float = 0.0
+    """Share of the distinct validation targets whose events leave the train and the test part and stay in the
+    validation part, so that settings can be chosen on them as on cold items."""
+    users: float = 0.0
+    """Share of the users with a test event, drawn by the seed, that training does not see. Their first `history` events
+    are the history, the next event is the test target, later events are dropped."""
+    history: int = 3
+    """Events in the history of such a user; at most all but one of the user's events."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.cold", at_least={1: ("history",)}, shares=("share", "simulated_share", "users"))
+        if not self.share:
+            raise UserError(
+                f"--data.cold.share {self.share}: expected more than 0; for no held-out items use --data.cold.items "
+                "natural."
+            )
 
 
 @dataclass
@@ -23,18 +73,8 @@ class DataConfig:
     items: str | None = None
     """The items' file where it must be named: for table; for amazon if not beside the reviews as meta_*; for
     datasets, where it may also be a dataset. Items known by id only need --data.empty_text keep."""
-    user_column: str = "user_id"
-    """Column of user ids (table, recbole, datasets)."""
-    item_column: str = "item_id"
-    """Column of item ids, of events and items alike (table, recbole, datasets)."""
-    time_column: str | None = "timestamp"
-    """Column of times: numbers or ISO dates; null when each user's rows stand in time order."""
-    rating_column: str | None = None
-    """Column of ratings (table, recbole, datasets); null for none."""
-    review_column: str | None = None
-    """Column of review texts (table, recbole, datasets); null for none."""
-    title_column: str = "title"
-    """Column of the items' titles (table, recbole, datasets)."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Names of the columns of tables (formats table, recbole and datasets)."""
     synthetic_items: int = 3000
     """Items of the synthetic shop."""
     synthetic_users: int = 4500
@@ -63,20 +103,8 @@ class DataConfig:
     """Share of the events in the validation part (timestamp split)."""
     test_share: float = 0.1
     """Share of the events in the test part (timestamp split)."""
-    cold_items: Literal["natural", "held-out"] = "natural"
-    """Which test targets are cold, that is without training events. natural: those that the split leaves so, few under
-    leave-one-out (LIGER, arXiv 2411.18814), more under timestamp; held-out: also a cold_share of the distinct test
-    targets, drawn by the seed, whose events leave the train and the validation part (TIGER, arXiv 2305.05065)."""
-    cold_share: float = 0.05
-    """Share of the distinct test targets that cold_items held-out makes cold."""
-    simulated_share: float = 0.0
-    """Share of the distinct validation targets whose events leave the train and the test part but stay in the
-    validation part, to choose settings on as if they were cold."""
-    cold_users: float = 0.0
-    """Share of the users with a test event, drawn by the seed, of whom training sees nothing: their first cold_history
-    events are a history, the next one is the test target, later ones are dropped."""
-    cold_history: int = 3
-    """Events that the history of such a user has; at most all but one of the user's events."""
+    cold: ColdConfig = field(default_factory=ColdConfig)
+    """Which items and users training does not see."""
     regime: Regime = "catalogue-known"
     """What training may see of a cold item. catalogue-known: its text and codes, never its interactions; strict:
     nothing, not even when the encoder and the tokenizer are fitted; it is added to the trained bundle."""
@@ -98,34 +126,23 @@ class DataConfig:
                 f"--data.items {self.items}: --data.format {self.format} finds the items beside --data.path; "
                 "leave it out"
             )
-        for name in ("synthetic_items", "synthetic_users", "user_core", "item_core", "min_length", "cold_history"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--data.{name} {getattr(self, name)}: expected at least 1")
-        if self.seed < 0:
-            raise UserError(f"--data.seed {self.seed}: expected 0 or more")
+        sizes = ("synthetic_items", "synthetic_users", "user_core", "item_core", "min_length")
+        check_fields(self, "data", at_least={0: ("seed",), 1: sizes}, shares=("valid_share", "test_share"))
         if self.split == "leave-one-out" and self.min_length < 3:
             raise UserError(
                 f"--data.min_length {self.min_length}: leave-one-out needs 3 events of a user (history, "
                 "validation target, test target); use 3 or more, or --data.split timestamp"
             )
-        if not 0 < self.cold_share < 1:
-            raise UserError(
-                f"--data.cold_share {self.cold_share}: expected a share above 0 and below 1; for no held-out items use "
-                "--data.cold_items natural"
-            )
-        for name in ("simulated_share", "cold_users"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--data.{name} {getattr(self, name)}: expected a share from 0 to below 1")
 
     @property
     def event_columns(self) -> dict[str, str | None]:
         """Our names of the events' columns -> the file's, None where it has none."""
         return {
-            "user_id": self.user_column,
-            "item_id": self.item_column,
-            "timestamp": self.time_column,
-            "rating": self.rating_column,
-            "review": self.review_column,
+            "user_id": self.columns.user,
+            "item_id": self.columns.item,
+            "timestamp": self.columns.time,
+            "rating": self.columns.rating,
+            "review": self.columns.review,
         }
 
     @property

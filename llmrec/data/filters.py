@@ -89,7 +89,7 @@ def items_with_text(catalog: Catalog, policy: Literal["drop", "fail", "keep"]) -
     if policy == "fail" or not has_text.any():
         raise UserError(
             f"{count:,} of {len(catalog):,} items have no text, first {first!r}; give them titles "
-            "(--data.items, --data.title_column), or use --data.empty_text drop or keep"
+            "(--data.items, --data.columns.title), or use --data.empty_text drop or keep"
         )
     return Catalog(catalog.frame.filter(has_text))
 
@@ -98,7 +98,7 @@ def min_rating(log: Interactions, least: float) -> Interactions:
     """Only events rated at least `least`; raises UserError for a log without ratings."""
     if "rating" not in log.frame.columns:
         raise UserError(
-            f"--data.min_rating {least}: the log has no ratings; name their column with --data.rating_column"
+            f"--data.min_rating {least}: the log has no ratings; name their column with --data.columns.rating"
         )
     return Interactions(log.frame.filter(pl.col("rating") >= least))
 

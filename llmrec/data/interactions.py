@@ -13,11 +13,11 @@ from llmrec.data.sequences import PARTS, TEST, TRAIN, VALID, Cases, Sequences, i
 from llmrec.errors import UserError
 
 _FLAGS = {
-    "user_id": "user_column",
-    "item_id": "item_column",
-    "timestamp": "time_column",
-    "rating": "rating_column",
-    "review": "review_column",
+    "user_id": "user",
+    "item_id": "item",
+    "timestamp": "time",
+    "rating": "rating",
+    "review": "review",
 }
 
 
@@ -122,7 +122,7 @@ def select_columns(frame: pl.DataFrame, columns: dict[str, str | None], source: 
     """The events' columns under our names; `columns` maps ours to the file's, None where there is none."""
     wanted = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
     for ours, theirs in wanted.items():
-        require_column(frame, theirs, source, f"--data.{_FLAGS[ours]}")
+        require_column(frame, theirs, source, f"--data.columns.{_FLAGS[ours]}")
     return frame.select(pl.col(theirs).alias(ours) for ours, theirs in wanted.items())
 
 

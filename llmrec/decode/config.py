@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from llmrec.checks import check_fields
 from llmrec.errors import UserError
 
 Scoring = Literal["auto", "vocab", "level", "catalogue"]
@@ -32,7 +33,7 @@ class DecodeConfig:
     does (quota, TIGER); by the dense head alone (dense); beams and all new items by the dense head (liger); beams over
     first codes, dense inside (cascade, COBRA); drafts of the dense head that the model verifies (specgr); all of these
     and the items' texts with calibrated weights (fusion). auto is fusion where the bundle has been calibrated, else
-    beam. A new item is one without training events. All but beam and quota need --train.dense_weight."""
+    beam. A new item is one without training events. All but beam and quota need --train.dense.weight."""
     quota: float = 0.1
     """Ranking quota: share of a list that is for new items."""
     quota_prefix: int = 0
@@ -52,19 +53,12 @@ class DecodeConfig:
     """Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
-        for name in ("beams", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--decode.{name} {getattr(self, name)}: expected at least 1.")
-        if not math.isfinite(self.new_bonus) or math.isnan(self.specgr_threshold):
-            raise UserError(
-                f"--decode.new_bonus {self.new_bonus} and --decode.specgr_threshold {self.specgr_threshold}: expected "
-                "numbers."
-            )
-        if not 0 <= self.quota <= 1 or self.quota_prefix < 0 or self.warm_floor < 0:
-            raise UserError(
-                f"--decode.quota {self.quota}, --decode.quota_prefix {self.quota_prefix} and --decode.warm_floor "
-                f"{self.warm_floor}: expected a share, a number of codes, and at least 0."
-            )
+        at_least = {0: ("quota", "quota_prefix", "warm_floor"), 1: ("beams", "batch_size")}
+        check_fields(self, "decode", at_least=at_least)
+        if not math.isfinite(self.new_bonus):
+            raise UserError(f"--decode.new_bonus {self.new_bonus}: expected a finite number.")
+        if self.quota > 1:
+            raise UserError(f"--decode.quota {self.quota}: expected a share from 0 to 1.")
         if self.constraint != "trie" and self.ranking not in ("auto", "beam"):
             raise UserError(
                 f"--decode.ranking {self.ranking} ranks items, and --decode.constraint {self.constraint} spells others "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llmrec.errors import UserError
+from llmrec.checks import check_fields
 
 EncoderName = Literal["sentence-transformers", "minilm-offline", "tfidf-svd"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -29,12 +29,8 @@ class AlignConfig:
     """Seed of the pairs' order."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("min_count", 1), ("neighbours", 1), ("batch_size", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--embed.align.{name} is {getattr(self, name)}; give {least} or more")
-        for name in ("temperature", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"--embed.align.{name} is {getattr(self, name)}; give more than 0")
+        at_least = {0: ("epochs", "seed"), 1: ("min_count", "neighbours"), 2: ("batch_size",)}
+        check_fields(self, "embed.align", at_least=at_least, positive=("temperature", "learning_rate"))
 
 
 @dataclass
@@ -63,11 +59,7 @@ class EmbedConfig:
     """Alignment with behaviour."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--embed.{name} is {getattr(self, name)}; give 1 or more")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UserError(f"--embed.max_tokens is {self.max_tokens}; give 1 or more, or leave it unset")
+        check_fields(self, "embed", at_least={1: ("dim", "batch_size", "max_tokens")})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EmbedConfig":

@@ -3,47 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llmrec.checks import check_fields
+from llmrec.collaborative.config import SASRecConfig
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
 Baseline = Literal["popularity", "markov", "item-knn", "text-knn", "sasrec", "sasrec-knn"]
-
-
-@dataclass
-class SASRecConfig:
-    """The Transformer of the baselines sasrec and sasrec-knn, and its training."""
-
-    hidden_size: int = 64
-    """Width of the embeddings and the layers."""
-    layers: int = 2
-    """Transformer layers."""
-    heads: int = 2
-    """Attention heads; they divide the width."""
-    dropout: float = 0.5
-    """Share of the activations that training drops."""
-    max_history: int = 50
-    """Items of a history that it reads, the latest."""
-    batch_size: int = 128
-    """Users per step."""
-    learning_rate: float = 1e-3
-    """Step size of AdamW."""
-    epochs: int = 100
-    """Passes over the training part at most."""
-    patience: int = 5
-    """Passes after which it stops when the NDCG@10 of validation has not risen."""
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "layers", "heads", "max_history", "batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--evaluate.sasrec.{name}: got {getattr(self, name)}, expected at least 1")
-        if self.hidden_size % self.heads:
-            raise UserError(
-                f"--evaluate.sasrec.heads: got {self.heads}, expected a divisor of hidden_size {self.hidden_size}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"--evaluate.sasrec.dropout: got {self.dropout}, expected a share from 0 to below 1")
-        if not 0 < self.learning_rate < float("inf"):
-            raise UserError(f"--evaluate.sasrec.learning_rate: got {self.learning_rate}, expected more than 0")
 
 
 @dataclass
@@ -98,23 +63,17 @@ class EvaluateConfig:
     """Seed of the samples of users and queries, of the random ranking, of sasrec and of the bootstrap."""
 
     def __post_init__(self) -> None:
+        at_least = {0: ("diagnose", "max_users", "text_queries", "seed"), 1: ("bootstrap",)}
+        check_fields(self, "evaluate", at_least=at_least)
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k) or 10 not in self.k:
-            raise UserError(f"--evaluate.k: got {self.k}, expected distinct cut-offs of at least 1, 10 among them")
+            raise UserError(f"--evaluate.k {self.k}: expected distinct cut-offs of at least 1, 10 among them")
         if len(set(self.baselines)) < len(self.baselines):
-            raise UserError(f"--evaluate.baselines: got {self.baselines}, expected each baseline at most once")
+            raise UserError(f"--evaluate.baselines {self.baselines}: expected each baseline at most once")
         shares = self.quotas
         if not shares or len(set(shares)) < len(shares) or not all(0 < share <= 1 for share in shares):
-            raise UserError(f"--evaluate.quotas: got {shares}, expected distinct shares above 0 and up to 1")
+            raise UserError(f"--evaluate.quotas {shares}: expected distinct shares above 0 and up to 1")
         if len(set(self.rankings)) < len(self.rankings):
-            raise UserError(f"--evaluate.rankings: got {self.rankings}, expected each ranking at most once")
-        if self.diagnose < 0:
-            raise UserError(f"--evaluate.diagnose: got {self.diagnose}, expected 0 (none) or a number of targets")
-        if self.max_users < 0:
-            raise UserError(f"--evaluate.max_users: got {self.max_users}, expected 0 (all) or a number of users")
-        if self.text_queries < 0:
-            raise UserError(f"--evaluate.text_queries: got {self.text_queries}, expected 0 (none) or a number of them")
-        if self.bootstrap < 1:
-            raise UserError(f"--evaluate.bootstrap: got {self.bootstrap}, expected at least 1 resample")
+            raise UserError(f"--evaluate.rankings {self.rankings}: expected each ranking at most once")
 
     @property
     def reads_text(self) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import polars as pl
 
+from llmrec.checks import check_fields
 from llmrec.data.files import read_table, require_column
 from llmrec.errors import UserError
 
@@ -124,17 +125,11 @@ class IntentionsConfig:
 
     def __post_init__(self) -> None:
         self._check_source()
-        for name, least in (("concurrent", 1), ("per_item", 0), ("per_user", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--intentions.{name} {getattr(self, name)}: expected at least {least}")
+        at_least = {0: ("per_item", "per_user", "seed"), 1: ("concurrent",)}
+        positive, shares = ("requests_per_minute",), ("held_out_share",)
+        check_fields(self, "intentions", at_least=at_least, positive=positive, shares=shares)
         if not self.per_item and not self.per_user:
             raise UserError("--intentions.per_item 0 and --intentions.per_user 0 leave nothing; raise one of them")
-        if not 0 <= self.held_out_share < 1:
-            raise UserError(f"--intentions.held_out_share {self.held_out_share}: expected 0 or more, below 1")
-        if self.requests_per_minute is not None and not 0 < self.requests_per_minute < float("inf"):
-            raise UserError(
-                f"--intentions.requests_per_minute {self.requests_per_minute}: expected more than 0, or null"
-            )
 
     def _check_source(self) -> None:
         if (self.source == "file") != (self.path is not None):

@@ -66,8 +66,8 @@ def from_reviews(config: IntentionsConfig, catalog: Catalog, split: Split) -> In
     """
     if "review" not in split.frame.columns:
         raise UserError(
-            "--intentions.source reviews: the data has no reviews; name their column with --data.review_column, or use "
-            "--intentions.source extract"
+            "--intentions.source reviews: the data has no reviews; name their column with --data.columns.review, or "
+            "use --intentions.source extract"
         )
     learned = _telling(_said(split.frame.filter(pl.col("part") == TRAIN)))
     kept = _telling(_said(split.frame.filter(pl.col("part") != TRAIN)))

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmrec.model.config import AdapterConfig
 from llmrec.model.rows import embedding_names
-from llmrec.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
-def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: TrainConfig) -> "PeftModel":
+def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: AdapterConfig) -> "PeftModel":
     """`model` with a LoRA adapter (arXiv 2106.09685) and trainable rows for the item tokens.
 
     Args:
@@ -28,10 +28,10 @@ def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: TrainCo
         model,
         LoraConfig(
             task_type="CAUSAL_LM",
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=config.lora_targets,
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=config.targets,
             use_rslora=config.rslora,
             use_dora=config.dora,
             trainable_token_indices={name: item_ids.tolist() for name in embedding_names(model)},

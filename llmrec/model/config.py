@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from llmrec.checks import check_fields
 from llmrec.errors import UserError
 
 InitRows = Literal["gaussian", "mean", "text", "codebook"]
@@ -42,11 +43,47 @@ class BaseConfig:
     """Of the weights of a model made here and of the new token rows of any model."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "layers", "heads", "vocabulary", "context"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--base.{name} {getattr(self, name)}: expected at least 1.")
+        sizes = ("hidden_size", "layers", "heads", "vocabulary", "context")
+        check_fields(self, "base", at_least={0: ("pretrain_epochs", "seed"), 1: sizes})
         if self.hidden_size % (2 * self.heads) or self.heads % 2:
             raise UserError(
                 f"--base.hidden_size {self.hidden_size} and --base.heads {self.heads}: the heads must be even and "
                 "the width a multiple of twice their number."
             )
+
+
+@dataclass
+class AdapterConfig:
+    """The LoRA adapter (arXiv 2106.09685) that --train.method lora trains."""
+
+    rank: int = 16
+    """Rank of the adapter's matrices."""
+    alpha: int = 32
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Share of the adapter's inputs that training drops."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Layers that get an adapter: names such as [q_proj, v_proj], or all linear layers but the output head."""
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn the weights' magnitudes apart from their directions (DoRA, arXiv 2402.09353)."""
+    merge: bool = True
+    """Write one merged model into the bundle (true), or the adapter, which needs its base (false)."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "train.lora", at_least={1: ("rank",)}, shares=("dropout",))
+
+
+@dataclass
+class DenseConfig:
+    """The dense head: it puts the model's hidden state and the items' text vectors into one space."""
+
+    weight: float = 0.0
+    """Weight of the head's cosine loss beside the loss of the codes (LIGER, arXiv 2411.18814, uses 1). The head also
+    ranks items without training events. 0: no head."""
+    dim: int = 128
+    """Dimensions of the head's space."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "train.dense", at_least={0: ("weight",), 1: ("dim",)})

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llmrec.checks import check_fields
 from llmrec.errors import UserError
 
 Method = Literal["random", "kmeans", "pq", "opq", "rq-kmeans", "aq", "hierarchical-kmeans", "rq-vae"]
@@ -48,11 +49,13 @@ class LossConfig:
     """Weight of R3-VAE's spread of a codebook's codes (arXiv 2604.11440)."""
 
     def __post_init__(self) -> None:
-        for name in ("quantization", "contrastive", "collaborative", "diversity", "cohesion", "spread"):
-            _not_negative(f"rq_vae.loss.{name}", getattr(self, name))
-        for name in ("contrastive_temperature", "collaborative_temperature"):
-            _positive(f"rq_vae.loss.{name}", getattr(self, name))
-        _at_least("rq_vae.loss.diversity_groups", self.diversity_groups, 2)
+        weights = ("quantization", "contrastive", "collaborative", "diversity", "cohesion", "spread")
+        check_fields(
+            self,
+            "tokenize.rq_vae.loss",
+            at_least={0: weights, 2: ("diversity_groups",)},
+            positive=("contrastive_temperature", "collaborative_temperature"),
+        )
         if self.reconstruction == "none" and not self.contrastive:
             raise UserError(
                 "--tokenize.rq_vae.loss.reconstruction is none, so nothing asks the codes to tell items apart; "
@@ -111,21 +114,17 @@ class RQVAEConfig:
     """Weight decay of the networks; the codebooks have none."""
 
     def __post_init__(self) -> None:
-        for name in ("latent", "epochs", "batch_size"):
-            _at_least(f"rq_vae.{name}", getattr(self, name), 1)
-        _at_least("rq_vae.reset_every", self.reset_every, 0)
-        for width in self.hidden:
-            _at_least("rq_vae.hidden", width, 1)
-        for width in self.grid:
-            _at_least("rq_vae.grid", width, 2)
-        for epsilon in self.sinkhorn:
-            _not_negative("rq_vae.sinkhorn", epsilon)
-        for name in ("beta", "weight_decay"):
-            _not_negative(f"rq_vae.{name}", getattr(self, name))
-        for name in ("learning_rate", "temperature"):
-            _positive(f"rq_vae.{name}", getattr(self, name))
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"--tokenize.rq_vae.ema_decay is {self.ema_decay}; give 0 or more, below 1")
+        check_fields(
+            self,
+            "tokenize.rq_vae",
+            at_least={
+                0: ("reset_every", "sinkhorn", "beta", "weight_decay"),
+                1: ("latent", "epochs", "batch_size", "hidden"),
+                2: ("grid",),
+            },
+            positive=("learning_rate", "temperature"),
+            shares=("ema_decay",),
+        )
         for part, reason in self._conflicts():
             raise UserError(f"--tokenize.rq_vae.codebook {self.codebook} does not go with {part}: {reason}")
 
@@ -186,18 +185,13 @@ class TokenizeConfig:
     """Settings of the method rq-vae."""
 
     def __post_init__(self) -> None:
-        _at_least("levels", self.levels, 1)
-        for codes in self.codes if isinstance(self.codes, list) else [self.codes]:
-            _at_least("codes", codes, 2)
-        for name in ("iterations", "fit_rows"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("seed", self.seed, 0)
+        at_least = {0: ("seed",), 1: ("levels", "iterations", "fit_rows", "beams"), 2: ("codes",)}
+        check_fields(self, "tokenize", at_least=at_least)
         if isinstance(self.codes, list) and len(self.codes) != self.levels:
             raise UserError(f"--tokenize.codes has {len(self.codes)} sizes, --tokenize.levels is {self.levels}")
         if self.method == "kmeans" and self.levels != 1:
             raise UserError(f"--tokenize.method kmeans has one level, not {self.levels}; try rq-kmeans")
         if self.beams is not None:
-            _at_least("beams", self.beams, 1)
             if self.method not in DEFAULT_BEAMS:
                 raise UserError(f"--tokenize.beams does nothing for method {self.method}; leave it unset")
             if self.balanced and self.beams > 1:
@@ -272,18 +266,3 @@ def grid_size(settings: RQVAEConfig) -> int:
     for values in settings.grid:
         size *= values if settings.codebook == "fsq" else 2 * (values // 2) + 1
     return size
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"--tokenize.{name} is {value}; give {least} or more")
-
-
-def _not_negative(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise UserError(f"--tokenize.{name} is {value}; give 0 or more")
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise UserError(f"--tokenize.{name} is {value}; give more than 0")

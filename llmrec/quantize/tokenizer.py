@@ -246,8 +246,6 @@ class ItemTokenizer:
             raise UserError(f"{folder}: no quantizer.json, so not a saved item tokenizer; run `llmrec tokenize`")
         try:
             return cls._read(folder, json.loads(path.read_text("utf-8")))
-        except UserError:
-            raise
         except Exception as error:  # whatever wrong files make json, polars, safetensors or a quantizer raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{folder}: not a saved item tokenizer ({reason}); run `llmrec tokenize`") from None

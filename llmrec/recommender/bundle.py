@@ -163,7 +163,9 @@ def push(
     """
     folder = Path(folder)
     header = read_header(folder)
-    _check_base(folder, header, f"--model {folder}", "train with --train.merge true, or from a --base.model of the Hub")
+    _check_base(
+        folder, header, f"--model {folder}", "train with --train.lora.merge true, or from a --base.model of the Hub"
+    )
     check_parts(folder, header)
     read_index(folder)
     return hub.upload(folder, repo_id, private, revision, message)

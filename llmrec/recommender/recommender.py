@@ -215,7 +215,7 @@ class Recommender:
             UserError: nothing to learn from, or a method that does not fit the model; a dense head without an encoder.
         """
         train = train or TrainConfig()
-        if train.dense_weight and vectors is None:
+        if train.dense.weight and vectors is None:
             vectors = self.item_tokenizer.embed(self.catalog)
         tasks = tasks or TasksConfig(max_history=self.max_history)
         events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from llmrec.checks import check_fields
 from llmrec.errors import UserError
 
 TaskName = Literal[
@@ -51,10 +52,9 @@ class TasksConfig:
     """Item text and requests are cut to this many tokens in training prompts."""
 
     def __post_init__(self) -> None:
-        if self.max_history < 1 or self.max_text_tokens < 1:
-            raise UserError("--tasks.max_history and --tasks.max_text_tokens: expected at least 1.")
         unknown = [name for name in self.mixture if name not in TASKS]
         if unknown:
             raise UserError(f"--tasks.mixture: unknown task {unknown[0]!r}; known are {', '.join(TASKS)}.")
+        check_fields(self, "tasks", at_least={1: ("max_history", "max_text_tokens")})
         if any(rate < 0 for rate in self.mixture.values()) or not any(self.mixture.values()):
             raise UserError(f"--tasks.mixture {self.mixture}: rates are at least 0 and not all 0.")

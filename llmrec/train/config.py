@@ -1,9 +1,11 @@
-"""The base language model and how it is fine-tuned."""
+"""How the language model is fine-tuned: section `train` of the configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from llmrec.checks import check_fields
 from llmrec.errors import UserError
+from llmrec.model.config import AdapterConfig, DenseConfig
 
 
 @dataclass
@@ -12,20 +14,10 @@ class TrainConfig:
 
     method: Literal["full", "lora"] = "full"
     """full trains all weights; lora trains a PEFT adapter and the rows of the item tokens."""
-    merge: bool = True
-    """lora: write one merged model into the bundle (True), or the adapter, which needs its base (False)."""
-    lora_rank: int = 16
-    """Rank of the adapter."""
-    lora_alpha: int = 32
-    """Scale of the adapter."""
-    lora_dropout: float = 0.05
-    """Dropout on the adapter's input."""
-    lora_targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Layers that the adapter sits on: names such as [q_proj, v_proj], or all linear layers but the output head."""
-    rslora: bool = False
-    """Scale the adapter by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)."""
-    dora: bool = False
-    """Learn the weights' magnitudes apart from their directions (DoRA, arXiv 2402.09353)."""
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    """The adapter of method lora."""
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    """A head for dense retrieval, trained beside the codes."""
     rows_first: float = 0.0
     """Share of the steps, before all others and with a schedule of their own, that train the new token rows alone
     (OpenOneRec, arXiv 2512.24762)."""
@@ -48,11 +40,6 @@ class TrainConfig:
     code_dropout: float = 0.0
     """Share of the codes after the first, of items that are read, that the model does not get to see: what it says next
     then hangs less on single items, and more on what their first codes share. Full method only."""
-    dense_weight: float = 0.0
-    """Weight of the cosine loss that trains a head for dense retrieval beside the codes (LIGER, arXiv 2411.18814, has
-    1): with it the model also ranks items that no training has seen; 0: no head."""
-    dense_dim: int = 128
-    """Dimensions of the head's space."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -69,9 +56,16 @@ class TrainConfig:
     """Of the order of examples, dropout and the adapter."""
 
     def __post_init__(self) -> None:
-        for name in ("lora_rank", "epochs", "batch_size", "accumulation", "evaluations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--train.{name} {getattr(self, name)}: expected at least 1.")
+        check_fields(
+            self,
+            "train",
+            at_least={
+                0: ("weight_decay", "max_grad_norm", "patience", "validation_users", "seed"),
+                1: ("epochs", "batch_size", "accumulation", "evaluations"),
+            },
+            positive=("learning_rate",),
+            shares=("warmup", "dropout", "code_dropout", "rows_first"),
+        )
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"--train.batch_size {self.batch_size} is not a multiple of --train.accumulation {self.accumulation}."
@@ -80,11 +74,3 @@ class TrainConfig:
             raise UserError(
                 f"--train.code_dropout {self.code_dropout} works with --train.method full only; set it to 0."
             )
-        if self.dense_weight < 0 or self.dense_dim < 1:
-            raise UserError(
-                f"--train.dense_weight {self.dense_weight} and --train.dense_dim {self.dense_dim}: expected at least 0 "
-                "and at least 1."
-            )
-        for name in ("dropout", "code_dropout", "lora_dropout", "rows_first"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--train.{name} {getattr(self, name)}: expected at least 0 and below 1.")

@@ -46,18 +46,20 @@ def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
             f"--train.rows_first {config.rows_first} works where each process holds all weights, not under FSDP or "
             "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
         )
-    if config.dense_weight and spread_over_processes():
+    if config.dense.weight and spread_over_processes():
         raise UserError(
-            f"--train.dense_weight {config.dense_weight} works where each process holds all weights, not under FSDP or "
+            f"--train.dense.weight {config.dense.weight} works where each process holds all weights, not under FSDP or "
             "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
         )
-    if getattr(model, "is_quantized", False) and (config.method == "full" or config.merge):
-        raise UserError("--base.bits below 32 needs --train.method lora --train.merge false: such a base is frozen.")
-    if config.method == "lora" and config.lora_targets != "all-linear":
+    if getattr(model, "is_quantized", False) and (config.method == "full" or config.lora.merge):
+        raise UserError(
+            "--base.bits below 32 needs --train.method lora --train.lora.merge false: such a base is frozen."
+        )
+    if config.method == "lora" and config.lora.targets != "all-linear":
         known = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
-        if unknown := sorted(set(config.lora_targets) - known):
+        if unknown := sorted(set(config.lora.targets) - known):
             raise UserError(
-                f"--train.lora_targets: {type(model).__name__} has no layers named {', '.join(unknown)}; "
+                f"--train.lora.targets: {type(model).__name__} has no layers named {', '.join(unknown)}; "
                 f"it has {', '.join(sorted(known - {''}))}."
             )
 
@@ -270,16 +272,16 @@ def _dense_loss(
     model: "PreTrainedModel", renderer: Renderer, data: TrainingData, config: TrainConfig
 ) -> DenseLoss | None:
     """The loss of a dense head made by the configuration's seed; None if there is to be none."""
-    if not config.dense_weight:
+    if not config.dense.weight:
         return None
     if data.vectors is None:
         raise UserError(
-            f"--train.dense_weight {config.dense_weight} trains a dense head on text vectors of the items; pass "
+            f"--train.dense.weight {config.dense.weight} trains a dense head on text vectors of the items; pass "
             "vectors=, or set it to 0."
         )
     torch.manual_seed(config.seed)
     hidden = model.get_output_embeddings().weight.shape[1]
-    head = DenseHead(hidden, data.vectors.shape[1], config.dense_dim)
+    head = DenseHead(hidden, data.vectors.shape[1], config.dense.dim)
     return DenseLoss(head, renderer, data.vectors, data.sequences)
 
 
@@ -311,7 +313,7 @@ def _learn(
 ) -> "PreTrainedModel | PeftModel":
     """Train `model` by the configuration's method; it comes back, or a PEFT model around it."""
     torch.manual_seed(config.seed)  # of the adapter, whether or not anything was drawn before
-    trained = model if config.method == "full" else with_adapter(model, vocabulary.all_ids, config)
+    trained = model if config.method == "full" else with_adapter(model, vocabulary.all_ids, config.lora)
     with ExitStack() as hooks:
         if dense is not None:
             hooks.enter_context(dense.watching(trained))

@@ -222,7 +222,7 @@ def run_trainer(
         train_dataset=cast(Any, train),
         eval_dataset=cast(Any, validation),
         data_collator=collator,
-        compute_loss_func=objective(dense, config.dense_weight),
+        compute_loss_func=objective(dense, config.dense.weight),
         callbacks=[_Report(folder, dense)],
     )
     trainer.keeps_logits, trainer.validation_collator = keeps_logits, validation_collator or collator

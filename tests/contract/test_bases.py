@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from llmrec import Catalog, Interactions, ItemTokenizer, Recommender, TrainConfig
 from llmrec.embed.config import EmbedConfig
 from llmrec.model.base import make_base
-from llmrec.model.config import BaseConfig
+from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture
 from llmrec.train import trainer
@@ -27,7 +27,7 @@ CHAT = (
 KINDS = ["qwen3", "llama", "gpt2", "gemma3"]
 PADDED = 7  # token rows beyond the tokenizer's, as many checkpoints have them
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
-LORA = TrainConfig(method="lora", lora_rank=8, epochs=3, batch_size=8, evaluations=3, learning_rate=1e-2)
+LORA = TrainConfig(method="lora", lora=AdapterConfig(rank=8), epochs=3, batch_size=8, evaluations=3, learning_rate=1e-2)
 
 
 @dataclass

@@ -25,8 +25,8 @@ from llmrec.decode.generate import GenerateSearch, TrieConstraint, plain_generat
 from llmrec.decode.search import BeamSearch, Ranking
 from llmrec.decode.tree import TreeSearch
 from llmrec.index.trie import ItemTrie
+from llmrec.model.config import AdapterConfig
 from llmrec.model.tokens import ItemVocabulary
-from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import with_adapter
 
 WORDS, TOKENS = 100, 140  # plain tokens come first, item tokens after them
@@ -92,7 +92,7 @@ def model(request):
     model.generation_config.update(do_sample=True, temperature=0.3, top_k=3, num_beams=2)
     model.generation_config.update(repetition_penalty=1.5, suppress_tokens=[WORDS, WORDS + 1])
     if request.param == "lora":
-        model = with_adapter(model, np.arange(WORDS, TOKENS), TrainConfig(method="lora", lora_rank=4))
+        model = with_adapter(model, np.arange(WORDS, TOKENS), AdapterConfig(rank=4))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)

@@ -56,10 +56,10 @@ def test_missing_file(fails: Fails, shop: Path) -> None:
 
 
 def test_missing_column(fails: Fails, shop: Path) -> None:
-    line = fails(*prepare(shop, "--data.user_column=customer"))
+    line = fails(*prepare(shop, "--data.columns.user=customer"))
     assert "events.csv" in line
     assert "'customer'" in line
-    assert "--data.user_column" in line
+    assert "--data.columns.user" in line
     assert "user_id, item_id, timestamp" in line
 
 

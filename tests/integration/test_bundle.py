@@ -53,7 +53,7 @@ def adapter_run(
     """A run whose bundle is an adapter; what stands before the training is taken from the tiny run."""
     folder = tmp_path_factory.mktemp("runs") / "adapter"
     shutil.copytree(tiny_run, folder)
-    result = llmrec("run", "--run", folder, *tiny_flags, "--train.method", "lora", "--train.merge", "false")
+    result = llmrec("run", "--run", folder, *tiny_flags, "--train.method", "lora", "--train.lora.merge", "false")
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -178,4 +178,4 @@ def test_an_adapter_of_a_run_is_refused_where_nobody_else_has_its_base(
     capsys.readouterr()
     assert main(["push", "--model", str(adapter_run / "model"), "--repo-id", "org/name"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "is not a model of the Hub; train with --train.merge true, or from a --base.model of the Hub" in line
+    assert "is not a model of the Hub; train with --train.lora.merge true, or from a --base.model of the Hub" in line

@@ -13,12 +13,12 @@ import pytest
 from llmrec.decode.ranker import METHODS
 
 COLD = {
-    "data.cold_items": "held-out",
-    "data.cold_share": "0.1",
-    "data.simulated_share": "0.1",
+    "data.cold.items": "held-out",
+    "data.cold.share": "0.1",
+    "data.cold.simulated_share": "0.1",
     "data.regime": "strict",
     "base.init_rows": "codebook",
-    "train.dense_weight": "1",
+    "train.dense.weight": "1",
     "evaluate.rankings": "[beam, quota, dense, liger, cascade, specgr]",
     "evaluate.baselines": "[popularity, text-knn, sasrec, sasrec-knn]",
     "evaluate.sasrec.epochs": "2",

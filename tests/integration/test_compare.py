@@ -86,7 +86,7 @@ def test_downstream(compared: Path, llmrec: Program, tiny_flags: list[str]) -> N
         (["--methods", "rq-kmean"], "no tokenizer 'rq-kmean'; did you mean 'rq-kmeans'"),
         (["--methods", "pq,pq"], "--methods names 'pq' twice"),
         (["--methods", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["--methods", "pq", "--seeds", "0"], "--seeds 0: give 1 or more"),
+        (["--methods", "pq", "--seeds", "0"], "--seeds 0: expected at least 1"),
         (["--methods", "pq", "--tokenize.beams", "3"], "--tokenize.beams does nothing for method pq"),
     ],
 )

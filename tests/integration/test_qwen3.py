@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llmrec import Catalog, Interactions, ItemTokenizer, Recommender, TrainConfig
 from llmrec.embed.config import EmbedConfig
+from llmrec.model.config import AdapterConfig
 from llmrec.tasks.config import TasksConfig
 
 QWEN3 = Path(__file__).parents[3] / "shared" / "data" / "tokenizers" / "qwen3"
@@ -61,7 +62,9 @@ def test_a_fresh_process_computes_the_same_bits(
     events = [(f"u{user}", f"i{(user * 7 + time * 3) % 20}", time) for user in range(10) for time in range(5)]
     log = Interactions.from_frame(pl.DataFrame(events, ["user_id", "item_id", "timestamp"], orient="row"))
     tasks = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4)
-    train = TrainConfig(method="lora", lora_rank=4, epochs=1, batch_size=4, evaluations=1, learning_rate=1e-2)
+    train = TrainConfig(
+        method="lora", lora=AdapterConfig(rank=4), epochs=1, batch_size=4, evaluations=1, learning_rate=1e-2
+    )
     recommender = Recommender.from_base(base, items).fit(log, tasks=tasks, train=train)
     tokens = recommender.renderer.vocabulary.all_ids
     assert tokens[0] == 151_669

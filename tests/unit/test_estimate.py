@@ -21,7 +21,7 @@ from llmrec.errors import UserError
 from llmrec.estimate import Batch, estimate, memory, operations, skeleton
 from llmrec.model.adapter import with_adapter
 from llmrec.model.base import make_base
-from llmrec.model.config import BaseConfig
+from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TasksConfig
@@ -39,7 +39,7 @@ SHAPES: dict[str, Any] = {
     "gpt2": GPT2Config(**VOCABULARY, n_embd=128, n_layer=3, n_head=4),
 }
 BATCH = Batch(rows=4, tokens=100, learnt=40)
-LORA = TrainConfig(method="lora", merge=False, lora_rank=4)
+LORA = TrainConfig(method="lora", lora=AdapterConfig(merge=False, rank=4))
 
 
 def real_and_skeleton(shape: str, train: TrainConfig, folder: Path) -> list[tuple[Any, Any]]:
@@ -50,7 +50,7 @@ def real_and_skeleton(shape: str, train: TrainConfig, folder: Path) -> list[tupl
     for model in (real, skeleton(str(folder))):
         model.resize_token_embeddings(1024, mean_resizing=False)
         full = train.method == "full"
-        found.append((model, model if full else with_adapter(model, np.arange(1000, 1024), train)))
+        found.append((model, model if full else with_adapter(model, np.arange(1000, 1024), train.lora)))
     return found
 
 
@@ -60,7 +60,9 @@ def counts(trained: Any) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("train", [TrainConfig(), LORA, replace(LORA, dora=True)], ids=["full", "lora", "dora"])
+@pytest.mark.parametrize(
+    "train", [TrainConfig(), LORA, replace(LORA, lora=replace(LORA.lora, dora=True))], ids=["full", "lora", "dora"]
+)
 def test_parameters_are_those_of_the_model_itself(shape: str, train: TrainConfig, tmp_path: Path) -> None:
     (_, real), (_, bare) = real_and_skeleton(shape, train, tmp_path)
     assert all(parameter.is_meta for parameter in bare.parameters())
@@ -193,7 +195,7 @@ def test_a_run_is_counted_as_it_will_be_trained(
     }.items():
         assert found["per_epoch"][name] == pytest.approx(exact, rel=0.1 if found["per_epoch"]["sampled"] else 1e-3)
     assert 0.5 < found["per_epoch"]["tokens"] / found["per_epoch"]["padded_tokens"] <= 1
-    adapted = with_adapter(real.model, real.renderer.vocabulary.all_ids, train)
+    adapted = with_adapter(real.model, real.renderer.vocabulary.all_ids, train.lora)
     assert (found["parameters"]["total"], found["parameters"]["trainable"]) == counts(adapted)
     assert found["parameters"]["item_tokens"] == 32
     assert found["parameters"]["adapter"] + 32 * 32 == found["parameters"]["trainable"]

@@ -32,7 +32,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
         return without_text(log, config.source), log
     is_file = Path(config.items).is_file()
     frame = read_table(config.items) if is_file else _load(config.items, "--data.items")
-    return Catalog.from_table(frame, config.items, config.item_column, config.title_column), log
+    return Catalog.from_table(frame, config.items, config.columns.item, config.columns.title), log
 
 
 def _parse(name: str) -> tuple[str, str | None, str | None]:

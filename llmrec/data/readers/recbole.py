@@ -36,7 +36,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     if not items:
         return without_text(log, str(inter)), log
     frame = _read_atomic(items[0])
-    return Catalog.from_table(frame, str(items[0]), config.item_column, config.title_column), log
+    return Catalog.from_table(frame, str(items[0]), config.columns.item, config.columns.title), log
 
 
 def _read_atomic(path: Path) -> pl.DataFrame:

@@ -22,7 +22,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     frame = select_columns(read_table(events), config.event_columns, str(events))
     log = Interactions.from_frame(frame, str(events), config.seed)
     if items:
-        return Catalog.from_file(items[0], config.item_column, config.title_column), log
+        return Catalog.from_file(items[0], config.columns.item, config.columns.title), log
     return without_text(log, str(events)), log
 
 

@@ -140,7 +140,7 @@ class RankingMethod(ABC):
         """
         if self.facts.dense is None:
             raise UserError(
-                f"--decode.ranking {self.name}: this model has no dense head; train it with --train.dense_weight 1, or "
+                f"--decode.ranking {self.name}: this model has no dense head; train it with --train.dense.weight 1, or "
                 "choose beam or quota."
             )
         return self.facts.dense

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from llmrec.data import TEST, TRAIN, VALID, Catalog, DataConfig, Interactions, Prepared, Split, Summary, prepare
 from llmrec.data.cold import hold_out
+from llmrec.data.config import ColdConfig
 from llmrec.errors import UserError
 
 NATURAL = DataConfig()
-HELD_OUT = replace(NATURAL, cold_items="held-out", cold_share=0.5)
+HELD_OUT = replace(NATURAL, cold=ColdConfig(items="held-out", share=0.5))
 
 
 def log(**users: str) -> Interactions:
@@ -57,7 +58,7 @@ def test_held_out_items_keep_their_test_events_alone():
     split = log(u="aebfx", v="xbaay", w="yxcby", q="xyx", p="xxa").leave_one_out()
     half = hold_out(split, HELD_OUT)  # targets are a, x and y: round(1.5) of them
     assert half.protocol["cold"] == {"kind": "held-out", "share": 0.5, "items": 2}
-    one = hold_out(split, replace(HELD_OUT, cold_share=0.34, seed=2))
+    one = hold_out(split, replace(HELD_OUT, cold=ColdConfig(items="held-out", share=0.34), seed=2))
     assert one.protocol["cold"]["items"] == 1
     (cold,) = {"a", "x", "y"} - set("".join(events(one, TRAIN, VALID).values()))
     left = {user: items.replace(cold, "") for user, items in events(split, TRAIN, VALID).items()}
@@ -76,7 +77,7 @@ def test_draws_depend_on_seed_and_ids_alone():
     def cold(rows: list[tuple[str, str, int]], seed: int) -> set[str]:
         frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
         split = Interactions.from_frame(frame).leave_one_out()
-        config = replace(NATURAL, cold_users=0.1, cold_history=1, seed=seed)
+        config = replace(NATURAL, cold=ColdConfig(users=0.1, history=1), seed=seed)
         return set(split.frame["user_id"]) - set(hold_out(split, config).train.frame["user_id"])
 
     assert cold(rows, 0) == cold(rows[::-1], 0) != cold(rows, 1)
@@ -93,7 +94,7 @@ def test_timestamp_split_with_held_out_items():
     natural = hold_out(split, replace(NATURAL, regime="strict"))
     assert natural.frame.equals(split.frame)
     assert prepared(natural, "abcxy").known.catalog.ids == list("abcx")
-    held = hold_out(split, replace(HELD_OUT, cold_share=0.4, regime="strict"))
+    held = hold_out(split, replace(HELD_OUT, cold=ColdConfig(items="held-out", share=0.4), regime="strict"))
     arrivals = prepared(held, "abcxy").arrivals
     assert arrivals is not None
     assert held.protocol["cold"]["items"] == 2
@@ -104,7 +105,7 @@ def test_timestamp_split_with_held_out_items():
 
 def test_simulated_items_keep_their_validation_events_alone():
     split = log(u="abcxd", v="bxaxc", w="cxbxa", q="xaxb", p="abx").leave_one_out()
-    config = replace(NATURAL, simulated_share=0.9)  # validation targets are b and x
+    config = replace(NATURAL, cold=ColdConfig(simulated_share=0.9))  # validation targets are b and x
     simulated = hold_out(split, config)
     assert simulated.protocol["simulated_items"] == 2
     assert events(simulated, TRAIN) == {"u": "ac", "v": "a", "w": "c", "q": "a", "p": "a"}
@@ -116,7 +117,7 @@ def test_simulated_items_keep_their_validation_events_alone():
 
 def test_cold_users_have_a_short_history_and_nothing_to_train_on():
     split = log(u="abcdef", v="abcdef", w="ab", q="abc").leave_one_out()
-    users = hold_out(split, replace(NATURAL, cold_users=0.67, cold_history=3, seed=3))  # 2 of u, v and q
+    users = hold_out(split, replace(NATURAL, cold=ColdConfig(users=0.67, history=3), seed=3))  # 2 of u, v and q
     assert users.protocol["cold_users"] == 2
     cold = sorted(set("uvq") - set(events(users, TRAIN)))
     expected = {"u": ("abc", "d"), "v": ("abc", "d"), "q": ("ab", "c")}
@@ -134,7 +135,7 @@ def test_cold_users_have_a_short_history_and_nothing_to_train_on():
 @pytest.mark.parametrize("history", [1, 2, 5, 9])
 def test_any_length_of_a_cold_history(history):
     split = hold_out(
-        log(u="abcdef", v="bacdef").leave_one_out(), replace(NATURAL, cold_users=0.5, cold_history=history)
+        log(u="abcdef", v="bacdef").leave_one_out(), replace(NATURAL, cold=ColdConfig(users=0.5, history=history))
     )
     (user,) = {"u", "v"} - set(events(split, TRAIN))
     whole = {"u": "abcdef", "v": "bacdef"}[user]
@@ -188,36 +189,36 @@ def test_users_who_came_after_training_count_in_validation():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cold_share": 0.0}, r"--data\.cold_share 0\.0: expected a share above 0 and below 1.*--data\.cold_items"),
-        ({"cold_share": 1.0}, r"--data\.cold_share 1\.0"),
-        ({"cold_share": float("nan")}, r"--data\.cold_share nan"),
-        ({"simulated_share": -0.1}, r"--data\.simulated_share -0\.1: expected a share from 0 to below 1"),
-        ({"cold_users": 1.0}, r"--data\.cold_users 1\.0: expected a share from 0 to below 1"),
-        ({"cold_history": 0}, r"--data\.cold_history 0: expected at least 1"),
+        ({"share": 0.0}, r"--data\.cold\.share 0\.0: expected more than 0.*--data\.cold\.items natural"),
+        ({"share": 1.0}, r"--data\.cold\.share 1\.0: expected at least 0 and below 1"),
+        ({"share": float("nan")}, r"--data\.cold\.share nan"),
+        ({"simulated_share": -0.1}, r"--data\.cold\.simulated_share -0\.1: expected at least 0 and below 1"),
+        ({"users": 1.0}, r"--data\.cold\.users 1\.0: expected at least 0 and below 1"),
+        ({"history": 0}, r"--data\.cold\.history 0: expected at least 1"),
     ],
 )
 def test_shares_out_of_range(fields, message):
     with pytest.raises(UserError, match=message):
-        replace(NATURAL, **fields)
+        ColdConfig(**fields)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cold_items": "held-out"}, r"--data\.cold_share 0\.05: 2 items are test targets, of which .* none; raise it"),
-        ({"simulated_share": 0.1}, r"--data\.simulated_share 0\.1: 2 items are validation targets"),
-        ({"cold_users": 0.1}, r"--data\.cold_users 0\.1: 2 users have a test event"),
-        ({"cold_users": 0.99}, r"no training event is left after --data\.cold_items, .*--data\.cold_users"),
+        ({"items": "held-out"}, r"--data\.cold\.share 0\.05: 2 items are test targets, of which .* none; raise it"),
+        ({"simulated_share": 0.1}, r"--data\.cold\.simulated_share 0\.1: 2 items are validation targets"),
+        ({"users": 0.1}, r"--data\.cold\.users 0\.1: 2 users have a test event"),
+        ({"users": 0.99}, r"no training event is left after --data\.cold\.items, .*--data\.cold\.users"),
     ],
 )
 def test_draws_of_nothing_or_everything(fields, message):
     with pytest.raises(UserError, match=message) as error:
-        hold_out(log(u="abc", v="bca").leave_one_out(), replace(NATURAL, **fields))
+        hold_out(log(u="abc", v="bca").leave_one_out(), replace(NATURAL, cold=ColdConfig(**fields)))
     assert "\n" not in str(error.value)
 
 
 def test_prepare_applies_and_accounts_for_it():
-    config = DataConfig(synthetic_items=300, synthetic_users=400, cold_items="held-out", cold_users=0.1, seed=3)
+    config = DataConfig(synthetic_items=300, synthetic_users=400, cold=ColdConfig(items="held-out", users=0.1), seed=3)
     made, again = prepare(config), prepare(config)
     assert made.split.frame.equals(again.split.frame)
     assert made.split.protocol["cold"]["items"] > 0
@@ -232,13 +233,11 @@ logs = st.lists(
 )
 protocols = st.fixed_dictionaries(
     {
-        "cold_items": st.sampled_from(["natural", "held-out"]),
-        "cold_share": st.sampled_from([0.2, 0.4]),
+        "items": st.sampled_from(["natural", "held-out"]),
+        "share": st.sampled_from([0.2, 0.4]),
         "simulated_share": st.sampled_from([0.0, 0.3]),
-        "cold_users": st.sampled_from([0.0, 0.3]),
-        "cold_history": st.integers(1, 4),
-        "regime": st.sampled_from(["catalogue-known", "strict"]),
-        "seed": st.integers(0, 3),
+        "users": st.sampled_from([0.0, 0.3]),
+        "history": st.integers(1, 4),
     }
 )
 
@@ -271,11 +270,11 @@ def only_in(rows: Rows, items: set[str], part: int) -> Rows:
     return {user: events for user, events in left.items() if events}
 
 
-@given(logs, st.booleans(), protocols)
-def test_nothing_cold_leaks(rows, by_time, fields):
+@given(logs, st.booleans(), protocols, st.sampled_from(["catalogue-known", "strict"]), st.integers(0, 3))
+def test_nothing_cold_leaks(rows, by_time, fields, regime, seed):
     """Any log, split and protocol against a plain account of them; cold ids are where they may be and nowhere else."""
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    config = replace(NATURAL, **fields)
+    config = replace(NATURAL, cold=ColdConfig(**fields), regime=regime, seed=seed)
     try:
         log = Interactions.from_frame(frame)
         before = log.timestamp_split(0.2, 0.2) if by_time else log.leave_one_out()
@@ -283,16 +282,16 @@ def test_nothing_cold_leaks(rows, by_time, fields):
     except UserError:
         assume(False)
     left = told(before)
-    users = drawn({user for user, events in left.items() if events[-1][1] == TEST}, config.cold_users, config.seed, 0)
+    users = drawn({user for user, events in left.items() if events[-1][1] == TEST}, config.cold.users, config.seed, 0)
     for user in users:
         items = [item for item, _ in left[user]]
-        history = min(config.cold_history, len(items) - 1)
+        history = min(config.cold.history, len(items) - 1)
         left[user] = [(item, VALID) for item in items[:history]] + [(items[history], TEST)]
     cold: set[str] = set()
-    if config.cold_items == "held-out":
-        cold = drawn(targets(left, TEST), config.cold_share, config.seed, TEST)
+    if config.cold.items == "held-out":
+        cold = drawn(targets(left, TEST), config.cold.share, config.seed, TEST)
         left = only_in(left, cold, TEST)
-    simulated = drawn(targets(left, VALID), config.simulated_share, config.seed, VALID)
+    simulated = drawn(targets(left, VALID), config.cold.simulated_share, config.seed, VALID)
     left = only_in(left, simulated, VALID)
     assert told(split) == left
 

@@ -52,7 +52,7 @@ def test_repeats(policy, left):
 def test_min_rating_drops_low_and_unrated():
     rated = log([("u", "a", 5.0), ("u", "b", 3.0), ("u", "c", None)], ["user_id", "item_id", "rating"])
     assert filters.min_rating(rated, 4).frame["item_id"].to_list() == ["a"]
-    with pytest.raises(UserError, match=r"--data\.rating_column"):
+    with pytest.raises(UserError, match=r"--data\.columns\.rating"):
         filters.min_rating(log([("u", "a", 1)]), 4)
 
 

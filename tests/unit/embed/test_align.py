@@ -170,17 +170,17 @@ def test_a_log_without_pairs_is_refused():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("epochs", -1, "give 0 or more"),
-        ("min_count", 0, "give 1 or more"),
-        ("neighbours", 0, "give 1 or more"),
-        ("batch_size", 1, "give 2 or more"),
-        ("seed", -1, "give 0 or more"),
-        ("temperature", 0, "give more than 0"),
-        ("learning_rate", float("nan"), "give more than 0"),
+        ("epochs", -1, "expected at least 0"),
+        ("min_count", 0, "expected at least 1"),
+        ("neighbours", 0, "expected at least 1"),
+        ("batch_size", 1, "expected at least 2"),
+        ("seed", -1, "expected at least 0"),
+        ("temperature", 0, "expected more than 0"),
+        ("learning_rate", float("nan"), "expected more than 0"),
     ],
 )
 def test_values_out_of_range_name_their_flag(field, value, said):
-    with pytest.raises(UserError, match=rf"--embed\.align\.{field} is {value}; {said}"):
+    with pytest.raises(UserError, match=rf"--embed\.align\.{field} {value}: {said}"):
         AlignConfig(**{field: value})
 
 

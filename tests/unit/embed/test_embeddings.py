@@ -47,5 +47,5 @@ def test_embedded_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize("field", ["dim", "batch_size", "max_tokens"])
 def test_values_out_of_range_name_their_flag(field):
-    with pytest.raises(UserError, match=f"--embed.{field} is 0; give 1 or more"):
+    with pytest.raises(UserError, match=f"--embed.{field} 0: expected at least 1"):
         EmbedConfig(**{field: 0})

@@ -219,12 +219,12 @@ def test_not_a_tokenizer_or_another_version(tmp_path):
 @pytest.mark.parametrize(
     ("make", "flag"),
     [
-        (lambda: TokenizeConfig(levels=0), "--tokenize.levels is 0; give 1 or more"),
-        (lambda: TokenizeConfig(codes=1), "--tokenize.codes is 1; give 2 or more"),
-        (lambda: RQVAEConfig(epochs=0), "--tokenize.rq_vae.epochs is 0; give 1 or more"),
-        (lambda: RQVAEConfig(hidden=[4, 0]), "--tokenize.rq_vae.hidden is 0; give 1 or more"),
-        (lambda: RQVAEConfig(beta=-1.0), "--tokenize.rq_vae.beta is -1.0; give 0 or more"),
-        (lambda: RQVAEConfig(learning_rate=0.0), "--tokenize.rq_vae.learning_rate is 0.0; give more than 0"),
+        (lambda: TokenizeConfig(levels=0), "--tokenize.levels 0: expected at least 1"),
+        (lambda: TokenizeConfig(codes=1), "--tokenize.codes 1: expected at least 2"),
+        (lambda: RQVAEConfig(epochs=0), "--tokenize.rq_vae.epochs 0: expected at least 1"),
+        (lambda: RQVAEConfig(hidden=[4, 0]), "--tokenize.rq_vae.hidden 0: expected at least 1"),
+        (lambda: RQVAEConfig(beta=-1.0), "--tokenize.rq_vae.beta -1.0: expected at least 0"),
+        (lambda: RQVAEConfig(learning_rate=0.0), "--tokenize.rq_vae.learning_rate 0.0: expected more than 0"),
     ],
 )
 def test_values_out_of_range_name_their_flag(make, flag):

@@ -14,10 +14,9 @@ import yaml
 
 from llmrec.errors import UserError
 from llmrec.model.base import make_base
-from llmrec.model.config import BaseConfig
+from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.recommender import bundle, safety
 from llmrec.recommender.recommender import Recommender
-from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import with_adapter
 
 Change = Callable[[Path], None]
@@ -40,7 +39,7 @@ def adapter_bundle(recommender: Recommender, tmp_path_factory: pytest.TempPathFa
     tokenizer.save_pretrained(folder / "base")
     adapted = Recommender.from_base(folder / "base", recommender.item_tokenizer, recommender.catalog)
     tokens = adapted.renderer.vocabulary.all_ids
-    adapted.model = with_adapter(adapted.model, tokens, TrainConfig(method="lora", lora_rank=2))
+    adapted.model = with_adapter(adapted.model, tokens, AdapterConfig(rank=2))
     adapted.save_pretrained(folder / "model")
     return folder / "model"
 
@@ -217,12 +216,12 @@ def test_a_prompt_that_makes_objects(model: Path, tmp_path: Path) -> None:
         ({"schema": 99}, "schema 99"),
         ({"config": {"levels": "{history.__class__}"}}, "not a saved item tokenizer"),
         ({"config": {"levels": 10**9}}, "more levels in config than in level_sizes"),
-        ({"config": {"levels": -1}}, "--tokenize.levels is -1"),
+        ({"config": {"levels": -1}}, "--tokenize.levels -1: expected at least 1"),
         ({"config": {"levels": 1, "surprise": 1}}, "surprise"),
         ({"method": "os.system"}, "not a saved item tokenizer"),
         ({"level_sizes": 3}, "not a saved item tokenizer"),
         ({"embed": {"encoder": "os.system"}}, "not a saved item tokenizer"),
-        ({"embed": {"dim": -1}}, "--embed.dim is -1"),
+        ({"embed": {"dim": -1}}, "--embed.dim -1: expected at least 1"),
     ],
 )
 def test_a_quantizer_of_wrong_values(changes: dict[str, Any], said: str, model: Path) -> None:
@@ -268,5 +267,5 @@ def test_a_folder_here_does_not_stand_for_a_base_of_the_hub(
 
 
 def test_an_adapter_of_a_local_base_is_not_pushed(adapter: Path) -> None:
-    with pytest.raises(UserError, match=r"which is not a model of the Hub; train with --train\.merge true, or from"):
+    with pytest.raises(UserError, match=r"which is not a model of the Hub; train with --train\.lora\.merge true, or from"):
         bundle.push(adapter, "org/name")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from llmrec.errors import UserError
+from llmrec.model.config import AdapterConfig
 from llmrec.recommender import bundle, hub, size
 from llmrec.recommender.recommender import Recommender
-from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import with_adapter
 
 
@@ -16,7 +16,7 @@ def test_every_file_is_counted_once(adapted: bool, recommender: Recommender, tmp
     tokens = recommender.renderer.vocabulary.all_ids
     model = recommender.model
     if adapted:
-        recommender.model = with_adapter(model, tokens, TrainConfig(method="lora", lora_rank=2))
+        recommender.model = with_adapter(model, tokens, AdapterConfig(rank=2))
     try:
         recommender.save_pretrained(tmp_path)
     finally:

@@ -108,5 +108,5 @@ def test_missing_file(tmp_path):
     ],
 )
 def test_config_refuses(settings):
-    with pytest.raises(UserError, match=r"--tasks\.(mixture|max_history)"):
+    with pytest.raises(UserError, match=r"--tasks\.(mixture|max_history|max_text_tokens)"):
         TasksConfig(**settings)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmrec.errors import UserError
 from llmrec.model.base import load_base, make_base
-from llmrec.model.config import BaseConfig
+from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.train.config import TrainConfig
 
 TEXTS = ["a gentle shampoo", "a gentle soap", "hand balm for dry hands"] * 3
@@ -115,7 +115,6 @@ def test_base_config_refuses(settings, match):
             r"--train\.batch_size 128 is not a multiple of --train\.accumulation 3",
         ),
         ({"dropout": 1.0}, r"--train\.dropout 1\.0"),
-        ({"lora_dropout": -0.1}, r"--train\.lora_dropout -0\.1"),
         ({"rows_first": 1.0}, r"--train\.rows_first 1\.0"),
         ({"epochs": 0}, r"--train\.epochs 0"),
     ],
@@ -123,3 +122,16 @@ def test_base_config_refuses(settings, match):
 def test_train_config_refuses(settings, match):
     with pytest.raises(UserError, match=match):
         TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"dropout": -0.1}, r"--train\.lora\.dropout -0\.1: expected at least 0"),
+        ({"rank": 0}, r"--train\.lora\.rank 0: expected at least 1"),
+        ({"merge": "no"}, r"--train\.lora\.merge 'no': expected true or false"),
+    ],
+)
+def test_adapter_config_refuses(settings, match):
+    with pytest.raises(UserError, match=match):
+        AdapterConfig(**settings)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from llmrec.data import Cases
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
+from llmrec.model.config import AdapterConfig, DenseConfig
 from llmrec.model.dense import TEMPERATURE, DenseHead
 from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TasksConfig
@@ -25,9 +26,9 @@ TEXT = 12
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 ALL = TasksConfig(max_history=4, max_text_tokens=12)
 FULL = TrainConfig(
-    epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8, dense_weight=1.0, dense_dim=8
+    epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8, dense=DenseConfig(weight=1.0, dim=8)
 )
-LORA = replace(FULL, method="lora", lora_rank=4, learning_rate=5e-3)
+LORA = replace(FULL, method="lora", lora=AdapterConfig(rank=4), learning_rate=5e-3)
 
 
 def vectors(n=20) -> np.ndarray:
@@ -275,7 +276,7 @@ def test_the_head_learns_with_the_model(make_shop, tmp_path, config):
 
 
 def test_no_weight_no_head(shop, tmp_path):
-    config = replace(FULL, epochs=1, dense_weight=0.0)
+    config = replace(FULL, epochs=1, dense=DenseConfig(weight=0.0))
     assert train(shop, config, tmp_path)[1] is None
     assert not list(tmp_path.glob(f"checkpoint-*/{HEAD}"))
 
@@ -361,12 +362,15 @@ def test_runs_with_bfloat16_and_gradient_checkpointing(shop, tmp_path):
 
 
 def test_a_head_without_vectors_is_refused(shop, tmp_path):
-    with pytest.raises(UserError, match=r"--train\.dense_weight 1\.0 trains a dense head on text vectors") as caught:
+    with pytest.raises(UserError, match=r"--train\.dense\.weight 1\.0 trains a dense head on text vectors") as caught:
         finetune(shop.model, shop.renderer, TrainingData(shop.catalog, shop.sequences), TASKS, FULL, tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"dense_weight": -1.0}, {"dense_dim": 0}])
-def test_config_refuses(wrong):
-    with pytest.raises(UserError, match=r"--train\.dense_weight .* and --train\.dense_dim .*: expected at least 0"):
-        TrainConfig(**wrong)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"weight": -1.0}, r"weight -1\.0: expected at least 0"), ({"dim": 0}, "dim 0: expected at least 1")],
+)
+def test_config_refuses(wrong, said):
+    with pytest.raises(UserError, match=rf"--train\.dense\.{said}"):
+        DenseConfig(**wrong)

@@ -11,6 +11,7 @@ import torch
 
 from llmrec.data import Cases
 from llmrec.errors import UserError
+from llmrec.model.config import AdapterConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, validation_examples
 from llmrec.train import finetune as finetuning
@@ -20,7 +21,7 @@ from llmrec.train.trainer import answer_loss, last_checkpoint, run_trainer
 
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 FULL = TrainConfig(epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8)
-LORA = replace(FULL, method="lora", lora_rank=4, learning_rate=5e-3)
+LORA = replace(FULL, method="lora", lora=AdapterConfig(rank=4), learning_rate=5e-3)
 
 
 def data(shop, validation=True):
@@ -95,7 +96,7 @@ def test_rows_first_trains_nothing_else_at_first(make_shop, tmp_path, monkeypatc
         return run_trainer(model, *args, folder=folder, **kwargs)
 
     monkeypatch.setattr(finetuning, "run_trainer", note)
-    config = replace(FULL, method=method, lora_rank=4, rows_first=0.4)
+    config = replace(FULL, method=method, lora=AdapterConfig(rank=4), rows_first=0.4)
     model = train(shop, config, tmp_path / "main", validation=False)
     assert list(seen) == ["rows", "main"]
     assert seen["rows"][1] == 9 * 32 * (1 if tied else 2)
@@ -128,28 +129,28 @@ def test_packing_is_the_same_training(make_shop, tmp_path):
         np.testing.assert_allclose(packed, padded, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"rslora": True}, {"dora": True}, {"lora_targets": ["q_proj", "up_proj"]}], ids=str
-)
+@pytest.mark.parametrize("changes", [{"rslora": True}, {"dora": True}, {"targets": ["q_proj", "up_proj"]}], ids=str)
 def test_lora_options_reach_the_adapter(shop, changes):
-    adapted = with_adapter(shop.model, shop.vocabulary.all_ids, replace(LORA, lora_rank=4, lora_alpha=8, **changes))
+    adapted = with_adapter(shop.model, shop.vocabulary.all_ids, AdapterConfig(rank=4, alpha=8, **changes))
     layers = {name.rsplit(".", 1)[-1]: module for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
     everything = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert set(layers) == set(changes.get("lora_targets", everything))
+    assert set(layers) == set(changes.get("targets", everything))
     assert layers["q_proj"].scaling["default"] == (4.0 if "rslora" in changes else 2.0)
     assert layers["q_proj"].use_dora["default"] == ("dora" in changes)
 
 
 def test_unknown_lora_targets_are_named(shop, tmp_path):
-    config = replace(LORA, lora_targets=["q_proj", "quary"])
-    with pytest.raises(UserError, match=r"--train\.lora_targets: Qwen3\w+ has no layers named quary; it has .*q_proj"):
+    config = replace(LORA, lora=AdapterConfig(targets=["q_proj", "quary"]))
+    with pytest.raises(UserError, match=r"--train\.lora\.targets: Qwen3\w+ has no layers named quary; it has .*q_proj"):
         train(shop, config, tmp_path)
 
 
-@pytest.mark.parametrize("config", [FULL, replace(LORA, merge=True)], ids=["full", "merged"])
+@pytest.mark.parametrize(
+    "config", [FULL, replace(LORA, lora=AdapterConfig(rank=4, merge=True))], ids=["full", "merged"]
+)
 def test_a_base_of_few_bits_stays_frozen(shop, tmp_path, config):
     shop.model.is_quantized = True
-    with pytest.raises(UserError, match=r"--base\.bits below 32 needs --train\.method lora --train\.merge false"):
+    with pytest.raises(UserError, match=r"--base\.bits below 32 needs --train\.method lora --train\.lora\.merge false"):
         train(shop, config, tmp_path)
 
 
@@ -196,13 +197,13 @@ def test_new_adapter_changes_nothing(make_shop, tied):
     shop = make_shop(tied)
     ids = torch.tensor([[5, 6, *shop.vocabulary.all_ids[:4]]])
     plain = shop.model.eval()(ids).logits
-    adapted = with_adapter(shop.model, shop.vocabulary.all_ids, LORA).eval()(ids).logits
+    adapted = with_adapter(shop.model, shop.vocabulary.all_ids, LORA.lora).eval()(ids).logits
     torch.testing.assert_close(adapted, plain)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_accumulation_is_the_same_step(make_shop, tmp_path, method):
-    config = replace(FULL, method=method, dropout=0.0, lora_dropout=0.0, epochs=2)
+    config = replace(FULL, method=method, dropout=0.0, lora=AdapterConfig(dropout=0.0), epochs=2)
     one = weights(train(make_shop(), config, tmp_path / "1x8"))
     four = weights(train(make_shop(), replace(config, accumulation=4), tmp_path / "4x2"))
     np.testing.assert_allclose(log(tmp_path / "4x2", "loss"), log(tmp_path / "1x8", "loss"), rtol=1e-3)
@@ -212,7 +213,7 @@ def test_accumulation_is_the_same_step(make_shop, tmp_path, method):
 
 
 def test_gradient_checkpointing_is_the_same_step(make_shop, tmp_path):
-    config = replace(FULL, method="lora", lora_dropout=0.0, epochs=1)
+    config = replace(FULL, method="lora", lora=AdapterConfig(dropout=0.0), epochs=1)
     train(make_shop(), config, tmp_path / "plain")
     train(make_shop(), replace(config, gradient_checkpointing=True), tmp_path / "checkpointed")
     plain, checkpointed = (log(tmp_path / name, "loss") for name in ("plain", "checkpointed"))

@@ -7,6 +7,7 @@ import torch
 
 from llmrec.errors import UserError
 from llmrec.model.adapter import with_adapter
+from llmrec.model.config import AdapterConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
@@ -35,7 +36,7 @@ def test_copy_takes_all_weights(make_shop, method, tied):
     shop = make_shop(tied)
     model = shop.model
     if method == "lora":
-        model = with_adapter(model, shop.vocabulary.all_ids, TrainConfig(lora_rank=4))
+        model = with_adapter(model, shop.vocabulary.all_ids, AdapterConfig(rank=4))
     whole = empty_copy(model)
     mine, theirs = dict(model.named_parameters()), dict(whole.named_parameters())
     assert mine.keys() == theirs.keys()

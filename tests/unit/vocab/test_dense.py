@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmrec.errors import UserError
+from llmrec.index import dense as module
 from llmrec.index.dense import DenseIndex
-from llmrec.model import dense as module
 from llmrec.model.dense import TEMPERATURE, DenseHead
 
 N, HIDDEN, TEXT, DIM = 9, 6, 5, 4

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from llmrec.data import DataConfig, input_files
+from llmrec.data.config import ColumnsConfig
 from llmrec.data.files import read_table
 from llmrec.data.readers import read
 from llmrec.data.readers.minionerec import _extend
@@ -76,7 +77,7 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("writer", "file", "old", "new", "message"),
     [
-        ("csv", "log.csv", "timestamp", "time", r"log\.csv: no column 'timestamp' \(--data\.time_column\)"),
+        ("csv", "log.csv", "timestamp", "time", r"log\.csv: no column 'timestamp' \(--data\.columns\.time\)"),
         ("csv", "log.csv", "u1,2,101", "u1,2,noon", r"log\.csv: row 2 has timestamp 'noon'"),
         ("csv", "log.csv", "u1,2,101", "u1,2,1,1,1", r"log\.csv: not a readable table"),
         ("csv", "items.csv", "3,Paper", "2,Paper", r"items\.csv: item id '2' stands in rows 2 and 3"),
@@ -158,7 +159,9 @@ def test_items_known_by_id_only(writers, tmp_path):
 def test_parquet_tables(tmp_path):
     pl.DataFrame({"u": [1, 1], "i": [5, 6], "t": [2, 1]}).write_parquet(tmp_path / "log.parquet")
     config = DataConfig(
-        format="table", path=str(tmp_path / "log.parquet"), user_column="u", item_column="i", time_column="t"
+        format="table",
+        path=str(tmp_path / "log.parquet"),
+        columns=ColumnsConfig(user="u", item="i", time="t"),
     )
     assert sequences(read(config)[1]) == {"1": ["6", "5"]}
 

@@ -12,6 +12,7 @@ from llmrec.decode.ranker import METHODS, make_ranking
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
+from llmrec.model.config import DenseConfig
 from llmrec.train.config import TrainConfig
 
 HEADED = [name for name in METHODS if name not in WITHOUT_HEAD]
@@ -58,7 +59,7 @@ def test_the_configuration_names_one_and_an_argument_another(search, facts, name
 def test_a_model_without_dense_head_is_refused_at_once(search, facts, name):
     bare = replace(facts, dense=None)
     refused(
-        rf"--decode\.ranking {name}: this model has no dense head; train it with --train\.dense_weight 1, or choose",
+        rf"--decode\.ranking {name}: this model has no dense head; train it with --train\.dense\.weight 1, or choose",
         lambda: make_ranking(search, bare, DecodeConfig(ranking=name)),
     )
 
@@ -72,13 +73,13 @@ def test_a_model_without_tree_masks_is_refused(deep, facts, prompts, name):
 
 @pytest.mark.parametrize("name", HEADED)
 def test_a_configuration_that_trains_no_head_may_not_rank_by_it(name):
-    trained = TrainConfig(dense_weight=1.0)
+    trained = TrainConfig(dense=DenseConfig(weight=1.0))
     refused(
-        rf"--decode\.ranking {name} needs a dense head: set --train\.dense_weight 1, or choose beam or quota",
+        rf"--decode\.ranking {name} needs a dense head: set --train\.dense\.weight 1, or choose beam or quota",
         lambda: Config(decode=DecodeConfig(ranking=name)),
     )
     refused(
-        rf"--evaluate\.rankings {name} needs a dense head: set --train\.dense_weight 1, or leave it out",
+        rf"--evaluate\.rankings {name} needs a dense head: set --train\.dense\.weight 1, or leave it out",
         lambda: Config(evaluate=EvaluateConfig(rankings=["beam", name])),
     )
     Config(train=trained, decode=DecodeConfig(ranking=name), evaluate=EvaluateConfig(rankings=["beam", name]))
@@ -86,10 +87,10 @@ def test_a_configuration_that_trains_no_head_may_not_rank_by_it(name):
 
 def test_a_configuration_that_trains_no_head_has_no_frontier():
     refused(
-        r"--evaluate\.frontier true needs a dense head: set --train\.dense_weight 1, or set it to false",
+        r"--evaluate\.frontier true needs a dense head: set --train\.dense\.weight 1, or set it to false",
         lambda: Config(evaluate=EvaluateConfig(frontier=True)),
     )
-    Config(train=TrainConfig(dense_weight=1.0), evaluate=EvaluateConfig(frontier=True))
+    Config(train=TrainConfig(dense=DenseConfig(weight=1.0)), evaluate=EvaluateConfig(frontier=True))
 
 
 @pytest.mark.parametrize("what", [{"diagnose": 5}, {"rankings": ["beam"]}])
@@ -106,8 +107,8 @@ def test_what_goes_by_items_needs_the_trie(what):
     ("settings", "said"),
     [
         ({"ranking": "quota", "constraint": "level"}, r"--decode\.ranking quota ranks items, and --decode\.constraint"),
-        ({"quota": 1.5}, r"--decode\.quota 1\.5,"),
-        ({"quota_prefix": -1}, r"--decode\.quota_prefix -1 "),
+        ({"quota": 1.5}, r"--decode\.quota 1\.5: expected a share from 0 to 1"),
+        ({"quota_prefix": -1}, r"--decode\.quota_prefix -1: expected at least 0"),
         ({"warm_floor": -0.1}, r"--decode\.warm_floor -0\.1: expected"),
     ],
 )
