@@ -78,9 +78,9 @@ def _draw(ids: Sequence[str], stream: int, field: str, config: DataConfig) -> li
     count = round(share * len(ids))
     if not count:
         what = {"share": "items are test targets", "simulated_share": "items are validation targets"}
+        drawn_from = f"{len(ids)} {what.get(field, 'users have a test event')}"
         raise UserError(
-            f"--data.cold.{field} {share}: {len(ids)} {what.get(field, 'users have a test event')}, of which that share "
-            "is none; raise it, or use more data"
+            f"--data.cold.{field} {share}: {drawn_from}, of which that share is none; raise it, or use more data"
         )
     places = np.random.default_rng((config.seed, stream)).permutation(len(ids))[:count]
     return [ids[place] for place in np.sort(places)]

@@ -70,6 +70,26 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 _last_token_only: ContextVar[bool] = ContextVar("_last_token_only", default=False)
 
 
+class Body:
+    """A model as decoding runs it.
+
+    Attributes:
+        model: a copy of the modules in the decoder's arithmetic, see `decoding_copy`.
+        dtype: of its weights.
+        width: H, of its hidden states.
+        window: positions that a sliding attention sees; None if every layer sees all.
+        layer_types: kinds of attention that its layers have, empty where the configuration names none.
+    """
+
+    def __init__(self, model: "PreTrainedModel", dtype: torch.dtype) -> None:
+        self.model = decoding_copy(model, dtype)
+        self.dtype = dtype
+        self.width = int(self.model.get_output_embeddings().weight.shape[1])
+        config = self.model.config.get_text_config()
+        self.window: int | None = getattr(config, "sliding_window", None)
+        self.layer_types = set(getattr(config, "layer_types", None) or ())
+
+
 def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
     """A copy of the modules of `model`, whose own state nothing done to the copy changes.
 

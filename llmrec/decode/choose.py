@@ -92,7 +92,7 @@ def tree_trouble(search: TreeSearch) -> str | None:
     ids = torch.tensor([[0, *prompt]], device=search.device)
     spelt = torch.stack([level[[0, -1]] for level in tokens], dim=1)  # [2 beams, depth]
     try:
-        context = Context(search, ids, (torch.arange(ids.shape[1], device=search.device) > 0).long()[None])
+        context = Context(search.body, ids, (torch.arange(ids.shape[1], device=search.device) > 0).long()[None])
         context.start()
         alive = torch.ones((1, 2), dtype=torch.bool, device=search.device)
         ancestors = torch.empty((1, 2, 0), dtype=torch.int64, device=search.device)

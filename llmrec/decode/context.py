@@ -7,16 +7,13 @@ beams as further query positions under a tree attention mask: each sees its prom
 from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from llmrec.decode.body import last_token_only
-
-if TYPE_CHECKING:
-    from llmrec.decode.tree import TreeSearch
+from llmrec.decode.body import Body, last_token_only
 
 SHARED_FROM = 16
 """Tokens that prompts must have in common to be run apart; a pass of their own for fewer costs more than it spares."""
@@ -26,7 +23,7 @@ class Context:
     """The prompts of a batch and the tree of beams behind them.
 
     Args:
-        search: whose model runs.
+        body: the model that runs.
         ids: prompts, or their rests after `shared`, int64 [B, T], padded on the left.
         mask: int64 [B, T], 1 for tokens.
         shared: tokens that all prompts begin with.
@@ -34,9 +31,9 @@ class Context:
     """
 
     def __init__(
-        self, search: "TreeSearch", ids: torch.Tensor, mask: torch.Tensor, shared: Sequence[int] = (), room: int = 0
+        self, body: Body, ids: torch.Tensor, mask: torch.Tensor, shared: Sequence[int] = (), room: int = 0
     ) -> None:
-        self.search = search
+        self.body = body
         self.ids = ids
         self.shared = torch.tensor([list(shared)], dtype=torch.int64, device=ids.device)
         self.seen = torch.cat([torch.ones_like(self.shared).expand(len(ids), -1), mask], dim=1).bool()
@@ -68,7 +65,7 @@ class Context:
         end = queries if ids is self.shared else self.seen.shape[1]
         seen, positions = self.seen[:rows, :end], self.positions[:rows, :end]
         here = positions[:, end - queries :]
-        if queries == end and (self.search.window is None or end <= self.search.window):
+        if queries == end and (self.body.window is None or end <= self.body.window):
             return self._run(ids, seen.long(), here)  # the model's own causal mask, its fastest
         causal = torch.ones((queries, end), dtype=torch.bool, device=ids.device).tril(end - queries)
         # A row of padding must see something, itself, or its softmax is not a number.
@@ -97,7 +94,7 @@ class Context:
         slot.scatter_(1, chosen, tree + torch.arange(slots, device=running.device).expand(size, -1))
         ancestors = torch.cat([ancestors, slot[:, :, None]], dim=2)
         if not slots:
-            return torch.zeros((size, k, self.search.head.weight.shape[1]), device=running.device), ancestors
+            return torch.zeros((size, k, self.body.width), device=running.device), ancestors
         self.slots += slots
         seen = ancestors.gather(1, chosen[:, :, None].expand(-1, -1, ancestors.shape[2]))
         # One column more, for the -1s, which goes again.
@@ -111,7 +108,7 @@ class Context:
         return hidden.scatter_(1, chosen[:, :, None].expand(-1, -1, ran.shape[2]), ran), ancestors
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor | dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-        output = self.search.model.base_model(
+        output = self.body.model.base_model(
             input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
         )
         return output.last_hidden_state
@@ -120,17 +117,17 @@ class Context:
         self, sees: torch.Tensor, at: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """The 4-D mask of `sees` (bool [B, Q, S]) as the model takes it; queries stand `at` [B, Q], `keys` [B, S]."""
-        window = self.search.window
+        window = self.body.window
         if window is None:
             return self._additive(sees)
         near = sees & (at[:, :, None] - keys[:, None, :] < window)
-        if not {"sliding_attention", "full_attention"} <= self.search.layer_types:
+        if not {"sliding_attention", "full_attention"} <= self.body.layer_types:
             return self._additive(near)
         return {"full_attention": self._additive(sees), "sliding_attention": self._additive(near)}
 
     def _additive(self, sees: torch.Tensor) -> torch.Tensor:
-        least = torch.finfo(self.search.dtype).min
-        return torch.zeros(sees.shape, dtype=self.search.dtype, device=sees.device).masked_fill_(~sees, least)[:, None]
+        least = torch.finfo(self.body.dtype).min
+        return torch.zeros(sees.shape, dtype=self.body.dtype, device=sees.device).masked_fill_(~sees, least)[:, None]
 
 
 class Slots(DynamicLayer):

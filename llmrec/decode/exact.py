@@ -59,7 +59,7 @@ class ExactSearch(TreeSearch):
         self, prompt: Sequence[int], k: int, restriction: Restriction | None, offsets: Offsets | None
     ) -> list[Prefix]:
         """The k best leaves of one request, best first."""
-        context = Context(self, *self._padded([prompt]))
+        context = Context(self.body, *self._padded([prompt]))
         root = Prefix(0.0, 0.0, -1, 0, ())
         heap = self._children(root, context.start()[0, 0], restriction, offsets)
         heapq.heapify(heap)

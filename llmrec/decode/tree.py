@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmrec.decode.body import ItemHead, decoding_copy
+from llmrec.decode.body import Body, ItemHead
 from llmrec.decode.context import Context, shared_start
 from llmrec.decode.filters import Restriction
 from llmrec.decode.search import BeamSearch, Offsets, Opened, codes_of, require_numbers
@@ -50,11 +50,9 @@ class TreeSearch(BeamSearch):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.model = decoding_copy(self.model, self.dtype)
+        self.body = Body(self.model, self.dtype)
+        self.model = self.body.model
         self.head = ItemHead(self.model, self.vocabulary, self.config.scoring, self.dtype)
-        config = self.model.config.get_text_config()
-        self.window = getattr(config, "sliding_window", None)
-        self.layer_types = set(getattr(config, "layer_types", None) or ())
         self._trained: list[torch.Tensor] | None = None  # per level, bool [nodes]
         if self.new is not None and self.new.any():
             ordered = torch.from_numpy(~self.new).to(self.device)[self.trie.order.long()]
@@ -68,7 +66,7 @@ class TreeSearch(BeamSearch):
         shared = shared_start(prompts)
         ids, mask = self._padded([prompt[shared:] for prompt in prompts])
         room = self.config.beams * (self.trie.levels - 1)
-        return OpenedTree(prompts, Context(self, ids, mask, prompts[0][:shared], room))
+        return OpenedTree(prompts, Context(self.body, ids, mask, prompts[0][:shared], room))
 
     def _leaves(
         self, opened: Opened, width: int, restriction: Restriction | None, offsets: Offsets | None

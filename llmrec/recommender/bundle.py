@@ -166,7 +166,7 @@ def push(
     _check_base(
         folder, header, f"--model {folder}", "train with --train.lora.merge true, or from a --base.model of the Hub"
     )
-    check_parts(folder, header)
+    check_parts(folder, header.weights, header.base_model)
     read_index(folder)
     return hub.upload(folder, repo_id, private, revision, message)
 
@@ -203,7 +203,7 @@ def load_weights(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_parts(folder, header)
+    check_parts(folder, header.weights, header.base_model)
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)

@@ -6,12 +6,9 @@ to weights in pickle, to compiled kernels, or through parts of peft that no bund
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from llmrec.errors import UserError
-
-if TYPE_CHECKING:
-    from llmrec.recommender.bundle import Header
 
 MODEL = "model.safetensors"
 
@@ -48,15 +45,15 @@ FREE = {
 """Keys of adapter_config.json that a training sets; every other has peft's default."""
 
 
-def check_parts(folder: Path, header: "Header") -> None:
-    """Check the files that hold or name weights.
+def check_parts(folder: Path, weights: Literal["model", "adapter"], base_model: str) -> None:
+    """Check the files that hold or name weights; `weights` and `base_model` as the header says.
 
     Raises:
         UserError: weights that are missing or no safetensors, or a file that refers to anything outside the bundle.
     """
-    if header.weights == "adapter":
+    if weights == "adapter":
         _require(folder, ADAPTER, ADAPTER_CONFIG)
-        _check_adapter(folder / ADAPTER_CONFIG, header)
+        _check_adapter(folder / ADAPTER_CONFIG, base_model)
         return
     index = folder / f"{MODEL}.index.json"
     _require(folder, MODEL_CONFIG, *([] if index.exists() else [MODEL]))
@@ -112,7 +109,7 @@ def _keys(path: Path) -> set[str]:
     return keys
 
 
-def _check_adapter(path: Path, header: "Header") -> None:
+def _check_adapter(path: Path, base_model: str) -> None:
     """A LoRA adapter of the header's base, and no setting that a training of ours leaves alone."""
     from dataclasses import MISSING, fields
 
@@ -122,8 +119,8 @@ def _check_adapter(path: Path, header: "Header") -> None:
     if found.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type {found.get('peft_type')!r:.80}, expected LORA.")
     base = found.get("base_model_name_or_path")
-    if base != header.base_model:
-        raise UserError(f"{path}: an adapter of {base!r:.80}, but llmrec.json says {header.base_model!r}.")
+    if base != base_model:
+        raise UserError(f"{path}: an adapter of {base!r:.80}, but llmrec.json says {base_model!r}.")
     for field in fields(LoraConfig):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         # An empty container or None: peft writes the one for the other.

@@ -15,6 +15,7 @@ from typing import Literal, Self
 import numpy as np
 import polars as pl
 
+from llmrec.atomic import put_in_place, replacing
 from llmrec.console import get_logger
 from llmrec.data import Catalog
 from llmrec.embed import item_texts
@@ -24,7 +25,6 @@ from llmrec.index.trie import ItemTrie
 from llmrec.quantize.tokenizer import CODES, ItemTokenizer, require_finite
 from llmrec.recommender import bundle
 from llmrec.recommender.request import ItemLookup
-from llmrec.serve.replace import put_in_place, replacing
 
 log = get_logger(__name__)
 

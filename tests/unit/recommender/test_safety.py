@@ -267,5 +267,7 @@ def test_a_folder_here_does_not_stand_for_a_base_of_the_hub(
 
 
 def test_an_adapter_of_a_local_base_is_not_pushed(adapter: Path) -> None:
-    with pytest.raises(UserError, match=r"which is not a model of the Hub; train with --train\.lora\.merge true, or from"):
+    with pytest.raises(
+        UserError, match=r"which is not a model of the Hub; train with --train\.lora\.merge true, or from"
+    ):
         bundle.push(adapter, "org/name")
