@@ -1,6 +1,6 @@
 """Tokens and seconds to learn the same supervision: the classic form, and ours.
 
-    python scripts/bench_train.py [--data ../shared/data/Beauty] [--users 512] [--rounds 3] [--json]
+    python scripts/bench_train.py [--data data/Beauty] [--users 512] [--rounds 3] [--json]
 
 The supervision is each training item of a user after the first, predicted from the (at most 20) items before it, learnt
 once. `expanded` is what people write first on transformers.Trainer: one example per target with its whole prefix, in
@@ -143,7 +143,7 @@ def history_lengths(data: Path) -> np.ndarray:
 def main() -> None:
     """Parse, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/Beauty"), help="in LC-Rec's layout")
+    parser.add_argument("--data", type=Path, default=Path("data/Beauty"), help="in LC-Rec's layout")
     parser.add_argument("--users", type=int, default=512, help="histories; a multiple of the batch size")
     parser.add_argument("--batch-size", type=int, default=32, help="examples per step, of either way")
     parser.add_argument("--rounds", type=int, default=3, help="timed trainings of each way")
