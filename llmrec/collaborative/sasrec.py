@@ -6,6 +6,7 @@ strong baseline (Klenitskiy & Vasilev, arXiv 2309.07602).
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,15 +70,15 @@ class SASRec(BaselineSystem):
             raise UserError(f"--evaluate.baselines sasrec: the log has no {missing}; leave sasrec and sasrec-knn out.")
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            self.network = _Network(len(self.items), self.config).to(self.device)
+            self.network = self._make_network(len(self.items)).to(self.device)
             self._train(sequences, stop_by.sample(STOP_BY, self.seed))
 
     def _train(self, sequences: list[np.ndarray], stop_by: Cases) -> None:
         """Epochs until the validation NDCG@10 has not risen for `patience` of them; the best epoch's weights stay."""
         config, rng = self.config, np.random.default_rng(self.seed)
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.learning_rate, fused=True)
+        optimizer = self._optimizer()
         best, best_epoch, weights = -1.0, 0, {}
-        bar = progress_bar("training SASRec", config.epochs, 0)
+        bar = progress_bar(f"training {self.name}", config.epochs, 0)
         for epoch in range(1, config.epochs + 1):
             self.network.train()
             for batch in self._batches(sequences, rng):
@@ -87,14 +88,20 @@ class SASRec(BaselineSystem):
             bar.advance()
             ranks = self.ranks(stop_by, filter_seen=True)
             figure = float(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean())  # NDCG@10 of one target
-            log.debug("SASRec, epoch %d: validation ndcg@10 %.4f", epoch, figure)
+            log.debug("%s, epoch %d: validation ndcg@10 %.4f", self.name, epoch, figure)
             if figure > best:
                 best, best_epoch, weights = figure, epoch, copy.deepcopy(self.network.state_dict())
             elif epoch >= best_epoch + config.patience:
                 break
         bar.close()
         self.network.load_state_dict(weights)
-        log.info("SASRec: %d epochs, validation ndcg@10 %.4f after epoch %d", epoch, best, best_epoch)
+        log.info("%s: %d epochs, validation ndcg@10 %.4f after epoch %d", self.name, epoch, best, best_epoch)
+
+    def _make_network(self, n_items: int) -> Any:
+        return _Network(n_items, self.config)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.network.parameters(), lr=self.config.learning_rate, fused=True)
 
     def _batches(self, sequences: list[np.ndarray], rng: np.random.Generator) -> Iterator[list[np.ndarray]]:
         """The last items of each sequence, one more than the network reads, in random order; of like lengths within."""
