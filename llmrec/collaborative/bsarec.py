@@ -138,8 +138,9 @@ class FrequencyLayer(nn.Module):
     def _attention(self, states: torch.Tensor) -> torch.Tensor:
         batch, length, size = states.shape
         parts = self.project(states).view(batch, length, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)
         share = self.share if self.training else 0.0
-        found = F.scaled_dot_product_attention(*parts, is_causal=True, dropout_p=share)
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=share)
         return self.out(found.transpose(1, 2).reshape(batch, length, size))
 
 

@@ -31,8 +31,8 @@ class EASE(BaselineSystem):
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
         if n_items > MOST_ITEMS:
             raise UserError(
-                f"--evaluate.baselines ease: {n_items} items, expected at most {MOST_ITEMS}; its matrix has a row and a "
-                "column per item. Leave ease out."
+                f"--evaluate.baselines ease: {n_items} items, expected at most {MOST_ITEMS}; its matrix has a row "
+                "and a column per item. Leave ease out."
             )
         users = incidence(train_sequences, [np.ones(len(s)) for s in train_sequences], n_items).sign()
         gram = np.asarray((users.T @ users).todense(), np.float64)

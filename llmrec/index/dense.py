@@ -112,7 +112,10 @@ class DenseIndex:
             UserError: the file is damaged, or another.
         """
         try:
-            tensors = load_file(path)
+            # Copies: what safetensors maps may lie at any offset, where sums come in another order.
+            tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+            if damaged := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+                raise ValueError(f"{damaged[0]} holds NaN or infinity")
             vectors, texts = tensors.pop("items"), tensors.pop("texts").float()
             state = {name.removeprefix("head."): tensor for name, tensor in tensors.items()}
             dim, hidden = state["query.weight"].shape

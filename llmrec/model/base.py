@@ -1,10 +1,12 @@
 """The base language model: loaded by path or Hub id, or a small one made from the catalogue's text."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from llmrec.console import get_logger
 from llmrec.errors import UserError
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = get_logger(__name__)
+ALIGNMENT = 64
+"""Bytes: where torch's own allocator begins a tensor."""
 
 
 def load_base(
@@ -30,13 +34,41 @@ def load_base(
     tokenizer = load_tokenizer(name, trust_remote_code)
     fewer = _fewer_bits(bits) if bits < 32 else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, trust_remote_code=trust_remote_code, dtype=torch.float32, **fewer
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True, **fewer
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"--base.model {name}: the checkpoint lacks {len(missing)} tensors of {type(model).__name__}, such as "
+            f"{missing[0]}; expected the weights of a causal language model."
+        )
+    own_memory(model)
     return model, tokenizer
+
+
+def own_memory(model: nn.Module) -> None:
+    """Copy each tensor of `model` on the CPU that does not lie on a 64-byte boundary, one at a time, in place.
+
+    safetensors maps a file into memory, where tensors lie at any offset. Matrix kernels sum in another order there, so
+    that a reloaded model would differ from the saved one in the last bits.
+    """
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
+def check_finite(model: nn.Module, subject: str) -> None:
+    """Check that no floating-point tensor of `model` holds NaN or infinity.
+
+    Raises:
+        UserError: one does; the message begins with `subject` and names it.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
+            raise UserError(f"{subject}: tensor {name} holds NaN or infinity; the weights are damaged.")
 
 
 def _fewer_bits(bits: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import polars as pl
 
@@ -15,10 +15,6 @@ from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
 from llmrec.recommender import hub
 from llmrec.recommender.safety import check_parts, read_object
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SCHEMA = 1
 
@@ -176,49 +172,6 @@ def _check_base(folder: Path, header: Header, subject: str, fix: str) -> None:
     base = header.base_model
     if header.weights == "adapter" and (not hub.is_repo_id(base) or Path(base).exists()):
         raise UserError(f"{subject}: an adapter of {base!r:.200}, which is not a model of the Hub; {fix}.")
-
-
-def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Weights (or adapter) and tokenizer, as transformers and peft write them."""
-    from transformers import GenerationConfig
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # Sampling settings of the base would turn a plain `generate` into dice; the answers are beams.
-    base.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
-    )
-    # Of a PEFT model that was loaded, peft would save the whole matrices of the tokens too.
-    model.save_pretrained(folder, **({"save_embedding_layers": False} if base is not model else {}))
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's card; ours is written from the run's metrics
-
-
-def load_weights(
-    folder: Path, header: Header, trust_remote_code: bool
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer of a bundle, the adapter applied when it is one.
-
-    Raises:
-        UserError: the files can't be loaded, or the adapter's base can't be found.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    check_parts(folder, header.weights, header.base_model)
-    options = {"trust_remote_code": trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        if sum(header.level_sizes) > len(tokenizer):  # before that many names are made
-            raise ValueError(f"{sum(header.level_sizes)} item tokens in {HEADER}, {len(tokenizer)} tokens in all")
-        if header.weights == "model":
-            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options), tokenizer
-        from peft import PeftModel
-
-        base = AutoModelForCausalLM.from_pretrained(header.base_model, use_safetensors=True, **options)
-        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        return PeftModel.from_pretrained(base, folder), tokenizer
-    except Exception as error:  # whatever wrong files make transformers, peft, tokenizers or safetensors raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
 
 
 def write_index(

@@ -31,6 +31,7 @@ from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
 from llmrec.recommender.request import Answer, ItemLookup, Recommendation, Selection
 from llmrec.recommender.store import IfExists, Shelf
+from llmrec.recommender.weights import load_weights, save_weights
 from llmrec.tasks.config import ASKED, TasksConfig
 from llmrec.tasks.render import Renderer
 from llmrec.tasks.template import Template, load_templates, save_templates, turns
@@ -366,7 +367,7 @@ class Recommender:
         """Write the bundle into `folder` (made if it is not there)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        bundle.save_weights(self.model, self.tokenizer, folder)
+        save_weights(self.model, self.tokenizer, folder)
         self.item_tokenizer.save(folder / bundle.QUANTIZER)
         # What a model was not taught, its bundle is not to be asked.
         asked = self._taught.union(ASKED) if self._taught else self.templates
@@ -417,7 +418,7 @@ class Recommender:
         """
         folder = bundle.locate(name)
         header = bundle.read_header(folder)
-        model, tokenizer = bundle.load_weights(folder, header, trust_remote_code)
+        model, tokenizer = load_weights(folder, header, trust_remote_code)
         vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
         recommender = cls(
             model,

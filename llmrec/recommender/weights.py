@@ -1,0 +1,102 @@
+"""The weights of a bundle, as transformers and peft write them; loaded exactly, or not at all."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmrec.errors import UserError
+from llmrec.model.base import check_finite, own_memory
+from llmrec.recommender.bundle import HEADER, Header
+from llmrec.recommender.safety import ADAPTER, check_parts
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write weights (or adapter) and tokenizer, as transformers and peft write them."""
+    from transformers import GenerationConfig
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Sampling settings of the base would make a plain `generate` draw at random; the answers are beams.
+    base.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    # Of a PEFT model that was loaded, peft would save the whole matrices of the tokens too.
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if base is not model else {}))
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's card; ours is written from the run's metrics
+
+
+def load_weights(
+    folder: Path, header: Header, trust_remote_code: bool
+) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]":
+    """Model and tokenizer of a bundle, with the adapter if it is one; each tensor in memory of its own.
+
+    Raises:
+        UserError: the files can't be loaded, the adapter's base can't be found, or a tensor is missing, superfluous, of
+            another shape, or holds NaN or infinity.
+    """
+    check_parts(folder, header.weights, header.base_model)
+    try:
+        return _load(folder, header, {"trust_remote_code": trust_remote_code})
+    except UserError:
+        raise
+    except Exception as error:  # whatever wrong files make transformers, peft, tokenizers or safetensors raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
+
+
+def _load(folder: Path, header: Header, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if sum(header.level_sizes) > len(tokenizer):  # before that many names are made
+        raise ValueError(f"{sum(header.level_sizes)} item tokens in {HEADER}, {len(tokenizer)} tokens in all")
+    if header.weights == "model":
+        model: Any = _complete(folder, f"{folder}", options)
+    else:
+        base = _complete(header.base_model, f"{folder}: its base model {header.base_model}", options)
+        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model = _with_adapter(base, folder)
+    own_memory(model)
+    check_finite(model, f"{folder}")
+    return model, tokenizer
+
+
+def _complete(name: str | Path, subject: str, options: dict[str, Any]) -> "PreTrainedModel":
+    """The causal language model of a checkpoint that has all its tensors and no others."""
+    from transformers import AutoModelForCausalLM
+
+    # Other shapes are not ignored but named, below.
+    loading = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = AutoModelForCausalLM.from_pretrained(name, **loading, **options)
+    other = [found[0] if isinstance(found, tuple) else found for found in info["mismatched_keys"]]
+    _require_same(subject, info["missing_keys"], info["unexpected_keys"], other)
+    return model
+
+
+def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
+    """`base` under the adapter in `folder`, whose file has the adapter's tensors and no others."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    model = PeftModel.from_pretrained(base, folder, ignore_mismatched_sizes=True)
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {name: list(tensor.shape) for name, tensor in saved.items()}
+    with safe_open(folder / ADAPTER, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    other = [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
+    _require_same(f"{folder / ADAPTER}", wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
+    return model
+
+
+def _require_same(subject: str, missing: Iterable[Any], unexpected: Iterable[Any], other: Iterable[Any]) -> None:
+    """Raise UserError if a tensor is missing, unexpected or of another shape."""
+    for what, names in (("has another shape of", other), ("lacks", missing), ("has the unknown", unexpected)):
+        if found := sorted(map(str, names)):
+            raise UserError(
+                f"{subject}: {what} tensor {found[0]:.120} ({len(found)} such tensors); the weights belong to another "
+                "model, or are damaged."
+            )

@@ -1,0 +1,159 @@
+"""Weights of a bundle: loaded to the last bit wherever they lie in the file, or refused by the name of a tensor."""
+
+import json
+import shutil
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llmrec.errors import UserError
+from llmrec.model.base import load_base
+from llmrec.model.config import AdapterConfig
+from llmrec.recommender.recommender import Recommender
+
+MODEL = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    recommender.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def shift(path: Path, offset: int) -> None:
+    """Write a safetensors file anew so that its data begin `offset` bytes behind a multiple of 64."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    head = raw[8 : 8 + length].rstrip(b" ")
+    head += b" " * ((offset - 8 - len(head)) % 64)
+    path.write_bytes(len(head).to_bytes(8, "little") + head + raw[8 + length :])
+
+
+@pytest.mark.parametrize("offset", [0, 8, 40, 56])
+def test_reloads_are_equal_to_the_last_bit(recommender: Recommender, bundle: Path, offset: int) -> None:
+    shift(bundle / MODEL, offset)
+    again = Recommender.from_pretrained(bundle)
+    for tensor in chain(again.model.parameters(), again.model.buffers()):
+        assert tensor.data_ptr() % 64 == 0
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.inference_mode():
+        assert torch.equal(again.model(ids).logits, recommender.model(ids).logits)
+    request = {"history": recommender.catalog.ids[:3], "prompt": "a soap"}
+    assert again.recommend(**request) == recommender.recommend(**request)
+
+
+def test_a_base_is_trained_from_memory_of_its_own(bundle: Path) -> None:
+    shift(bundle / MODEL, 40)
+    model, _ = load_base(bundle)
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, "still tied"
+
+
+def change(path: Path, **tensors: torch.Tensor | None) -> None:
+    found = load_file(path)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            del found[name]
+        else:
+            found[name] = tensor
+    save_file(found, path, {"format": "pt"})
+
+
+def refusal(bundle: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        Recommender.from_pretrained(bundle)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+LAYER = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({LAYER: None}, f"lacks tensor {LAYER}"),
+        ({"model.embed_tokens.weight": None}, "lacks tensor"),
+        ({"model.layers.7.mlp.up_proj.weight": torch.zeros(2, 2)}, "has the unknown tensor model.layers.7"),
+        ({LAYER: torch.zeros(3, 5)}, f"has another shape of tensor {LAYER}"),
+        ({LAYER: torch.full((64, 32), torch.nan)}, f"tensor {LAYER} holds NaN or infinity"),
+        ({LAYER: torch.full((64, 32), torch.inf)}, f"tensor {LAYER} holds NaN or infinity"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(bundle: Path, changes: dict, said: str) -> None:
+    change(bundle / MODEL, **changes)
+    assert said in refusal(bundle)
+
+
+def test_one_unrelated_tensor_is_no_model(bundle: Path) -> None:
+    save_file({"anything": torch.zeros(2)}, bundle / MODEL, {"format": "pt"})
+    assert "lacks tensor" in refusal(bundle)
+
+
+def test_another_architecture_is_refused(bundle: Path) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    assert "tensor" in refusal(bundle)
+
+
+def test_a_base_that_lacks_weights_is_named(bundle: Path) -> None:
+    change(bundle / MODEL, **{LAYER: None})
+    with pytest.raises(UserError, match=rf"--base\.model .*lacks 1 tensors of Qwen3ForCausalLM, such as {LAYER}"):
+        load_base(bundle)
+
+
+@pytest.fixture
+def adapter(recommender: Recommender, saved: Path, tmp_path: Path) -> Path:
+    """A bundle with an adapter of the saved model."""
+    from llmrec.model.adapter import with_adapter
+
+    again = Recommender.from_pretrained(saved)
+    tokens = again.renderer.vocabulary.all_ids
+    again.model = with_adapter(again.model, tokens, AdapterConfig(rank=2))
+    again.base_model = again.model.peft_config["default"].base_model_name_or_path = str(saved)
+    again.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_loads_into_memory_of_its_own(adapter: Path) -> None:
+    model = Recommender.from_pretrained(adapter).model
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in model.parameters())
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "shape", "nan"])
+def test_an_adapter_that_is_not_whole_is_refused(adapter: Path, damage: str) -> None:
+    path = adapter / "adapter_model.safetensors"
+    name = next(name for name in load_file(path) if "lora_B" in name)
+    tensor = load_file(path)[name]
+    changes = {
+        "missing": {name: None},
+        "unexpected": {name.replace("layers.0", "layers.5"): tensor},
+        "shape": {name: tensor[:1].clone()},
+        "nan": {name: torch.full_like(tensor, torch.nan)},
+    }
+    change(path, **changes[damage])
+    said = {"missing": "lacks tensor", "unexpected": "unknown tensor", "shape": "another shape of tensor", "nan": "NaN"}
+    assert said[damage] in refusal(adapter)
+
+
+def test_a_dense_head_with_nan_is_refused(bundle: Path, recommender: Recommender) -> None:
+    from dataclasses import replace
+
+    import numpy as np
+
+    from llmrec.index.dense import DenseIndex
+    from llmrec.model.dense import DenseHead
+
+    texts = np.random.default_rng(0).normal(size=(len(recommender.catalog), 8)).astype(np.float32)
+    index = DenseIndex.of(DenseHead(32, 8, 4), texts)
+    replace(index, vectors=torch.full_like(index.vectors, torch.nan)).save(bundle / "dense.safetensors")
+    assert "items holds NaN or infinity" in refusal(bundle)
