@@ -1,6 +1,8 @@
 """The whole configuration: one section per room, each declared beside the code it steers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from llmrec.data.config import DataConfig
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig
@@ -51,3 +53,48 @@ class Config:
                 f"--evaluate.{asked} goes by items, which --decode.constraint {self.decode.constraint} does not know; "
                 "set it to trie."
             )
+
+
+RENAMED = {
+    "data.user_column": "data.columns.user",
+    "data.item_column": "data.columns.item",
+    "data.time_column": "data.columns.time",
+    "data.rating_column": "data.columns.rating",
+    "data.review_column": "data.columns.review",
+    "data.title_column": "data.columns.title",
+    "data.cold_items": "data.cold.items",
+    "data.cold_share": "data.cold.share",
+    "data.simulated_share": "data.cold.simulated_share",
+    "data.cold_users": "data.cold.users",
+    "data.cold_history": "data.cold.history",
+    "train.merge": "train.lora.merge",
+    "train.lora_rank": "train.lora.rank",
+    "train.lora_alpha": "train.lora.alpha",
+    "train.lora_dropout": "train.lora.dropout",
+    "train.lora_targets": "train.lora.targets",
+    "train.rslora": "train.lora.rslora",
+    "train.dora": "train.lora.dora",
+    "train.dense_weight": "train.dense.weight",
+    "train.dense_dim": "train.dense.dim",
+}
+"""Keys of version 0.1 -> keys of today; old ones are accepted until version 0.3."""
+
+
+def with_new_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one section, those of version 0.1 under their new names.
+
+    Args:
+        section: such as `train`.
+        values: its fields, as YAML or a manifest has them; groups are dictionaries.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, field_name = RENAMED.get(f"{section}.{name}", f"{section}.{name}").split(".")[1:]
+        place = renamed
+        for group in groups:
+            place = place.setdefault(group, {})
+        if isinstance(value, dict) and isinstance(place.get(field_name), dict):
+            place[field_name] |= value
+        else:
+            place[field_name] = value
+    return renamed

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llmrec.console import get_logger
 from llmrec.errors import UserError
 from llmrec.resources import resource_folder
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,31 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
             path = resource_folder("configs") / name.removeprefix("configs/")
         if not path.is_file():
             raise UserError(f"--config {name}: no such file.")
-        _check_yaml(path)
-        configs += ["--config", str(path)]
-    return configs + others
+        configs += ["--config", _read_yaml(path)]
+    return configs + [_with_new_name(word) for word in others]
 
 
-def _check_yaml(path: Path) -> None:
-    """Raise UserError, with the line, unless the file holds sections; jsonargparse would not name it."""
+def _with_new_name(word: str) -> str:
+    """A flag of version 0.1 as it is called today, with a line that says so."""
+    from llmrec.config import RENAMED
+
+    flag, sign, value = word.partition("=")
+    new = RENAMED.get(flag.removeprefix("--")) if flag.startswith("--") else None
+    if new is None:
+        return word
+    log.warning("%s is called --%s now; the old name goes with version 0.3.", flag, new)
+    return f"--{new}{sign}{value}"
+
+
+def _read_yaml(path: Path) -> str:
+    """The sections of a configuration file as YAML, keys of version 0.1 under their new names.
+
+    Raises:
+        UserError: the file does not hold sections; the message names the line, which jsonargparse would not.
+    """
     import yaml
+
+    from llmrec.config import RENAMED, with_new_names
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -115,6 +135,14 @@ def _check_yaml(path: Path) -> None:
     for name, fields in content.items():
         if not isinstance(fields, dict) and name not in ("run", "json"):
             raise UserError(f"--config {path}: {name}: found {fields!r:.40}, expected fields below it.")
+    old = [f"{name}.{field}" for name, fields in content.items() if isinstance(fields, dict) for field in fields]
+    for key in old:
+        if key in RENAMED:
+            log.warning("%s: %s is called %s now; the old name goes with version 0.3.", path, key, RENAMED[key])
+    sections = {
+        name: with_new_names(name, fields) if isinstance(fields, dict) else fields for name, fields in content.items()
+    }
+    return str(yaml.safe_dump(sections, sort_keys=False))
 
 
 def _readable(message: str, parser: Any) -> str:
