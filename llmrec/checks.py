@@ -30,7 +30,7 @@ def check_fields(
 
     Args:
         config: its instance; every field has the type that its annotation names.
-        section: where it stands in the configuration, such as `train` or `embed.align`.
+        section: where it stands in the configuration, such as `train` or `embed.align`; empty for a request.
         at_least: least value -> fields; None values pass, each number of a list is checked.
         positive: fields that are above 0 and finite.
         shares: fields from 0 to below 1.
@@ -39,7 +39,7 @@ def check_fields(
         UserError: a value of another type, an unknown choice, or a number out of its range.
     """
     for name, hint in _hints(config.__class__).items():
-        check_value(f"--{section}.{name}", getattr(config, name), hint)
+        check_value(_flag(section, name), getattr(config, name), hint)
     for least, names in (at_least or {}).items():
         for name in names:
             _check_range(config, section, name, lambda value, least=least: value >= least, f"at least {least}")
@@ -92,7 +92,11 @@ def _check_range(config: Any, section: str, name: str, fits: Any, expected: str)
     value = getattr(config, name)
     for number in value if isinstance(value, list) else [value]:
         if number is not None and not fits(number):
-            raise UserError(f"--{section}.{name} {number}: expected {expected}.")
+            raise UserError(f"{_flag(section, name)} {number}: expected {expected}.")
+
+
+def _flag(section: str, name: str) -> str:
+    return f"--{section}.{name}" if section else f"--{name.replace('_', '-')}"
 
 
 @cache

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
-        print(f"llmrec: {error}", file=sys.stderr)
+        print(f"llmrec: {error.with_flags}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("llmrec: stopped; the same command goes on from here", file=sys.stderr)

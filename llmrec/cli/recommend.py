@@ -8,18 +8,19 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from llmrec.cli.command import Command, PlainParser
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
+if TYPE_CHECKING:
+    from llmrec.recommender.request import Request
+
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, load the bundle, answer."""
     options = _parser().parse_args(arguments)
-    if not options.history and options.prompt is None:
-        raise UserError('nothing to go by: give --history ID ..., --prompt "text", or both.')
     if options.beams < 1:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
     request = _request(options)
@@ -34,16 +35,20 @@ def main(arguments: Sequence[str]) -> None:
         device=options.device,
     )
     started = time.perf_counter()
-    items = recommender.recommend(**request)
+    items = recommender.answer(request)
     seconds = time.perf_counter() - started
     if options.json:
-        answer = {"items": [item.to_dict() for item in items], "reason": items.reason, "seconds": round(seconds, 4)}
+        answer = {
+            "items": [item.to_dict() for item in items],
+            "reason": items.reason_with_flags,
+            "seconds": round(seconds, 4),
+        }
         print(json.dumps(answer))
         return
     for item in items:
         print(f"{item.rank:>3}  {item.item_id:<12}  {item.score:8.3f}  {item.title}")
-    if items.reason:
-        print(items.reason, file=sys.stderr)
+    if items.reason_with_flags:
+        print(items.reason_with_flags, file=sys.stderr)
 
 
 def _parser() -> PlainParser:
@@ -85,26 +90,28 @@ def _parser() -> PlainParser:
     return parser
 
 
-def _request(options: Namespace) -> dict[str, Any]:
-    """The arguments of `Recommender.recommend`."""
+def _request(options: Namespace) -> "Request":
+    """The request that the flags make."""
+    from llmrec.recommender.request import Request
+
     limits = _pairs("--max-per", options.max_per or (), "brand=2")
     for field, most in limits.items():
         if not most.isdecimal():
             raise UserError(f"--max-per {field}={most}: expected FIELD=M with a whole number M, such as brand=2.")
-    return {
-        "history": options.history,
-        "prompt": options.prompt,
-        "k": options.k,
-        "exclude": options.exclude or (),
-        "include_seen": options.include_seen,
-        "where": _pairs("--where", options.where or (), "brand=Weleda"),
-        "allow": options.allow,
-        "offsets": None if options.boost is None else _offsets(Path(options.boost)),
-        "max_per_field": {field: int(most) for field, most in limits.items()},
-        "max_per_code": options.max_per_code,
-        "exact": options.exact,
-        "phrasings": options.phrasings,
-    }
+    return Request(
+        history=options.history or (),
+        prompt=options.prompt,
+        k=options.k,
+        exclude=options.exclude or (),
+        include_seen=options.include_seen,
+        where=_pairs("--where", options.where or (), "brand=Weleda"),
+        allow=options.allow,
+        offsets=None if options.boost is None else _offsets(Path(options.boost)),
+        max_per_field={field: int(most) for field, most in limits.items()},
+        max_per_code=options.max_per_code,
+        exact=options.exact,
+        phrasings=options.phrasings,
+    )
 
 
 def _pairs(flag: str, words: Sequence[str], example: str) -> dict[str, str]:

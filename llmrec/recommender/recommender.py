@@ -16,7 +16,6 @@ from llmrec.data.sequences import TRAIN
 from llmrec.decode.calibrate import calibrate
 from llmrec.decode.choose import check_fit, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
-from llmrec.decode.filters import Quota
 from llmrec.decode.ranker import ItemRanker, make_ranking
 from llmrec.decode.rankings.base import FusionWeights, ItemFacts
 from llmrec.decode.search import BeamSearch
@@ -29,7 +28,8 @@ from llmrec.model.rows import add_item_rows, row_start
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
-from llmrec.recommender.request import Answer, ItemLookup, Recommendation, Selection
+from llmrec.recommender.request import Answer, Recommendation, Request
+from llmrec.recommender.selection import ItemLookup, Selection, quotas_of
 from llmrec.recommender.store import IfExists, Shelf
 from llmrec.recommender.weights import load_weights, save_weights
 from llmrec.tasks.config import ASKED, TasksConfig
@@ -259,90 +259,47 @@ class Recommender:
         return self
 
     def recommend(
-        self,
-        history: Sequence[str] | None = None,
-        prompt: str | None = None,
-        k: int = 10,
-        exclude: Sequence[str] = (),
-        include_seen: bool = False,
-        where: Mapping[str, str] | None = None,
-        allow: Sequence[str] | None = None,
-        offsets: Mapping[str, float] | np.ndarray | None = None,
-        max_per_field: Mapping[str, int] | None = None,
-        max_per_code: int | None = None,
-        exact: bool = False,
-        phrasings: int = 1,
+        self, history: Sequence[str] | None = None, prompt: str | None = None, k: int = 10, **options: Any
     ) -> Answer:
-        """The k best items for a history, a request in plain words, or both.
+        """The k best items for a history (item ids, oldest first), a request in plain words, or both.
 
         Args:
             history: item ids, oldest first.
             prompt: what is asked for, in words.
-            k: answers at most; all of them are there when that many items are allowed, and `reason` says so when not.
-                Fewer beams than k are widened to k.
-            exclude: item ids that must not come out.
-            include_seen: let the items of the history come out too.
-            where: field -> value; only items whose field is that value, or has it among its comma-separated
-                parts, upper and lower case alike.
-            allow: item ids; only these may come out.
-            offsets: added to the log-probabilities, by item id (0 for the others) or float [N] by row.
-            max_per_field: field -> m; at most m items with the same text there, of those that have one.
-            max_per_code: at most so many items with the same first code.
-            exact: the provably best k by the probability of their codes, for more forward passes, instead of what the
-                beams reach and other rankings make of it.
-            phrasings: ask in so many phrasings and rank what any of them finds by the mean of its log-probabilities.
+            k: answers.
+            options: the other fields of `Request`: exclude, include_seen, where, allow, offsets, max_per_field,
+                max_per_code, phrasings, exact.
 
         Raises:
-            UserError: neither history nor prompt, an unknown item or field, an empty or too long prompt, k < 1,
-                offsets that are not finite numbers, a limit below 1, more phrasings than there are.
+            UserError: as `Request` and `answer`.
         """
-        if k < 1:
-            raise UserError(f"--k {k}: expected at least 1.")
-        if exact and self.decode.ranking not in ("auto", "beam"):
+        return self.answer(Request(history or (), prompt, k, **options))
+
+    def answer(self, request: Request) -> Answer:
+        """The best items for a request.
+
+        Raises:
+            UserError: an unknown item or field, an empty or too long prompt, offsets that are not finite numbers, more
+                phrasings than there are, or `exact` with a ranking that does not go by codes alone.
+        """
+        if request.exact and self.decode.ranking not in ("auto", "beam"):
             raise UserError(
                 f"--exact ranks by codes alone, which --ranking {self.decode.ranking} does not; leave one of them out."
             )
-        seen = self.lookup.rows(history or (), "--history")
-        selection = self._select(seen if not include_seen else seen[:0], where or {}, allow, exclude)
-        bonus = None if offsets is None else self.lookup.offsets(offsets)
-        quotas = self._quotas(max_per_field or {}, max_per_code)
-        request = self.ranker.phrased(seen, prompt, phrasings)
-        wanted = min(k, selection.left)
-        rows, scores = self.ranker.best(request, wanted, selection.allowed, list(quotas.values()), bonus, exact)
+        seen = self.lookup.rows(request.history, "--history")
+        selection = Selection.of(request, self.lookup)
+        offsets = None if request.offsets is None else self.lookup.offsets(request.offsets)
+        quotas = quotas_of(request, self.lookup, self.item_tokenizer.codes[:, 0])
+        prompts = self.ranker.phrased(seen, request.prompt, request.phrasings)
+        wanted = min(request.k, selection.left)
+        limits = list(quotas.values())
+        rows, scores = self.ranker.best(prompts, wanted, selection.allowed, limits, offsets, request.exact)
         answers = [
             self._recommendation(rank, row, score)
             for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
         ]
-        limits = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
-        return Answer(answers, selection.reason(len(rows), k, limits))
-
-    def _select(
-        self, seen: np.ndarray, where: Mapping[str, str], allow: Sequence[str] | None, exclude: Sequence[str]
-    ) -> Selection:
-        """The items that a request's filters leave, `seen` (rows) aside."""
-        selection = Selection(len(self.catalog))
-        for field, value in where.items():
-            selection.keep(self.lookup.having(field, value), f"--where {field}={value}")
-        if allow is not None:
-            selection.keep(self.lookup.rows(allow, "--allow"), "--allow")
-        if len(exclude):
-            selection.drop(self.lookup.rows(exclude, "--exclude"), "--exclude")
-        if len(seen):
-            selection.drop(seen, "the history")
-        return selection
-
-    def _quotas(self, max_per_field: Mapping[str, int], max_per_code: int | None) -> dict[str, Quota]:
-        """The limits of a request, each under the flag that set it."""
-        quotas = {}
-        for field, most in max_per_field.items():
-            flag = f"--max-per {field}={most}"
-            quotas[flag] = Quota(self.lookup.groups(field, flag), most)
-        if max_per_code is not None:
-            quotas[f"--max-per-code {max_per_code}"] = Quota(self.item_tokenizer.codes[:, 0], max_per_code)
-        for flag, quota in quotas.items():
-            if quota.most < 1:
-                raise UserError(f"{flag}: expected at least 1.")
-        return quotas
+        full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
+        return Answer(answers, selection.reason(len(rows), request.k, full))
 
     def _recommendation(self, rank: int, item: int, score: float) -> Recommendation:
         fields = self.catalog.row(self.catalog.ids[item])

@@ -24,7 +24,7 @@ from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
 from llmrec.quantize.tokenizer import CODES, ItemTokenizer, require_finite
 from llmrec.recommender import bundle
-from llmrec.recommender.request import ItemLookup
+from llmrec.recommender.selection import ItemLookup
 
 log = get_logger(__name__)
 

@@ -191,7 +191,7 @@ def test_a_defect_of_ours_ends_with_1(llmrec: Program, run_copy: Path, tiny_flag
         (["--prompt", "soap", "--k", "many"], "--k"),
         (["--prompt", "soap", "--beams", "0"], "--beams 0"),
         (["--prompt", "soap", "--device", "abacus"], "abacus"),
-        ([], "nothing to go by"),
+        ([], "--history and --prompt are both missing"),
         (["--prompt", "soap", "--hitsory", "x"], "--hitsory"),
     ],
 )
@@ -225,14 +225,14 @@ def test_boost(tiny_run: Path, content: str, said: str, tmp_path: Path, capsys: 
 
 
 def test_weights_that_are_not_numbers(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A diverged training or a damaged file: the user's to mend, with the level named."""
+    """A diverged training or a damaged file: refused when it is loaded, with the tensor named."""
     path = run_copy / "model" / "model.safetensors"
     weights = load_file(path)
     weights["model.layers.1.mlp.down_proj.weight"][:] = np.nan
     save_file(weights, path, metadata={"format": "pt"})
     assert main(["recommend", "--model", str(run_copy / "model"), "--prompt", "soap"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "scores at level 1 of 4 are not numbers" in line
+    assert "tensor model.layers.1.mlp.down_proj.weight holds NaN or infinity" in line
     assert "model.layers.1.mlp.down_proj.weight" in line
 
 

@@ -178,7 +178,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     code = "import sys; from llmrec.rundir import RunDirectory; RunDirectory(sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path)]
     second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "UserError: --run" in second.stderr
+    assert "UserError: run" in second.stderr
     assert "another llmrec is at work there" in second.stderr
     del first
     assert subprocess.run(command, check=False).returncode == 0

@@ -199,5 +199,5 @@ def test_all_baselines_come_in_their_order_and_sasrec_is_trained_once(monkeypatc
 @pytest.mark.parametrize("name", ["text-knn", "sasrec-knn"])
 def test_text_baselines_need_vectors(name):
     config = EvaluateConfig(baselines=[name], sasrec=SASRecConfig(hidden_size=4, epochs=1))
-    with pytest.raises(UserError, match=rf"--evaluate\.baselines {name}: .* need text_vectors"):
+    with pytest.raises(UserError, match=rf"evaluate\.baselines {name}: .* need text_vectors"):
         fit_baselines(config, [walk(start, 5, 1) for start in range(10)], ITEMS, cases(3))

@@ -189,12 +189,12 @@ def test_users_who_came_after_training_count_in_validation():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"share": 0.0}, r"--data\.cold\.share 0\.0: expected more than 0.*--data\.cold\.items natural"),
-        ({"share": 1.0}, r"--data\.cold\.share 1\.0: expected at least 0 and below 1"),
-        ({"share": float("nan")}, r"--data\.cold\.share nan"),
-        ({"simulated_share": -0.1}, r"--data\.cold\.simulated_share -0\.1: expected at least 0 and below 1"),
-        ({"users": 1.0}, r"--data\.cold\.users 1\.0: expected at least 0 and below 1"),
-        ({"history": 0}, r"--data\.cold\.history 0: expected at least 1"),
+        ({"share": 0.0}, r"data\.cold\.share 0\.0: expected more than 0.*data\.cold\.items natural"),
+        ({"share": 1.0}, r"data\.cold\.share 1\.0: expected at least 0 and below 1"),
+        ({"share": float("nan")}, r"data\.cold\.share nan"),
+        ({"simulated_share": -0.1}, r"data\.cold\.simulated_share -0\.1: expected at least 0 and below 1"),
+        ({"users": 1.0}, r"data\.cold\.users 1\.0: expected at least 0 and below 1"),
+        ({"history": 0}, r"data\.cold\.history 0: expected at least 1"),
     ],
 )
 def test_shares_out_of_range(fields, message):
@@ -205,10 +205,10 @@ def test_shares_out_of_range(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"items": "held-out"}, r"--data\.cold\.share 0\.05: 2 items are test targets, of which .* none; raise it"),
-        ({"simulated_share": 0.1}, r"--data\.cold\.simulated_share 0\.1: 2 items are validation targets"),
-        ({"users": 0.1}, r"--data\.cold\.users 0\.1: 2 users have a test event"),
-        ({"users": 0.99}, r"no training event is left after --data\.cold\.items, .*--data\.cold\.users"),
+        ({"items": "held-out"}, r"data\.cold\.share 0\.05: 2 items are test targets, of which .* none; raise it"),
+        ({"simulated_share": 0.1}, r"data\.cold\.simulated_share 0\.1: 2 items are validation targets"),
+        ({"users": 0.1}, r"data\.cold\.users 0\.1: 2 users have a test event"),
+        ({"users": 0.99}, r"no training event is left after data\.cold\.items, .*data\.cold\.users"),
     ],
 )
 def test_draws_of_nothing_or_everything(fields, message):

@@ -52,7 +52,7 @@ def test_repeats(policy, left):
 def test_min_rating_drops_low_and_unrated():
     rated = log([("u", "a", 5.0), ("u", "b", 3.0), ("u", "c", None)], ["user_id", "item_id", "rating"])
     assert filters.min_rating(rated, 4).frame["item_id"].to_list() == ["a"]
-    with pytest.raises(UserError, match=r"--data\.columns\.rating"):
+    with pytest.raises(UserError, match=r"data\.columns\.rating"):
         filters.min_rating(log([("u", "a", 1)]), 4)
 
 
@@ -69,7 +69,7 @@ def test_items_without_text():
     assert filters.items_with_text(catalog, "keep").ids == ["a", "b"]
     with pytest.raises(UserError, match="1 of 2 items have no text, first 'b'"):
         filters.items_with_text(catalog, "fail")
-    with pytest.raises(UserError, match=r"2 of 2 items.*--data\.empty_text"):
+    with pytest.raises(UserError, match=r"2 of 2 items.*data\.empty_text"):
         filters.items_with_text(items(("a", ""), ("b", "")), "drop")
 
 

@@ -73,7 +73,7 @@ def test_from_file_and_parquet_round_trip(tmp_path):
     assert events.frame.rows() == [("u1", "02", 4, 3.0), ("u1", "01", 5, 4.5)]
     events.to_parquet(tmp_path / "log.parquet")
     assert Interactions.from_parquet(tmp_path / "log.parquet").frame.equals(events.frame)
-    with pytest.raises(UserError, match=r"no column 'timestamp' \(--data\.columns\.time\); found: who, what, when"):
+    with pytest.raises(UserError, match=r"no column 'timestamp' \(data\.columns\.time\); found: who, what, when"):
         Interactions.from_file(path, "who", "what")
 
 

@@ -63,8 +63,8 @@ def test_short_users_go_after_the_core(config):
         ({"user_core": 50}, "step '50-core of users, 4-core of items' left no interactions"),
         ({"min_rating": 3.0}, "the log has no ratings"),
         ({"items": None}, "items have no text"),
-        ({"path": "nowhere.csv"}, r"--data\.path: nowhere\.csv: expected a file, found nothing there"),
-        ({"items": "nowhere.csv"}, r"--data\.items: nowhere\.csv"),
+        ({"path": "nowhere.csv"}, r"data\.path: nowhere\.csv: expected a file, found nothing there"),
+        ({"items": "nowhere.csv"}, r"data\.items: nowhere\.csv"),
     ],
 )
 def test_mistakes_are_one_line(config, change, message):
@@ -102,12 +102,12 @@ def test_synthetic_is_the_default():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "table"}, r"--data\.path is missing"),
-        ({"path": "x"}, r"--data\.format synthetic does not read"),
-        ({"format": "lc-rec", "path": "x", "items": "y"}, r"--data\.items y: .*leave it out"),
-        ({"user_core": 0}, r"--data\.user_core 0: expected at least 1"),
-        ({"seed": -1}, r"--data\.seed -1"),
-        ({"min_length": 2}, r"--data\.min_length 2: leave-one-out needs 3"),
+        ({"format": "table"}, r"data\.path is missing"),
+        ({"path": "x"}, r"data\.format synthetic does not read"),
+        ({"format": "lc-rec", "path": "x", "items": "y"}, r"data\.items y: .*leave it out"),
+        ({"user_core": 0}, r"data\.user_core 0: expected at least 1"),
+        ({"seed": -1}, r"data\.seed -1"),
+        ({"min_length": 2}, r"data\.min_length 2: leave-one-out needs 3"),
     ],
 )
 def test_config_checks(fields, message):

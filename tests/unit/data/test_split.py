@@ -88,13 +88,13 @@ def test_timestamp_split_cuts_all_users_at_the_same_moments():
 
 @pytest.mark.parametrize(("valid", "test"), [(0, 0.1), (0.5, 0.5), (0.1, -1)])
 def test_bad_shares(valid, test):
-    with pytest.raises(UserError, match=r"--data\.valid_share"):
+    with pytest.raises(UserError, match=r"data\.valid_share"):
         log(("a", "x", 1), ("a", "y", 2)).timestamp_split(valid, test)
 
 
 def test_timestamp_split_needs_times_that_differ():
     untimed = Interactions.from_frame(pl.DataFrame({"user_id": ["a"], "item_id": ["x"]}))
-    with pytest.raises(UserError, match=r"no timestamps; use --data\.split leave-one-out"):
+    with pytest.raises(UserError, match=r"no timestamps; use data\.split leave-one-out"):
         untimed.timestamp_split()
     with pytest.raises(UserError, match="part empty"):
         log(("a", "x", 1), ("a", "y", 1), ("b", "x", 1)).timestamp_split()

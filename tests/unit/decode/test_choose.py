@@ -65,15 +65,15 @@ def test_weights_that_are_not_numbers_are_no_reason_for_generate(shop):
 
 def test_exact_needs_the_tree_and_the_trie(shop):
     config = DecodeConfig(dtype="float32")
-    with pytest.raises(UserError, match=r"--exact: .* leave it out"):
+    with pytest.raises(UserError, match=r"exact: .* leave it out"):
         make_exact(GenerateSearch(shop.model, shop.vocabulary, shop.trie, config))
-    with pytest.raises(UserError, match=r"--exact .* --decode\.constraint level .* use trie"):
+    with pytest.raises(UserError, match=r"exact .* decode\.constraint level .* use trie"):
         make_exact(TreeSearch(shop.model, shop.vocabulary, shop.trie, DecodeConfig(constraint="level")))
 
 
 def test_offsets_need_the_tree(shop):
     search = GenerateSearch(shop.model, shop.vocabulary, shop.trie, DecodeConfig(dtype="float32"))
-    with pytest.raises(UserError, match="--boost"):
+    with pytest.raises(UserError, match="offsets"):
         search.search([[5, 6, 7]], 3, offsets=np.zeros(20))
 
 

@@ -171,7 +171,7 @@ def test_a_model_that_ignores_the_mask_falls_back_and_says_so(loud, monkeypatch,
         search = make_search(loud.model, loud.vocabulary, loud.trie, DecodeConfig())
     assert isinstance(search, GenerateSearch)
     assert "no tree attention mask" in caplog.text
-    with pytest.raises(UserError, match=r"--decode\.scoring level"):
+    with pytest.raises(UserError, match=r"decode\.scoring level"):
         make_search(loud.model, loud.vocabulary, loud.trie, DecodeConfig(scoring="level"))
 
 
@@ -183,8 +183,8 @@ def test_a_trie_of_another_tokenizer_is_refused(loud):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"scoring": "catalogue", "constraint": "level"}, "choose --decode.scoring vocab or level"),
-        ({"scoring": "level", "constraint": "none"}, "needs --decode.scoring vocab"),
+        ({"scoring": "catalogue", "constraint": "level"}, "choose decode.scoring vocab or level"),
+        ({"scoring": "level", "constraint": "none"}, "needs decode.scoring vocab"),
     ],
 )
 def test_scorings_and_constraints_that_do_not_go_together(settings, said):

@@ -157,13 +157,13 @@ def test_the_pipeline_aligns_with_the_training_events_only(tmp_path):
 
 
 def test_alignment_without_a_log_is_refused():
-    with pytest.raises(UserError, match=r"--embed\.align\.epochs is 30, but there is no log"):
+    with pytest.raises(UserError, match=r"embed\.align\.epochs is 30, but there is no log"):
         embed(CATALOG, tfidf(ALIGN))
 
 
 def test_a_log_without_pairs_is_refused():
     lonely = Interactions.from_frame(pl.DataFrame({"user_id": ["u", "u", "v"], "item_id": ["i0", "i1", "i2"]}))
-    with pytest.raises(UserError, match=r"no two items stand together 2 times .*--embed\.align\.min_count"):
+    with pytest.raises(UserError, match=r"no two items stand together 2 times .*embed\.align\.min_count"):
         embed(CATALOG, tfidf(ALIGN), lonely)
 
 
@@ -180,7 +180,7 @@ def test_a_log_without_pairs_is_refused():
     ],
 )
 def test_values_out_of_range_name_their_flag(field, value, said):
-    with pytest.raises(UserError, match=rf"--embed\.align\.{field} {value}: {said}"):
+    with pytest.raises(UserError, match=rf"embed\.align\.{field} {value}: {said}"):
         AlignConfig(**{field: value})
 
 

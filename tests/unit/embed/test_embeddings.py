@@ -29,7 +29,7 @@ def test_a_template_of_ones_own():
 
 
 def test_an_item_without_text_is_named():
-    with pytest.raises(UserError, match=r"item 'z' has no text .*'\{title\}'.* --embed\.template"):
+    with pytest.raises(UserError, match=r"item 'z' has no text .*'\{title\}'.* embed\.template"):
         item_texts(CATALOG, EmbedConfig(template="{title}"))
 
 
@@ -47,5 +47,5 @@ def test_embedded_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize("field", ["dim", "batch_size", "max_tokens"])
 def test_values_out_of_range_name_their_flag(field):
-    with pytest.raises(UserError, match=f"--embed.{field} 0: expected at least 1"):
+    with pytest.raises(UserError, match=f"embed.{field} 0: expected at least 1"):
         EmbedConfig(**{field: 0})

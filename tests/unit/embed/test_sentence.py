@@ -69,7 +69,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path):
     with pytest.raises(UserError) as caught:
         encode(tmp_path, ["a"], model=str(tmp_path / "nowhere"))
     assert "nowhere: cannot be loaded" in str(caught.value)
-    assert "--embed.encoder minilm-offline or tfidf-svd" in str(caught.value)
+    assert "embed.encoder minilm-offline or tfidf-svd" in str(caught.value)
 
 
 def test_without_the_offline_extra(monkeypatch):

@@ -53,10 +53,10 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_more_dimensions_than_the_texts_can_give():
-    with pytest.raises(UserError, match=r"5 items with \d+ terms cannot give 6 dimensions; set --embed\.dim to 5"):
+    with pytest.raises(UserError, match=r"5 items with \d+ terms cannot give 6 dimensions; set embed\.dim to 5"):
         encoder(6).fit(TEXTS)
 
 
 def test_no_words():
-    with pytest.raises(UserError, match=r"hold no words; check --embed\.template"):
+    with pytest.raises(UserError, match=r"hold no words; check embed\.template"):
         encoder().fit(["!!!", "?"])

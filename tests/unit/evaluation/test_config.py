@@ -24,7 +24,7 @@ from llmrec.evaluation.config import EvaluateConfig, SASRecConfig
     ],
 )
 def test_refused_values_name_their_flag(flag, value):
-    with pytest.raises(UserError, match=rf"--evaluate\.{flag} \S.*: expected "):
+    with pytest.raises(UserError, match=rf"evaluate\.{flag} \S.*: expected "):
         EvaluateConfig(**{flag: value})
 
 
@@ -43,7 +43,7 @@ def test_refused_values_name_their_flag(flag, value):
     ],
 )
 def test_refused_values_of_sasrec_name_their_flag(field, value):
-    with pytest.raises(UserError, match=rf"--evaluate\.sasrec\.{field} {value}: expected "):
+    with pytest.raises(UserError, match=rf"evaluate\.sasrec\.{field} {value}: expected "):
         SASRecConfig(**{field: value})
 
 

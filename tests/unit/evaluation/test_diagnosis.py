@@ -175,7 +175,7 @@ def test_the_files_and_the_table_say_the_same(ranker, tmp_path):
 
 def test_what_can_not_be_diagnosed_is_refused(loud):
     search = TreeSearch(loud.model, loud.vocabulary, loud.trie, DecodeConfig(constraint="level", dtype="float32"))
-    with pytest.raises(UserError, match=r"--decode\.constraint level: a diagnosis forces codes of real items"):
+    with pytest.raises(UserError, match=r"decode\.constraint level: a diagnosis forces codes of real items"):
         diagnose(
             Holder(ItemRanker(loud.renderer, search, 160)), cases(), np.ones(20, np.int64), EvaluateConfig(diagnose=5)
         )

@@ -117,8 +117,8 @@ def refused(match, holder, given, counts):
 
 
 def test_what_has_no_curve_is_refused(shop):
-    refused(r"--evaluate\.frontier true: .* not been calibrated; set it", Holder(shop, weights=None), cases(), COUNTS)
-    said = r"--evaluate\.frontier true: {} of 40 targets are cold, so there is nothing to trade; set it to false"
+    refused(r"evaluate\.frontier true: .* not been calibrated; set it", Holder(shop, weights=None), cases(), COUNTS)
+    said = r"evaluate\.frontier true: {} of 40 targets are cold, so there is nothing to trade; set it to false"
     refused(said.format(0), Holder(shop), cases(), np.ones(20, int))
     refused(said.format(40), Holder(shop), cases(), np.zeros(20, int))
 

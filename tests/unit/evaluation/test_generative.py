@@ -119,5 +119,5 @@ def test_what_made_items_cold_is_told():
 
 def test_nobody_to_ask_is_said():
     recommender = SimpleNamespace(catalog=CATALOG, ranker=Downwards())
-    with pytest.raises(UserError, match=r"--evaluate\.part test: no user has an event there"):
+    with pytest.raises(UserError, match=r"evaluate\.part test: no user has an event there"):
         evaluate(recommender, split({"u": "ab"}), EvaluateConfig())

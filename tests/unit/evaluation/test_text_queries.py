@@ -65,7 +65,7 @@ class Count(Encoder):
 
 class Gone(Encoder):
     def encode(self, texts):
-        raise UserError("--embed.model X: cannot be loaded")
+        raise UserError("embed.model X: cannot be loaded")
 
 
 def embeddings(encoder=Count, ids=CATALOG.ids):
@@ -141,7 +141,7 @@ def test_nothing_held_out_is_nothing_measured(held_out, caplog: pytest.LogCaptur
 
 
 def test_an_encoder_that_cannot_embed_the_queries_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"--evaluate\.text_queries \(0 leaves them out\): --embed.model X: cannot"):
+    with pytest.raises(UserError, match=r"evaluate\.text_queries \(0 leaves them out\): embed.model X: cannot"):
         measure({"a": ["soap"]}, embeddings(Gone))
 
 

@@ -110,12 +110,12 @@ def test_answers_under_way_at_a_failure_are_kept(endpoint: Any, answers: Answers
         return ANSWER
 
     endpoint.reply = reply
-    with pytest.raises(UserError, match=r"400.*--intentions\.model m"):
+    with pytest.raises(UserError, match=r"400.*intentions\.model m"):
         client(endpoint.url, concurrent=2).answer(["slow", "bad"], answers)
     assert answers["slow"] == ANSWER
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "MY_KEY, which is not set"), (404, "--intentions.model m")])
+@pytest.mark.parametrize(("status", "said"), [(401, "MY_KEY, which is not set"), (404, "intentions.model m")])
 def test_refusals_are_not_repeated(endpoint: Any, answers: Answers, status: int, said: str) -> None:
     endpoint.reply = lambda prompt, before: (status, "refused", {})
     with pytest.raises(UserError) as error:

@@ -144,5 +144,5 @@ def test_table_mistakes(read: Read, content: str, said: str) -> None:
 
 
 def test_no_file(catalog: Catalog, log: Interactions) -> None:
-    with pytest.raises(UserError, match=r"--intentions\.path"):
+    with pytest.raises(UserError, match=r"intentions\.path"):
         read_file(IntentionsConfig("file", path="nowhere.csv"), catalog, log)

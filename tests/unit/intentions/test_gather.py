@@ -13,7 +13,7 @@ from llmrec.intentions import IntentionsConfig, gather
 
 def test_nothing_told(catalog: Catalog, log: Interactions, tmp_path: Path) -> None:
     silent = Interactions(log.frame.with_columns(review=pl.lit("ok")))
-    with pytest.raises(UserError, match=r"--intentions\.source reviews tells nothing"):
+    with pytest.raises(UserError, match=r"intentions\.source reviews tells nothing"):
         gather(IntentionsConfig("reviews"), Prepared(catalog, silent.leave_one_out(), Summary()), tmp_path)
 
 

@@ -37,5 +37,5 @@ def test_batches_answer_as_one_at_a_time(
 
 
 def test_no_such_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--intentions\.local_model"):
+    with pytest.raises(UserError, match=r"intentions\.local_model"):
         LocalModel(str(tmp_path / "nowhere"), 2).answer(["a"], Answers(tmp_path / "answers.jsonl", "m"))

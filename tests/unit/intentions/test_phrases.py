@@ -64,7 +64,7 @@ def test_what_sets_an_item_apart_comes_first_and_codes_never() -> None:
 
 def test_texts_without_common_phrases() -> None:
     for shop in (catalog("", ""), catalog("alpha", "beta")):
-        with pytest.raises(UserError, match=r"--intentions\.source extract"):
+        with pytest.raises(UserError, match=r"intentions\.source extract"):
             Phrases(shop)
 
 

@@ -65,6 +65,6 @@ def test_held_out_is_of_later_parts_and_new(catalog: Catalog) -> None:
 
 def test_no_reviews(catalog: Catalog) -> None:
     frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i0"], "part": [TRAIN]})
-    with pytest.raises(UserError, match=r"--data\.columns\.review"):
+    with pytest.raises(UserError, match=r"data\.columns\.review"):
         from_reviews(IntentionsConfig("reviews"), catalog, Split(frame, {"kind": "made up"}))
     assert told(catalog, ("u", "i0", TRAIN, "")) == Intentions()

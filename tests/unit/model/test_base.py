@@ -75,11 +75,11 @@ def test_broken_checkpoints_are_named(folder, break_it, match):
     break_it(folder)
     with pytest.raises(UserError, match=match) as caught:
         load_base(folder)
-    assert str(caught.value).startswith(f"--base.model {folder}: ")
+    assert str(caught.value).startswith(f"base.model {folder}: ")
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"--base\.model .*nowhere: .*can't be loaded"):
+    with pytest.raises(UserError, match=r"base\.model .*nowhere: .*can't be loaded"):
         load_base(tmp_path / "nowhere")
 
 
@@ -88,17 +88,17 @@ def test_fewer_bits_say_what_is_missing(folder, monkeypatch, cuda):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     missing = "bitsandbytes is not installed" if cuda else "no CUDA GPU here"
-    with pytest.raises(UserError, match=rf"--base\.bits 4: {missing}; pip install bitsandbytes .* set it to 32"):
+    with pytest.raises(UserError, match=rf"base\.bits 4: {missing}; pip install bitsandbytes .* set it to 32"):
         load_base(folder, bits=4)
 
 
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"heads": 0}, r"--base\.heads 0"),
-        ({"layers": 0}, r"--base\.layers 0"),
-        ({"heads": 3, "hidden_size": 48}, r"--base\.heads 3: the heads must be even"),
-        ({"heads": 4, "hidden_size": 20}, r"--base\.hidden_size 20"),
+        ({"heads": 0}, r"base\.heads 0"),
+        ({"layers": 0}, r"base\.layers 0"),
+        ({"heads": 3, "hidden_size": 48}, r"base\.heads 3: the heads must be even"),
+        ({"heads": 4, "hidden_size": 20}, r"base\.hidden_size 20"),
     ],
 )
 def test_base_config_refuses(settings, match):
@@ -109,14 +109,14 @@ def test_base_config_refuses(settings, match):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"accumulation": 0}, r"--train\.accumulation 0: expected at least 1"),
+        ({"accumulation": 0}, r"train\.accumulation 0: expected at least 1"),
         (
             {"batch_size": 128, "accumulation": 3},
-            r"--train\.batch_size 128 is not a multiple of --train\.accumulation 3",
+            r"train\.batch_size 128 is not a multiple of train\.accumulation 3",
         ),
-        ({"dropout": 1.0}, r"--train\.dropout 1\.0"),
-        ({"rows_first": 1.0}, r"--train\.rows_first 1\.0"),
-        ({"epochs": 0}, r"--train\.epochs 0"),
+        ({"dropout": 1.0}, r"train\.dropout 1\.0"),
+        ({"rows_first": 1.0}, r"train\.rows_first 1\.0"),
+        ({"epochs": 0}, r"train\.epochs 0"),
     ],
 )
 def test_train_config_refuses(settings, match):
@@ -127,9 +127,9 @@ def test_train_config_refuses(settings, match):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"dropout": -0.1}, r"--train\.lora\.dropout -0\.1: expected at least 0"),
-        ({"rank": 0}, r"--train\.lora\.rank 0: expected at least 1"),
-        ({"merge": "no"}, r"--train\.lora\.merge 'no': expected true or false"),
+        ({"dropout": -0.1}, r"train\.lora\.dropout -0\.1: expected at least 0"),
+        ({"rank": 0}, r"train\.lora\.rank 0: expected at least 1"),
+        ({"merge": "no"}, r"train\.lora\.merge 'no': expected true or false"),
     ],
 )
 def test_adapter_config_refuses(settings, match):

@@ -80,18 +80,18 @@ def test_names():
 
 @pytest.mark.parametrize("prefix", ["<", "a b", "x>", "\n"])
 def test_prefix_that_breaks_a_name_is_refused(prefix):
-    with pytest.raises(UserError, match=r"--base\.token_prefix"):
+    with pytest.raises(UserError, match=r"base\.token_prefix"):
         token_names([2], prefix)
 
 
 def test_more_levels_than_letters_are_refused():
     assert len(token_names([1] * 26)) == 26
-    with pytest.raises(UserError, match=r"--tokenize\.levels"):
+    with pytest.raises(UserError, match=r"tokenize\.levels"):
         token_names([1] * 27)
 
 
 def test_tokens_of_the_base_are_not_taken_over(shop):
-    with pytest.raises(UserError, match=r"already has the token '<a_0>' \(and 8 more.*--base\.token_prefix"):
+    with pytest.raises(UserError, match=r"already has the token '<a_0>' \(and 8 more.*base\.token_prefix"):
         ItemVocabulary.add_to(shop.tokenizer, [4, 5])
     rows = len(shop.tokenizer)
     assert ItemVocabulary.add_to(shop.tokenizer, [4, 5], prefix="item_").all_ids.tolist() == list(range(rows, rows + 9))

@@ -31,9 +31,9 @@ SIMVQ: dict[str, Any] = {"codebook": "simvq", "init": "none", "reset_every": 0}
         ({"codebook": "ema", "loss": LossConfig(spread=0.1)}, "codebook ema does not go with loss.spread"),
         ({**FSQ, "loss": LossConfig(diversity=0.1)}, "codebook fsq does not go with loss.diversity"),
         ({"codebook": "ema", "estimator": "sq-vae"}, "codebook ema does not go with estimator sq-vae"),
-        ({"ema_decay": 1.0}, "--tokenize.rq_vae.ema_decay 1.0"),
-        ({"temperature": 0.0}, "--tokenize.rq_vae.temperature 0.0: expected more than 0"),
-        ({"grid": [1]}, "--tokenize.rq_vae.grid 1: expected at least 2"),
+        ({"ema_decay": 1.0}, "tokenize.rq_vae.ema_decay 1.0"),
+        ({"temperature": 0.0}, "tokenize.rq_vae.temperature 0.0: expected more than 0"),
+        ({"grid": [1]}, "tokenize.rq_vae.grid 1: expected at least 2"),
     ],
 )
 def test_parts_that_do_not_go_together(settings, said):
@@ -44,9 +44,9 @@ def test_parts_that_do_not_go_together(settings, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"reconstruction": "none"}, "give --tokenize.rq_vae.loss.contrastive a weight"),
+        ({"reconstruction": "none"}, "give tokenize.rq_vae.loss.contrastive a weight"),
         ({"target_detach": False}, "reconstruction latent only; it is mse"),
-        ({"contrastive": -1.0}, "--tokenize.rq_vae.loss.contrastive -1.0"),
+        ({"contrastive": -1.0}, "tokenize.rq_vae.loss.contrastive -1.0"),
         ({"contrastive_temperature": 0.0}, "contrastive_temperature 0.0: expected more than 0"),
     ],
 )
@@ -58,15 +58,15 @@ def test_losses_that_do_not_go_together(settings, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"codes": [8, 8]}, "--tokenize.codes has 2 sizes, --tokenize.levels is 3"),
-        ({"codes": [8, 8, 1]}, "--tokenize.codes 1: expected at least 2"),
+        ({"codes": [8, 8]}, "tokenize.codes has 2 sizes, tokenize.levels is 3"),
+        ({"codes": [8, 8, 1]}, "tokenize.codes 1: expected at least 2"),
         ({"method": "kmeans"}, "kmeans has one level, not 3; try rq-kmeans"),
-        ({"method": "pq", "beams": 2}, "--tokenize.beams does nothing for method pq"),
-        ({"method": "aq", "beams": 0}, "--tokenize.beams 0"),
-        ({"method": "pq", "balanced": True}, "--tokenize.balanced does nothing for method pq"),
+        ({"method": "pq", "beams": 2}, "tokenize.beams does nothing for method pq"),
+        ({"method": "aq", "beams": 0}, "tokenize.beams 0"),
+        ({"method": "pq", "balanced": True}, "tokenize.balanced does nothing for method pq"),
         ({"balanced": True, "beams": 4}, "exclude each other"),
         ({"method": "rq-vae", "rq_vae": RQVAEConfig(sinkhorn=[0, 0.1])}, "2 strengths for 3 levels"),
-        ({"method": "rq-vae", "rq_vae": RQVAEConfig(**FSQ)}, r"--tokenize.codes is 256, .* \[4, 2\] has 8 codes"),
+        ({"method": "rq-vae", "rq_vae": RQVAEConfig(**FSQ)}, r"tokenize.codes is 256, .* \[4, 2\] has 8 codes"),
         (
             {"method": "rq-vae", "codes": 8, "rq_vae": RQVAEConfig(**{**FSQ, "latent": 4})},
             "latent is 4, but 3 levels of 2 axes need 6",

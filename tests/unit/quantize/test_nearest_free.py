@@ -60,7 +60,7 @@ def test_as_many_items_as_tuples_fill_them_all(sizes, kind):
 def test_more_items_than_tuples():
     x = np.zeros((13, 2))
     grid = Grid([3, 4])
-    with pytest.raises(UserError, match=r"--tokenize.collisions nearest-free: 13 items, but only 12 tuples of codes"):
+    with pytest.raises(UserError, match=r"tokenize.collisions nearest-free: 13 items, but only 12 tuples of codes"):
         nearest_free(grid.encode(x), grid, x)
 
 

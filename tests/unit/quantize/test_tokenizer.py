@@ -130,7 +130,7 @@ def test_the_log_ranks_items_and_enters_the_report():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"collisions": "dedup-popularity"}, r"--tokenize\.collisions dedup-popularity .* training log"),
+        ({"collisions": "dedup-popularity"}, r"tokenize\.collisions dedup-popularity .* training log"),
         (
             {"method": "rq-vae", "rq_vae": RQVAEConfig(loss=LossConfig(collaborative=0.5))},
             r"loss\.collaborative is 0\.5",
@@ -199,7 +199,7 @@ def test_an_embedding_that_is_not_finite_is_named_by_its_item():
 
 
 def test_more_codes_than_distinct_embeddings():
-    with pytest.raises(UserError, match=r"90 items with 30 distinct .* 256 codes .* --tokenize\.codes to 30"):
+    with pytest.raises(UserError, match=r"90 items with 30 distinct .* 256 codes .* tokenize\.codes to 30"):
         ItemTokenizer().fit_embeddings(IDS, X)
 
 
@@ -219,12 +219,12 @@ def test_not_a_tokenizer_or_another_version(tmp_path):
 @pytest.mark.parametrize(
     ("make", "flag"),
     [
-        (lambda: TokenizeConfig(levels=0), "--tokenize.levels 0: expected at least 1"),
-        (lambda: TokenizeConfig(codes=1), "--tokenize.codes 1: expected at least 2"),
-        (lambda: RQVAEConfig(epochs=0), "--tokenize.rq_vae.epochs 0: expected at least 1"),
-        (lambda: RQVAEConfig(hidden=[4, 0]), "--tokenize.rq_vae.hidden 0: expected at least 1"),
-        (lambda: RQVAEConfig(beta=-1.0), "--tokenize.rq_vae.beta -1.0: expected at least 0"),
-        (lambda: RQVAEConfig(learning_rate=0.0), "--tokenize.rq_vae.learning_rate 0.0: expected more than 0"),
+        (lambda: TokenizeConfig(levels=0), "tokenize.levels 0: expected at least 1"),
+        (lambda: TokenizeConfig(codes=1), "tokenize.codes 1: expected at least 2"),
+        (lambda: RQVAEConfig(epochs=0), "tokenize.rq_vae.epochs 0: expected at least 1"),
+        (lambda: RQVAEConfig(hidden=[4, 0]), "tokenize.rq_vae.hidden 0: expected at least 1"),
+        (lambda: RQVAEConfig(beta=-1.0), "tokenize.rq_vae.beta -1.0: expected at least 0"),
+        (lambda: RQVAEConfig(learning_rate=0.0), "tokenize.rq_vae.learning_rate 0.0: expected more than 0"),
     ],
 )
 def test_values_out_of_range_name_their_flag(make, flag):

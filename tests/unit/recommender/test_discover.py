@@ -220,13 +220,13 @@ def test_all_that_is_free_comes_out_and_no_more(sparse, monkeypatch):
 
 
 def test_mistakes_are_one_line_each(sparse, monkeypatch):
-    with pytest.raises(UserError, match=r"--k 0: expected at least 1\."):
+    with pytest.raises(UserError, match=r"k 0: expected at least 1\."):
         discover(sparse, [["i1"]], k=0)
-    with pytest.raises(UserError, match=r"--neighbours 0: expected at least 1\."):
+    with pytest.raises(UserError, match=r"neighbours 0: expected at least 1\."):
         discover(sparse, [["i1"]], neighbours=0)
-    with pytest.raises(UserError, match="--history nope: no such item"):
+    with pytest.raises(UserError, match="history nope: no such item"):
         discover(sparse, [["nope"]])
-    with pytest.raises(UserError, match="--histories, line 2 nope: no such item"):
+    with pytest.raises(UserError, match="histories, line 2 nope: no such item"):
         discover(sparse, [["i1"], ["nope"]])
     with pytest.raises(UserError, match="Nothing to go by"):
         discover(sparse)

@@ -62,10 +62,10 @@ def test_a_history_is_told_from_its_codes_alone(
     assert told.says == "mild soaps"
     assert told.history == ["Borea face cream 7", "Alba hand balm 3"]
     assert recommender.ranker.renderer.history([7, 3]) in dictated["prompt"]
-    with pytest.raises(UserError, match="--history nope: no such item"):
+    with pytest.raises(UserError, match="history nope: no such item"):
         taste(recommender, ["nope"])
     monkeypatch.delitem(recommender.templates, "preference")
-    with pytest.raises(UserError, match="--history: the model was not taught the task preference"):
+    with pytest.raises(UserError, match="history: the model was not taught the task preference"):
         taste(recommender, ["i7"])
 
 
@@ -159,8 +159,8 @@ def test_unused_prefixes_name_the_nearest(recommender: Recommender, monkeypatch:
 def test_unknown_items_and_untaught_models_are_refused(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="--item nope: no such item"):
+    with pytest.raises(UserError, match="item nope: no such item"):
         explain(recommender, "nope")
     monkeypatch.delitem(recommender.templates, "codes-to-item")
-    with pytest.raises(UserError, match="--item: the model was not taught the task codes-to-item"):
+    with pytest.raises(UserError, match="item: the model was not taught the task codes-to-item"):
         explain(recommender, "i1")

@@ -28,7 +28,8 @@ def test_k_distinct_allowed_items_come_out_whenever_there_are_k(
 ) -> None:
     ids = recommender.catalog.ids
     gone = set(exclude) | (set() if include_seen else set(history))
-    items = recommender.recommend([ids[i] for i in history], None, k, [ids[i] for i in exclude], include_seen)
+    left_out = [ids[i] for i in exclude]
+    items = recommender.recommend([ids[i] for i in history], k=k, exclude=left_out, include_seen=include_seen)
     found = [item.item_id for item in items]
     assert len(found) == len(set(found)) == min(k, 20 - len(gone))
     assert not {ids[i] for i in gone} & set(found)
@@ -46,12 +47,12 @@ def test_too_few_answers_come_with_the_reason(recommender: Recommender) -> None:
     assert recommender.recommend(prompt="soap", k=20).reason is None
     none = recommender.recommend(prompt="soap", where={"brand": "nobody"})
     assert none == []
-    assert none.reason == "No item passes the filters: the catalogue has 20 items, --where brand=nobody leaves 0"
+    assert none.reason == "No item passes the filters: the catalogue has 20 items, where brand=nobody leaves 0"
     few = recommender.recommend(["i1"], "soap", allow=["i1", "i2", "i6", "i7"], exclude=["i7"], where={"brand": "alba"})
     assert [item.item_id for item in few] == ["i2"]
     assert few.reason == (
-        "1 of the 10 asked for: the catalogue has 20 items, --where brand=alba leaves 5, --allow leaves 2, "
-        "--exclude leaves 2, the history leaves 1"
+        "1 of the 10 asked for: the catalogue has 20 items, where brand=alba leaves 5, allow leaves 2, "
+        "exclude leaves 2, the history leaves 1"
     )
     assert recommender.recommend(prompt="soap", k=21).reason == "20 of the 21 asked for: the catalogue has 20 items"
 
@@ -88,7 +89,9 @@ def test_no_more_than_so_many_of_a_brand(recommender: Recommender, exact: bool) 
     items = recommender.recommend(prompt="soap", k=20, max_per_field={"brand": 2}, exact=exact)
     assert [item.item_id for item in items] == expected
     assert len(items) == 3 * 2 + 5
-    assert items.reason == "11 of the 20 asked for: the catalogue has 20 items, --max-per brand=2 lets no more through"
+    assert (
+        items.reason == "11 of the 20 asked for: the catalogue has 20 items, max_per_field brand=2 lets no more through"
+    )
 
 
 def test_no_more_than_so_many_of_a_first_code(recommender: Recommender) -> None:
@@ -96,7 +99,7 @@ def test_no_more_than_so_many_of_a_first_code(recommender: Recommender) -> None:
     items = recommender.recommend(prompt="soap", k=20, max_per_code=1)
     assert sorted(firsts[item.item_id] for item in items) == sorted(set(firsts.values()))
     assert items.reason is not None
-    assert "--max-per-code 1" in items.reason
+    assert "max_per_code 1" in items.reason
 
 
 def test_exact_gives_the_head_of_the_whole_ranking(recommender: Recommender) -> None:
@@ -109,19 +112,19 @@ def test_exact_gives_the_head_of_the_whole_ranking(recommender: Recommender) -> 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({}, "--history"),
+        ({}, "history"),
         ({"prompt": "  "}, "empty"),
-        ({"history": ["i0", "x9"]}, "--history x9"),
-        ({"history": ["i0"], "exclude": ["y"]}, "--exclude y"),
-        ({"prompt": "soap", "where": {"colour": "red"}}, "--where colour=red"),
-        ({"prompt": "soap", "k": 0}, "--k 0"),
-        ({"prompt": "soap", "allow": ["z"]}, "--allow z"),
-        ({"prompt": "soap", "offsets": {"i1": 1.0, "z": 2.0}}, "--boost z"),
-        ({"prompt": "soap", "offsets": {"i1": float("nan")}}, "--boost i1: offset nan"),
+        ({"history": ["i0", "x9"]}, "history x9"),
+        ({"history": ["i0"], "exclude": ["y"]}, "exclude y"),
+        ({"prompt": "soap", "where": {"colour": "red"}}, "where colour=red"),
+        ({"prompt": "soap", "k": 0}, "k 0"),
+        ({"prompt": "soap", "allow": ["z"]}, "allow z"),
+        ({"prompt": "soap", "offsets": {"i1": 1.0, "z": 2.0}}, "offsets z"),
+        ({"prompt": "soap", "offsets": {"i1": float("nan")}}, "offsets i1: offset nan"),
         ({"prompt": "soap", "offsets": np.zeros(3)}, r"offsets: shape (3,), expected one per item"),
-        ({"prompt": "soap", "max_per_field": {"colour": 2}}, "--max-per colour=2: no such field"),
-        ({"prompt": "soap", "max_per_field": {"brand": 0}}, "--max-per brand=0: expected at least 1"),
-        ({"prompt": "soap", "max_per_code": -1}, "--max-per-code -1: expected at least 1"),
+        ({"prompt": "soap", "max_per_field": {"colour": 2}}, "max_per_field colour=2: no such field"),
+        ({"prompt": "soap", "max_per_field": {"brand": 0}}, "max_per_field brand=0: expected at least 1"),
+        ({"prompt": "soap", "max_per_code": -1}, "max_per_code -1: expected at least 1"),
         ({"prompt": "word " * 400}, "context"),
     ],
 )

@@ -216,12 +216,12 @@ def test_a_prompt_that_makes_objects(model: Path, tmp_path: Path) -> None:
         ({"schema": 99}, "schema 99"),
         ({"config": {"levels": "{history.__class__}"}}, "not a saved item tokenizer"),
         ({"config": {"levels": 10**9}}, "more levels in config than in level_sizes"),
-        ({"config": {"levels": -1}}, "--tokenize.levels -1: expected at least 1"),
+        ({"config": {"levels": -1}}, "tokenize.levels -1: expected at least 1"),
         ({"config": {"levels": 1, "surprise": 1}}, "surprise"),
         ({"method": "os.system"}, "not a saved item tokenizer"),
         ({"level_sizes": 3}, "not a saved item tokenizer"),
         ({"embed": {"encoder": "os.system"}}, "not a saved item tokenizer"),
-        ({"embed": {"dim": -1}}, "--embed.dim -1: expected at least 1"),
+        ({"embed": {"dim": -1}}, "embed.dim -1: expected at least 1"),
     ],
 )
 def test_a_quantizer_of_wrong_values(changes: dict[str, Any], said: str, model: Path) -> None:
@@ -250,7 +250,7 @@ def test_codes_outside_their_levels(model: Path) -> None:
 def test_a_bundle_of_the_hub_names_a_base_of_the_hub(base: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle.hub, "download", lambda name: adapter)
     bundle.write_header(replace(bundle.read_header(adapter), base_model=base), adapter)
-    with pytest.raises(UserError, match=r"--model org/name: an adapter of .* which is not a model of the Hub"):
+    with pytest.raises(UserError, match=r"name org/name: an adapter of .* which is not a model of the Hub"):
         bundle.locate("org/name")
 
 
@@ -268,6 +268,6 @@ def test_a_folder_here_does_not_stand_for_a_base_of_the_hub(
 
 def test_an_adapter_of_a_local_base_is_not_pushed(adapter: Path) -> None:
     with pytest.raises(
-        UserError, match=r"which is not a model of the Hub; train with --train\.lora\.merge true, or from"
+        UserError, match=r"which is not a model of the Hub; train with train\.lora\.merge true, or from"
     ):
         bundle.push(adapter, "org/name")

@@ -6,7 +6,7 @@ import pytest
 
 from llmrec.data import Catalog
 from llmrec.errors import UserError
-from llmrec.recommender.request import ItemLookup
+from llmrec.recommender.selection import ItemLookup
 
 TAGS = ["Soap", "soap, Gift", "SOAP ", "gift,soap,new", "", "Straße", "new soap"]
 
@@ -26,17 +26,17 @@ def test_where_looks_at_the_whole_text_and_at_its_parts(lookup: ItemLookup, valu
 
 
 def test_groups_are_texts_in_whatever_case(lookup: ItemLookup) -> None:
-    groups = lookup.groups("tags", "--max-per tags=1")
+    groups = lookup.groups("tags", "max_per_field tags=1")
     assert groups[0] == groups[2]
     assert groups[4] == -1
     assert len(set(groups)) == len(TAGS) - 1
 
 
 def test_unknown_names(lookup: ItemLookup) -> None:
-    with pytest.raises(UserError, match=r"--max-per x=1: no such field; known are title, tags"):
-        lookup.groups("x", "--max-per x=1")
-    with pytest.raises(UserError, match=r"--allow zz: no such item among the 7"):
-        lookup.rows(["i1", "zz"], "--allow")
+    with pytest.raises(UserError, match=r"max_per_field x=1: no such field; known are title, tags"):
+        lookup.groups("x", "max_per_field x=1")
+    with pytest.raises(UserError, match=r"allow zz: no such item among the 7"):
+        lookup.rows(["i1", "zz"], "allow")
 
 
 def test_offsets_by_name_and_by_row(lookup: ItemLookup) -> None:

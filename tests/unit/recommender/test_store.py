@@ -237,7 +237,7 @@ def test_a_full_codebook_adds_nothing(tiny_catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"), [(["i1", "zz"], "--remove zz: no such item"), ([f"i{row}" for row in range(20)], "nothing would")]
+    ("ids", "words"), [(["i1", "zz"], "remove zz: no such item"), ([f"i{row}" for row in range(20)], "nothing would")]
 )
 def test_removals_that_cannot_be(shop: Recommender, ids: list[str], words: str) -> None:
     before = shop.shelf
@@ -358,7 +358,7 @@ def test_a_file_system_that_cannot(linked: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match=re.escape(os.strerror(number))):
         change_items(linked, None, add)
     monkeypatch.setattr("llmrec.atomic._swap_of_the_system", lambda: None)
-    with pytest.raises(UserError, match="can't exchange two folders in one step; name a new one with --out"):
+    with pytest.raises(UserError, match="can't exchange two folders in one step; name a new one with out"):
         change_items(linked, None, add)
     assert contents(linked) == before
     assert not (linked.parent / ".model.new").exists()

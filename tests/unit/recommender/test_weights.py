@@ -107,7 +107,7 @@ def test_another_architecture_is_refused(bundle: Path) -> None:
 
 def test_a_base_that_lacks_weights_is_named(bundle: Path) -> None:
     change(bundle / MODEL, **{LAYER: None})
-    with pytest.raises(UserError, match=rf"--base\.model .*lacks 1 tensors of Qwen3ForCausalLM, such as {LAYER}"):
+    with pytest.raises(UserError, match=rf"base\.model .*lacks 1 tensors of Qwen3ForCausalLM, such as {LAYER}"):
         load_base(bundle)
 
 

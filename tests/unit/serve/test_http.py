@@ -1,4 +1,4 @@
-"""The HTTP service answers as `recommend --json` does."""
+"""The HTTP service answers as `recommend json` does."""
 
 import pytest
 
@@ -32,12 +32,12 @@ def test_every_filter_of_the_python_api(client: TestClient, recommender: Recomme
     assert answer["items"] == [item.to_dict() for item in expected]
     assert len(expected) == 2
     assert answer["reason"] == expected.reason
-    assert "--max-per brand=1" in answer["reason"]
+    assert "max_per_field brand=1" in answer["reason"]
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
-    [({"history": ["nope"]}, "nope"), ({}, "--history"), ({"prompt": "soap", "kk": 3}, "kk"), ({"k": 0}, "k")],
+    [({"history": ["nope"]}, "nope"), ({}, "history"), ({"prompt": "soap", "kk": 3}, "kk"), ({"k": 0}, "k")],
 )
 def test_mistakes_are_422(client: TestClient, request_: dict, words: str) -> None:
     answer = client.post("/recommend", json=request_)

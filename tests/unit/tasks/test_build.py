@@ -170,13 +170,13 @@ def test_build_makes_the_tasks_of_the_mixture(shop):
 @pytest.mark.parametrize("intentions", [None, Intentions(items={"i0": ["a soap"]})])
 def test_preferences_must_be_known(shop, intentions):
     config = TasksConfig(mixture={"preference": 1.0})
-    with pytest.raises(UserError, match=r"preference: no user's preferences are known; set --intentions\.source"):
+    with pytest.raises(UserError, match=r"preference: no user's preferences are known; set intentions\.source"):
         build_tasks(config, shop.catalog, shop.sequences, shop.renderer, intentions=intentions)
 
 
 def test_a_task_without_a_prompt_is_named(shop):
     del shop.renderer.templates["chat"]
-    with pytest.raises(UserError, match=r"chat: no chat\.yaml in --tasks\.prompts"):
+    with pytest.raises(UserError, match=r"chat: no chat\.yaml in tasks\.prompts"):
         build_tasks(TasksConfig(mixture={"chat": 1.0}), shop.catalog, shop.sequences, shop.renderer)
 
 

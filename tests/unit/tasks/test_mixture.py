@@ -102,7 +102,7 @@ def test_batches_are_shuffled():
 
 
 def test_nothing_to_train_on_is_said():
-    with pytest.raises(UserError, match=r"Nothing to train on.*--tasks\.mixture"):
+    with pytest.raises(UserError, match=r"Nothing to train on.*tasks\.mixture"):
         Mixture({"sequential": Rows(0)}, TasksConfig(), epochs=2, global_batch=8, seed=0)
 
 

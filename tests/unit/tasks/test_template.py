@@ -92,7 +92,7 @@ def test_a_folder_may_lack_tasks_that_nobody_asks_with(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match=r"sequential.yaml: no such prompt file; --tasks\.prompts"):
+    with pytest.raises(UserError, match=r"sequential.yaml: no such prompt file; tasks\.prompts"):
         load_templates(tmp_path)
 
 
@@ -108,5 +108,5 @@ def test_missing_file(tmp_path):
     ],
 )
 def test_config_refuses(settings):
-    with pytest.raises(UserError, match=r"--tasks\.(mixture|max_history|max_text_tokens)"):
+    with pytest.raises(UserError, match=r"tasks\.(mixture|max_history|max_text_tokens)"):
         TasksConfig(**settings)

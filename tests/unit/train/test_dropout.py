@@ -78,9 +78,7 @@ def test_a_fine_tuning_hides_codes_after_the_first_and_leaves_no_hook(shop, tmp_
 
 
 def test_it_needs_the_full_method_and_a_rate():
-    with pytest.raises(
-        UserError, match=r"--train\.code_dropout 0\.2 works with --train\.method full only; set it to 0"
-    ):
+    with pytest.raises(UserError, match=r"train\.code_dropout 0\.2 works with train\.method full only; set it to 0"):
         TrainConfig(method="lora", code_dropout=0.2)
-    with pytest.raises(UserError, match=r"--train\.code_dropout 1\.0: expected at least 0 and below 1"):
+    with pytest.raises(UserError, match=r"train\.code_dropout 1\.0: expected at least 0 and below 1"):
         TrainConfig(code_dropout=1.0)

@@ -141,7 +141,7 @@ def test_lora_options_reach_the_adapter(shop, changes):
 
 def test_unknown_lora_targets_are_named(shop, tmp_path):
     config = replace(LORA, lora=AdapterConfig(targets=["q_proj", "quary"]))
-    with pytest.raises(UserError, match=r"--train\.lora\.targets: Qwen3\w+ has no layers named quary; it has .*q_proj"):
+    with pytest.raises(UserError, match=r"train\.lora\.targets: Qwen3\w+ has no layers named quary; it has .*q_proj"):
         train(shop, config, tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_unknown_lora_targets_are_named(shop, tmp_path):
 )
 def test_a_base_of_few_bits_stays_frozen(shop, tmp_path, config):
     shop.model.is_quantized = True
-    with pytest.raises(UserError, match=r"--base\.bits below 32 needs --train\.method lora --train\.lora\.merge false"):
+    with pytest.raises(UserError, match=r"base\.bits below 32 needs train\.method lora train\.lora\.merge false"):
         train(shop, config, tmp_path)
 
 
@@ -268,5 +268,5 @@ def test_runs_with_bfloat16(shop, tmp_path):
 def test_prompts_must_fit_the_context(shop, tmp_path):
     assert context_length(shop.model) == 160
     tasks = replace(TASKS, max_history=70)
-    with pytest.raises(UserError, match=r"--tasks\.max_history 70 .* the model's context is 160; lower them"):
+    with pytest.raises(UserError, match=r"tasks\.max_history 70 .* the model's context is 160; lower them"):
         finetune(shop.model, shop.renderer, data(shop), tasks, FULL, tmp_path)

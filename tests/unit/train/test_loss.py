@@ -83,5 +83,5 @@ def test_dropout_needs_blocks_it_knows():
             super().__init__()
             self.mixer = torch.nn.Linear(2, 2)
 
-    with pytest.raises(UserError, match=r"--train\.dropout 0\.1: Odd .* set --train\.dropout 0"):
+    with pytest.raises(UserError, match=r"train\.dropout 0\.1: Odd .* set train\.dropout 0"):
         BlockDropout(Odd(), 0.1)

@@ -67,5 +67,5 @@ def test_training_ends_with_the_gathered_copy(make_shop, tmp_path, monkeypatch, 
 def test_rows_first_needs_whole_weights(shop, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     data = TrainingData(shop.catalog, shop.sequences)
-    with pytest.raises(UserError, match=r"--train\.rows_first 0\.2 works where each process holds all weights"):
+    with pytest.raises(UserError, match=r"train\.rows_first 0\.2 works where each process holds all weights"):
         finetune(shop.model, shop.renderer, data, TASKS, replace(CONFIG, rows_first=0.2), tmp_path)

@@ -77,7 +77,7 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("writer", "file", "old", "new", "message"),
     [
-        ("csv", "log.csv", "timestamp", "time", r"log\.csv: no column 'timestamp' \(--data\.columns\.time\)"),
+        ("csv", "log.csv", "timestamp", "time", r"log\.csv: no column 'timestamp' \(data\.columns\.time\)"),
         ("csv", "log.csv", "u1,2,101", "u1,2,noon", r"log\.csv: row 2 has timestamp 'noon'"),
         ("csv", "log.csv", "u1,2,101", "u1,2,1,1,1", r"log\.csv: not a readable table"),
         ("csv", "items.csv", "3,Paper", "2,Paper", r"items\.csv: item id '2' stands in rows 2 and 3"),

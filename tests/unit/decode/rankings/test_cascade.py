@@ -68,5 +68,5 @@ def test_semantic_ids_of_one_code_are_refused(shop, facts, method_of):
     vocabulary = replace(shop.vocabulary, names=shop.vocabulary.names[:1], ids=shop.vocabulary.ids[:1])
     trie = ItemTrie.build(np.arange(20)[:, None] % 4, [4])
     search = TreeSearch(shop.model, vocabulary, trie, method_of("beam").config)
-    with pytest.raises(UserError, match=r"--decode\.ranking cascade goes on from an item's first code"):
+    with pytest.raises(UserError, match=r"decode\.ranking cascade goes on from an item's first code"):
         make_ranking(search, facts, search.config, "cascade")

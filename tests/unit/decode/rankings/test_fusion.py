@@ -95,7 +95,7 @@ def test_a_prompt_without_items_has_no_opinion_on_texts(deep, method_of):
 def test_without_weights_it_is_refused(deep, facts, method_of, prompts):
     method = method_of("fusion")
     bare = make_ranking(method.search, replace(facts, weights=None), method.config, "fusion")
-    with pytest.raises(UserError, match=r"--decode\.ranking fusion: this bundle has not been calibrated") as caught:
+    with pytest.raises(UserError, match=r"decode\.ranking fusion: this bundle has not been calibrated") as caught:
         bare.rank(prompts, 3)
     assert "\n" not in str(caught.value)
     assert bare.scored(bare.search.open(prompts), 3, None).items.any(), "what a calibration needs is there"

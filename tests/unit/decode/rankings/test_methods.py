@@ -59,7 +59,7 @@ def test_the_configuration_names_one_and_an_argument_another(search, facts, name
 def test_a_model_without_dense_head_is_refused_at_once(search, facts, name):
     bare = replace(facts, dense=None)
     refused(
-        rf"--decode\.ranking {name}: this model has no dense head; train it with --train\.dense\.weight 1, or choose",
+        rf"decode\.ranking {name}: this model has no dense head; train it with train\.dense\.weight 1, or choose",
         lambda: make_ranking(search, bare, DecodeConfig(ranking=name)),
     )
 
@@ -68,18 +68,18 @@ def test_a_model_without_dense_head_is_refused_at_once(search, facts, name):
 def test_a_model_without_tree_masks_is_refused(deep, facts, prompts, name):
     search = GenerateSearch(deep.model, deep.vocabulary, deep.trie, DecodeConfig(dtype="float32"))
     method = make_ranking(search, facts, search.config, name)
-    refused(rf"--decode\.ranking {name} needs a model that takes tree attention masks", lambda: method.rank(prompts, 3))
+    refused(rf"decode\.ranking {name} needs a model that takes tree attention masks", lambda: method.rank(prompts, 3))
 
 
 @pytest.mark.parametrize("name", HEADED)
 def test_a_configuration_that_trains_no_head_may_not_rank_by_it(name):
     trained = TrainConfig(dense=DenseConfig(weight=1.0))
     refused(
-        rf"--decode\.ranking {name} needs a dense head: set --train\.dense\.weight 1, or choose beam or quota",
+        rf"decode\.ranking {name} needs a dense head: set train\.dense\.weight 1, or choose beam or quota",
         lambda: Config(decode=DecodeConfig(ranking=name)),
     )
     refused(
-        rf"--evaluate\.rankings {name} needs a dense head: set --train\.dense\.weight 1, or leave it out",
+        rf"evaluate\.rankings {name} needs a dense head: set train\.dense\.weight 1, or leave it out",
         lambda: Config(evaluate=EvaluateConfig(rankings=["beam", name])),
     )
     Config(train=trained, decode=DecodeConfig(ranking=name), evaluate=EvaluateConfig(rankings=["beam", name]))
@@ -87,7 +87,7 @@ def test_a_configuration_that_trains_no_head_may_not_rank_by_it(name):
 
 def test_a_configuration_that_trains_no_head_has_no_frontier():
     refused(
-        r"--evaluate\.frontier true needs a dense head: set --train\.dense\.weight 1, or set it to false",
+        r"evaluate\.frontier true needs a dense head: set train\.dense\.weight 1, or set it to false",
         lambda: Config(evaluate=EvaluateConfig(frontier=True)),
     )
     Config(train=TrainConfig(dense=DenseConfig(weight=1.0)), evaluate=EvaluateConfig(frontier=True))
@@ -97,7 +97,7 @@ def test_a_configuration_that_trains_no_head_has_no_frontier():
 def test_what_goes_by_items_needs_the_trie(what):
     level = DecodeConfig(constraint="level")
     refused(
-        rf"--evaluate\.{next(iter(what))} goes by items, which --decode\.constraint level does not know; set it to",
+        rf"evaluate\.{next(iter(what))} goes by items, which decode\.constraint level does not know; set it to",
         lambda: Config(decode=level, evaluate=EvaluateConfig(**what)),
     )
     Config(decode=level)
@@ -106,10 +106,10 @@ def test_what_goes_by_items_needs_the_trie(what):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"ranking": "quota", "constraint": "level"}, r"--decode\.ranking quota ranks items, and --decode\.constraint"),
-        ({"quota": 1.5}, r"--decode\.quota 1\.5: expected a share from 0 to 1"),
-        ({"quota_prefix": -1}, r"--decode\.quota_prefix -1: expected at least 0"),
-        ({"warm_floor": -0.1}, r"--decode\.warm_floor -0\.1: expected"),
+        ({"ranking": "quota", "constraint": "level"}, r"decode\.ranking quota ranks items, and decode\.constraint"),
+        ({"quota": 1.5}, r"decode\.quota 1\.5: expected a share from 0 to 1"),
+        ({"quota_prefix": -1}, r"decode\.quota_prefix -1: expected at least 0"),
+        ({"warm_floor": -0.1}, r"decode\.warm_floor -0\.1: expected"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, said):

@@ -81,7 +81,7 @@ def test_scores_are_minus_the_places(method_of, prompts):
 
 def test_longer_prefixes_than_semantic_ids_are_refused(method_of):
     with pytest.raises(
-        UserError, match=r"--decode\.quota_prefix 4: semantic IDs have 3 codes; expected at most"
+        UserError, match=r"decode\.quota_prefix 4: semantic IDs have 3 codes; expected at most"
     ) as caught:
         method_of("quota", quota_prefix=4)
     assert "\n" not in str(caught.value)

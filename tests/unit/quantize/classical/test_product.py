@@ -50,7 +50,7 @@ def test_table_distances_are_the_exact_ones_to_the_reconstruction(x):
 
 @pytest.mark.parametrize("make", [pq, opq])
 def test_dimensions_that_do_not_split_are_refused(x, make):
-    with pytest.raises(UserError, match=r"--tokenize.levels is 3, .* 8 dimensions"):
+    with pytest.raises(UserError, match=r"tokenize.levels is 3, .* 8 dimensions"):
         make(x, levels=3)
 
 

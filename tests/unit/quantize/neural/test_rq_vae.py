@@ -179,7 +179,7 @@ def test_sampling_depends_on_the_seed_alone():
 
 def test_divergence_is_named():
     wild = replace(SMALL, learning_rate=1e12)
-    with pytest.raises(UserError, match=r"diverged in epoch .* --tokenize.rq_vae.learning_rate"):
+    with pytest.raises(UserError, match=r"diverged in epoch .* tokenize.rq_vae.learning_rate"):
         fit(wild)
 
 
