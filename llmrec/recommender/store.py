@@ -15,16 +15,17 @@ from typing import Literal, Self
 import numpy as np
 import polars as pl
 
+from llmrec.atomic import put_in_place, replacing
 from llmrec.console import get_logger
 from llmrec.data import Catalog
 from llmrec.embed import item_texts
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
+from llmrec.manifest import note_change
 from llmrec.quantize.tokenizer import CODES, ItemTokenizer, require_finite
 from llmrec.recommender import bundle
 from llmrec.recommender.request import ItemLookup
-from llmrec.serve.replace import put_in_place, replacing
 
 log = get_logger(__name__)
 
@@ -242,10 +243,11 @@ def change_items(model: str | Path, out: str | Path | None, change: Callable[[Sh
         new = change(old)
         try:
             if out is None:  # links: the weights stay where they are on the disk
-                shutil.copytree(folder, sibling, symlinks=True, copy_function=os.link)
+                shutil.copytree(folder, sibling, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
             else:
-                shutil.copytree(folder, sibling)
+                shutil.copytree(folder, sibling, dirs_exist_ok=True)
             new.save(sibling)
+            note_change(sibling, FILES, by="add-items")
             put_in_place(sibling, target)
         except OSError as error:
             raise UserError(f"{target}: can't be written: {error}.") from None

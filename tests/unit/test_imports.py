@@ -13,7 +13,7 @@ import llmrec
 PACKAGE = Path(llmrec.__file__).parent
 ROOMS = ["data", "embed", "quantize", "intentions", "vocab", "tasks", "train", "decode", "evaluate", "serve"]
 # Modules at the top that every room may use; they use no room themselves.
-FOUNDATION = {"llmrec", "errors", "console", "device", "resources", "tables"}
+FOUNDATION = {"llmrec", "errors", "console", "device", "resources", "tables", "atomic", "manifest"}
 
 
 def imported(path: Path) -> Iterator[str]:

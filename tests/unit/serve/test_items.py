@@ -294,7 +294,7 @@ def test_in_place_all_else_stays_and_no_other_folder_changes(linked: Path) -> No
     assert before.keys() == after.keys()
     assert contents(linked.parent / "train") == other
     assert (linked / "model.safetensors").samefile(linked.parent / "train" / "model.safetensors")
-    assert sorted(path.name for path in linked.parent.iterdir()) == [".model.lock", "model", "train"]
+    assert sorted(path.name for path in linked.parent.iterdir()) == ["model", "train"]
     assert len(Recommender.from_pretrained(linked).recommend(["i1"], k=30)) == 22
 
 
@@ -354,10 +354,10 @@ def test_a_file_system_that_cannot(linked: Path, monkeypatch: pytest.MonkeyPatch
         return -1
 
     before = contents(linked)
-    monkeypatch.setattr("llmrec.serve.replace._swap_of_the_system", lambda: refuse)
+    monkeypatch.setattr("llmrec.atomic._swap_of_the_system", lambda: refuse)
     with pytest.raises(UserError, match=re.escape(os.strerror(number))):
         change_items(linked, None, add)
-    monkeypatch.setattr("llmrec.serve.replace._swap_of_the_system", lambda: None)
+    monkeypatch.setattr("llmrec.atomic._swap_of_the_system", lambda: None)
     with pytest.raises(UserError, match="can't exchange two folders in one step; name a new one with --out"):
         change_items(linked, None, add)
     assert contents(linked) == before
