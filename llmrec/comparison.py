@@ -10,15 +10,15 @@ Every fit is a run directory of its own below DIR/compare/, so that a stopped co
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, BinaryIO
 
 from llmrec import console as tables
 from llmrec import pipeline
+from llmrec.atomic import MARK, is_ours, mark, write_file
 from llmrec.config import Config
 from llmrec.console import get_logger
-from llmrec.rundir import RunDirectory, write_text
+from llmrec.rundir import RunDirectory
 
 log = get_logger(__name__)
 
@@ -26,6 +26,7 @@ Comparison = dict[str, Any]
 """What comparison.json holds: `seeds`, `protocol` and `baselines` of the recommenders (null without them), and
 `methods` -> name -> `tokenize` (its settings), `runs` (one per seed: `report`, `metrics`), `mean` and `std`."""
 
+COMPARE = pipeline.COMPARE
 SHARED = ("data", "embed")
 DOWNSTREAM = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
@@ -42,6 +43,9 @@ def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, dow
     Raises:
         UserError: a tokenizer that can't be fitted on these embeddings; what was finished stands.
     """
+    for name in contenders:  # before anything is computed
+        for offset in range(seeds):
+            _open(run, name, offset)
     pipeline.run(next(iter(contenders.values())), run, until="embed")
     methods: dict[str, dict[str, Any]] = {}
     for name, config in contenders.items():
@@ -64,10 +68,11 @@ def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, dow
         and {name: entry["all"] for name, entry in measured["systems"].items() if name != "llmrec"},
         "methods": methods,
     }
-    folder = run.path("compare")
-    write_text(folder / "comparison.json", json.dumps(comparison, indent=1) + "\n")
-    write_text(folder / "comparison.md", tables.markdown(rows(comparison)) + "\n")
-    _plot(comparison, folder / "comparison.png")
+    if run.main:
+        run.write(f"{COMPARE}/comparison.json", json.dumps(comparison, indent=1) + "\n")
+        run.write(f"{COMPARE}/comparison.md", tables.markdown(rows(comparison)) + "\n")
+        with run.reporting():
+            write_file(run.path(COMPARE) / "comparison.png", lambda file: _plot(comparison, file))
     return comparison
 
 
@@ -108,14 +113,39 @@ def _with_seed(config: Config, offset: int) -> Config:
     )
 
 
+def _open(run: RunDirectory, name: str, offset: int) -> RunDirectory:
+    """The run directory of one fit.
+
+    Raises:
+        UserError: something that llmrec did not make has its name, or the name of one of its stages.
+    """
+    if run.main:
+        with run.reporting():
+            _claim(run)
+    child = RunDirectory(run.path(COMPARE) / name / f"seed-{offset}", run.main, run.wait)
+    child.claim(pipeline.NAMES)
+    return child
+
+
+def _claim(run: RunDirectory) -> None:
+    """Make and mark the folder of the comparison; one that an earlier version made lacks the mark."""
+    run.claim(pipeline.NAMES)
+    folder = run.path(COMPARE)
+    if not is_ours(folder, (MARK,)) and not folder.is_symlink() and any(folder.glob("*/seed-*/.lock")):
+        (folder / MARK).touch()
+    mark(folder)
+
+
 def _share(run: RunDirectory, name: str, offset: int) -> RunDirectory:
     """The run directory of one fit, whose shared stages are links to those of `run`."""
-    child = RunDirectory(run.path("compare") / name / f"seed-{offset}", run.main, run.wait)
+    child = _open(run, name, offset)
     for stage in SHARED:
         link = child.path(stage)
         if run.main and not link.exists():
-            link.unlink(missing_ok=True)  # it may point to where the run directory used to be
-            link.symlink_to(run.path(stage).resolve(), target_is_directory=True)
+            with child.reporting():
+                if link.is_symlink():  # it points to where the run directory used to be
+                    link.unlink()
+                link.symlink_to(run.path(stage).resolve(), target_is_directory=True)
     run.wait()
     return child
 
@@ -142,7 +172,7 @@ def _figures(one: Mapping[str, Any]) -> dict[str, float]:
     return figures
 
 
-def _plot(comparison: Comparison, path: Path) -> None:
+def _plot(comparison: Comparison, file: BinaryIO) -> None:
     """One panel per figure, one bar per method, the spread over seeds as its whisker."""
     from matplotlib.figure import Figure
 
@@ -157,4 +187,4 @@ def _plot(comparison: Comparison, path: Path) -> None:
         axes.set_title(key, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, format="png", dpi=120)

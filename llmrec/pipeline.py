@@ -10,28 +10,43 @@ events, which the model stage adds.
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llmrec.atomic import KEY, remove_inside
 from llmrec.config import Config
 from llmrec.console import get_logger
 from llmrec.data.files import require_file
 from llmrec.data.prepare import Prepared, load, prepare, save
 from llmrec.data.readers import input_files
+from llmrec.errors import UserError
 from llmrec.intentions import Intentions, gather
-from llmrec.rundir import RunDirectory, file_hashes, folder_state, write_text
+from llmrec.rundir import CONFIG, RunDirectory, file_hashes, folder_state
 
 log = get_logger(__name__)
 
 
 def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
-    """Record the configuration and do every stage up to `until`, in order; finished ones are skipped."""
+    """Record the configuration and do every stage up to `until`, in order; finished ones are skipped.
+
+    Raises:
+        UserError: before anything is written, if an input lies where a stage will be written, or if something that
+            llmrec did not make would be replaced; later, whatever the stages raise.
+    """
+    _prepare(config, run, until)
     if run.main:
-        write_text(run.folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+        run.write(CONFIG, yaml.safe_dump(asdict(config), sort_keys=False))
     _stages(config, run, until)
+
+
+def _prepare(config: Config, run: RunDirectory, until: str) -> None:
+    """Check everything that can be checked before the first stage; then mark the run directory as one."""
+    check_inputs(config, run)
+    _stages(config, run.rehearsal(), until)
+    run.claim(NAMES)
 
 
 def _stages(config: Config, run: RunDirectory, until: str) -> None:
@@ -142,7 +157,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
         if config.base.model is None and (config.train.lora.merge or config.train.method == "full"):
             recommender.base_model = f"a {config.base.architecture} made from the catalogue's text"
         if run.main:
-            shutil.rmtree(out / "bundle", ignore_errors=True)
+            remove_inside(out / "bundle", out, (KEY,))  # of a killed call
             recommender.save_pretrained(out / "bundle")
 
     local = Path(config.base.model) if config.base.model is not None else None
@@ -157,6 +172,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
         files=file_hashes(prompts) | (folder_state(local) if local is not None and local.is_dir() else {}),
         resumable=True,
         together=True,
+        spare=("checkpoint-*", "rows/*"),
     )
 
 
@@ -167,7 +183,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     """
     from llmrec.decode.config import DecodeConfig
     from llmrec.embed import Embeddings
-    from llmrec.recommender.bundle import FUSION
+    from llmrec.recommender.bundle import FUSION, INDEX
     from llmrec.recommender.recommender import Recommender
 
     def make(out: Path) -> None:
@@ -194,6 +210,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         {"warm_floor": config.decode.warm_floor} if dense else {},
         make,
         reads=["train"] + (["data", "embed"] if strict or dense else []),
+        precious=(INDEX,),  # items that the user has added
     )
 
 
@@ -206,7 +223,7 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.evaluation.protocol import select_cases
     from llmrec.evaluation.report import model_card, write_report
     from llmrec.evaluation.text_queries import evaluate_text_queries
-    from llmrec.recommender.bundle import record_scoring
+    from llmrec.recommender.bundle import HEADER, header_text, read_header
     from llmrec.recommender.recommender import Recommender
 
     def make(out: Path) -> None:
@@ -231,16 +248,19 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
         if lost is not None:
             write_diagnosis(lost, out)
 
+    def finish() -> None:
+        """The bundle says what was measured of it, and decodes as it was measured."""
+        measured, bundle = metrics(run), run.path("model")
+        texts = {"README.md": model_card(bundle, measured, text_metrics(run))}
+        if measured["decode"]["constraint"] == "trie":  # else it is the constraint that was measured
+            texts[HEADER] = header_text(replace(read_header(bundle), scoring=measured["decode"]["scoring"]))
+        run.amend("model", texts)
+
     in_words = config.intentions.source != "none" and config.evaluate.text_queries > 0
     embedded = in_words or config.evaluate.reads_text
     steers = {"evaluate": asdict(config.evaluate), "decode": asdict(config.decode)}
     reads = ["data", "model", *(["embed"] if embedded else []), *(["intentions"] if in_words else [])]
-    run.build("evaluate", steers, make, reads=reads)
-    if run.main:
-        measured = metrics(run)
-        write_text(run.path("model") / "README.md", model_card(run.path("model"), measured, text_metrics(run)))
-        if measured["decode"]["constraint"] == "trie":  # else it is the constraint that was measured
-            record_scoring(run.path("model"), measured["decode"]["scoring"])
+    run.build("evaluate", steers, make, reads=reads, finish=finish)
 
 
 STAGES = {
@@ -255,6 +275,49 @@ STAGES = {
 }
 
 FOLDERS = ("data", "embed", "tokenize", "intentions", "base", "train", "model", "evaluate")
+COMPARE = "compare"
+NAMES = (*FOLDERS, COMPARE, CONFIG)
+"""All that is ever written into a run directory, but for the mark and the lock."""
+
+INPUTS = {
+    "data.path": True,
+    "data.items": True,
+    "embed.model": True,
+    "embed.cache": False,
+    "intentions.path": False,
+    "intentions.local_model": True,
+    "base.model": True,
+    "tasks.prompts": False,
+}
+"""The fields that name files and folders of the user -> whether they may also name something on a hub."""
+
+
+def check_inputs(config: Config, run: RunDirectory) -> None:
+    """Refuse inputs that lie where a stage is written, which would be replaced with it.
+
+    Raises:
+        UserError: one does; names the field and the folder.
+    """
+    for field, on_a_hub in INPUTS.items():
+        section, name = field.split(".")
+        value = getattr(getattr(config, section), name)
+        if value is None:
+            continue
+        name = value.partition("@")[0]  # of a dataset; its split and its configuration follow
+        paths = [Path(path).expanduser() for path in (value, name, name.partition(":")[0])]
+        for place in run.places([*FOLDERS, COMPARE]):
+            if any(_lies_in(path, place) for path in paths if not on_a_hub or os.path.lexists(path)):
+                raise UserError(
+                    f"--{field} {value}: lies in {place}, which belongs to the run directory and may be replaced; "
+                    "copy it elsewhere, or name another --run."
+                )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder, by its name or by where its links lead."""
+    names = (Path(os.path.abspath(path)), Path(os.path.realpath(path)))
+    places = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
+    return any(name.is_relative_to(place) for name in names for place in places)
 
 
 def metrics(run: RunDirectory) -> dict[str, Any]:
@@ -285,6 +348,7 @@ def task_examples(config: Config, run: RunDirectory, n: int) -> list[dict[str, A
     from llmrec.tasks.render import Renderer
     from llmrec.tasks.template import load_templates
 
+    _prepare(config, run, "base")
     _stages(config, run, "base")
     prepared, items = _data(run).known, ItemTokenizer.load(run.path("tokenize"))
     tokenizer = load_tokenizer(config.base.model or run.path("base"), config.base.trust_remote_code)

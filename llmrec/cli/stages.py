@@ -15,30 +15,36 @@ if TYPE_CHECKING:
     from llmrec.config import Config
 
 
-def open_run(folder: str | Path) -> RunDirectory:
+def open_run(folder: str | Path, verify: bool = False) -> RunDirectory:
     """The run directory for this process; under `accelerate launch` only the first one writes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return RunDirectory(folder)
+        return RunDirectory(folder, verify=verify)
     import torch
     from accelerate import PartialState
 
     # Not told that it is on CPUs, it would take every process for the only one.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    return RunDirectory(folder, main=state.is_main_process, wait=state.wait_for_everyone)
+    return RunDirectory(folder, main=state.is_main_process, wait=state.wait_for_everyone, verify=verify)
 
 
 def command(name: str, until: str, summary: str) -> Command:
     """The command `name`: every stage up to `until`; those that stand are skipped."""
 
     def main(arguments: Sequence[str]) -> None:
-        parser = config_parser(name, summary)
+        parser = config_parser(name, summary, "[--verify]")
+        parser.add_argument(
+            "--verify",
+            action="store_true",
+            help="read every file of the finished stages and compare its SHA-256 with the one recorded, not only its "
+            "size; a stage with a damaged file is made again",
+        )
         options = parse(parser, arguments)
         if until == "intentions" and options.intentions.source == "none":
             raise UserError("--intentions.source none: nothing to gather; expected extract, reviews, llm or file.")
         log_to_stderr()
         from llmrec import pipeline
 
-        run = open_run(options.run)
+        run = open_run(options.run, options.verify)
         pipeline.run(configuration(options), run, until)
         if run.main:
             _answer(until, run, options.json)

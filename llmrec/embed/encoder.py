@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from llmrec.atomic import write_bytes
 from llmrec.console import get_logger, track
 from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
@@ -79,10 +80,8 @@ class VectorCache:
         self._vectors.update(zip(keys, vectors, strict=True))
         self.folder.mkdir(parents=True, exist_ok=True)
         shard = self.folder / f"{blake2b(b''.join(keys), digest_size=16).hexdigest()}.safetensors"
-        partial = shard.with_suffix(f".{os.getpid()}.partial")
         rows = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1)
-        save_file({"keys": rows, "vectors": np.ascontiguousarray(vectors, np.float32)}, partial)
-        os.replace(partial, shard)
+        write_bytes(shard, save({"keys": rows, "vectors": np.ascontiguousarray(vectors, np.float32)}))
 
 
 def _key(text: str) -> bytes:

@@ -1,9 +1,9 @@
 """From a prepared log to `Intentions`, by the source that the configuration names."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llmrec.atomic import write_bytes
 from llmrec.console import get_logger
 from llmrec.data.prepare import Prepared
 from llmrec.errors import UserError
@@ -26,7 +26,7 @@ def gather(config: IntentionsConfig, prepared: Prepared, folder: Path, earlier: 
         UserError: the source lacks what it reads, cannot be asked, or tells nothing about these items and users.
     """
     if earlier is not None and (earlier / FILE).exists() and not (folder / FILE).exists():
-        shutil.copyfile(earlier / FILE, folder / FILE)
+        write_bytes(folder / FILE, (earlier / FILE).read_bytes())
     found = _from_source(config, prepared, folder)
     if not found.items and not found.users:
         raise UserError(f"--intentions.source {config.source} tells nothing about these items and users; try another")

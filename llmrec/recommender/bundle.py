@@ -4,13 +4,13 @@ Only safetensors, JSON, YAML and parquet; transformers and peft load their parts
 """
 
 import json
-import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import polars as pl
 
+from llmrec.atomic import write_file, write_text
 from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
 from llmrec.recommender import hub
@@ -74,16 +74,14 @@ class Header:
     max_history: int
 
 
+def header_text(header: Header) -> str:
+    """What `llmrec.json` says."""
+    return json.dumps(asdict(header), indent=1) + "\n"
+
+
 def write_header(header: Header, folder: Path) -> None:
     """Write `llmrec.json`, whole or not at all."""
-    temporary = folder / f".{HEADER}.tmp"
-    temporary.write_text(json.dumps(asdict(header), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / HEADER)
-
-
-def record_scoring(folder: Path, scoring: Scoring) -> None:
-    """Write into `llmrec.json` what the bundle in `folder` was evaluated with."""
-    write_header(replace(read_header(folder), scoring=scoring), folder)
+    write_text(folder / HEADER, header_text(header))
 
 
 def read_header(folder: Path) -> Header:
@@ -183,9 +181,7 @@ def write_index(
         {"item_id": item_ids, "codes": codes, EVENTS: events},
         schema={"item_id": pl.String, "codes": pl.List(pl.Int32), EVENTS: pl.Int64},
     )
-    temporary = folder / f".{INDEX}.tmp"
-    frame.hstack(fields.drop("item_id", EVENTS, strict=False)).write_parquet(temporary)
-    os.replace(temporary, folder / INDEX)
+    write_file(folder / INDEX, frame.hstack(fields.drop("item_id", EVENTS, strict=False)).write_parquet)
 
 
 def read_index(folder: Path) -> pl.DataFrame:

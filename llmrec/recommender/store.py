@@ -22,6 +22,7 @@ from llmrec.embed import item_texts
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
+from llmrec.manifest import note_change
 from llmrec.quantize.tokenizer import CODES, ItemTokenizer, require_finite
 from llmrec.recommender import bundle
 from llmrec.recommender.selection import ItemLookup
@@ -242,10 +243,11 @@ def change_items(model: str | Path, out: str | Path | None, change: Callable[[Sh
         new = change(old)
         try:
             if out is None:  # links: the weights stay where they are on the disk
-                shutil.copytree(folder, sibling, symlinks=True, copy_function=os.link)
+                shutil.copytree(folder, sibling, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
             else:
-                shutil.copytree(folder, sibling)
+                shutil.copytree(folder, sibling, dirs_exist_ok=True)
             new.save(sibling)
+            note_change(sibling, FILES, by="add-items")
             put_in_place(sibling, target)
         except OSError as error:
             raise UserError(f"{target}: can't be written: {error}.") from None

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import os
-import shutil
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +18,10 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from llmrec.atomic import KEY, MARK, is_ours, remove_inside, write_text
 from llmrec.console import get_logger, progress_bar
 from llmrec.device import resolve_dtype
+from llmrec.errors import UserError
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
@@ -151,7 +153,7 @@ class _Report(TrainerCallback):
         if path.exists():
             # A killed run may have left half a last line.
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+            write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -182,8 +184,32 @@ class _Report(TrainerCallback):
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest whole checkpoint below `folder`."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    whole = [path for path in _checkpoints(folder) if (path / WHOLE).exists()]
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def claim(folder: Path) -> None:
+    """Mark the folder of a training, in which checkpoints come and go, and remove those that were cut off.
+
+    Raises:
+        UserError: there are checkpoints that another program made.
+    """
+    cut_off = [path for path in _checkpoints(folder) if not (path / WHOLE).exists()]
+    # A stage of a run directory has a key; its folder for the first steps lies in it.
+    ours = any(is_ours(path, (MARK, KEY)) for path in (folder, folder.parent))
+    if not ours and (others := [path for path in cut_off if any(path.iterdir())]):
+        raise UserError(
+            f"{others[0]}: a checkpoint that llmrec did not make; name another folder for the training, or move it."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+    for path in cut_off:
+        remove_inside(path, folder, (MARK,))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """What transformers takes for checkpoints below `folder`."""
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
 def run_trainer(
@@ -212,6 +238,9 @@ def run_trainer(
 
     Returns:
         `model`, or a copy of it if the training has spread its weights over the processes.
+
+    Raises:
+        UserError: `folder` holds checkpoints that another program made.
     """
     whole = empty_copy(model) if spread_over_processes() else model
     if dense is not None:
@@ -235,9 +264,7 @@ def run_trainer(
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=config.patience))
     checkpoint = last_checkpoint(folder)
     if trainer.is_world_process_zero():
-        for path in folder.glob("checkpoint-*"):
-            if not (path / WHOLE).exists():
-                shutil.rmtree(path)
+        claim(folder)
     trainer.accelerator.wait_for_everyone()
     if checkpoint is not None:
         log.info("Resuming from %s", checkpoint.name)

@@ -169,4 +169,4 @@ def test_killed_for_good(
     again = llmrec(*arguments, "--if-exists", "update")
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[0] == ("2 added" if expected == 20 else "2 updated")
-    assert sorted(os.listdir(model.parent)) == [".model.lock", "model", "new.csv"]
+    assert sorted(os.listdir(model.parent)) == ["model", "new.csv"]

@@ -163,7 +163,8 @@ def test_second_process(fails: Fails, llmrec: Program, shop: Path) -> None:
 
 def test_a_defect_of_ours_ends_with_1(llmrec: Program, run_copy: Path, tiny_flags: list[str]) -> None:
     """Damage that no user makes is not dressed up as the user's mistake."""
-    (run_copy / "embed" / "embed.json").unlink()
+    path = run_copy / "embed" / "embed.json"
+    path.write_text("x" * path.stat().st_size)  # of another size, it would be noticed and made again
     result = llmrec("tokenize", "--run", run_copy, *tiny_flags, "--tokenize.codes", "16")
     assert result.returncode == 1
     assert "Traceback" in result.stderr

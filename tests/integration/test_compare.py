@@ -97,6 +97,28 @@ def test_mistakes(words: list[str], said: str, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("theirs", ["compare/notes", "compare/pq/seed-0/tokenize/notes", "compare/pq/seed-1"])
+def test_what_is_the_users_stays(
+    theirs: str, tiny_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Looked at before anything is computed, for the last tokenizer and seed too."""
+    run = tmp_path / "run"
+    run.mkdir()
+    assert main(["prepare", "--run", str(run), *tiny_flags]) == 0
+    (run / theirs).parent.mkdir(parents=True)
+    (run / theirs).write_text("mine")
+    if "/pq/" in theirs:  # in a comparison of ours
+        (run / "compare" / ".llmrec").touch()
+    capsys.readouterr()
+    words = ["compare-tokenizers", "--run", str(run), *tiny_flags, "--methods", "random,pq", "--seeds", "2"]
+    assert main(words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("llmrec: ")
+    assert f"{run}/compare" in line
+    assert (run / theirs).read_text() == "mine"
+    assert not (run / "embed").exists()
+
+
 def test_a_tokenizer_of_your_own(llmrec: Program, tiny_flags: list[str], compared: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("tokenize:\n  method: opq\n  levels: 2\n")
     words = ["--run", compared, *tiny_flags, "--methods", f"{tmp_path / 'mine.yaml'}", "--json"]

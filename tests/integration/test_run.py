@@ -51,7 +51,7 @@ def test_run_directory(tiny_run: Path) -> None:
     for stage, expected in files.items():
         present = {path.name for path in (tiny_run / stage).iterdir()}
         assert {*expected, "manifest.json"} <= present, stage
-    assert {path.name for path in tiny_run.iterdir()} == {*STAGES, "config.yaml", ".lock"}
+    assert {path.name for path in tiny_run.iterdir()} == {*STAGES, "config.yaml", ".llmrec-run.json"}
 
 
 def test_stdout_is_the_answer_and_stderr_the_log(tiny_run: Path) -> None:

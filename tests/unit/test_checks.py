@@ -16,7 +16,10 @@ from llmrec.recommender.request import Request
     ("make", "said"),
     [
         (lambda: DecodeConfig(ranking="best"), "decode.ranking best: Expected one of auto, beam, quota, dense"),
-        (lambda: DecodeConfig(scoring="logprob"), "decode.scoring logprob: Expected one of auto, vocab, level, catalogue"),
+        (
+            lambda: DecodeConfig(scoring="logprob"),
+            "decode.scoring logprob: Expected one of auto, vocab, level, catalogue",
+        ),
         (lambda: DecodeConfig(constraint="Trie"), "decode.constraint Trie: did you mean trie? Expected one of trie"),
         (lambda: TrainConfig(method="qlora"), "train.method qlora: did you mean lora? Expected one of full, lora"),
         (lambda: BaseConfig(architecture="gpt2"), "base.architecture gpt2: Expected one of qwen3, llama"),

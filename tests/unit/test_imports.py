@@ -29,7 +29,7 @@ ROOMS = [
     "cli",
 ]
 # Modules at the top that every room may use; they use no room themselves.
-FOUNDATION = {"llmrec", "atomic", "checks", "errors", "console", "device", "resources"}
+FOUNDATION = {"llmrec", "atomic", "checks", "manifest", "errors", "console", "device", "resources"}
 # Modules at the top that bring the rooms together; only the command line stands above them.
 WHOLE = {"config", "rundir", "pipeline", "comparison", "estimate"}
 

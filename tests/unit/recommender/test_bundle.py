@@ -22,7 +22,7 @@ def test_what_was_measured_is_recorded_in_a_file_of_its_own(tmp_path: Path) -> N
     bundle.write_header(HEADER, tmp_path)
     (tmp_path / "linked.json").hardlink_to(tmp_path / bundle.HEADER)
     before = (tmp_path / "linked.json").read_text()
-    bundle.record_scoring(tmp_path, "catalogue")
+    bundle.write_header(replace(HEADER, scoring="catalogue"), tmp_path)
     assert bundle.read_header(tmp_path) == replace(HEADER, scoring="catalogue")
     assert (tmp_path / "linked.json").read_text() == before
     assert {path.name for path in tmp_path.iterdir()} == {"linked.json", bundle.HEADER}

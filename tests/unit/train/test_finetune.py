@@ -17,7 +17,7 @@ from llmrec.tasks.mixture import Collator, validation_examples
 from llmrec.train import finetune as finetuning
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune, with_adapter
-from llmrec.train.trainer import answer_loss, last_checkpoint, run_trainer
+from llmrec.train.trainer import answer_loss, claim, last_checkpoint, run_trainer
 
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 FULL = TrainConfig(epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8)
@@ -82,6 +82,37 @@ def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, power_cut, conf
     for part in [".", "rows"] if config.rows_first else ["."]:
         for name in ("loss", "eval_loss"):
             assert log(tmp_path / "two" / part, name) == log(tmp_path / "one" / part, name)
+
+
+def test_checkpoints_of_another_program_stay(shop, tmp_path):
+    """They would be resumed from, or removed to make room for ours."""
+    theirs = tmp_path / "checkpoint-500"
+    theirs.mkdir()
+    (theirs / "model.safetensors").write_text("theirs")
+    with pytest.raises(UserError, match=r"checkpoint-500: a checkpoint that llmrec did not make; name another folder"):
+        train(shop, replace(FULL, epochs=1), tmp_path, validation=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-500"]
+    assert [path.name for path in theirs.iterdir()] == ["model.safetensors"]
+
+
+def test_folders_that_are_only_called_like_checkpoints_stay(tmp_path):
+    theirs = [tmp_path / name for name in ("checkpoint-best", "checkpoint-5-kept", "my-checkpoint-5")]
+    for path in theirs:
+        path.mkdir()
+        (path / "notes").write_text("mine")
+    cut_off, whole = tmp_path / "checkpoint-7", tmp_path / "checkpoint-3"
+    claim(tmp_path)
+    for path in (cut_off, whole):
+        path.mkdir()
+        (path / "weights").touch()
+    (whole / "whole").touch()
+    claim(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".llmrec", "checkpoint-3", *(path.name for path in theirs)}
+    assert last_checkpoint(tmp_path) == whole
+    cut_off.symlink_to(theirs[0])
+    with pytest.raises(UserError, match="checkpoint-7: llmrec did not make it and does not remove it"):
+        claim(tmp_path)
+    assert (theirs[0] / "notes").read_text() == "mine"
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -1,0 +1,115 @@
+"""Which fields name files of the user, and that none of them may lie where a stage is written."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmrec import pipeline
+from llmrec.config import Config
+from llmrec.data import DataConfig
+from llmrec.embed.config import EmbedConfig
+from llmrec.errors import UserError
+from llmrec.intentions import IntentionsConfig
+from llmrec.model.config import BaseConfig
+from llmrec.rundir import RunDirectory
+from llmrec.tasks.config import TasksConfig
+
+NO_FILES = {
+    "data.user_column",
+    "data.item_column",
+    "data.time_column",
+    "data.rating_column",
+    "data.review_column",
+    "data.title_column",
+    "embed.template",
+    "intentions.url",
+    "intentions.model",
+    "intentions.key_variable",
+    "base.token_prefix",
+    "decode.device",
+}
+"""Fields of free text that name neither a file nor a folder."""
+
+
+def texts(section: Any, name: str) -> Iterator[str]:
+    """The fields that take any text, by their dotted names."""
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            yield from texts(value, f"{name}{field.name}.")
+        elif field.type in (str, str | None, "str", "str | None"):
+            yield f"{name}{field.name}"
+
+
+def test_every_field_that_may_name_a_file_is_known() -> None:
+    assert set(texts(Config(), "")) == {*pipeline.INPUTS, *NO_FILES}
+
+
+def config(field: str, path: str) -> Config:
+    """One whose `field` names `path`."""
+    data = DataConfig(format="table", path="events.csv", items="items.csv")
+    sections: dict[str, Any] = {
+        "data.path": lambda: Config(data=replace(data, path=path)),
+        "data.items": lambda: Config(data=replace(data, items=path)),
+        "embed.model": lambda: Config(embed=EmbedConfig(model=path)),
+        "embed.cache": lambda: Config(embed=EmbedConfig(cache=path)),
+        "intentions.path": lambda: Config(intentions=IntentionsConfig("file", path=path)),
+        "intentions.local_model": lambda: Config(intentions=IntentionsConfig("llm", local_model=path)),
+        "base.model": lambda: Config(base=BaseConfig(model=path)),
+        "tasks.prompts": lambda: Config(tasks=TasksConfig(prompts=path)),
+    }
+    made: Config = sections[field]()
+    return made
+
+
+@pytest.mark.parametrize("field", pipeline.INPUTS)
+@pytest.mark.parametrize(
+    "place", ["data", "data/deep/in", "train/bundle", "compare/x", ".model.partial", ".embed.old/x"]
+)
+def test_inputs_where_a_stage_is_written(
+    tmp_path: Path, field: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / place / "input").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path / place)
+    run, before = RunDirectory("."), sorted(tmp_path.rglob("*"))
+    for name in (f"{place}/input", place, str(tmp_path / place / "input"), f"../{tmp_path.name}-link/input"):
+        with pytest.raises(UserError, match=f"--{field} {name}: lies in .*, which belongs to the run directory"):
+            pipeline.run(config(field, name), run)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("field", pipeline.INPUTS)
+def test_inputs_elsewhere(tmp_path: Path, field: str) -> None:
+    run = RunDirectory(tmp_path / "run")
+    for name in ("run/mine", "run/datasets/x", "data/x", "run/config.yaml"):
+        (tmp_path / name).mkdir(parents=True)
+        pipeline.check_inputs(config(field, str(tmp_path / name)), run)
+
+
+@pytest.mark.parametrize(("field", "on_a_hub"), pipeline.INPUTS.items())
+def test_a_name_on_a_hub_is_no_path_unless_there_is_such_a_path(
+    tmp_path: Path, field: str, on_a_hub: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if on_a_hub:
+        pipeline.check_inputs(config(field, "base/tiny"), RunDirectory("."))
+    else:
+        with pytest.raises(UserError, match="lies in base"):
+            pipeline.check_inputs(config(field, "base/tiny"), RunDirectory("."))
+    os.makedirs("base/tiny")
+    with pytest.raises(UserError, match="lies in base"):
+        pipeline.check_inputs(config(field, "base/tiny"), RunDirectory("."))
+
+
+def test_the_split_of_a_local_dataset_is_no_part_of_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("data/shop")
+    for name in ("data/shop@train", "data/shop:small", "data/shop:small@train"):
+        dataset = Config(data=DataConfig(format="datasets", path=name))
+        with pytest.raises(UserError, match=f"--data.path {name}: lies in data"):
+            pipeline.check_inputs(dataset, RunDirectory("."))
