@@ -98,3 +98,24 @@ def with_new_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             place[field_name] = value
     return renamed
+
+
+def with_old_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one section as version 0.1 named them, so that a stage which that version made keeps its key.
+
+    Args:
+        section: such as `train`.
+        values: its fields as `dataclasses.asdict` gives them.
+    """
+    old, renamed = dict(values), {new: name for name, new in RENAMED.items()}
+    for new, name in renamed.items():
+        of, *groups, field_name = new.split(".")
+        place: Any = old
+        for group in groups:
+            if group in place:
+                place[group] = dict(place[group])
+            place = place.get(group, {})
+        if of == section and field_name in place:
+            old[name.split(".")[1]] = place.pop(field_name)
+    groups_of = {new.split(".")[1] for new in renamed if new.split(".")[0] == section}
+    return {name: value for name, value in old.items() if name not in groups_of or value != {}}

@@ -24,6 +24,7 @@ from typing import Any
 
 from llmrec import atomic, manifest
 from llmrec.atomic import KEY, MANIFEST, Lock
+from llmrec.config import with_old_names
 from llmrec.console import get_logger
 from llmrec.errors import UserError
 
@@ -156,13 +157,16 @@ class RunDirectory:
 
     def _older(self) -> bool:
         """Whether a version of llmrec that left no mark made this run directory."""
-        lock, config = self.folder / OLD_LOCK, self.folder / CONFIG
-        if (self.folder / RUN).exists() or not lock.is_file() or lock.stat().st_size:
+        if (self.folder / RUN).exists():
             return False
+        lock = self.folder / OLD_LOCK
         begun = [*self.folder.glob(f"*/{MANIFEST}"), *self.folder.glob(f".*.partial/{KEY}")]
-        return (_content(config) or b"").startswith(OLD_CONFIG) or any(
-            atomic.is_ours(path.parent, WORK) for path in begun
+        signs = (
+            lock.is_file() and not lock.stat().st_size,
+            (_content(self.folder / CONFIG) or b"").startswith(OLD_CONFIG),
+            any(atomic.is_ours(path.parent, WORK) for path in begun),
         )
+        return sum(signs) > 1  # a copy may lack one of them
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the run directory itself, whole or not at all."""
@@ -444,8 +448,10 @@ class _Rehearsal(RunDirectory):
 
 
 def _stage_key(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """What a stage is made from, as one digest."""
-    return _digest({"schema": KEY_SCHEMA, "stage": stage, "config": config, "inputs": inputs})
+    """What a stage is made from, as one digest; fields count under the names that they had first."""
+    sections = {name: with_old_names(name, fields) for name, fields in config.items() if isinstance(fields, dict)}
+    spelt = with_old_names(stage, {**config, **sections})
+    return _digest({"schema": KEY_SCHEMA, "stage": stage, "config": spelt, "inputs": inputs})
 
 
 def _link(source: str, target: str) -> None:

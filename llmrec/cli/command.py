@@ -135,10 +135,9 @@ def _read_yaml(path: Path) -> str:
     for name, fields in content.items():
         if not isinstance(fields, dict) and name not in ("run", "json"):
             raise UserError(f"--config {path}: {name}: found {fields!r:.40}, expected fields below it.")
-    old = [f"{name}.{field}" for name, fields in content.items() if isinstance(fields, dict) for field in fields]
-    for key in old:
-        if key in RENAMED:
-            log.warning("%s: %s is called %s now; the old name goes with version 0.3.", path, key, RENAMED[key])
+    keys = [f"{name}.{field}" for name, fields in content.items() if isinstance(fields, dict) for field in fields]
+    if old := [f"{key} (now {RENAMED[key]})" for key in keys if key in RENAMED]:
+        log.warning("%s: old names, which go with version 0.3: %s.", path, ", ".join(old))
     sections = {
         name: with_new_names(name, fields) if isinstance(fields, dict) else fields for name, fields in content.items()
     }

@@ -218,7 +218,7 @@ def test_a_disk_that_is_full(
     table, weights = run_copy / "data" / "interactions.parquet", tiny_run / "base" / "model.safetensors"
     before = snapshot(run_copy)
     with full_disk(table.stat().st_size // 2):  # written by polars
-        check(refused(capsys, "prepare", *words, "--data.cold_users", "0.01"))
+        check(refused(capsys, "prepare", *words, "--data.cold.users", "0.01"))
     after = snapshot(run_copy)
     assert {name: after[name] for name in before} == before | {"config.yaml": after["config.yaml"]}
     with full_disk(weights.stat().st_size - 1):  # written by safetensors

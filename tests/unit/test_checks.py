@@ -7,7 +7,7 @@ import pytest
 
 from llmrec import BaseConfig, EmbedConfig, ItemTokenizer, TasksConfig, TrainConfig, UserError
 from llmrec.checks import check_fields, matches
-from llmrec.config import Config, with_new_names
+from llmrec.config import Config, with_new_names, with_old_names
 from llmrec.decode.config import DecodeConfig
 from llmrec.recommender.request import Request
 
@@ -94,3 +94,12 @@ def test_keys_of_the_released_version_get_their_new_names() -> None:
     assert with_new_names("data", {"cold_items": "held-out", "cold_share": 0.1}) == {
         "cold": {"items": "held-out", "share": 0.1}
     }
+
+
+@pytest.mark.parametrize("section", [field.name for field in dataclasses.fields(Config)])
+def test_old_names_lead_back_to_new_ones(section: str) -> None:
+    values = dataclasses.asdict(getattr(Config(), section))
+    old = with_old_names(section, values)
+    assert not {"lora", "dense", "columns", "cold"} & old.keys()
+    assert with_new_names(section, old) == values
+    assert with_old_names("data", {"cold": {"share": 0.1, "more": 1}}) == {"cold_share": 0.1, "cold": {"more": 1}}

@@ -19,12 +19,12 @@ from llmrec.rundir import RunDirectory
 from llmrec.tasks.config import TasksConfig
 
 NO_FILES = {
-    "data.user_column",
-    "data.item_column",
-    "data.time_column",
-    "data.rating_column",
-    "data.review_column",
-    "data.title_column",
+    "data.columns.user",
+    "data.columns.item",
+    "data.columns.time",
+    "data.columns.rating",
+    "data.columns.review",
+    "data.columns.title",
     "embed.template",
     "intentions.url",
     "intentions.model",
@@ -78,7 +78,7 @@ def test_inputs_where_a_stage_is_written(
     (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path / place)
     run, before = RunDirectory("."), sorted(tmp_path.rglob("*"))
     for name in (f"{place}/input", place, str(tmp_path / place / "input"), f"../{tmp_path.name}-link/input"):
-        with pytest.raises(UserError, match=f"--{field} {name}: lies in .*, which belongs to the run directory"):
+        with pytest.raises(UserError, match=f"{field} {name}: lies in .*, which belongs to the run directory"):
             pipeline.run(config(field, name), run)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -111,5 +111,5 @@ def test_the_split_of_a_local_dataset_is_no_part_of_its_path(tmp_path: Path, mon
     os.makedirs("data/shop")
     for name in ("data/shop@train", "data/shop:small", "data/shop:small@train"):
         dataset = Config(data=DataConfig(format="datasets", path=name))
-        with pytest.raises(UserError, match=f"--data.path {name}: lies in data"):
+        with pytest.raises(UserError, match=f"data.path {name}: lies in data"):
             pipeline.check_inputs(dataset, RunDirectory("."))

@@ -470,14 +470,14 @@ def test_amended_files_belong_to_the_stage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "  ", "a\0b"])
 def test_no_name(name: str) -> None:
-    with pytest.raises(UserError, match=r"--run .*: no name of a folder; name one, such as --run runs/mine"):
+    with pytest.raises(UserError, match=r"run .*: no name of a folder; name one, such as run runs/mine"):
         RunDirectory(name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="knows the files of Linux")
 @pytest.mark.parametrize("name", ["/etc/passwd", "/etc/passwd/run", "/proc/x", "/dev/null", "/dev/null/x", "a" * 300])
 def test_no_place_for_a_folder(name: str) -> None:
-    with pytest.raises(UserError, match=f"^--run {name}: ") as error:
+    with pytest.raises(UserError, match=f"^run {name}: ") as error:
         RunDirectory(name)
     assert "\n" not in str(error.value)
 
@@ -502,7 +502,7 @@ def test_a_run_directory_that_cannot_be_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
-        with pytest.raises(UserError, match=rf"--run .*{os.strerror(number)}"):
+        with pytest.raises(UserError, match=rf"run .*{os.strerror(number)}"):
             RunDirectory(tmp_path / "run").build("a", {"x": 1}, writer("new"))
     run = RunDirectory(tmp_path / "run")
     assert content(run.path("a")) == {"old"}
@@ -540,7 +540,7 @@ def test_a_disk_that_refuses_is_one_line_and_the_work_is_kept(tmp_path: Path, er
         except Exception as cause:
             raise ValueError("while saving") from cause
 
-    with pytest.raises(UserError, match=f"--run {tmp_path}: .*; the finished stages are as they were") as told:
+    with pytest.raises(UserError, match=f"run {tmp_path}: .*; the finished stages are as they were") as told:
         run.build("a", {"x": 1}, make, resumable=True)
     assert "\n" not in str(told.value)
     assert content(tmp_path / "a") == {"old"}
@@ -557,7 +557,7 @@ def test_a_file_that_may_not_be_written_is_the_users_in_the_run_directory_alone(
         return make
 
     run = RunDirectory(tmp_path / "run")
-    with pytest.raises(UserError, match=r"--run .*Permission denied"):
+    with pytest.raises(UserError, match=r"run .*Permission denied"):
         run.build("a", {}, denied(tmp_path / "run" / ".a.partial" / "file"))
     for elsewhere in (tmp_path / "running" / "file", tmp_path / "file"):
         with pytest.raises(PermissionError):
