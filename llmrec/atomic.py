@@ -29,6 +29,8 @@ KEY = ".key"  # of a stage that is being made: the digest of what it is made fro
 MANIFEST = "manifest.json"  # of a finished stage
 BUNDLE = "llmrec.json"  # of a bundle
 
+UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(UMASK)
 AT_FDCWD = -100  # Linux: relative paths are those of the process
 RENAME_EXCHANGE = 2  # Linux
 RENAME_SWAP = 2  # macOS
@@ -413,3 +415,11 @@ def _swap_of_the_system() -> Callable[[bytes, bytes], int] | None:
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
         return lambda one, other: library.renamex_np(one, other, RENAME_SWAP)
     return None
+
+
+def usual_modes(folder: Path) -> None:
+    """Give the safetensors files below `folder`, which the library makes readable to their owner alone, the mode that
+    the umask gives to every other file."""
+    for path in folder.rglob("*.safetensors"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~UMASK)

@@ -233,6 +233,7 @@ class RunDirectory:
             self.wait()
         if self.main:
             with self._explaining(partial, reads):
+                atomic.usual_modes(partial)
                 content = {
                     "schema": manifest.SCHEMA,
                     "stage": stage,

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
             shelf = shelf.without_items(options.remove)
         return shelf if catalog is None else shelf.with_items(catalog, if_exists=options.if_exists)
 
-    old, new = change_items(options.model, options.out, change)
+    old, new = change_items(options.model, options.out, change, options.encoder)
     removed = len(set(options.remove or ()))
     added = len(new.catalog) - len(old.catalog) + removed
     counts = {"added": added, "updated": (len(catalog) if catalog else 0) - added, "removed": removed}
@@ -56,6 +56,11 @@ def _parser() -> PlainParser:
         "--items",
         metavar="FILE",
         help="CSV, TSV, JSONL or parquet, one item a row: an id, a title, and any fields of the bundle's catalogue",
+    )
+    parser.add_argument(
+        "--encoder",
+        metavar="DIR_OR_HUB_ID",
+        help="the sentence-transformers model that embedded the bundle's items; a name in the bundle is not followed",
     )
     parser.add_argument("--item-column", default="item_id", metavar="NAME", help="of the ids (default item_id)")
     parser.add_argument("--title-column", default="title", metavar="NAME", help="of the titles (default title)")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import polars as pl
 
 from llmrec.data.text import leaves, parse_literal
@@ -18,6 +19,10 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 _ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that some editors put first
 _POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
+EXPANSION = 64
+"""Times that a stored table may be larger in memory than its file."""
+SMALL = 2**26
+"""Bytes that a stored table may take in memory, whatever the size of its file."""
 
 
 def require_file(path: str | Path, flag: str = "--data.path") -> Path:
@@ -197,3 +202,51 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     except _POLARS_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(f"{path}: not a readable parquet file: {reason}") from None
+
+
+def read_stored(path: Path) -> pl.DataFrame:
+    """A parquet table that llmrec wrote, read only if it stays of a plausible size in memory: it may be a stranger's.
+
+    Raises:
+        UserError: the file is missing, damaged, or far larger in memory than on the disk.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException, types
+
+    try:
+        size = path.stat().st_size
+        most = max(SMALL, EXPANSION * size)
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
+            columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+            rows, values = file.metadata.num_rows, sum(column.num_values for column in columns)
+            texts = (types.is_string, types.is_large_string)
+            text = [field.name for field in file.schema_arrow if any(is_text(field.type) for is_text in texts)]
+        if max(rows, values, sum(column.total_uncompressed_size for column in columns)) > most:
+            raise UserError(f"{path}: {size:,} bytes hold {rows:,} rows, more than such a file can mean.")
+        with pq.ParquetFile(path, read_dictionary=text) as file:
+            table = file.read()
+        if sum(_text_bytes(table.column(name)) for name in text) > most:
+            raise UserError(f"{path}: {size:,} bytes hold more than {most:,} bytes of text.")
+        frame = pl.from_arrow(table)
+    except UserError:
+        raise
+    except (OSError, ArrowException, pl.exceptions.PolarsError, ValueError, OverflowError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: can't be read: {reason}") from None
+    assert isinstance(frame, pl.DataFrame)
+    return frame.with_columns(pl.col(name).cast(pl.String) for name in text)
+
+
+def _text_bytes(column: Any) -> int:
+    """Bytes of a text column as it would be without its dictionary."""
+    import pyarrow.compute as pc
+
+    total = 0
+    for chunk in column.chunks:
+        if not len(chunk.dictionary):
+            continue
+        lengths = pc.fill_null(pc.binary_length(chunk.dictionary), 0).to_numpy()
+        used = np.bincount(chunk.indices.drop_null().to_numpy(), minlength=len(lengths))
+        total += int(used.astype(np.float64) @ lengths)
+    return total

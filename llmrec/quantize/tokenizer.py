@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
+from llmrec.data.files import read_stored
 from llmrec.data.interactions import Interactions
 from llmrec.embed import EmbedConfig, Encoder, embed, item_texts, make_encoder
 from llmrec.errors import UserError
@@ -36,6 +37,7 @@ class ItemTokenizer:
         level_sizes: the number of codes of each of the L' levels.
         quantizer: the fitted `Quantizer`, which knows the L levels of content only.
         encoder: embeds further texts like the catalogue's; None if the embeddings came from elsewhere.
+        encoder_allowed: whether the encoder may be loaded; not if somebody else's bundle names it.
         catalog: what `fit` was given; not saved with the tokenizer.
     """
 
@@ -44,6 +46,7 @@ class ItemTokenizer:
     level_sizes: list[int]
     quantizer: Quantizer
     encoder: Encoder | None
+    encoder_allowed: bool = True
     catalog: Catalog
 
     def __init__(
@@ -168,6 +171,12 @@ class ItemTokenizer:
         """
         if self.encoder is None:
             raise UserError("the item tokenizer was fitted on vectors, without an encoder; give the items' vectors")
+        if not self.encoder_allowed:
+            raise UserError(
+                f"--encoder is missing: the bundle's items were embedded by {self.encoder.config.model!r:.200}, and a "
+                "bundle of somebody else can name anything there; give --encoder with that name, or your own copy of "
+                "it, to load it."
+            )
         return self.encoder.encode(item_texts(catalog, self.encoder.config))
 
     def with_items(self, item_ids: Sequence[str], vectors: np.ndarray) -> Self:
@@ -234,8 +243,13 @@ class ItemTokenizer:
         }
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, own: bool = True, encoder: str | None = None) -> Self:
         """Read what `save` wrote.
+
+        Args:
+            folder: with quantizer.json.
+            own: made on this machine; else a sentence-transformers encoder is loaded only if `encoder` names it.
+            encoder: folder or Hub id of the sentence-transformers encoder, in place of the name that was saved.
 
         Raises:
             UserError: the folder is not a saved tokenizer, or one of another version.
@@ -245,25 +259,35 @@ class ItemTokenizer:
         if not path.is_file():
             raise UserError(f"{folder}: no quantizer.json, so not a saved item tokenizer; run `llmrec tokenize`")
         try:
-            return cls._read(folder, json.loads(path.read_text("utf-8")))
+            tokenizer = cls._read(folder, json.loads(path.read_text("utf-8")), encoder)
         except Exception as error:  # whatever wrong files make json, polars, safetensors or a quantizer raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{folder}: not a saved item tokenizer ({reason}); run `llmrec tokenize`") from None
 
+        named = tokenizer.encoder is not None and tokenizer.encoder.config.encoder == "sentence-transformers"
+        if encoder is not None and not named:
+            raise UserError(
+                f"--encoder {encoder}: this bundle embeds items without sentence-transformers; leave it out."
+            )
+        tokenizer.encoder_allowed = own or not named or encoder is not None
+        return tokenizer
+
     @classmethod
-    def _read(cls, folder: Path, header: dict[str, Any]) -> Self:
+    def _read(cls, folder: Path, header: dict[str, Any], encoder: str | None) -> Self:
         if header["schema"] != SCHEMA:
             raise UserError(f"{folder}: schema {header['schema']}, this llmrec reads {SCHEMA}; tokenize again")
         if header["config"]["levels"] > len(header["level_sizes"]):  # before anything is made of that size
             raise UserError(f"{folder}: more levels in config than in level_sizes; tokenize again")
         # A stranger's bundle doesn't say where this machine keeps files.
         embed_config = EmbedConfig.from_dict(header["embed"] | {"cache": None}) if header["embed"] else None
+        if embed_config is not None and encoder is not None:
+            embed_config = replace(embed_config, model=encoder)
         tokenizer = cls.from_config(TokenizeConfig.from_dict(header["config"]), embed_config)
         tokenizer.encoder = make_encoder(embed_config).load(folder) if embed_config else None
         tensors = load_file(folder / "quantizer.safetensors")
         tokenizer.quantizer = quantizer_class(header["method"]).from_state(header["config"], tensors)
         tokenizer.level_sizes = header["level_sizes"]
-        frame = pl.read_parquet(folder / CODES)
+        frame = read_stored(folder / CODES)
         tokenizer.item_ids = frame["item_id"].to_list()
         tokenizer.codes = frame["codes"].list.to_array(len(tokenizer.level_sizes)).to_numpy()
         tokenizer._report = Report(json.loads((folder / "report.json").read_text("utf-8")))

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from llmrec.atomic import write_file, write_text
+from llmrec.data.files import read_stored
 from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
 from llmrec.recommender import hub
-from llmrec.recommender.safety import check_parts, read_object
+from llmrec.recommender.safety import check_files, check_parts, read_object
 
 SCHEMA = 1
 
@@ -135,10 +136,12 @@ def locate(name: str | Path) -> Path:
     """
     folder = Path(name)
     if folder.is_dir():
+        check_files(folder)
         return folder
     if folder.is_absolute() or str(name).count("/") != 1:
         raise UserError(f"--model {name}: no such folder, and not a Hub id (org/name).")
     folder = hub.download(str(name))
+    check_files(folder)
     _check_base(folder, read_header(folder), f"--model {name}", "ask its author to publish one that names a Hub id")
     return folder
 
@@ -156,6 +159,7 @@ def push(
         UserError: no bundle, one that nobody else could load, or as `hub.upload`.
     """
     folder = Path(folder)
+    check_files(folder)
     header = read_header(folder)
     _check_base(
         folder, header, f"--model {folder}", "train with --train.lora.merge true, or from a --base.model of the Hub"
@@ -190,10 +194,7 @@ def read_index(folder: Path) -> pl.DataFrame:
     Raises:
         UserError: the file is missing or damaged.
     """
-    try:
-        frame = pl.read_parquet(folder / INDEX)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{folder / INDEX}: can't be read: {error}") from None
+    frame = read_stored(folder / INDEX)
     if not {"item_id", "codes", "title"} <= set(frame.columns):
         raise UserError(f"{folder / INDEX}: expected columns item_id, codes, title; found {frame.columns}.")
     return frame

@@ -3,22 +3,37 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path
 
+from llmrec.console import get_logger
 from llmrec.errors import UserError
+from llmrec.tasks.config import TASKS
+
+log = get_logger(__name__)
 
 SUFFIXES = (".safetensors", ".json", ".yaml", ".parquet", ".txt", ".jinja")
 
 
-CARD = "README.md"
-
-
-FOLDERS = (".", "quantizer", "prompts")
-"""Where a bundle has files: in its own folder and these, nothing deeper."""
-
-
 MANIFEST = "manifest.json"
 """Lies beside the bundle in a run directory, and tells of the run."""
+CARD = "README.md"
+PUBLISHED = (
+    CARD,
+    # llmrec's own
+    *("llmrec.json", "item_index.parquet", "trie.safetensors", "dense.safetensors", "fusion.json"),
+    *(f"prompts/{task}.yaml" for task in TASKS),
+    *(f"quantizer/{name}.json" for name in ("quantizer", "report", "encoder")),
+    *(f"quantizer/{name}.safetensors" for name in ("quantizer", "encoder", "alignment")),
+    "quantizer/item_codes.parquet",
+    # transformers' and peft's
+    *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
+    "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors",
+    *("adapter_config.json", "adapter_model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+)
+"""The files of a bundle."""
 
 
 def is_repo_id(name: str) -> bool:
@@ -34,17 +49,16 @@ def is_repo_id(name: str) -> bool:
 
 
 def is_published(name: str) -> bool:
-    """Whether a push takes a file of this path inside the bundle."""
-    path = PurePosixPath(name)
-    if path.name.startswith(".") or name == MANIFEST or str(path.parent) not in FOLDERS:
-        return False
-    return path.suffix in SUFFIXES or name == CARD
+    """Whether a push takes a file of this path inside the bundle: llmrec, transformers or peft writes it there."""
+    return any(fnmatchcase(name, pattern) for pattern in PUBLISHED)
 
 
 def published_files(folder: Path) -> list[str]:
     """The paths inside `folder` that a push takes, sorted."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(filter(is_published, names))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    if left := [name for name in names if not is_published(name) and name != MANIFEST]:
+        log.info("not part of the bundle, so not published: %s", ", ".join(left))
+    return list(filter(is_published, names))
 
 
 def download(name: str) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from llmrec import __version__
+from llmrec.atomic import usual_modes
 from llmrec.data import Cases, Catalog, Interactions
 from llmrec.data.interactions import Split
 from llmrec.data.sequences import TRAIN
@@ -27,7 +28,7 @@ from llmrec.model.config import BaseConfig
 from llmrec.model.rows import add_item_rows, row_start
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
-from llmrec.recommender import bundle
+from llmrec.recommender import bundle, hub
 from llmrec.recommender.request import Answer, Recommendation, Request
 from llmrec.recommender.selection import ItemLookup, Selection, quotas_of
 from llmrec.recommender.store import IfExists, Shelf
@@ -321,9 +322,18 @@ class Recommender:
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the bundle into `folder` (made if it is not there)."""
+        """Write the bundle into `folder`, which is made, empty, or holds a bundle.
+
+        Raises:
+            UserError: it holds files of another kind that a bundle's would replace.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        in_the_way = [] if (folder / bundle.HEADER).exists() else hub.published_files(folder)
+        if in_the_way:
+            raise UserError(
+                f"{folder}: holds {in_the_way[0]} and no {bundle.HEADER}, so no bundle; name another folder."
+            )
         save_weights(self.model, self.tokenizer, folder)
         self.item_tokenizer.save(folder / bundle.QUANTIZER)
         # What a model was not taught, its bundle is not to be asked.
@@ -345,6 +355,7 @@ class Recommender:
             max_history=self.max_history,
         )
         bundle.write_header(header, folder)
+        usual_modes(folder)
 
     def push_to_hub(
         self,
@@ -360,7 +371,11 @@ class Recommender:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, decode: DecodeConfig | None = None, trust_remote_code: bool = False
+        cls,
+        name: str | Path,
+        decode: DecodeConfig | None = None,
+        trust_remote_code: bool = False,
+        encoder: str | None = None,
     ) -> Self:
         """Load a bundle from a folder or the Hub.
 
@@ -369,6 +384,8 @@ class Recommender:
             decode: beams, batch size, device; by default those of `DecodeConfig`, with the scoring that the bundle
                 was measured with.
             trust_remote_code: run code that the base model brings along.
+            encoder: folder or Hub id of the sentence-transformers model that embeds new items. A name that stands in
+                the bundle is not followed, as the bundle may be a stranger's.
 
         Raises:
             UserError: there is no bundle, a part of it can't be read, or its parts don't belong together.
@@ -380,7 +397,7 @@ class Recommender:
         recommender = cls(
             model,
             tokenizer,
-            Shelf.load(folder, header),
+            Shelf.load(folder, header, encoder),
             BaseConfig(token_prefix=header.token_prefix),
             header.base_model,
             load_templates(folder / bundle.PROMPTS),
@@ -390,6 +407,7 @@ class Recommender:
         if (folder / bundle.FUSION).exists():
             recommender.weights = FusionWeights.load(folder / bundle.FUSION)
         check_fit(model, vocabulary, recommender.shelf.trie)
+        recommender.renderer.check_chat_format(str(folder))
         return recommender
 
 

@@ -15,7 +15,7 @@ from typing import Literal, Self
 import numpy as np
 import polars as pl
 
-from llmrec.atomic import put_in_place, replacing
+from llmrec.atomic import put_in_place, replacing, usual_modes
 from llmrec.console import get_logger
 from llmrec.data import Catalog
 from llmrec.embed import item_texts
@@ -62,7 +62,7 @@ class Shelf:
         return cls(catalog, item_tokenizer, trie, np.zeros(len(catalog), np.int64))
 
     @classmethod
-    def load(cls, folder: Path, header: bundle.Header) -> Self:
+    def load(cls, folder: Path, header: bundle.Header, encoder: str | None = None) -> Self:
         """The items of the bundle in `folder`.
 
         Raises:
@@ -72,7 +72,7 @@ class Shelf:
         if bundle.EVENTS not in index.columns:  # written before items could be added: all were trained
             index = index.with_columns(pl.lit(1, dtype=pl.Int64).alias(bundle.EVENTS))
         catalog, events = Catalog(index.drop("codes", bundle.EVENTS)), index[bundle.EVENTS].to_numpy()
-        tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER)
+        tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER, own=False, encoder=encoder)
         if tokenizer.item_ids != catalog.ids:
             raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/{CODES} list other items.")
         if tokenizer.level_sizes != header.level_sizes:
@@ -104,6 +104,7 @@ class Shelf:
         self.trie.save(folder / bundle.TRIE)
         if self.dense is not None:
             self.dense.save(folder / bundle.DENSE)
+        usual_modes(folder)
 
     def with_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """The shelf with the items of `catalog`, new ones after the old, all old codes as they were.
@@ -215,13 +216,16 @@ class Shelf:
         return vectors
 
 
-def change_items(model: str | Path, out: str | Path | None, change: Callable[[Shelf], Shelf]) -> tuple[Shelf, Shelf]:
+def change_items(
+    model: str | Path, out: str | Path | None, change: Callable[[Shelf], Shelf], encoder: str | None = None
+) -> tuple[Shelf, Shelf]:
     """Change the items of a bundle, in place or into a new folder; at any moment it is the old one or the new one.
 
     Args:
         model: folder or Hub id.
         out: the new bundle's folder; default: in place.
         change: makes the new shelf of the old one.
+        encoder: as in `ItemTokenizer.load`.
 
     Returns:
         The old shelf and the new one.
@@ -239,7 +243,7 @@ def change_items(model: str | Path, out: str | Path | None, change: Callable[[Sh
     if out is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"--out {out}: is there already; name a new folder.")
     with replacing(target) as sibling:
-        old = Shelf.load(folder, bundle.read_header(folder))
+        old = Shelf.load(folder, bundle.read_header(folder), encoder)
         new = change(old)
         try:
             if out is None:  # links: the weights stay where they are on the disk

@@ -23,10 +23,14 @@ def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTok
     base.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
+    card = folder / "README.md"
+    own = card.read_bytes() if card.exists() else None
     # Of a PEFT model that was loaded, peft would save the whole matrices of the tokens too.
     model.save_pretrained(folder, **({"save_embedding_layers": False} if base is not model else {}))
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's card; ours is written from the run's metrics
+    card.unlink(missing_ok=True)  # peft's; ours is written from the run's metrics
+    if own is not None:
+        card.write_bytes(own)
 
 
 def load_weights(

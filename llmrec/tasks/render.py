@@ -3,13 +3,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from llmrec.errors import UserError
 from llmrec.model.tokens import ItemVocabulary
+from llmrec.tasks.chat import chat_format
 from llmrec.tasks.config import TaskName
-from llmrec.tasks.template import Template
+from llmrec.tasks.template import Template, turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +61,7 @@ class Renderer:
         self.max_history = max_history
         self.item_text = [vocabulary.text(row) for row in codes]
         self._chat = bool(tokenizer.chat_template)
+        self._chat_formats: dict[int, list[str]] = {}
         # Whether the tokenizer puts a beginning of sequence before plain text; a chat template writes its own.
         front = [] if self._chat else tokenizer("")["input_ids"][:1]
         self._start = [token for token in front if token == tokenizer.bos_token_id]
@@ -98,15 +102,37 @@ class Renderer:
         spoken = self.templates[task].fill(phrasing, values)
         if not self._chat:
             return " ".join([*(turn.strip() for turn in spoken[:-1]), spoken[-1]])
-        roles = ("user", "assistant")
-        return str(
-            self.tokenizer.apply_chat_template(
-                [{"role": roles[at % 2], "content": turn.strip()} for at, turn in enumerate(spoken)],
-                add_generation_prompt=True,
-                tokenize=False,
-                enable_thinking=False,
-            )
-        )
+        around = self.chat_format(len(spoken))
+        said = [turn.strip() for turn in spoken]
+        return "".join(chain.from_iterable(zip(around[:-1], said, strict=True))) + around[-1]
+
+    def chat_format(self, number: int) -> list[str]:
+        """What the chat template writes before, between and behind so many turns, the user's first and last.
+
+        The template is rendered once for each number of turns, under limits of time and memory, with marks in place of
+        the turns. It never sees what a user asks, so that no request can make it take longer.
+
+        Raises:
+            UserError: the template fails, takes too long, writes too much, or does not write each turn once, in order.
+        """
+        if number not in self._chat_formats:
+            self._chat_formats[number] = chat_format(self.tokenizer, number)
+        return self._chat_formats[number]
+
+    def check_chat_format(self, subject: str) -> None:
+        """Render the chat template for all numbers of turns that prompts have.
+
+        Raises:
+            UserError: as `chat_format`; the message begins with `subject`.
+        """
+        if not self._chat:
+            return
+        phrasings = [phrasing for template in self.templates.values() for phrasing in template.templates]
+        try:
+            for number in {len(turns(phrasing)) for phrasing in phrasings}:
+                self.chat_format(number)
+        except UserError as error:
+            raise UserError(f"{subject}: {error.with_flags}") from None
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts; a plain one starts with the beginning-of-sequence token if the tokenizer does so."""

@@ -29,11 +29,13 @@ LEFT = [
     "prompts/README.md",
     "pytorch_model.bin",
     "quantizer/old/quantizer.json",
+    "quantizer/token.json",
+    "token.txt",
     "train.py",
 ]
 
 
-def test_a_push_takes_plain_files_of_a_bundle_and_no_others(tmp_path: Path) -> None:
+def test_a_push_takes_the_files_of_a_bundle_and_no_others(tmp_path: Path) -> None:
     for name in TAKEN + LEFT:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

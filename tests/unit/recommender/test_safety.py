@@ -1,7 +1,10 @@
 """Bundles as a stranger might publish them: each is refused in one line, or loads to the same answers."""
 
 import json
+import os
+import resource
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +15,14 @@ import pytest
 import torch
 import yaml
 
+from llmrec.atomic import UMASK
+from llmrec.data import Catalog
 from llmrec.errors import UserError
 from llmrec.model.base import make_base
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.recommender import bundle, safety
 from llmrec.recommender.recommender import Recommender
+from llmrec.recommender.store import change_items
 from llmrec.train.finetune import with_adapter
 
 Change = Callable[[Path], None]
@@ -109,13 +115,112 @@ def test_an_index_of_shards_points_to_safetensors_beside_it(shard: str | int, mo
     "changes",
     [
         {"transformers_weights": "adapter_model.bin"},
-        {"attn_implementation": "someone/kernel"},
-        {"vision_config": [{"attn_implementation": "someone/kernel"}]},
+        {"vision_config": [{"transformers_weights": "adapter_model.bin"}]},
+        {"quantization_config": {"quant_method": "gptq"}},
     ],
 )
 def test_a_config_that_sends_elsewhere(changes: dict[str, Any], model: Path) -> None:
     edit(model / "config.json", **changes)
     assert "is not allowed in a bundle" in refusal(model)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "__attn_implementation_internal"])
+@pytest.mark.parametrize("value", ["someone/kernel", "kernels-community/flash-attn@v1", 3, {"text_config": "a/b"}, "x"])
+def test_attention_goes_by_known_names(key: str, value: Any, model: Path) -> None:
+    edit(model / "config.json", **{key: value})
+    assert f"{key} " in (said := refusal(model))
+    assert "expected one of eager" in said
+    edit(model / "config.json", vision_config=[{key: value}], **{key: "eager"})
+    assert "expected one of eager" in refusal(model)
+
+
+@pytest.mark.parametrize("place", ["quantizer", "prompts", "model.safetensors", "llmrec.json", "quantizer/report.json"])
+def test_links_are_refused(place: str, model: Path, tmp_path: Path) -> None:
+    """A link could lead `add-items` into another bundle, or `push` to a secret."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(model / place, elsewhere)
+    (model / place).symlink_to(elsewhere)
+    assert "link" in refusal(model)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="link"):
+        change_items(model, None, lambda shelf: shelf)
+    with pytest.raises(UserError, match="link"):
+        bundle.push(model, "org/name")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_snapshot_of_the_hub_is_a_folder_of_links(model: Path, tmp_path: Path) -> None:
+    expected, cache = answers(model), tmp_path / "models--org--name"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "0123"
+    for number, path in enumerate(path for path in model.rglob("*") if path.is_file()):
+        link = snapshot / path.relative_to(model)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, cache / "blobs" / str(number))
+        link.symlink_to(os.path.relpath(cache / "blobs" / str(number), link.parent))
+    assert answers(snapshot) == expected
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (snapshot / "generation_config.json").unlink(missing_ok=True)
+    (snapshot / "generation_config.json").symlink_to(secret)
+    assert "is a link" in refusal(snapshot)
+
+
+def test_a_pipe_does_not_hang(model: Path) -> None:
+    (model / "config.json").unlink()
+    os.mkfifo(model / "config.json")
+    assert "no plain file" in refusal(model)
+
+
+@pytest.mark.parametrize("name", ["item_index.parquet", "quantizer/item_codes.parquet"])
+def test_a_small_table_that_is_huge_in_memory(name: str, model: Path) -> None:
+    rows = 30_000_000
+    frame = pl.DataFrame({"item_id": pl.repeat("x" * 50, rows, eager=True)})
+    frame = frame.with_columns(title=pl.col("item_id"), codes=pl.lit([1, 2, 3], dtype=pl.List(pl.Int32)))
+    frame.write_parquet(model / name)
+    assert (model / name).stat().st_size < 10_000_000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "bytes hold" in refusal(model)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**18, "no more than 256 MiB to see it"
+
+
+def test_a_text_file_that_is_too_large(model: Path) -> None:
+    (model / "prompts" / "search.yaml").write_bytes(b"#" * (2**20 + 1))
+    assert "1,048,577 bytes, expected at most 1,048,576" in refusal(model)
+
+
+def test_an_encoder_that_a_bundle_names_is_not_loaded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model / bundle.QUANTIZER / "quantizer.json"
+    embed = json.loads(path.read_text())["embed"] | {"encoder": "sentence-transformers", "model": "someone/encoder"}
+    edit(path, embed=embed)
+    loaded = []
+    monkeypatch.setattr(
+        "sentence_transformers.SentenceTransformer", lambda name, **options: loaded.append(name) or 1 / 0
+    )
+    arriving = Catalog.from_frame(pl.DataFrame({"item_id": ["new"], "title": ["a new soap"]}))
+    with pytest.raises(UserError, match="encoder is missing: .*'someone/encoder'"):
+        Recommender.from_pretrained(model).add_items(arriving)
+    assert not loaded
+    with pytest.raises(UserError, match=r"embed\.model mine/encoder: cannot be loaded"):
+        Recommender.from_pretrained(model, encoder="mine/encoder").add_items(arriving)
+    assert loaded == ["mine/encoder"]
+
+
+def test_an_encoder_where_none_is_asked_for(model: Path) -> None:
+    with pytest.raises(UserError, match="encoder mine: this bundle embeds items without sentence-transformers"):
+        Recommender.from_pretrained(model, encoder="mine")
+
+
+def test_a_folder_with_files_of_another_kind_is_not_written(recommender: Recommender, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds README\.md, and no llmrec\.json of a bundle"):
+        recommender.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_all_files_of_a_bundle_have_the_mode_of_the_umask(model_bundle: Path) -> None:
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in model_bundle.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~UMASK}
 
 
 def test_code_in_a_bundle_is_never_run(model: Path, tmp_path: Path) -> None:
