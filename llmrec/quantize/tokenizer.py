@@ -266,9 +266,7 @@ class ItemTokenizer:
 
         named = tokenizer.encoder is not None and tokenizer.encoder.config.encoder == "sentence-transformers"
         if encoder is not None and not named:
-            raise UserError(
-                f"--encoder {encoder}: this bundle embeds items without sentence-transformers; leave it out."
-            )
+            raise UserError(f"--encoder {encoder}: this bundle embeds without sentence-transformers; leave it out.")
         tokenizer.encoder_allowed = own or not named or encoder is not None
         return tokenizer
 

@@ -194,11 +194,9 @@ def test_an_encoder_that_a_bundle_names_is_not_loaded(model: Path, monkeypatch: 
     embed = json.loads(path.read_text())["embed"] | {"encoder": "sentence-transformers", "model": "someone/encoder"}
     edit(path, embed=embed)
     loaded = []
-    monkeypatch.setattr(
-        "sentence_transformers.SentenceTransformer", lambda name, **options: loaded.append(name) or 1 / 0
-    )
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", lambda name: loaded.append(name) or 1 / 0)
     arriving = Catalog.from_frame(pl.DataFrame({"item_id": ["new"], "title": ["a new soap"]}))
-    with pytest.raises(UserError, match="encoder is missing: .*'someone/encoder'"):
+    with pytest.raises(UserError, match=r"encoder is missing: .*'someone/encoder'"):
         Recommender.from_pretrained(model).add_items(arriving)
     assert not loaded
     with pytest.raises(UserError, match=r"embed\.model mine/encoder: cannot be loaded"):
@@ -207,13 +205,13 @@ def test_an_encoder_that_a_bundle_names_is_not_loaded(model: Path, monkeypatch: 
 
 
 def test_an_encoder_where_none_is_asked_for(model: Path) -> None:
-    with pytest.raises(UserError, match="encoder mine: this bundle embeds items without sentence-transformers"):
+    with pytest.raises(UserError, match="encoder mine: this bundle embeds without sentence-transformers"):
         Recommender.from_pretrained(model, encoder="mine")
 
 
 def test_a_folder_with_files_of_another_kind_is_not_written(recommender: Recommender, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UserError, match=r"holds README\.md, and no llmrec\.json of a bundle"):
+    with pytest.raises(UserError, match=r"holds README\.md and no llmrec\.json, so no bundle"):
         recommender.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
