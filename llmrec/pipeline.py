@@ -183,7 +183,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     """
     from llmrec.decode.config import DecodeConfig
     from llmrec.embed import Embeddings
-    from llmrec.recommender.bundle import FUSION, INDEX
+    from llmrec.recommender.bundle import FUSION, INDEX, parse_header, write_header
     from llmrec.recommender.recommender import Recommender
 
     def make(out: Path) -> None:
@@ -203,6 +203,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             recommender.calibrate(prepared.split.calibration_cases(recommender.catalog), seed=config.data.seed)
             if recommender.weights is not None:
                 recommender.weights.save(out / FUSION)
+                write_header(parse_header(out), out)
 
     strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
     run.build(

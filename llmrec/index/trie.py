@@ -185,19 +185,37 @@ class ItemTrie:
         try:
             tensors = load_file(path)
             return cls._from_tensors_of(tensors.pop("level_sizes").tolist(), tensors)
-        except (SafetensorError, KeyError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a trie that llmrec saved: {error}.") from None
 
     def spells(self, codes: np.ndarray) -> bool:
         """Whether the items' semantic IDs are `codes`, int [N, L], with none removed."""
-        if codes.shape != (self.items, self.levels) or len(self.order) != self.items:
+        if codes.shape != (self.items, self.levels) or not self._is_sound():
             return False
-        try:
-            paths = self.paths(torch.arange(self.items, device=self.device))
-            own = [self.codes(level, nodes).cpu().numpy() for level, nodes in enumerate(paths)]
-        except IndexError:
-            return False
+        paths = self.paths(torch.arange(self.items, device=self.device))
+        own = [self.codes(level, nodes).cpu().numpy() for level, nodes in enumerate(paths)]
         return all(np.array_equal(mine, column) for mine, column in zip(own, codes.T, strict=True))
+
+    def _is_sound(self) -> bool:
+        """Whether every pointer leads where it should: no array has another length, type or a value out of range."""
+        tensors = [self.order, self.leaves, *self.node_codes, *self.parents, *self.starts, *self.firsts]
+        if any(tensor.dtype != torch.int32 or tensor.dim() != 1 for tensor in tensors):
+            return False
+        items, above = len(self.order), 1
+        if not items or len(self.leaves) != items or not _is_permutation(self.order):
+            return False
+        for level in range(self.levels):
+            nodes, starts, firsts = len(self.node_codes[level]), self.starts[level], self.firsts[level]
+            if not (_is_partition(starts, above, nodes) and _is_partition(firsts, nodes, items)):
+                return False
+            parents = torch.repeat_interleave(torch.arange(above, device=self.device), starts.diff().long())
+            if len(self.parents[level]) != nodes or not torch.equal(self.parents[level].long(), parents):
+                return False
+            if level and not torch.equal(self.firsts[level - 1], firsts[starts.long()]):
+                return False
+            above = nodes
+        ends = torch.repeat_interleave(torch.arange(above, device=self.device), self.firsts[-1].diff().long())
+        return torch.equal(self.leaves[self.order.long()].long(), ends)
 
     def step(self, level: int, parents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The nodes of `level` reached from `parents` by `codes`, both int64 [R]; -1 where there is none."""
@@ -275,6 +293,19 @@ class ItemTrie:
 
         lists = {name: per_level(name) for name in ("node_codes", "parents", "starts", "firsts")}
         return cls(level_sizes=level_sizes, **lists, order=tensors["order"], leaves=tensors["leaves"])
+
+
+def _is_partition(bounds: torch.Tensor, parts: int, of: int) -> bool:
+    """Whether `bounds` [parts + 1] cut 0 ... of into so many parts, none of them empty."""
+    return (
+        len(bounds) == parts + 1 and int(bounds[0]) == 0 and int(bounds[-1]) == of and bool((bounds.diff() > 0).all())
+    )
+
+
+def _is_permutation(order: torch.Tensor) -> bool:
+    """Whether `order` [N] names each of 0 ... N - 1 once."""
+    inside = bool((order >= 0).all()) and bool((order < len(order)).all())
+    return inside and bool((torch.bincount(order.long(), minlength=len(order)) == 1).all())
 
 
 def ranges(start: torch.Tensor, stop: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

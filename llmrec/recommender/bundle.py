@@ -4,7 +4,7 @@ Only safetensors, JSON, YAML and parquet; transformers and peft load their parts
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -62,6 +62,7 @@ class Header:
         base_model: what the training started from.
         weights: model (whole weights) or adapter (PEFT adapter with the item tokens' rows; needs the base).
         max_history: items of a history that a prompt shows.
+        files: bytes of each other file of the bundle but the card, so that a damaged file is noticed.
     """
 
     schema: int
@@ -73,6 +74,7 @@ class Header:
     base_model: str
     weights: Literal["model", "adapter"]
     max_history: int
+    files: dict[str, int] = field(default_factory=dict)
 
 
 def header_text(header: Header) -> str:
@@ -81,12 +83,26 @@ def header_text(header: Header) -> str:
 
 
 def write_header(header: Header, folder: Path) -> None:
-    """Write `llmrec.json`, whole or not at all."""
-    write_text(folder / HEADER, header_text(header))
+    """Write `llmrec.json`, whole or not at all, with the sizes of the bundle's files as they are now."""
+    names = [name for name in hub.published_files(folder) if name not in (HEADER, hub.CARD)]
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    write_text(folder / HEADER, header_text(replace(header, files=sizes)))
 
 
 def read_header(folder: Path) -> Header:
     """Read and check `llmrec.json`.
+
+    Raises:
+        UserError: no such file, not JSON, of another schema, or a file of the bundle has another size than it says.
+    """
+    header = parse_header(folder)
+    for name, size in header.files.items():
+        _check_size(folder, name, size)
+    return header
+
+
+def parse_header(folder: Path) -> Header:
+    """`llmrec.json` alone, without a look at the other files.
 
     Raises:
         UserError: no such file, not JSON, or of another schema.
@@ -107,6 +123,19 @@ def read_header(folder: Path) -> Header:
     return header
 
 
+def _check_size(folder: Path, name: str, size: int) -> None:
+    """Raise UserError unless a file of the bundle has the size that `llmrec.json` says."""
+    path = folder / name
+    if not path.is_file():
+        if name != TRIE:  # which only saves time
+            raise UserError(f"{path}: is missing, but {HEADER} lists it; restore the bundle.")
+    elif (found := path.stat().st_size) != size:
+        raise UserError(
+            f"{path}: {found:,} bytes, but {HEADER} says {size:,}; the file is damaged: restore it. If you changed it "
+            f"on purpose, take it out of `files` in {HEADER}."
+        )
+
+
 def _expectations(header: Header) -> list[tuple[str, str, bool]]:
     """(field, what it should be, whether it is) of a header's fields, whose types JSON leaves open."""
 
@@ -122,6 +151,12 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
             isinstance(sizes, list) and all(map(whole, sizes)) and len(sizes) == header.levels,
         ),
         ("max_history", "a number above 0", whole(header.max_history)),
+        (
+            "files",
+            "the bundle's files with their bytes",
+            isinstance(header.files, dict)
+            and all(hub.is_published(name) and type(size) is int for name, size in header.files.items()),
+        ),
         *((name, "text", isinstance(getattr(header, name), str)) for name in ("llmrec", "token_prefix", "base_model")),
         ("scoring", f"one of {', '.join(get_args(Scoring))}", header.scoring in get_args(Scoring)),
         ("weights", "model or adapter", header.weights in ("model", "adapter")),

@@ -105,6 +105,8 @@ class Shelf:
         if self.dense is not None:
             self.dense.save(folder / bundle.DENSE)
         usual_modes(folder)
+        if (folder / bundle.HEADER).exists():
+            bundle.write_header(bundle.parse_header(folder), folder)
 
     def with_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """The shelf with the items of `catalog`, new ones after the old, all old codes as they were.
@@ -251,7 +253,7 @@ def change_items(
             else:
                 shutil.copytree(folder, sibling, dirs_exist_ok=True)
             new.save(sibling)
-            note_change(sibling, FILES, by="add-items")
+            note_change(sibling, [*FILES, bundle.HEADER], by="add-items")
             put_in_place(sibling, target)
         except OSError as error:
             raise UserError(f"{target}: can't be written: {error}.") from None

@@ -58,6 +58,8 @@ def _load(folder: Path, header: Header, options: dict[str, Any]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     if sum(header.level_sizes) > len(tokenizer):  # before that many names are made
         raise ValueError(f"{sum(header.level_sizes)} item tokens in {HEADER}, {len(tokenizer)} tokens in all")
+    if not isinstance(tokenizer.model_max_length, int | float):  # what prompts are compared with
+        raise ValueError(f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json, expected a number")
     if header.weights == "model":
         model: Any = _complete(folder, f"{folder}", options)
     else:

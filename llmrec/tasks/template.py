@@ -63,7 +63,7 @@ def load_template(path: Path) -> Template:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such prompt file; --tasks.prompts needs one YAML per task.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
         raise UserError(f"{path}: not valid YAML: {error}") from None
     keys = {"name": str, "paper": str, "inputs": list, "answer": str, "templates": list}
     if not isinstance(raw, dict) or raw.keys() != keys.keys():

@@ -1,5 +1,9 @@
 """An unfitted recommender over the tiny shop: its answers are arbitrary, its behaviour is not."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from llmrec.data import Catalog
@@ -15,3 +19,15 @@ def recommender(tiny_catalog: Catalog) -> Recommender:
     tokenizer = ItemTokenizer(levels=2, codes=4, embed=EmbedConfig(encoder="tfidf-svd", dim=8)).fit(tiny_catalog)
     config = BaseConfig(hidden_size=32, layers=1, heads=4, vocabulary=320, context=160)
     return Recommender.from_base(None, tokenizer, config=config)
+
+
+@pytest.fixture(scope="session")
+def unsized() -> Callable[[Path], Path]:
+    """Makes a bundle's header name no file sizes, as in version 0.1, so that other checks see what is damaged."""
+
+    def change(folder: Path) -> Path:
+        header = json.loads((folder / "llmrec.json").read_text())
+        (folder / "llmrec.json").write_text(json.dumps(header | {"files": {}}))
+        return folder
+
+    return change

@@ -60,6 +60,8 @@ class FusionWeights:
                 raise ValueError(f"other features than {', '.join(FEATURES)}")
             weights = cls(**raw)
             numbers = [*weights.trained, *weights.new, weights.bonus]
+            if any(isinstance(number, bool | str) for number in numbers):
+                raise ValueError("expected numbers")
             if len(numbers) != 2 * len(FEATURES) + 1 or not np.isfinite(np.array(numbers, float)).all():
                 raise ValueError("expected one finite number per feature")
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

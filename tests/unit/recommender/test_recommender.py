@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -147,8 +148,8 @@ def saved(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def bundle_copy(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "model"))
+def bundle_copy(saved: Path, tmp_path: Path, unsized: Callable[[Path], Path]) -> Path:
+    return unsized(Path(shutil.copytree(saved, tmp_path / "model")))
 
 
 def test_saved_and_loaded_answers_are_the_same(recommender: Recommender, saved: Path) -> None:

@@ -51,13 +51,25 @@ def adapter_bundle(recommender: Recommender, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def model(model_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(model_bundle, tmp_path / "model"))
+def model(model_bundle: Path, tmp_path: Path, unsized: Callable[[Path], Path]) -> Path:
+    return unsized(Path(shutil.copytree(model_bundle, tmp_path / "model")))
 
 
 @pytest.fixture
-def adapter(adapter_bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(adapter_bundle, tmp_path / "adapter"))
+def adapter(adapter_bundle: Path, tmp_path: Path, unsized: Callable[[Path], Path]) -> Path:
+    return unsized(Path(shutil.copytree(adapter_bundle, tmp_path / "adapter")))
+
+
+def test_a_file_of_another_size_is_damaged(model_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_bundle, tmp_path / "model"))
+    path = folder / "prompts" / "search.yaml"
+    path.write_text(path.read_text() + "# more\n")
+    assert "the file is damaged: restore it" in refusal(folder)
+    path.unlink()
+    assert "search.yaml: is missing, but llmrec.json lists it" in refusal(folder)
+    shutil.copy(model_bundle / "prompts" / "search.yaml", path)
+    (folder / bundle.TRIE).unlink()  # which only saves time
+    assert answers(folder) == answers(model_bundle)
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -1,5 +1,6 @@
 """The size report against a count over the loaded weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,11 @@ def test_every_file_is_counted_once(adapted: bool, recommender: Recommender, tmp
     assert found["weights" if adapted else "adapter"] == 0
 
 
-def test_a_file_of_weights_that_is_none(recommender: Recommender, tmp_path: Path) -> None:
+def test_a_file_of_weights_that_is_none(
+    recommender: Recommender, tmp_path: Path, unsized: Callable[[Path], Path]
+) -> None:
     recommender.save_pretrained(tmp_path)
+    unsized(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file"):
         size.sizes(tmp_path)

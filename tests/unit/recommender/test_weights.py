@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def saved(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def bundle(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "copy"))
+def bundle(saved: Path, tmp_path: Path, unsized: Callable[[Path], Path]) -> Path:
+    return unsized(Path(shutil.copytree(saved, tmp_path / "copy")))
 
 
 def shift(path: Path, offset: int) -> None:
@@ -112,7 +113,7 @@ def test_a_base_that_lacks_weights_is_named(bundle: Path) -> None:
 
 
 @pytest.fixture
-def adapter(recommender: Recommender, saved: Path, tmp_path: Path) -> Path:
+def adapter(saved: Path, tmp_path: Path, unsized: Callable[[Path], Path]) -> Path:
     """A bundle with an adapter of the saved model."""
     from llmrec.model.adapter import with_adapter
 
@@ -121,7 +122,7 @@ def adapter(recommender: Recommender, saved: Path, tmp_path: Path) -> Path:
     again.model = with_adapter(again.model, tokens, AdapterConfig(rank=2))
     again.base_model = again.model.peft_config["default"].base_model_name_or_path = str(saved)
     again.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+    return unsized(tmp_path / "adapter")
 
 
 def test_an_adapter_loads_into_memory_of_its_own(adapter: Path) -> None:
