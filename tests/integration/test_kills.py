@@ -126,8 +126,8 @@ def test_a_run(
     def fresh() -> Path:
         return Path(shutil.copytree(tiny_run, tmp_path / str(copies)))
 
-    run, phases = fresh(), set()
-    while kills < KILLS:
+    run, in_training = fresh(), False
+    while kills < KILLS or not in_training:
         command = Command(environment, "run", "--run", run, *tiny_flags, *CHANGED)
         if killed_at(command, *next(draw)):
             kills += 1
@@ -137,7 +137,7 @@ def test_a_run(
                 assert fault(run / stage, found, verify=True) is None
             changed = [stage for stage in STAGES[3:] if manifest(run / stage)["key"] == new[stage]]
             assert changed == STAGES[3 : 3 + len(changed)], "stages change in their order"
-            phases.add((len(changed), (run / ".train.partial").is_dir()))
+            in_training |= (run / ".train.partial").is_dir()
         else:
             assert result(run) == expected
             shutil.rmtree(run)
@@ -145,7 +145,6 @@ def test_a_run(
             run = fresh()
     Command(environment, "run", "--run", run, *tiny_flags, *CHANGED).finish()
     assert result(run) == expected
-    assert any(training for _, training in phases), "no kill fell into the training"
 
 
 def test_adding_items(tiny_run: Path, environment: dict[str, str], tmp_path: Path) -> None:
