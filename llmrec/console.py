@@ -1,11 +1,14 @@
 """What a terminal sees: log lines, progress bars, text of others made safe to print, and tables of text cells."""
 
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+_SPACES = "\t\n\v\f\r\x85\u2028\u2029"
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -46,9 +49,31 @@ def progress_bar(description: str, total: int, done: int = 0) -> _Bar:
     return _Bar(description, total, done)
 
 
+def printable(text: str) -> str:
+    """A text of others as one line that no terminal takes for a command: the one place that cleans what is printed.
+
+    Tabs and line ends become spaces. Other control characters, marks that turn the direction of writing, and halves of
+    surrogate pairs are shown as escapes. All else stays: letters of any script, emoji, combining marks.
+    """
+    return _UNSAFE.sub(lambda found: " " if found[0] in _SPACES else ascii(found[0])[1:-1], text)
+
+
+def say(*lines: str) -> None:
+    """Print lines to stdout, each made printable."""
+    for line in lines:
+        print(printable(line))
+
+
 def get_logger(name: str) -> logging.Logger:
     """A logger below `llmrec`; the command line sends them all to stderr."""
     return logging.getLogger(name if name.startswith("llmrec") else f"llmrec.{name}")
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Log lines name files and items of others."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -56,7 +81,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logger = logging.getLogger("llmrec")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel(level)

@@ -6,6 +6,7 @@ python scripts/show_recommendations.py --run runs/quickstart [--prompt "a red mu
 import argparse
 
 from llmrec import Recommender
+from llmrec.console import say
 from llmrec.data import TEST, load
 
 
@@ -22,17 +23,17 @@ def main() -> None:
     history = [catalog.ids[item] for item in cases.histories[0]]
 
     def show(title: str, **request: object) -> None:
-        print(f"\n{title}")
+        say("", title)
         for item in recommender.recommend(k=options.k, **request):  # type: ignore[arg-type]
-            print(f"  {item.rank}. {item.title}  ({item.item_id}, {item.score:.2f})")
+            say(f"  {item.rank}. {item.title}  ({item.item_id}, {item.score:.2f})")
 
-    print("\nA user bought, oldest first:")
+    say("", "A user bought, oldest first:")
     for item_id in history:
-        print(f"  - {catalog.row(item_id)['title']}")
+        say(f"  - {catalog.row(item_id)['title']}")
     show("Next for this user:", history=history)
     show(f'For the words "{options.prompt}":', prompt=options.prompt)
     show("For this user and these words:", history=history, prompt=options.prompt)
-    print(f"\n(The user did take next: {catalog.row(catalog.ids[cases.targets[0]])['title']})")
+    say("", f"(The user did take next: {catalog.row(catalog.ids[cases.targets[0]])['title']})")
 
 
 if __name__ == "__main__":

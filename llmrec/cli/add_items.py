@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llmrec.cli.command import Command, PlainParser
-from llmrec.console import log_to_stderr
+from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> None:
         ids = new.semantic_ids(range(items - added, items), token_names(header.level_sizes, header.token_prefix))
         print(json.dumps({**counts, "items": items, "seconds": seconds, "semantic_ids": ids}))
         return
-    print(", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
-    print(f"{items:,} items in {options.out or options.model}, {seconds} s")
+    say(", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
+    say(f"{items:,} items in {options.out or options.model}, {seconds} s")
 
 
 def _parser() -> PlainParser:

@@ -1,6 +1,7 @@
 """What a command is, and the parser of the commands that take a configuration."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ class Command:
     Attributes:
         summary: one line for the overview.
         main: does it, given the words that follow.
+        resumable: the same command goes on where it was stopped.
     """
 
     summary: str
     main: Callable[[Sequence[str]], None]
+    resumable: bool = False
 
 
 class PlainParser(argparse.ArgumentParser):
@@ -93,9 +96,9 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
             continue
         name = next(words, "") if word == "--config" else word.removeprefix("--config=")
         path = Path(name)
-        if not path.exists():
+        if not os.path.exists(path):  # False, too, for what no path can be
             path = resource_folder("configs") / name.removeprefix("configs/")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"--config {name}: no such file.")
         configs += ["--config", _read_yaml(path)]
     return configs + [_with_new_name(word) for word in others]
@@ -128,11 +131,14 @@ def _read_yaml(path: Path) -> str:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"--config {path}{line}: malformed YAML: {error.problem}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date
         raise UserError(f"--config {path}: malformed YAML: {error}.") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: found {content!r:.40}, expected sections such as `train:`.")
     for name, fields in content.items():
+        for key in (name, *(fields if isinstance(fields, dict) else ())):
+            if not isinstance(key, str):
+                raise UserError(f"--config {path}: found the key {key!r:.40}, expected names of sections and fields.")
         if not isinstance(fields, dict) and name not in ("run", "json"):
             raise UserError(f"--config {path}: {name}: found {fields!r:.40}, expected fields below it.")
     keys = [f"{name}.{field}" for name, fields in content.items() if isinstance(fields, dict) for field in fields]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.cli.stages import configuration
-from llmrec.console import log_to_stderr
+from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
 
 SUMMARY = "tokenizers side by side on the same embeddings, with or without a recommender on each"
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     result = comparison.compare(contenders, run, options.seeds, options.downstream)
     if run.main:
         table = f"{tables.plain(comparison.rows(result))}\n\nJSON, Markdown and picture: {run.path('compare')}"
-        print(json.dumps(result) if options.json else table)
+        say(*([json.dumps(result)] if options.json else table.split("\n")))
 
 
 def _settings(methods: Sequence[str]) -> dict[str, list[str]]:
@@ -66,4 +66,4 @@ def _settings(methods: Sequence[str]) -> dict[str, list[str]]:
     return words
 
 
-COMMAND = Command(SUMMARY, main)
+COMMAND = Command(SUMMARY, main, resumable=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmrec.cli.command import Command, PlainParser
+from llmrec.console import say
 from llmrec.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps({"discoveries": [asdict(each) for each in found], "seconds": round(seconds, 4)}))
         return
-    print("\n".join(_lines(found)))
+    say(*_lines(found))
 
 
 def _parser() -> PlainParser:

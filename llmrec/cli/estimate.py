@@ -7,7 +7,7 @@ from typing import Any
 
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.cli.stages import configuration
-from llmrec.console import log_to_stderr
+from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
 
 SUMMARY = "parameters, memory, tokens and time of a fine-tuning, before it is begun; no weights are loaded"
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
 
     run = Path(options.run) if options.run is not None else None
     found = estimate(configuration(options), run, options.users, options.length, options.tflops)
-    print(json.dumps(found) if options.json else _text(found, options.tflops))
+    say(*([json.dumps(found)] if options.json else _text(found, options.tflops).split("\n")))
 
 
 def _text(found: dict[str, Any], tflops: float | None) -> str:

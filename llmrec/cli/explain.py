@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from llmrec.cli.command import Command, PlainParser
+from llmrec.console import say
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
             continue
         lines = value if name in ("titles", "history") else [", ".join(value)] if name == "words" else [value]
         for line in lines:
-            print(f"{name.replace('_', ' '):<12}{line}")
+            say(f"{name.replace('_', ' '):<12}{line}")
 
 
 def _parser() -> PlainParser:

@@ -1,12 +1,14 @@
 """`llmrec inspect`: what a run or a bundle holds, in words and numbers."""
 
 import json
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmrec.cli.command import Command, PlainParser
+from llmrec.console import say
 from llmrec.errors import UserError
 
 
@@ -38,7 +40,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     from llmrec.data.prepare import load
     from llmrec.pipeline import FOLDERS
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"--run {folder}: no such folder.")
     manifests = {name: _json(folder / name / "manifest.json") for name in FOLDERS}
     manifests = {name: manifest for name, manifest in manifests.items() if manifest}
@@ -77,7 +79,9 @@ def describe_bundle(name: str) -> dict[str, Any]:
     header = bundle.read_header(folder)
     index = bundle.read_index(folder)
     examples = {row["item_id"]: [*row["codes"], row["title"]] for row in index.head(3).iter_rows(named=True)}
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if os.path.isfile(path)
+    }
     return {
         "bundle": asdict(header),
         "items": len(index),
@@ -99,7 +103,7 @@ def _figures(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return dict(json.loads(path.read_text())) if os.path.exists(path) else {}
 
 
 def _print_report(figures: dict[str, Any]) -> None:
@@ -109,9 +113,9 @@ def _print_report(figures: dict[str, Any]) -> None:
     if "level_sizes" not in figures:  # before schema 2 of the tokenizer
         raise UserError("the item tokenizer in there was made by an older llmrec; run `llmrec tokenize` again")
     report = Report(figures)
-    print(f"tokenize\n{textwrap.indent(str(report), '  ')}")
+    say("tokenize", *textwrap.indent(str(report), "  ").split("\n"))
     if words := report.words():
-        print(f"  what the first codes stand for\n{textwrap.indent(words, '    ')}")
+        say("  what the first codes stand for", *textwrap.indent(words, "    ").split("\n"))
 
 
 def _print(content: Any, indent: int = 0) -> None:
@@ -119,16 +123,16 @@ def _print(content: Any, indent: int = 0) -> None:
     for key, value in content.items():
         pad = "  " * indent
         if isinstance(value, dict):
-            print(f"{pad}{key}")
+            say(f"{pad}{key}")
             _print(value, indent + 1)
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            print(f"{pad}{key}")
+            say(f"{pad}{key}")
             for entry in value:
-                print(f"{pad}  " + ", ".join(f"{name} {inner}" for name, inner in entry.items()))
+                say(f"{pad}  " + ", ".join(f"{name} {inner}" for name, inner in entry.items()))
         elif isinstance(value, list):
-            print(f"{pad}{key}: {', '.join(_number(inner) for inner in value)}")
+            say(f"{pad}{key}: {', '.join(_number(inner) for inner in value)}")
         else:
-            print(f"{pad}{key}: {_number(value)}")
+            say(f"{pad}{key}: {_number(value)}")
 
 
 def _number(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from llmrec import __version__
 from llmrec.cli import add_items, compare, discover, estimate, explain, inspect, push, recommend, serve, stages, tasks
+from llmrec.console import printable
 from llmrec.errors import UserError
 
 COMMANDS = {
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         near = get_close_matches(arguments[0], COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COMMANDS)}"
-        print(f"llmrec: no command {arguments[0]!r}{hint}", file=sys.stderr)
+        print(f"llmrec: no command {printable(repr(arguments[0]))}{hint}", file=sys.stderr)
         return 2
     # transformers 5 announces names of version 6, some of which only peft can change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
@@ -62,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
-        print(f"llmrec: {error.with_flags}", file=sys.stderr)
+        print(f"llmrec: {printable(error.with_flags)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("llmrec: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"llmrec: stopped{'; the same command goes on from here' if command.resumable else ''}", file=sys.stderr)
         return 130
     return 0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from llmrec.cli.command import Command, PlainParser
-from llmrec.console import log_to_stderr
+from llmrec.console import log_to_stderr, say
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     log_to_stderr()
     from llmrec.recommender.bundle import push
 
-    print(push(options.model, options.repo_id, options.private, options.revision, options.message))
+    say(push(options.model, options.repo_id, options.private, options.revision, options.message))
 
 
 COMMAND = Command("a bundle to the Hugging Face Hub", main)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from llmrec.cli.command import Command, PlainParser
+from llmrec.console import printable, say
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
@@ -46,9 +47,9 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(answer))
         return
     for item in items:
-        print(f"{item.rank:>3}  {item.item_id:<12}  {item.score:8.3f}  {item.title}")
+        say(f"{item.rank:>3}  {item.item_id:<12}  {item.score:8.3f}  {item.title}")
     if items.reason_with_flags:
-        print(items.reason_with_flags, file=sys.stderr)
+        print(printable(items.reason_with_flags), file=sys.stderr)
 
 
 def _parser() -> PlainParser:

@@ -1,5 +1,6 @@
 """`llmrec serve`: a bundle over HTTP."""
 
+import socket
 from collections.abc import Sequence
 
 from llmrec.cli.command import Command, PlainParser
@@ -23,7 +24,29 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"llmrec serve needs {error.name}: pip install 'llmrec[serve]'.") from None
     from llmrec.recommender.recommender import Recommender
 
-    uvicorn.run(make_app(Recommender.from_pretrained(options.model)), host=options.host, port=options.port)
+    listening = _listen(options.host, options.port)
+    with listening:
+        app = make_app(Recommender.from_pretrained(options.model))
+        uvicorn.Server(uvicorn.Config(app)).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address, before a model is loaded.
+
+    Raises:
+        UserError: no such address or port, or another program listens there.
+    """
+    if not 0 <= port < 65536:
+        raise UserError(f"--port {port}: expected 0 to 65535; 0 takes a free one.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--host {host} --port {port}: can't listen there: {reason}.") from None
+    return listening
 
 
 COMMAND = Command("a bundle over HTTP", main)

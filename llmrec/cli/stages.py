@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrec.cli.command import Command, config_parser, parse
-from llmrec.console import log_to_stderr
+from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
 from llmrec.rundir import RunDirectory
 
@@ -49,7 +49,7 @@ def command(name: str, until: str, summary: str) -> Command:
         if run.main:
             _answer(until, run, options.json)
 
-    return Command(summary, main)
+    return Command(summary, main, resumable=True)
 
 
 def configuration(options: Any) -> "Config":
@@ -67,7 +67,7 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
 
     folder = run.path({"prepare": "data"}.get(until, until))
     if until != "evaluate":
-        print(json.dumps(run.manifest(folder.name)) if as_json else f"Done: {folder}")
+        say(json.dumps(run.manifest(folder.name)) if as_json else f"Done: {folder}")
         return
     from llmrec.evaluation.report import cold_candidates_line, protocol_line, table, text_queries_line
 
@@ -75,12 +75,12 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
     if as_json:
         print(json.dumps(metrics))
         return
-    print(f"{protocol_line(metrics)}\n\n{table(metrics)}\n")
+    say(*f"{protocol_line(metrics)}\n\n{table(metrics)}\n".split("\n"))
     protocol, cold = metrics["protocol"], metrics.get("cold_candidates")
     if cold and (protocol["cold"]["kind"] == "held-out" or protocol["regime"] == "strict"):  # else they are a few
         for name in ("warm", "cold"):
-            print(f"{name} targets\n\n{table(metrics, name)}\n")
-        print(f"{cold_candidates_line(cold)}\n\n{table(cold)}\n")
+            say(*f"{name} targets\n\n{table(metrics, name)}\n".split("\n"))
+        say(*f"{cold_candidates_line(cold)}\n\n{table(cold)}\n".split("\n"))
     if spoken is not None:
-        print(f"{text_queries_line(spoken)}\n\n{table(spoken)}\n")
-    print(f"The bundle: {run.path('model')}")
+        say(*f"{text_queries_line(spoken)}\n\n{table(spoken)}\n".split("\n"))
+    say(f"The bundle: {run.path('model')}")

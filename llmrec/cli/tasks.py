@@ -6,7 +6,7 @@ from typing import Any
 
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.cli.stages import configuration
-from llmrec.console import log_to_stderr
+from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
 
 SUMMARY = "show: real training examples of every task, with what is learnt marked"
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     shown = pipeline.task_examples(configuration(options), open_run(options.run), options.examples)
     if options.task is not None:
         shown = _only(shown, options.task.split(","))
-    print(json.dumps({"tasks": shown}) if options.json else "\n".join(map(_text, shown)))
+    say(*([json.dumps({"tasks": shown})] if options.json else "\n".join(map(_text, shown)).split("\n")))
 
 
 def _only(shown: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ SMALL = 2**26
 def require_file(path: str | Path, flag: str = "--data.path") -> Path:
     """`path` as a Path; raises UserError naming `flag` unless it is a file."""
     path = Path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing there"
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "nothing there"
         raise UserError(f"{flag}: {path}: expected a file, found {found}; check the path")
     return path
 
@@ -37,8 +38,8 @@ def require_file(path: str | Path, flag: str = "--data.path") -> Path:
 def require_folder(path: str | Path, flag: str = "--data.path") -> Path:
     """`path` as a Path; raises UserError naming `flag` unless it is a folder."""
     path = Path(path)
-    if not path.is_dir():
-        found = "a file" if path.is_file() else "nothing there"
+    if not os.path.isdir(path):
+        found = "a file" if os.path.isfile(path) else "nothing there"
         raise UserError(f"{flag}: {path}: expected a folder, found {found}; check the path")
     return path
 

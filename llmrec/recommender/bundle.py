@@ -4,6 +4,7 @@ Only safetensors, JSON, YAML and parquet; transformers and peft load their parts
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -170,7 +171,7 @@ def locate(name: str | Path) -> Path:
         UserError: neither, or a bundle of the Hub that refers to a folder of this machine.
     """
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False, too, for what no path can be
         check_files(folder)
         return folder
     if folder.is_absolute() or str(name).count("/") != 1:

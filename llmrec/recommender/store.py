@@ -236,7 +236,7 @@ def change_items(
         UserError: no bundle, one of the Hub without `out`, `out` is there already, another process at work, a folder
             that can't be written; and what `change` raises, with nothing changed.
     """
-    if out is None and not Path(model).is_dir():
+    if out is None and not os.path.isdir(model):
         raise UserError(
             f"--model {model}: no such folder; a bundle of the Hub is changed into a new one, named by --out."
         )

@@ -3,6 +3,7 @@
 2014 and 2018: https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/; 2023: https://amazon-reviews-2023.github.io.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ _ITEM_FIELDS = {
 def files(config: DataConfig) -> list[Path]:
     """The reviews and the metadata; `path` is the reviews' file or the folder of both."""
     path = Path(config.source)
-    if path.is_dir():
+    if os.path.isdir(path):
         reviews = _only(
             [file for file in _records_in(path) if not file.name.startswith("meta_")],
             path,

@@ -1,5 +1,6 @@
 """Hugging Face datasets, from the Hub or a local folder: NAME[:CONFIG][@SPLIT]."""
 
+import os
 from pathlib import Path
 
 import polars as pl
@@ -17,9 +18,9 @@ def files(config: DataConfig) -> list[Path]:
     found: list[Path] = []
     for name in (config.source, config.items):
         path = Path(_parse(name)[0]) if name else None
-        if path and path.is_dir():
+        if path and os.path.isdir(path):
             found += sorted(file for file in path.rglob("*") if file.is_file())
-        elif path and path.is_file():
+        elif path and os.path.isfile(path):
             found.append(path)
     return found
 
@@ -30,17 +31,17 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     log = Interactions.from_frame(events, config.source, config.seed)
     if config.items is None:
         return without_text(log, config.source), log
-    is_file = Path(config.items).is_file()
+    is_file = os.path.isfile(Path(config.items))
     frame = read_table(config.items) if is_file else _load(config.items, "--data.items")
     return Catalog.from_table(frame, config.items, config.columns.item, config.columns.title), log
 
 
 def _parse(name: str) -> tuple[str, str | None, str | None]:
     """Name or folder, configuration, split."""
-    if Path(name).exists():
+    if os.path.exists(Path(name)):
         return name, None, None
     name, _, split = name.partition("@")
-    if Path(name).exists():
+    if os.path.exists(Path(name)):
         return name, None, split or None
     name, _, config = name.partition(":")
     return name, config or None, split or None

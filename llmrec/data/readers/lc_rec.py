@@ -1,5 +1,6 @@
 """LC-Rec folders (https://arxiv.org/abs/2311.09049): users' items in time order, and the items' texts."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from llmrec.errors import UserError
 def files(config: DataConfig) -> list[Path]:
     """D.inter.json and, if there, D.item.json; `path` is the folder or D.inter.json itself."""
     path = Path(config.source)
-    if path.is_dir():
+    if os.path.isdir(path):
         found = sorted(path.glob("*.inter.json"))
         if len(found) != 1:
             names = ", ".join(file.name for file in found) or "none"
@@ -25,7 +26,7 @@ def files(config: DataConfig) -> list[Path]:
         path = found[0]
     inter = require_file(path)
     items = inter.with_name(inter.name.removesuffix(".inter.json") + ".item.json")
-    return [inter, items] if items.is_file() else [inter]
+    return [inter, items] if os.path.isfile(items) else [inter]
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:

@@ -1,5 +1,6 @@
 """RecBole atomic files, D.inter and D.item (https://recbole.io/docs/user_guide/data/atomic_files.html)."""
 
+import os
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +18,7 @@ _TYPES = ("token", "token_seq", "float", "float_seq")
 def files(config: DataConfig) -> list[Path]:
     """D.inter and, if there, D.item; `path` is the folder or D.inter itself."""
     path = Path(config.source)
-    if path.is_dir():
+    if os.path.isdir(path):
         found = sorted(path.glob("*.inter"))
         if len(found) != 1:
             names = ", ".join(file.name for file in found) or "none"
@@ -25,7 +26,7 @@ def files(config: DataConfig) -> list[Path]:
         path = found[0]
     inter = require_file(path)
     items = inter.with_suffix(".item")
-    return [inter, items] if items.is_file() else [inter]
+    return [inter, items] if os.path.isfile(items) else [inter]
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmrec.console import printable
 from llmrec.quantize.base import Quantizer, sample
 from llmrec.quantize.report.figures import (
     MAX_QUERIES,
@@ -248,4 +249,5 @@ def _or_dash(value: float | None, digits: int = 3) -> str:
 
 
 def _short(title: str, most: int = 80) -> str:
+    title = printable(title)
     return title if len(title) <= most else title[: most - 1].rstrip() + "…"
