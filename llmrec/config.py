@@ -76,6 +76,7 @@ RENAMED = {
     "train.dora": "train.lora.dora",
     "train.dense_weight": "train.dense.weight",
     "train.dense_dim": "train.dense.dim",
+    "decode.new_bonus": "decode.cold_bonus",
 }
 """Keys of version 0.1 -> keys of today; old ones are accepted until version 0.3."""
 

@@ -109,7 +109,7 @@ def intentions_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         gather(source, _data(run).known, out, earlier=run.path("intentions")).save(out)
 
-    run.build("intentions", source.steering(), make, reads=["data"], files=files, resumable=True)
+    run.build("intentions", source.cache_key(), make, reads=["data"], files=files, resumable=True)
 
 
 def base_stage(config: Config, run: RunDirectory) -> None:
@@ -148,7 +148,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             templates=load_templates(config.tasks.prompts),
             max_history=config.tasks.max_history,
         )
-        validation = prepared.split.loss_cases(prepared.catalog)
+        validation = prepared.split.validation_examples(prepared.catalog)
         vectors = Embeddings.load(run.path("embed")).take(prepared.catalog.ids).vectors if dense else None
         intentions = _intentions(config, run)
         recommender.fit(prepared.split.train, validation, config.tasks, config.train, out, intentions, vectors)
@@ -190,19 +190,19 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         bundle, prepared = run.path("train") / "bundle", _data(run)
         # Hard links: the weights stand on the disk once.
         shutil.copytree(bundle, out, copy_function=os.link, dirs_exist_ok=True)
-        arrivals = prepared.arrivals
-        if arrivals is None and not dense:
+        cold_items = prepared.cold_items
+        if cold_items is None and not dense:
             return
         own = config.decode
         decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
         recommender = Recommender.from_pretrained(bundle, decode)
-        if arrivals is not None:
-            recommender.add_items(arrivals, Embeddings.load(run.path("embed")).take(arrivals.ids).vectors)
-            recommender.shelf.save(out)
+        if cold_items is not None:
+            recommender.add_items(cold_items, Embeddings.load(run.path("embed")).take(cold_items.ids).vectors)
+            recommender.store.save(out)
         if dense:
-            recommender.calibrate(prepared.split.calibration_cases(recommender.catalog), seed=config.data.seed)
-            if recommender.weights is not None:
-                recommender.weights.save(out / FUSION)
+            recommender.calibrate(prepared.split.calibration_examples(recommender.catalog), seed=config.data.seed)
+            if recommender.fusion_weights is not None:
+                recommender.fusion_weights.save(out / FUSION)
                 write_header(parse_header(out), out)
 
     strict, dense = config.data.regime == "strict", config.train.dense.weight > 0

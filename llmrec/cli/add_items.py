@@ -23,12 +23,12 @@ def main(arguments: Sequence[str]) -> None:
     catalog = None if options.items is None else _read(options.items, options.item_column, options.title_column)
     from llmrec.model.tokens import token_names
     from llmrec.recommender import bundle
-    from llmrec.recommender.store import Shelf, change_items
+    from llmrec.recommender.store import ItemStore, change_items
 
-    def change(shelf: Shelf) -> Shelf:
+    def change(store: ItemStore) -> ItemStore:
         if options.remove:
-            shelf = shelf.without_items(options.remove)
-        return shelf if catalog is None else shelf.with_items(catalog, if_exists=options.if_exists)
+            store = store.without_items(options.remove)
+        return store if catalog is None else store.with_items(catalog, if_exists=options.if_exists)
 
     old, new = change_items(options.model, options.out, change, options.encoder)
     removed = len(set(options.remove or ()))

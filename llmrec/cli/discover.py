@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-    recommender.decode = replace(recommender.decode, beams=options.beams, device=options.device)
+    recommender.decode_config = replace(recommender.decode_config, beams=options.beams, device=options.device)
     started = time.perf_counter()
     found = discover(recommender, histories, options.prompt, options.k, options.neighbours)
     seconds = time.perf_counter() - started

@@ -43,7 +43,7 @@ def _answer(options: Namespace) -> dict[str, Any]:
     from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-    recommender.decode = replace(recommender.decode, device=options.device)
+    recommender.decode_config = replace(recommender.decode_config, device=options.device)
     if options.item is not None:
         return asdict(explain(recommender, options.item))
     if options.history is not None:

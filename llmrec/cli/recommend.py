@@ -28,11 +28,11 @@ def main(arguments: Sequence[str]) -> None:
     from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-    recommender.decode = replace(
-        recommender.decode,
+    recommender.decode_config = replace(
+        recommender.decode_config,
         beams=options.beams,
         ranking=options.ranking,
-        new_bonus=options.new_bonus,
+        cold_bonus=options.cold_bonus,
         device=options.device,
     )
     started = time.perf_counter()
@@ -77,11 +77,12 @@ def _parser() -> PlainParser:
         help="how items are ranked (default auto)",
     )
     parser.add_argument(
-        "--new-bonus",
+        "--cold-bonus",
+        "--new-bonus",  # its name in version 0.1
         type=float,
         default=0.0,
         metavar="X",
-        help="ranking fusion: more for items without training",
+        help="ranking fusion: added to the score of cold items, which have no training events",
     )
     parser.add_argument("--phrasings", type=int, default=1, help="ask in so many phrasings, take the mean (default 1)")
     parser.add_argument("--exact", action="store_true", help="the provably best answers by their codes alone")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 
 
 def ranks_from_scores(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np.ndarray] | None = None) -> np.ndarray:
@@ -59,7 +59,7 @@ class BaselineSystem(ABC):
         self._learn(train_sequences, n_items)
         return self
 
-    def ranks(self, cases: Cases, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
+    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
         """Rank of each case's target among all items, or the rows `among` (int [E]) of them, float64 [n]."""
         ranks = [np.empty(0)]
         for start in range(0, len(cases), BATCH):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from llmrec.collaborative.config import BSARecConfig
 from llmrec.collaborative.sasrec import SASRec
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 
 
 class BSARec(SASRec):
@@ -33,7 +33,7 @@ class BSARec(SASRec):
     config: BSARecConfig
     network: "FrequencyTransformer"
 
-    def __init__(self, config: BSARecConfig, validation: Cases, seed: int = 0) -> None:
+    def __init__(self, config: BSARecConfig, validation: EvalExamples, seed: int = 0) -> None:
         super().__init__(config, validation, seed)
 
     def _make_network(self, n_items: int) -> "FrequencyTransformer":

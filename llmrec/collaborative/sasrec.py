@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from llmrec.collaborative.base import BaselineSystem
 from llmrec.collaborative.config import SASRecConfig
 from llmrec.console import get_logger, progress_bar
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 from llmrec.device import resolve_device, resolve_dtype
 from llmrec.errors import UserError
 
@@ -42,7 +42,7 @@ class SASRec(BaselineSystem):
 
     name = "sasrec"
 
-    def __init__(self, config: SASRecConfig, validation: Cases, seed: int = 0) -> None:
+    def __init__(self, config: SASRecConfig, validation: EvalExamples, seed: int = 0) -> None:
         self.config = config
         self.validation = validation
         self.seed = seed
@@ -73,7 +73,7 @@ class SASRec(BaselineSystem):
             self.network = self._make_network(len(self.items)).to(self.device)
             self._train(sequences, stop_by.sample(STOP_BY, self.seed))
 
-    def _train(self, sequences: list[np.ndarray], stop_by: Cases) -> None:
+    def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
         """Epochs until the validation NDCG@10 has not risen for `patience` of them; the best epoch's weights stay."""
         config, rng = self.config, np.random.default_rng(self.seed)
         optimizer = self._optimizer()

@@ -6,15 +6,15 @@ from llmrec.data.filters import Summary
 from llmrec.data.interactions import Interactions, Split
 from llmrec.data.prepare import Prepared, load, prepare, save
 from llmrec.data.readers import input_files
-from llmrec.data.sequences import TEST, TRAIN, VALID, Cases, Sequences
+from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
 
 __all__ = [
     "TEST",
     "TRAIN",
     "VALID",
-    "Cases",
     "Catalog",
     "DataConfig",
+    "EvalExamples",
     "Interactions",
     "Prepared",
     "Sequences",

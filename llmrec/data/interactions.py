@@ -9,7 +9,7 @@ import polars as pl
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import id_column, read_table, require_column
-from llmrec.data.sequences import PARTS, TEST, TRAIN, VALID, Cases, Sequences, item_rows
+from llmrec.data.sequences import PARTS, TEST, TRAIN, VALID, EvalExamples, Sequences, item_rows
 from llmrec.errors import UserError
 
 _FLAGS = {
@@ -249,8 +249,8 @@ class Split:
             times=None if self.frame["timestamp"].null_count() else self.frame["timestamp"].to_numpy(),
         )
 
-    def loss_cases(self, catalog: Catalog) -> "Cases":
-        """Validation cases that may tell a training when to stop: those of `calibration_cases` with a trained target.
+    def validation_examples(self, catalog: Catalog) -> "EvalExamples":
+        """Validation examples to stop a training by: those of `calibration_examples` with a warm target.
 
         Raises:
             UserError: for an item that the catalogue lacks.
@@ -259,7 +259,7 @@ class Split:
         cases = self._validation(sequences)
         return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
 
-    def calibration_cases(self, catalog: Catalog) -> "Cases":
+    def calibration_examples(self, catalog: Catalog) -> "EvalExamples":
         """Every validation event after another, cold items' too, to weigh rankings on; none of users set apart as cold.
 
         Raises:
@@ -267,7 +267,7 @@ class Split:
         """
         return self._validation(self.sequences(catalog))
 
-    def _validation(self, sequences: "Sequences") -> "Cases":
+    def _validation(self, sequences: "Sequences") -> "EvalExamples":
         cases = sequences.cases(VALID, every=True)
         if not self.protocol.get("cold_users"):
             return cases

@@ -42,7 +42,7 @@ class Prepared:
         return Prepared(catalog, self.split.with_frame(events), self.summary)
 
     @property
-    def arrivals(self) -> Catalog | None:
+    def cold_items(self) -> Catalog | None:
         """The items that come in after training: under the strict regime those without training events, if any."""
         if not self._strict:
             return None

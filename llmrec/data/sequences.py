@@ -14,7 +14,7 @@ PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
-class Cases:
+class EvalExamples:
     """n questions with known answers: what does this user take next, after this history?"""
 
     users: np.ndarray
@@ -27,7 +27,7 @@ class Cases:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def sample(self, n: int, seed: int) -> "Cases":
+    def sample(self, n: int, seed: int) -> "EvalExamples":
         """At most n of the cases, drawn without replacement by `seed`, in their old order."""
         if n >= len(self):
             return self
@@ -35,10 +35,10 @@ class Cases:
         chosen[np.random.default_rng(seed).choice(len(self), size=n, replace=False)] = True
         return self.where(chosen)
 
-    def where(self, chosen: np.ndarray) -> "Cases":
+    def where(self, chosen: np.ndarray) -> "EvalExamples":
         """The cases of a mask (bool [n])."""
         histories = [self.histories[row] for row in np.flatnonzero(chosen)]
-        return Cases(self.users[chosen], histories, self.targets[chosen])
+        return EvalExamples(self.users[chosen], histories, self.targets[chosen])
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Sequences:
         """U arrays of the users' training items, some perhaps empty."""
         return [self.history(user, VALID) for user in range(len(self))]
 
-    def cases(self, part: int, every: bool = False) -> Cases:
+    def cases(self, part: int, every: bool = False) -> EvalExamples:
         """One case for each user with an event in `part` and one before it, or one for each such event.
 
         The target is the user's first event in `part`, and the history is all that came in earlier parts; or with
@@ -81,7 +81,7 @@ class Sequences:
             earlier = np.append(part, self.parts[:-1])  # of the event before; the log's first has none
             chosen &= earlier != part
         targets = np.flatnonzero(chosen)
-        return Cases(
+        return EvalExamples(
             users=(np.searchsorted(self.offsets, targets, side="right") - 1).astype(np.int32),
             histories=[self.items[starts[target] : target] for target in targets],
             targets=self.items[targets],

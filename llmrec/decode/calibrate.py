@@ -1,9 +1,13 @@
-"""Learn the weights of the fusion on validation cases, some of which have new items as targets.
+"""Learn the weights of the fusion on validation examples.
 
-Weights are those of a conditional logit (McFadden 1974): the likelihood that the target comes out among the candidates,
-for trained and for new items apart. The bonus of new items is then the one with the greatest product of the recall@10
-of both kinds, which is Nash's solution of a bargain (1950) and asks for no exchange rate between them, among those that
-leave trained items `floor` times the recall@10 of the beams alone.
+A conditional logit (McFadden 1974) learns one weight per feature: it maximises the probability of the target among the
+candidates. Warm items (with training events) and cold items (without) have weights of their own.
+
+Cold items also get a bonus b. A larger b raises the recall of cold targets and lowers that of warm ones:
+
+    b = argmax recall@10(warm; b) * recall@10(cold; b)    subject to    recall@10(warm; b) >= floor * recall@10(beams)
+
+The product is Nash's solution of a bargain (1950). It needs no exchange rate between the two kinds.
 """
 
 import numpy as np
@@ -11,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from llmrec.console import get_logger, track
-from llmrec.data import Cases
+from llmrec.data import EvalExamples
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.rankings.base import FEATURES, FusionWeights
@@ -19,125 +23,138 @@ from llmrec.decode.rankings.fusion import FusionRanking
 
 log = get_logger(__name__)
 LEAST = 20
-"""Validation cases of a kind, at least, that weights are learnt from."""
+"""Examples of a kind that weights are learnt from at least."""
 CUT = 10
-"""Of the recall that the floor is about."""
+"""Cut-off of the recall."""
 
 
-def calibrate(ranker: ItemRanker, cases: Cases, floor: float) -> FusionWeights | None:
-    """Weights learnt on n cases; None if there are too few of them. Where too few have a new item as target, new items
-    are weighed as the others.
+def calibrate(ranker: ItemRanker, examples: EvalExamples, floor: float) -> FusionWeights | None:
+    """Learn the weights on n examples.
 
     Args:
         ranker: by fusion.
-        cases: that the model was not trained on.
-        floor: as above.
+        examples: validation examples; the model was not trained on them.
+        floor: least recall@10 of warm targets, as a multiple of that of the beams alone.
+
+    Returns:
+        The weights; None if fewer than 20 examples have their warm target among the candidates. If fewer than 20 have
+        their cold target there, cold items get the weights of warm items.
     """
-    method, targets = _fusion(ranker), cases.targets
-    items, features, beam_hits = gather(ranker, cases)
-    new = method.facts.new
-    is_new = new[targets]
-    sides, there = new[np.maximum(items, 0)], items >= 0
-    trained = _fit(items, features, targets, there & ~sides, ~is_new)
-    if trained is None:
-        log.warning("the fusion is not calibrated: fewer than %d validation cases found their target", LEAST)
+    method, targets = _fusion(ranker), examples.targets
+    items, features, beam_hits = gather(ranker, examples)
+    is_cold = method.facts.is_cold
+    cold_target = is_cold[targets]
+    cold_candidate, there = is_cold[np.maximum(items, 0)], items >= 0
+    warm = _fit(items, features, targets, there & ~cold_candidate, ~cold_target)
+    if warm is None:
+        log.warning("the fusion is not calibrated: fewer than %d validation examples found their target", LEAST)
         return None
-    fresh = _fit(items, features, targets, there & sides, is_new)
-    if fresh is None:
-        log.info("fusion: fewer than %d validation cases found a new item: new items are weighed as the others", LEAST)
-        fresh = trained
-    weights = FusionWeights(trained.tolist(), fresh.tolist(), 0.0, {})
-    bars = bonus_bars(weights, items, features, targets, new)
-    beams = float(beam_hits[~is_new].mean())
-    bonus = fair_bonus(bars, is_new, floor * beams)
+    cold = _fit(items, features, targets, there & cold_candidate, cold_target)
+    if cold is None:
+        log.info("fusion: fewer than %d validation examples found a cold target: cold items weigh as warm ones", LEAST)
+        cold = warm
+    weights = FusionWeights(warm.tolist(), cold.tolist(), 0.0, {})
+    limits = bonus_limits(weights, items, features, targets, is_cold)
+    beams = float(beam_hits[~cold_target].mean())
+    bonus = best_bonus(limits, cold_target, floor * beams)
     measured = {
-        "trained_cases": int((~is_new).sum()),
-        "new_cases": int(is_new.sum()),
-        "beam_recall@10_trained": beams,
-        "recall@10_trained": float((bars[~is_new] > bonus).mean()),
+        "warm_examples": int((~cold_target).sum()),
+        "cold_examples": int(cold_target.sum()),
+        "beam_recall@10_warm": beams,
+        "recall@10_warm": float((limits[~cold_target] > bonus).mean()),
     }
-    if is_new.any():
-        measured["recall@10_new"] = float((bars[is_new] < bonus).mean())
+    if cold_target.any():
+        measured["recall@10_cold"] = float((limits[cold_target] < bonus).mean())
     log.info("fusion: %s", ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
-    return FusionWeights(weights.trained, weights.new, bonus, measured)
+    return FusionWeights(weights.warm, weights.cold, bonus, measured)
 
 
-def bonus_bars(
-    weights: FusionWeights, items: np.ndarray, features: np.ndarray, targets: np.ndarray, new: np.ndarray
+def bonus_limits(
+    weights: FusionWeights, items: np.ndarray, features: np.ndarray, targets: np.ndarray, is_cold: np.ndarray
 ) -> np.ndarray:
-    """The bonus of new items at which each of n cases turns, whatever that of `weights`: float64 [n].
+    """The bonus at which each target enters or leaves the first 10, float64 [n].
 
-    A trained target is among the first 10 below it, a new one above it; -inf (trained) or inf (new) if never.
+    A warm target is among the first 10 for every bonus below its limit, a cold target for every bonus above it. A warm
+    target that is never among them has the limit -inf, a cold one inf.
 
     Args:
-        weights: of the features.
+        weights: of the features; their own bonus is ignored.
         items: int64 [n, M], candidates, -1 for none.
         features: float [n, M, 4].
         targets: int64 [n].
-        new: bool [N].
+        is_cold: bool [N].
     """
-    sides = new[np.maximum(items, 0)]
-    scores = weights.scores(features, sides) - weights.bonus * sides
+    cold_candidate = is_cold[np.maximum(items, 0)]
+    scores = weights.scores(features, cold_candidate) - weights.bonus * cold_candidate
     scores = np.where(items >= 0, scores, -np.inf)
-    bars = np.empty(len(targets))
-    for case, target in enumerate(targets):
-        side = sides[case]
-        at = np.flatnonzero(items[case] == target)
-        never = np.inf if new[target] else -np.inf
+    limits = np.empty(len(targets))
+    for row, target in enumerate(targets):
+        never = np.inf if is_cold[target] else -np.inf
+        at = np.flatnonzero(items[row] == target)
         if not len(at):
-            bars[case] = never
+            limits[row] = never
             continue
-        own = scores[case, at[0]]
-        same = np.sort(scores[case][side == new[target]])[::-1]
-        others = np.sort(scores[case][side != new[target]])[::-1]
+        own = scores[row, at[0]]
+        same_kind = cold_candidate[row] == is_cold[target]
+        same = np.sort(scores[row][same_kind])[::-1]
+        others = np.sort(scores[row][~same_kind])[::-1]
         ahead = int((same >= own).sum()) - 1
         if ahead >= CUT:
-            bars[case] = never
+            limits[row] = never
             continue
-        room = CUT - 1 - ahead  # others that may stand before it
+        room = CUT - 1 - ahead  # items of the other kind that may stand before the target
         rival = others[room] if room < len(others) else -np.inf
-        bars[case] = rival - own if new[target] else own - rival
-    return bars
+        limits[row] = rival - own if is_cold[target] else own - rival
+    return limits
 
 
-def fair_bonus(bars: np.ndarray, is_new: np.ndarray, least: float) -> float:
-    """The bonus with the greatest product of both kinds' recall, among those that leave trained targets `least`.
+def best_bonus(limits: np.ndarray, cold_target: np.ndarray, least: float) -> float:
+    """The bonus with the greatest product of warm and cold recall, among those with a warm recall of at least `least`.
 
     Args:
-        bars: float64 [n], of `bonus_bars`.
-        is_new: bool [n], cases with new targets; without any, the bonus is 0 or what trained targets bear.
-        least: recall of trained targets; where it is out of reach, what they have without any new item.
+        limits: float64 [n], as `bonus_limits` gives them.
+        cold_target: bool [n]; if no target is cold, the bonus is 0, or less where `least` demands it.
+        least: share of the warm targets; if no bonus reaches it, the share that is reached without any cold item.
     """
-    trained, new = np.sort(bars[~is_new]), np.sort(bars[is_new])
-    limit = largest_bonus(trained, min(least, float((trained > -np.inf).mean())))
-    before = np.nextafter(bars[np.isfinite(bars)].min(initial=0.0), -np.inf)
-    found = np.append(np.nextafter(new[np.isfinite(new)], np.inf), before)  # right behind every turn, and before any
-    found = found[found <= limit]
-    kept = len(trained) - np.searchsorted(trained, found, side="right")
-    product = kept * np.searchsorted(new, found)
-    return float(found[product.argmax()]) if product.any() else min(0.0, limit)
+    warm, cold = np.sort(limits[~cold_target]), np.sort(limits[cold_target])
+    most = largest_bonus(warm, min(least, float((warm > -np.inf).mean())))
+    # The product changes only where a cold target enters: just above each of their limits, and below all limits.
+    below = np.nextafter(limits[np.isfinite(limits)].min(initial=0.0), -np.inf)
+    tried = np.append(np.nextafter(cold[np.isfinite(cold)], np.inf), below)
+    tried = tried[tried <= most]
+    warm_hits = len(warm) - np.searchsorted(warm, tried, side="right")
+    product = warm_hits * np.searchsorted(cold, tried)
+    return float(tried[product.argmax()]) if product.any() else min(0.0, most)
 
 
-def largest_bonus(bars: np.ndarray, least: float) -> float:
-    """The largest bonus at which the share of `bars` [n] above it is at least `least`, which is in reach of all above
-    -inf; inf if none is too large."""
-    needed = int(np.ceil(least * len(bars) - 1e-9)) - int(np.isposinf(bars).sum())
+def largest_bonus(limits: np.ndarray, least: float) -> float:
+    """The largest bonus at which a share `least` of the warm targets is among the first 10; inf if any bonus is.
+
+    Args:
+        limits: float64 [n], of warm targets; a target is among the first 10 for every bonus below its limit.
+        least: a share of the n targets, not more than the share with a limit above -inf.
+    """
+    needed = int(np.ceil(least * len(limits) - 1e-9)) - int(np.isposinf(limits).sum())
     if needed <= 0:
         return np.inf
-    return float(np.nextafter(np.sort(bars[np.isfinite(bars)])[-needed], -np.inf))
+    return float(np.nextafter(np.sort(limits[np.isfinite(limits)])[-needed], -np.inf))
 
 
-def gather(ranker: ItemRanker, cases: Cases) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Candidates of n cases, int64 [n, M], their features [n, M, 4], and whether the beams alone have the target among
-    the first 10, bool [n]. What stands in a history is left out, the target excepted."""
-    method, targets = _fusion(ranker), cases.targets
-    prompts = [ranker.prompt_ids(history) for history in cases.histories]
-    filters = [Filter(excluded=np.setdiff1d(h, t)) for h, t in zip(cases.histories, targets, strict=True)]
+def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The candidates of n examples; items of the history are left out unless they are the target.
+
+    Returns:
+        Candidates int64 [n, M] (-1 for none), their features float32 [n, M, 4], and whether the target is among the
+        first 10 of the beams alone, bool [n].
+    """
+    method, targets = _fusion(ranker), examples.targets
+    prompts = [ranker.prompt_ids(history) for history in examples.histories]
+    filters = [Filter(excluded=np.setdiff1d(h, t)) for h, t in zip(examples.histories, targets, strict=True)]
     batches = list(method.search.batches(prompts))
     found, hits = [], np.zeros(len(prompts), bool)
-    for chosen in track(batches, "asking all that know items", total=len(batches)):
-        opened = method.search.open([prompts[i] for i in chosen])
-        scored = method.scored(opened, 2 * CUT, [filters[i] for i in chosen])
+    for chosen in track(batches, "calibrating the fusion", total=len(batches)):
+        prefilled = method.search.open([prompts[i] for i in chosen])
+        scored = method.scored(prefilled, 2 * CUT, [filters[i] for i in chosen])
         hits[chosen] = (scored.beams.items[:, :CUT] == targets[chosen, None]).any(axis=1)
         found.append((chosen, scored))
     width = max((scored.items.shape[1] for _, scored in found), default=0)
@@ -156,11 +173,12 @@ def _fusion(ranker: ItemRanker) -> FusionRanking:
 
 
 def _fit(
-    items: np.ndarray, features: np.ndarray, targets: np.ndarray, among: np.ndarray, cases: np.ndarray
+    items: np.ndarray, features: np.ndarray, targets: np.ndarray, among: np.ndarray, examples: np.ndarray
 ) -> np.ndarray | None:
-    """Weights [4] of the `cases` bool [n] whose target is a candidate; candidates are those `among`, bool [n, M]."""
+    """Weights float64 [4], learnt from the `examples` (bool [n]) whose target is one of the candidates `among` (bool
+    [n, M]); None if these are fewer than 20."""
     hit = (items == targets[:, None]) & among
-    rows = np.flatnonzero(cases & hit.any(axis=1))
+    rows = np.flatnonzero(examples & hit.any(axis=1))
     if len(rows) < LEAST:
         return None
     x, y, open_ = features[rows].astype(np.float64), hit[rows].argmax(axis=1), among[rows]

@@ -30,7 +30,7 @@ def make_search(
     trie: ItemTrie,
     config: DecodeConfig,
     pad_token_id: int = 0,
-    new: np.ndarray | None = None,
+    is_cold: np.ndarray | None = None,
 ) -> BeamSearch:
     """The fastest search that is exact for `model`, told apart by a trial on a few tokens; arguments as `BeamSearch`.
 
@@ -39,8 +39,8 @@ def make_search(
             vocabulary does not fit the trie or the model.
     """
     check_fit(model, vocabulary, trie)
-    search = TreeSearch(model, vocabulary, trie, config, pad_token_id, new)
-    reason = tree_trouble(search)
+    search = TreeSearch(model, vocabulary, trie, config, pad_token_id, is_cold)
+    reason = check_tree_support(search)
     if reason is None:
         return search
     if config.scoring not in ("auto", "vocab") or config.constraint != "trie":
@@ -64,7 +64,7 @@ def make_exact(search: BeamSearch) -> ExactSearch:
         raise UserError(
             f"--exact searches among the items; --decode.constraint {search.config.constraint} has others: use trie."
         )
-    return ExactSearch(search.model, search.vocabulary, search.trie, search.config, search.pad_token_id, search.new)
+    return ExactSearch(search.model, search.vocabulary, search.trie, search.config, search.pad_token_id, search.is_cold)
 
 
 def check_fit(model: Any, vocabulary: ItemVocabulary, trie: ItemTrie) -> None:
@@ -82,7 +82,7 @@ def check_fit(model: Any, vocabulary: ItemVocabulary, trie: ItemTrie) -> None:
 
 
 @torch.inference_mode()
-def tree_trouble(search: TreeSearch) -> str | None:
+def check_tree_support(search: TreeSearch) -> str | None:
     """Why the model can't be trusted with a tree attention mask; None if it can.
 
     Two beams of one or two tokens after a padded prompt are run as a tree and as plain sequences.

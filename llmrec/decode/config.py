@@ -43,7 +43,7 @@ class DecodeConfig:
     warm_floor: float = 1.0
     """Ranking fusion, when it is calibrated: items with training events keep a recall@10 of so many times that of the
     beams alone, measured on validation cases."""
-    new_bonus: float = 0.0
+    cold_bonus: float = 0.0
     """Ranking fusion: added to the score of new items, beyond what was calibrated: more of them, or fewer."""
     batch_size: int = 32
     """Requests decoded together."""
@@ -55,8 +55,8 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         at_least = {0: ("quota", "quota_prefix", "warm_floor"), 1: ("beams", "batch_size")}
         check_fields(self, "decode", at_least=at_least)
-        if not math.isfinite(self.new_bonus):
-            raise UserError(f"--decode.new_bonus {self.new_bonus}: expected a finite number.")
+        if not math.isfinite(self.cold_bonus):
+            raise UserError(f"--decode.cold_bonus {self.cold_bonus}: expected a finite number.")
         if self.quota > 1:
             raise UserError(f"--decode.quota {self.quota}: expected a share from 0 to 1.")
         if self.constraint != "trie" and self.ranking not in ("auto", "beam"):

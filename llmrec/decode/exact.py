@@ -13,7 +13,7 @@ import torch
 
 from llmrec.decode.context import Context
 from llmrec.decode.filters import Restriction
-from llmrec.decode.search import Offsets, Opened, require_numbers
+from llmrec.decode.search import Offsets, PrefilledBatch, require_numbers
 from llmrec.decode.tree import TreeSearch
 
 
@@ -44,11 +44,11 @@ class ExactSearch(TreeSearch):
 
     @torch.inference_mode()
     def _leaves(
-        self, opened: Opened, width: int, restriction: Restriction | None, offsets: Offsets | None
+        self, prefilled: PrefilledBatch, width: int, restriction: Restriction | None, offsets: Offsets | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        leaves = np.full((len(opened.prompts), width), -1, np.int64)
-        scores = np.full((len(opened.prompts), width), -np.inf, np.float32)
-        for row, prompt in enumerate(opened.prompts):
+        leaves = np.full((len(prefilled.prompts), width), -1, np.int64)
+        scores = np.full((len(prefilled.prompts), width), -np.inf, np.float32)
+        for row, prompt in enumerate(prefilled.prompts):
             own = None if restriction is None else Restriction(self.trie, [restriction.filters[row]])
             found = self._best(prompt, width, own, offsets)
             leaves[row, : len(found)] = [prefix.node for prefix in found]
@@ -113,7 +113,7 @@ class ExactSearch(TreeSearch):
             # A leaf must count for what it is worth: the best offset may be that of an item which is not let through.
             for at in (self.trie.counts(level, nodes) > 1).nonzero().flatten().tolist():
                 items = self.trie.items_of(int(nodes[at])).cpu().numpy()
-                bounds[at] = float(offsets.items[items[restriction.filters[0].lets(items)]].max())
+                bounds[at] = float(offsets.items[items[restriction.filters[0].allows(items)]].max())
         return [
             Prefix(-(prefix.score + score + bound), prefix.score + score, level, node, prefix.slots)
             for score, bound, node in zip(scores[0, codes].tolist(), bounds.tolist(), nodes.tolist(), strict=True)

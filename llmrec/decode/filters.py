@@ -35,7 +35,7 @@ class Filter:
             return Filter(excluded=excluded.astype(np.int64))
         return Filter(allowed=np.setdiff1d(self.allowed, excluded).astype(np.int64))
 
-    def lets(self, items: np.ndarray) -> np.ndarray:
+    def allows(self, items: np.ndarray) -> np.ndarray:
         """bool [n]: which of `items` may come out; of a normal filter."""
         if self.allowed is not None:
             return _contains(self.allowed, items)

@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from llmrec.decode.filters import Restriction
-from llmrec.decode.search import BeamSearch, Offsets, Opened, codes_of, require_numbers
+from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, codes_of, require_numbers
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.tokens import ItemVocabulary
@@ -79,7 +79,7 @@ class TrieConstraint(LogitsProcessor):
         return constrained
 
 
-class OpenedPrompts(Opened):
+class PrefilledPrompts(PrefilledBatch):
     """A batch of prompts that `generate` runs anew each time."""
 
     def __init__(self, prompts: list[Sequence[int]], search: "GenerateSearch") -> None:
@@ -98,16 +98,16 @@ class GenerateSearch(BeamSearch):
 
     auto_scoring = "vocab"
 
-    def open(self, prompts: list[Sequence[int]]) -> "OpenedPrompts":
-        return OpenedPrompts(prompts, self)
+    def open(self, prompts: list[Sequence[int]]) -> "PrefilledPrompts":
+        return PrefilledPrompts(prompts, self)
 
     def _leaves(
-        self, opened: Opened, width: int, restriction: Restriction | None, offsets: Offsets | None
+        self, prefilled: PrefilledBatch, width: int, restriction: Restriction | None, offsets: Offsets | None
     ) -> tuple[np.ndarray, np.ndarray]:
         if offsets is not None:
             raise UserError("--boost: score offsets need a model that takes tree attention masks; leave them out.")
         # At least 2: of a single beam `generate` makes a greedy search, which reports no score.
-        return self._generate(opened.prompts, max(2, width), restriction)
+        return self._generate(prefilled.prompts, max(2, width), restriction)
 
     def arithmetic(self) -> torch.autocast:
         """The configured one, for what runs within."""

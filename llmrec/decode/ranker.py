@@ -38,7 +38,7 @@ def make_ranking(
         UserError: the model or its bundle lacks what the method needs.
     """
     if name is None:
-        ready = facts.weights is not None and facts.dense is not None and config.constraint == "trie"
+        ready = facts.fusion_weights is not None and facts.dense is not None and config.constraint == "trie"
         auto: RankingName = "fusion" if ready else "beam"
         name = auto if config.ranking == "auto" else config.ranking
     return METHODS[name](search, facts, config)

@@ -76,7 +76,7 @@ class Ranking:
         return cls(items, scores, max((part.width for _, part in parts), default=0), *counts)
 
 
-class Opened(ABC):
+class PrefilledBatch(ABC):
     """A batch of B prompts that a search has read.
 
     Attributes:
@@ -119,7 +119,7 @@ class BeamSearch(ABC):
         trie: ItemTrie,
         config: DecodeConfig,
         pad_token_id: int = 0,
-        new: np.ndarray | None = None,
+        is_cold: np.ndarray | None = None,
     ) -> None:
         self.device = resolve_device(config.device)
         self.dtype = resolve_dtype(config.dtype, self.device)
@@ -131,7 +131,7 @@ class BeamSearch(ABC):
         auto = self.auto_scoring if config.constraint == "trie" else "vocab"
         self.config = config if config.scoring != "auto" else replace(config, scoring=auto)
         self.pad_token_id = pad_token_id
-        self.new = new
+        self.is_cold = is_cold
 
     def search(
         self,
@@ -172,12 +172,12 @@ class BeamSearch(ABC):
             yield by_length[start : start + self.config.batch_size]
 
     @abstractmethod
-    def open(self, prompts: list[Sequence[int]]) -> Opened:
+    def open(self, prompts: list[Sequence[int]]) -> PrefilledBatch:
         """Read a batch of prompts, which may then be asked about any number of times, one after the other."""
 
     def rank(
         self,
-        opened: Opened,
+        prefilled: PrefilledBatch,
         k: int,
         filters: Sequence[Filter] | None = None,
         beams: int | None = None,
@@ -186,7 +186,7 @@ class BeamSearch(ABC):
         """The k best items of each prompt of a batch; the arguments are those of `search`."""
         width = min(self._width(k, beams or self.config.beams), self.trie.items)
         restriction = None if filters is None else Restriction(self.trie, filters)
-        leaves, values = self._leaves(opened, width, restriction, offsets)
+        leaves, values = self._leaves(prefilled, width, restriction, offsets)
         living = values > DEAD
         invalid = living & (leaves < 0)
         values = np.where(living & (leaves >= 0), values, -np.inf)
@@ -200,7 +200,7 @@ class BeamSearch(ABC):
     @abstractmethod
     def _leaves(
         self,
-        opened: Opened,
+        prefilled: PrefilledBatch,
         width: int,
         restriction: Restriction | None,
         offsets: "Offsets | None",
@@ -240,7 +240,7 @@ class BeamSearch(ABC):
             mine = slice(*np.searchsorted(request, [row, row + 1]))
             own, value = items[mine], score[mine]
             if restriction is not None:
-                keep = restriction.filters[row].lets(own)
+                keep = restriction.filters[row].allows(own)
                 own, value = own[keep], value[keep]
             best = np.argsort(-value, kind="stable")[:k]
             found[row, : len(best)], values[row, : len(best)] = own[best], value[best]

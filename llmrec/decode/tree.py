@@ -13,7 +13,7 @@ import torch
 from llmrec.decode.body import Body, ItemHead
 from llmrec.decode.context import Context, shared_start
 from llmrec.decode.filters import Restriction
-from llmrec.decode.search import BeamSearch, Offsets, Opened, codes_of, require_numbers
+from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, codes_of, require_numbers
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Beams:
     ancestors: torch.Tensor
 
 
-class OpenedTree(Opened):
+class PrefilledTree(PrefilledBatch):
     """A batch of prompts in the key/value cache."""
 
     def __init__(self, prompts: list[Sequence[int]], context: Context) -> None:
@@ -54,38 +54,38 @@ class TreeSearch(BeamSearch):
         self.model = self.body.model
         self.head = ItemHead(self.model, self.vocabulary, self.config.scoring, self.dtype)
         self._trained: list[torch.Tensor] | None = None  # per level, bool [nodes]
-        if self.new is not None and self.new.any():
-            ordered = torch.from_numpy(~self.new).to(self.device)[self.trie.order.long()]
+        if self.is_cold is not None and self.is_cold.any():
+            ordered = torch.from_numpy(~self.is_cold).to(self.device)[self.trie.order.long()]
             before = torch.cat([torch.zeros_like(ordered[:1], dtype=torch.int64), ordered.cumsum(0)])
             self._trained = [before[first[1:].long()] > before[first[:-1].long()] for first in self.trie.firsts]
         size = self.head.weight.shape[0]
         self.code_of_token = torch.from_numpy(self.vocabulary.code_of_token(size)).to(self.device)
 
     @torch.inference_mode()
-    def open(self, prompts: list[Sequence[int]]) -> "OpenedTree":
+    def open(self, prompts: list[Sequence[int]]) -> "PrefilledTree":
         shared = shared_start(prompts)
         ids, mask = self._padded([prompt[shared:] for prompt in prompts])
         room = self.config.beams * (self.trie.levels - 1)
-        return OpenedTree(prompts, Context(self.body, ids, mask, prompts[0][:shared], room))
+        return PrefilledTree(prompts, Context(self.body, ids, mask, prompts[0][:shared], room))
 
     def _leaves(
-        self, opened: Opened, width: int, restriction: Restriction | None, offsets: Offsets | None
+        self, prefilled: PrefilledBatch, width: int, restriction: Restriction | None, offsets: Offsets | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        beams, _ = self.prefixes(opened, self.trie.levels, width, restriction, offsets)
+        beams, _ = self.prefixes(prefilled, self.trie.levels, width, restriction, offsets)
         return beams.nodes.cpu().numpy(), beams.scores.cpu().numpy()
 
     @torch.inference_mode()
     def prefixes(
         self,
-        opened: Opened,
+        prefilled: PrefilledBatch,
         length: int,
         width: int,
         restriction: Restriction | None = None,
         offsets: Offsets | None = None,
     ) -> tuple[Beams, torch.Tensor]:
         """The `width` best beams of `length` codes, and, where they may go on, their hidden states [B, K, H]."""
-        assert isinstance(opened, OpenedTree), "what this search has opened"
-        hidden = opened.context.start()
+        assert isinstance(prefilled, PrefilledTree), "what this search has opened"
+        hidden = prefilled.context.start()
         size = len(hidden)
         start = torch.zeros((size, 1), dtype=torch.int64, device=self.device)
         beams = Beams(start.float(), start, start, torch.empty((size, 1, 0), dtype=torch.int64, device=self.device))
@@ -95,11 +95,11 @@ class TreeSearch(BeamSearch):
                 depth = torch.full_like(beams.codes, level)
                 tokens = self._tokens(level, beams.codes)
                 running = self._open(level, beams)
-                hidden, beams.ancestors = opened.context.extend(tokens, depth, beams.ancestors, running)
+                hidden, beams.ancestors = prefilled.context.extend(tokens, depth, beams.ancestors, running)
         return beams, hidden
 
     @torch.inference_mode()
-    def code_scores(self, opened: Opened, items: np.ndarray) -> np.ndarray:
+    def code_scores(self, prefilled: PrefilledBatch, items: np.ndarray) -> np.ndarray:
         """Log-probability of each code of given items, after the codes before it.
 
         Args:
@@ -109,10 +109,10 @@ class TreeSearch(BeamSearch):
         Returns:
             float32 [B, M, L]; 0 where there is no item.
         """
-        assert isinstance(opened, OpenedTree), "what this search has opened"
+        assert isinstance(prefilled, PrefilledTree), "what this search has opened"
         if not (items >= 0).any():
             return np.zeros((*items.shape, self.trie.levels), np.float32)
-        hidden = opened.context.start()
+        hidden = prefilled.context.start()
         wanted = torch.from_numpy(items).to(self.device)
         there = wanted >= 0
         paths = self.trie.paths(torch.where(there, wanted, self.trie.order[0].long()).flatten())
@@ -136,7 +136,7 @@ class TreeSearch(BeamSearch):
             if self.config.scoring == "catalogue":
                 running &= ~self.trie.single_leaf(level, parents.clamp(min=0))
             tokens = self.head.tokens[level][self.trie.codes(level, parents.clamp(min=0))]
-            hidden, ancestors = opened.context.extend(tokens, torch.full_like(parents, level), ancestors, running)
+            hidden, ancestors = prefilled.context.extend(tokens, torch.full_like(parents, level), ancestors, running)
         return scores.cpu().numpy()
 
     def _advance(

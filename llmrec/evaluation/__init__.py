@@ -1,11 +1,7 @@
 """Full-ranking evaluation: metrics, baselines and the report, the same for every system.
 
-`from llmrec.evaluate import evaluate_systems` loads only numpy and polars; baselines load scipy.
+`from llmrec.evaluation import evaluate_systems` loads numpy, polars and scipy, and no torch.
 """
-
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 from llmrec.collaborative.base import ranks_from_scores
 from llmrec.evaluation.config import EvaluateConfig
@@ -20,12 +16,6 @@ from llmrec.evaluation.protocol import (
     warm_cold_slices,
 )
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from llmrec.data import Split
-    from llmrec.evaluation.generative import Evaluation, HasRanker
-
 __all__ = [
     "EvaluateConfig",
     "Metrics",
@@ -38,21 +28,3 @@ __all__ = [
     "select_cases",
     "warm_cold_slices",
 ]
-
-
-class _Callable(ModuleType):
-    """Makes `from llmrec import evaluate; evaluate(recommender, split)` work: room and function share a name."""
-
-    def __call__(
-        self,
-        recommender: "HasRanker",
-        split: "Split",
-        config: EvaluateConfig | None = None,
-        text_vectors: "np.ndarray | None" = None,
-    ) -> "Evaluation":
-        from llmrec.evaluation.generative import evaluate
-
-        return evaluate(recommender, split, config, text_vectors)
-
-
-sys.modules[__name__].__class__ = _Callable

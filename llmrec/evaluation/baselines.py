@@ -7,7 +7,7 @@ import numpy as np
 from llmrec.collaborative.base import BATCH, BaselineSystem, only, ranks_from_scores
 from llmrec.collaborative.counting import ItemKNN, Markov, Popularity, TextKNN
 from llmrec.collaborative.sasrec import SASRec
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 from llmrec.decode.rankings.hybrid import interleave
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
@@ -35,7 +35,7 @@ class SASRecKNN:
         self.quota = quota
         self.depth = depth
 
-    def ranks(self, cases: Cases, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
+    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
         """Place of each case's target in its merged ranking, float64 [n], inf where it is not among the first."""
         ranks = [np.empty(0)]
         for start in range(0, len(cases), BATCH):
@@ -76,7 +76,7 @@ def fit_baselines(
     config: EvaluateConfig,
     train_sequences: list[np.ndarray],
     n_items: int,
-    validation: Cases,
+    validation: EvalExamples,
     vectors: np.ndarray | None = None,
 ) -> list[System]:
     """What `config.baselines` names, in that order; sasrec-knn stands once for each quota, all on one SASRec.
@@ -110,7 +110,7 @@ def fit_baselines(
     return systems
 
 
-def _make(name: str, config: EvaluateConfig, validation: Cases, vectors: np.ndarray | None) -> BaselineSystem:
+def _make(name: str, config: EvaluateConfig, validation: EvalExamples, vectors: np.ndarray | None) -> BaselineSystem:
     if name == "sasrec":
         return SASRec(config.sasrec, validation, config.seed)
     if name == "text-knn":

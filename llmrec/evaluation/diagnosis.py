@@ -13,17 +13,17 @@ import torch
 
 from llmrec import console as tables
 from llmrec.console import track
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 from llmrec.decode.body import ItemHead
-from llmrec.decode.calibrate import bonus_bars, gather
+from llmrec.decode.calibrate import bonus_limits, gather
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
-from llmrec.evaluation.generative import HasRanker
 from llmrec.evaluation.metrics import interval, ranks_from_lists
 from llmrec.evaluation.protocol import Metrics, warm_cold_slices
 from llmrec.index.trie import ItemTrie
+from llmrec.recommender.recommender import Recommender
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,9 @@ EXPLANATION = f"""One line per level of the semantic ID, after the user's histor
 Brackets are bootstrap 95% intervals over users."""
 
 
-def diagnose(recommender: HasRanker, cases: Cases, train_counts: np.ndarray, settings: EvaluateConfig) -> Diagnosis:
+def diagnose(
+    recommender: Recommender, cases: EvalExamples, train_counts: np.ndarray, settings: EvaluateConfig
+) -> Diagnosis:
     """Warm and cold targets, level by level.
 
     Args:
@@ -140,7 +142,7 @@ def _mean(group: dict[str, Any], name: str, level: int, digits: int) -> str:
 
 
 def _group(
-    ranker: ItemRanker, cases: Cases, train_counts: np.ndarray, seed: int, filter_seen: bool
+    ranker: ItemRanker, cases: EvalExamples, train_counts: np.ndarray, seed: int, filter_seen: bool
 ) -> dict[str, int | list[Any]]:
     """The figures of one kind of target."""
     own, place = forced_codes(ranker, cases)
@@ -160,7 +162,7 @@ def _group(
 
 
 @torch.inference_mode()
-def forced_codes(ranker: ItemRanker, cases: Cases) -> tuple[np.ndarray, np.ndarray]:
+def forced_codes(ranker: ItemRanker, cases: EvalExamples) -> tuple[np.ndarray, np.ndarray]:
     """What the model makes of each code of the n targets after the history and the codes before it.
 
     Returns:
@@ -203,7 +205,7 @@ def seen_prefixes(ranker: ItemRanker, targets: np.ndarray, train_counts: np.ndar
     return np.stack(seen, axis=1)
 
 
-def forced_recall(ranker: ItemRanker, cases: Cases, filter_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+def forced_recall(ranker: ItemRanker, cases: EvalExamples, filter_seen: bool) -> tuple[np.ndarray, np.ndarray]:
     """Whether the beam search puts each target among the first `AT`, had it got the first l codes right, l = 0..L-1.
 
     Returns:
@@ -216,7 +218,7 @@ def forced_recall(ranker: ItemRanker, cases: Cases, filter_seen: bool) -> tuple[
     requests = [ranker.prompt_ids(history) for history in cases.histories]
     batches = list(search.batches(requests))
     for batch in track(batches, "forcing prefixes", total=len(batches)):
-        opened = search.open([requests[row] for row in batch])
+        prefilled = search.open([requests[row] for row in batch])
         for level in range(codes.shape[1]):
             filters = []
             for row in batch:
@@ -226,7 +228,7 @@ def forced_recall(ranker: ItemRanker, cases: Cases, filter_seen: bool) -> tuple[
                     begins[np.setdiff1d(cases.histories[row], target)] = False
                 filters.append(Filter.of_mask(begins))
                 chance[row, level] = min(1.0, AT / np.count_nonzero(begins))
-            ranking = search.rank(opened, depth, filters)
+            ranking = search.rank(prefilled, depth, filters)
             found[batch, level] = ranks_from_lists(ranking.items, ranking.scores, cases.targets[batch]) <= AT
     return found, chance
 
@@ -268,7 +270,7 @@ POINTS = 41
 """Of the curve."""
 
 
-def frontier(recommender: HasRanker, cases: Cases, train_counts: np.ndarray) -> dict[str, Any]:
+def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.ndarray) -> dict[str, Any]:
     """The curve on n cases, with what stands in a history left out.
 
     Args:
@@ -283,7 +285,7 @@ def frontier(recommender: HasRanker, cases: Cases, train_counts: np.ndarray) -> 
     Raises:
         UserError: the recommender is not calibrated, or there is no warm or no cold target.
     """
-    if recommender.weights is None:
+    if recommender.fusion_weights is None:
         raise UserError("--evaluate.frontier true: the bundle's fusion has not been calibrated; set it to false.")
     cold = train_counts[cases.targets] == 0
     if cold.all() or not cold.any():
@@ -293,7 +295,7 @@ def frontier(recommender: HasRanker, cases: Cases, train_counts: np.ndarray) -> 
         )
     ranker = recommender.ranked_by("fusion")
     items, features, _ = gather(ranker, cases)
-    bars = bonus_bars(recommender.weights, items, features, cases.targets, train_counts == 0)
+    bars = bonus_limits(recommender.fusion_weights, items, features, cases.targets, train_counts == 0)
 
     def point(bonus: float) -> dict[str, float]:
         return {"bonus": bonus, "warm": float((bars[~cold] > bonus).mean()), "cold": float((bars[cold] < bonus).mean())}
@@ -303,7 +305,7 @@ def frontier(recommender: HasRanker, cases: Cases, train_counts: np.ndarray) -> 
     grid[[0, -1]] = np.nextafter(grid[0], -np.inf), np.nextafter(grid[-1], np.inf)  # before any turns, after all have
     return {
         "targets": {"warm": int((~cold).sum()), "cold": int(cold.sum())},
-        "calibrated": point(recommender.weights.bonus),
+        "calibrated": point(recommender.fusion_weights.bonus),
         "points": [point(float(bonus)) for bonus in grid],
     }
 

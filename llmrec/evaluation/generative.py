@@ -1,17 +1,15 @@
 """llmrec itself under the evaluator, beside the baselines."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from llmrec.console import get_logger, track
-from llmrec.data import Cases, Catalog, Split
-from llmrec.decode.config import RankingName
+from llmrec.data import EvalExamples, Split
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
-from llmrec.decode.rankings.base import FusionWeights
 from llmrec.errors import UserError
 from llmrec.evaluation.baselines import fit_baselines
 from llmrec.evaluation.config import EvaluateConfig
@@ -26,6 +24,7 @@ from llmrec.evaluation.protocol import (
     per_user_table,
     select_cases,
 )
+from llmrec.recommender.recommender import Recommender
 
 log = get_logger(__name__)
 
@@ -44,7 +43,7 @@ class GenerativeSystem:
         self.depth = depth
         self.name = name
 
-    def ranks(self, cases: Cases, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
+    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
         """Rank of each case's target, float64 [n], inf where it is not among the answers; `among` as in `System`."""
         result = np.empty(len(cases))
         size = 8 * self.ranker.search.config.batch_size
@@ -65,21 +64,6 @@ class GenerativeSystem:
         return self.ranker.stats()
 
 
-class HasRanker(Protocol):
-    """A recommender, as far as measuring it goes."""
-
-    @property
-    def catalog(self) -> Catalog: ...
-
-    @property
-    def ranker(self) -> ItemRanker: ...
-
-    @property
-    def weights(self) -> FusionWeights | None: ...
-
-    def ranked_by(self, name: RankingName) -> ItemRanker: ...
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured.
@@ -94,7 +78,7 @@ class Evaluation:
 
 
 def evaluate(
-    recommender: HasRanker,
+    recommender: Recommender,
     split: Split,
     config: EvaluateConfig | None = None,
     text_vectors: np.ndarray | None = None,
@@ -126,7 +110,7 @@ def evaluate(
         GenerativeSystem(recommender.ranker, depth),
         *(GenerativeSystem(recommender.ranked_by(name), depth, name) for name in config.rankings),
         *fit_baselines(
-            config, sequences.train_sequences(), len(catalog), split.loss_cases(catalog), vectors=text_vectors
+            config, sequences.train_sequences(), len(catalog), split.validation_examples(catalog), vectors=text_vectors
         ),
     ]
     slices = make_slices(cases, sequences, len(catalog))

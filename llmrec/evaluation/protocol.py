@@ -12,7 +12,7 @@ import polars as pl
 
 from llmrec.console import track
 from llmrec.data.catalog import Catalog
-from llmrec.data.sequences import TEST, TRAIN, VALID, Cases, Sequences
+from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.metrics import summarise
 
@@ -32,7 +32,7 @@ class System(Protocol):
     def name(self) -> str:
         """The system's name in the report, unique in it."""
 
-    def ranks(self, cases: Cases, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
+    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
         """Rank of each case's target, float64 [n] from 1, inf where it is not ranked.
 
         Args:
@@ -42,13 +42,13 @@ class System(Protocol):
         """
 
 
-def select_cases(sequences: Sequences, config: EvaluateConfig) -> Cases:
+def select_cases(sequences: Sequences, config: EvaluateConfig) -> EvalExamples:
     """The cases that a configuration asks for."""
     cases = sequences.cases(VALID if config.part == "valid" else TEST, config.every_event)
     return cases.sample(config.max_users, config.seed) if config.max_users else cases
 
 
-def warm_cold_slices(cases: Cases, train_counts: np.ndarray) -> dict[str, np.ndarray]:
+def warm_cold_slices(cases: EvalExamples, train_counts: np.ndarray) -> dict[str, np.ndarray]:
     """Boolean masks [n]: `all`, targets with training events (`warm`) and without (`cold`)."""
     warm = train_counts[cases.targets] > 0
     return {"all": np.ones(len(cases), bool), "warm": warm, "cold": ~warm}
@@ -56,7 +56,7 @@ def warm_cold_slices(cases: Cases, train_counts: np.ndarray) -> dict[str, np.nda
 
 def evaluate_systems(
     systems: Sequence[System],
-    cases: Cases,
+    cases: EvalExamples,
     slices: Mapping[str, np.ndarray],
     config: EvaluateConfig,
     protocol: Mapping[str, Any],
@@ -106,7 +106,7 @@ def evaluate_systems(
 
 
 def evaluate_cold_candidates(
-    systems: Sequence[System], cases: Cases, candidates: np.ndarray, config: EvaluateConfig
+    systems: Sequence[System], cases: EvalExamples, candidates: np.ndarray, config: EvaluateConfig
 ) -> Metrics | None:
     """Measure all systems on the cases with a cold target, where they rank the cold items alone.
 
@@ -141,7 +141,7 @@ def evaluate_cold_candidates(
     }
 
 
-def random_ranks(cases: Cases, filter_seen: bool, among: np.ndarray, seed: int) -> np.ndarray:
+def random_ranks(cases: EvalExamples, filter_seen: bool, among: np.ndarray, seed: int) -> np.ndarray:
     """Rank of each case's target in an order of `among` (int [E]) that the seed draws for it, float64 [n]."""
     left = np.full(len(cases), len(among))
     if filter_seen:
@@ -182,7 +182,7 @@ def summarise_systems(
 
 
 def per_user_table(
-    ranks: Mapping[str, np.ndarray], cases: Cases, sequences: Sequences, catalog: Catalog
+    ranks: Mapping[str, np.ndarray], cases: EvalExamples, sequences: Sequences, catalog: Catalog
 ) -> pl.DataFrame:
     """One row per user and system: `user_id`, `system`, target's `item_id`, `rank` (null: unranked)."""
     users = [sequences.users[user] for user in cases.users]
@@ -229,7 +229,7 @@ MILLISECONDS_FROM = 10**11
 """As seconds, a time thousands of years ahead; as milliseconds, the year 1973."""
 
 
-def make_slices(cases: Cases, sequences: Sequences, n_items: int) -> Slices:
+def make_slices(cases: EvalExamples, sequences: Sequences, n_items: int) -> Slices:
     """`all`, `warm`, `cold`, and those finer slices that hold some of the n cases but not all.
 
     These go by the target's training events (`count 1-4`) and its days in the log (`age 0-30 days`), the length of the
@@ -268,7 +268,7 @@ def binned(values: np.ndarray, starts: Sequence[int], name: str, unit: str = "")
     return slices
 
 
-def target_ages(cases: Cases, sequences: Sequences, times: np.ndarray) -> np.ndarray:
+def target_ages(cases: EvalExamples, sequences: Sequences, times: np.ndarray) -> np.ndarray:
     """Whole days from an item's first event that the split left in the log to the event that asks for it, int64 [n].
 
     Args:

@@ -19,8 +19,8 @@ from llmrec.decode.ranker import ItemRanker
 from llmrec.embed import Embeddings
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
-from llmrec.evaluation.generative import HasRanker
 from llmrec.evaluation.protocol import Metrics, summarise_systems
+from llmrec.recommender.recommender import Recommender
 
 RRF_K = 60
 """What is added to every rank, as in the paper: it softens the lead of the first few."""
@@ -157,7 +157,7 @@ def select_queries(held_out: Mapping[str, Sequence[str]], catalog: Catalog, rank
 
 
 def evaluate_text_queries(
-    recommender: HasRanker,
+    recommender: Recommender,
     held_out: Mapping[str, Sequence[str]],
     embeddings: Embeddings,
     config: EvaluateConfig,

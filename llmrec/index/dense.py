@@ -61,7 +61,7 @@ class DenseIndex:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def log_probabilities(self, hidden: torch.Tensor, new: torch.Tensor | None = None) -> torch.Tensor:
+    def log_probabilities(self, hidden: torch.Tensor, is_cold: torch.Tensor | None = None) -> torch.Tensor:
         """Of each item being next after hidden states [B, H]: float32 [B, N].
 
         A softmax over the items; of `new`, bool [N], over the others, so that they change nobody's score. Where all
@@ -69,9 +69,9 @@ class DenseIndex:
         """
         weight = self.head.query.weight
         logits = self.head.queries(hidden.to(weight.device, weight.dtype)) @ self.vectors.T / TEMPERATURE
-        if new is None or bool(new.all()):
+        if is_cold is None or bool(is_cold.all()):
             return logits.log_softmax(-1)
-        return logits - logits[:, ~new].logsumexp(-1, keepdim=True)
+        return logits - logits[:, ~is_cold].logsumexp(-1, keepdim=True)
 
     def with_items(self, texts: np.ndarray) -> Self:
         """The index with more items, of text vectors float32 [n, D], after the old ones; raises as `of`."""

@@ -188,7 +188,7 @@ class ItemTrie:
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a trie that llmrec saved: {error}.") from None
 
-    def spells(self, codes: np.ndarray) -> bool:
+    def matches_codes(self, codes: np.ndarray) -> bool:
         """Whether the items' semantic IDs are `codes`, int [N, L], with none removed."""
         if codes.shape != (self.items, self.levels) or not self._is_sound():
             return False

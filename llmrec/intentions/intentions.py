@@ -150,6 +150,6 @@ class IntentionsConfig:
                     f"environment variable {self.key_variable}"
                 )
 
-    def steering(self) -> dict[str, Any]:
+    def cache_key(self) -> dict[str, Any]:
         """What the result depends on; where and how fast a named model is asked does not count."""
         return {name: value for name, value in asdict(self).items() if name not in _PACE}

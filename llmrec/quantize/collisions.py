@@ -38,7 +38,7 @@ COST_ROWS = 4_096
 """Items whose costs of the last level's codes are held at a time."""
 
 
-def settle(
+def resolve_collisions(
     strategy: Collisions,
     codes: np.ndarray,
     level_sizes: list[int],
@@ -67,7 +67,7 @@ def settle(
             codes = sinkhorn_rounds(codes, quantizer, x)
             return _with_dedup_level(codes, level_sizes) if excess(codes) else (codes, level_sizes)
         case "nearest-free":
-            return nearest_free(codes, quantizer, x), level_sizes
+            return nearest_free_code(codes, quantizer, x), level_sizes
         case _:
             assert_never(strategy)
 
@@ -186,7 +186,7 @@ def batches(groups: list[np.ndarray]) -> list[list[np.ndarray]]:
 HOMELESS = -1
 
 
-def nearest_free(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) -> np.ndarray:
+def nearest_free_code(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) -> np.ndarray:
     """Codes (int32 [N, L]) without a collision, near to the `codes` [N, L] of `x` [N, D].
 
     An item that collides with nobody stays.
@@ -202,9 +202,9 @@ def nearest_free(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) -> np
         )
     codes = codes.copy()
     codes[:, -1] = _last_codes(codes, quantizer, x)
-    homeless = np.flatnonzero(codes[:, -1] == HOMELESS)
+    unassigned = np.flatnonzero(codes[:, -1] == HOMELESS)
     for depth in range(len(sizes) - 2, -1, -1):
-        homeless = _move_below(depth, homeless, codes, quantizer, x)
+        unassigned = _move_below(depth, unassigned, codes, quantizer, x)
     return codes
 
 
@@ -246,24 +246,24 @@ def _assign(costs: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
 
 
 def _move_below(
-    depth: int, homeless: np.ndarray, codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray
+    depth: int, unassigned: np.ndarray, codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray
 ) -> np.ndarray:
-    """Give rows of `homeless` a free tuple that shares their first `depth` codes, in place; the rows still without."""
+    """Give each row of `unassigned` a free tuple with the same first `depth` codes, in place; returns the rest."""
     left = []
     room = math.prod(quantizer.level_sizes[depth:])
-    prefix, sizes = collision_groups(codes[homeless, :depth])
-    for rows in (homeless[some] for some in members(prefix, sizes > 0)):
+    prefix, sizes = collision_groups(codes[unassigned, :depth])
+    for rows in (unassigned[some] for some in members(prefix, sizes > 0)):
         sharing = (codes[:, :depth] == codes[rows[0], :depth]).all(axis=1)
         settled = np.flatnonzero(sharing & (codes[:, -1] != HOMELESS))
         fitting = room - len(settled)
         for row in rows[:fitting]:
-            codes[row] = nearest_free_tuple(x[row], codes[row], depth, codes[settled], quantizer)
+            codes[row] = nearest_free_codes(x[row], codes[row], depth, codes[settled], quantizer)
             settled = np.append(settled, row)
         left.append(rows[fitting:])
-    return np.concatenate([homeless[:0], *left])
+    return np.concatenate([unassigned[:0], *left])
 
 
-def nearest_free_tuple(
+def nearest_free_codes(
     x: np.ndarray, own: np.ndarray, depth: int, taken: np.ndarray, quantizer: "Quantizer"
 ) -> np.ndarray:
     """The tuple [L] for an item `x` [D] that begins with the first `depth` of its `own` codes [L] and is not `taken`.
@@ -361,7 +361,7 @@ class _Shelves:
         for depth in range(self.levels - 1, -1, -1):
             alike = self.full[(self.full[:, :depth] == own[:depth]).all(axis=1)]
             if len(alike) < math.prod(sizes[depth:]):
-                return tuple(nearest_free_tuple(x, own, depth, alike, self.quantizer).tolist())
+                return tuple(nearest_free_codes(x, own, depth, alike, self.quantizer).tolist())
         raise UserError(
             f"full codebook: all {self.tuples} semantic IDs are taken, by {self.items} items; remove items, or train "
             "again with a higher --tokenize.codes or --tokenize.levels"

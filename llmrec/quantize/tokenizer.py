@@ -19,7 +19,7 @@ from llmrec.data.interactions import Interactions
 from llmrec.embed import EmbedConfig, Encoder, embed, item_texts, make_encoder
 from llmrec.errors import UserError
 from llmrec.quantize.base import BLOCK, Quantizer
-from llmrec.quantize.collisions import place, settle
+from llmrec.quantize.collisions import place, resolve_collisions
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.methods import quantizer_class
 from llmrec.quantize.report import Report, measure
@@ -133,7 +133,7 @@ class ItemTokenizer:
         fit_seconds = time.perf_counter() - start
         codes = self.quantizer.assign(embeddings)
         counts = behaviour.counts if behaviour is not None else None
-        self.codes, self.level_sizes = settle(
+        self.codes, self.level_sizes = resolve_collisions(
             self.config.collisions, codes, self.quantizer.level_sizes, self.quantizer, embeddings, counts
         )
         figures = measure(

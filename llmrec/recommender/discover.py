@@ -74,7 +74,7 @@ def discover(
 ) -> list[Discovery]:
     """The free tuples of codes that the model likes best for somebody, for a segment, or for a request in words.
 
-    A beam search over all tuples, as many beams as `recommender.decode` says and at least k; a prefix below which all
+    A beam search over all tuples, with the beams of `recommender.decode_config` at least k; a prefix below which all
     tuples are taken is left. With several histories the mean of their log-probabilities steers the search too.
 
     Args:

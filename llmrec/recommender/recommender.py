@@ -11,7 +11,7 @@ import polars as pl
 
 from llmrec import __version__
 from llmrec.atomic import usual_modes
-from llmrec.data import Cases, Catalog, Interactions
+from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.data.interactions import Split
 from llmrec.data.sequences import TRAIN
 from llmrec.decode.calibrate import calibrate
@@ -31,7 +31,7 @@ from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle, hub
 from llmrec.recommender.request import Answer, Recommendation, Request
 from llmrec.recommender.selection import ItemLookup, Selection, quotas_of
-from llmrec.recommender.store import IfExists, Shelf
+from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights, save_weights
 from llmrec.tasks.config import ASKED, TasksConfig
 from llmrec.tasks.render import Renderer
@@ -53,12 +53,12 @@ class Recommender:
         self,
         model: Any,
         tokenizer: "PreTrainedTokenizerBase",
-        shelf: Shelf,
+        store: ItemStore,
         base: BaseConfig,
         base_model: str,
         templates: Mapping[str, Template] | None = None,
         max_history: int = TasksConfig.max_history,
-        decode: DecodeConfig | None = None,
+        decode_config: DecodeConfig | None = None,
     ) -> None:
         """
         Args:
@@ -69,10 +69,10 @@ class Recommender:
             base_model: name of what the training started from, for the record.
             templates: prompts; the shipped ones by default.
             max_history: items of a history that a prompt shows.
-            decode: beams, batch size, device.
+            decode_config: beams, batch size, device.
 
         Attributes:
-            weights: of the fusion, where it has been calibrated.
+            fusion_weights: of the fusion, if it has been calibrated.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -80,9 +80,9 @@ class Recommender:
         self.base_model = base_model
         self.templates = dict(templates or load_templates())
         self.max_history = max_history
-        self._shelf = shelf
-        self._decode = decode or DecodeConfig()
-        self.weights: FusionWeights | None = None
+        self._store = store
+        self._decode_config = decode_config or DecodeConfig()
+        self.fusion_weights: FusionWeights | None = None
         self._ranker: ItemRanker | None = None
         self._taught: set[str] = set()
 
@@ -102,7 +102,7 @@ class Recommender:
             item_tokenizer: fitted.
             catalog: the items; by default those the tokenizer was fitted on.
             config: sizes of a model made here, names of the item tokens, seed.
-            kwargs: `templates`, `max_history`, `decode` of the constructor.
+            kwargs: `templates`, `max_history`, `decode_config` of the constructor.
 
         Raises:
             UserError: the model can't be loaded, or its tokenizer has tokens named as the item tokens.
@@ -119,32 +119,32 @@ class Recommender:
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
         add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed, start)
         base_model = str(name) if name is not None else f"a {config.architecture} made by llmrec"
-        return cls(model, tokenizer, Shelf.untrained(catalog, item_tokenizer), config, base_model, **kwargs)
+        return cls(model, tokenizer, ItemStore.untrained(catalog, item_tokenizer), config, base_model, **kwargs)
 
     @property
-    def shelf(self) -> Shelf:
+    def store(self) -> ItemStore:
         """The items, and all that knows single ones; what ranks them is made anew after a change."""
-        return self._shelf
+        return self._store
 
-    @shelf.setter
-    def shelf(self, shelf: Shelf) -> None:
-        self._shelf = shelf
+    @store.setter
+    def store(self, store: ItemStore) -> None:
+        self._store = store
         self._ranker = None
 
     @property
     def catalog(self) -> Catalog:
         """The items' texts and fields."""
-        return self.shelf.catalog
+        return self.store.catalog
 
     @property
     def item_tokenizer(self) -> ItemTokenizer:
         """The items' semantic IDs, and what makes them."""
-        return self.shelf.item_tokenizer
+        return self.store.item_tokenizer
 
     @property
-    def events(self) -> np.ndarray:
+    def train_counts(self) -> np.ndarray:
         """int64 [N], the items' events in the training."""
-        return self.shelf.events
+        return self.store.train_counts
 
     @property
     def renderer(self) -> Renderer:
@@ -155,16 +155,16 @@ class Recommender:
     @property
     def lookup(self) -> ItemLookup:
         """Finds the items that requests name."""
-        return self.shelf.lookup
+        return self.store.lookup
 
     @property
-    def decode(self) -> DecodeConfig:
+    def decode_config(self) -> DecodeConfig:
         """Beams, ranking, batch size, device; what ranks is made anew after a change."""
-        return self._decode
+        return self._decode_config
 
-    @decode.setter
-    def decode(self, config: DecodeConfig) -> None:
-        self._decode = config
+    @decode_config.setter
+    def decode_config(self, config: DecodeConfig) -> None:
+        self._decode_config = config
         self._ranker = None
 
     @property
@@ -173,7 +173,9 @@ class Recommender:
         if self._ranker is None:
             vocabulary = self.renderer.vocabulary
             pad = self.tokenizer.pad_token_id or 0
-            search = make_search(self.model, vocabulary, self.shelf.trie, self.decode, pad, self.events == 0)
+            search = make_search(
+                self.model, vocabulary, self.store.trie, self.decode_config, pad, self.train_counts == 0
+            )
             self._ranker = self._ranker_of(search, None)
         return self._ranker
 
@@ -186,15 +188,15 @@ class Recommender:
         return self._ranker_of(self.ranker.search, name)
 
     def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
-        dense = None if self.shelf.dense is None else self.shelf.dense.to(search.device)
-        facts = ItemFacts(self.events == 0, self.item_tokenizer.quantizer.levels, dense, self.weights)
+        dense = None if self.store.dense is None else self.store.dense.to(search.device)
+        facts = ItemFacts(self.train_counts == 0, self.item_tokenizer.quantizer.levels, dense, self.fusion_weights)
         method = make_ranking(search, facts, search.config, name)
         return ItemRanker(self.renderer, search, context_length(self.model), method)
 
     def fit(
         self,
         log: Interactions,
-        validation: Cases | None = None,
+        validation: EvalExamples | None = None,
         tasks: TasksConfig | None = None,
         train: TrainConfig | None = None,
         folder: str | Path | None = None,
@@ -226,12 +228,12 @@ class Recommender:
         with tempfile.TemporaryDirectory() as temporary:
             self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
         dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
-        self.shelf = replace(self.shelf, events=sequences.train_counts(len(self.catalog)), dense=dense)
-        self.weights = None
+        self.store = replace(self.store, train_counts=sequences.train_counts(len(self.catalog)), dense=dense)
+        self.fusion_weights = None
         self._taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
         return self
 
-    def calibrate(self, cases: Cases, most: int = 10_000, seed: int = 0) -> Self:
+    def calibrate(self, cases: EvalExamples, most: int = 10_000, seed: int = 0) -> Self:
         """Learn the weights of the fusion on validation cases, and rank by it from now on unless told otherwise.
 
         Args:
@@ -243,12 +245,12 @@ class Recommender:
         Raises:
             UserError: the model has no dense head, or takes no tree attention mask.
         """
-        new = (self.events == 0)[cases.targets]
+        new = (self.train_counts == 0)[cases.targets]
         chosen = new.copy()
         trained = np.flatnonzero(~new)
         chosen[np.random.default_rng(seed).permutation(trained)[:most]] = True
         ranker = self.ranked_by("fusion")
-        self.weights = calibrate(ranker, cases.where(chosen), self.decode.warm_floor)
+        self.fusion_weights = calibrate(ranker, cases.where(chosen), self.decode_config.warm_floor)
         self._ranker = None
         return self
 
@@ -283,10 +285,9 @@ class Recommender:
             UserError: an unknown item or field, an empty or too long prompt, offsets that are not finite numbers, more
                 phrasings than there are, or `exact` with a ranking that does not go by codes alone.
         """
-        if request.exact and self.decode.ranking not in ("auto", "beam"):
-            raise UserError(
-                f"--exact ranks by codes alone, which --ranking {self.decode.ranking} does not; leave one of them out."
-            )
+        ranking = self.decode_config.ranking
+        if request.exact and ranking not in ("auto", "beam"):
+            raise UserError(f"--exact ranks by codes alone, which --ranking {ranking} does not; leave one of them out.")
         seen = self.lookup.rows(request.history, "--history")
         selection = Selection.of(request, self.lookup)
         offsets = None if request.offsets is None else self.lookup.offsets(request.offsets)
@@ -309,16 +310,16 @@ class Recommender:
         return Recommendation(rank, self.catalog.ids[item], score, title, fields)
 
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
-        """New items, at once recommendable, without training; all arguments and errors are those of `Shelf.with_items`.
+        """New items, at once recommendable, without training; arguments and errors are those of `ItemStore.with_items`.
 
         Old items keep codes and rows. After an error nothing has changed.
         """
-        self.shelf = self.shelf.with_items(catalog, vectors, if_exists)
+        self.store = self.store.with_items(catalog, vectors, if_exists)
         return self
 
     def remove_items(self, item_ids: Sequence[str]) -> Self:
-        """Take items away; the others keep codes and order. Errors are those of `Shelf.without_items`."""
-        self.shelf = self.shelf.without_items(item_ids)
+        """Take items away; the others keep codes and order. Errors are those of `ItemStore.without_items`."""
+        self.store = self.store.without_items(item_ids)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -340,16 +341,16 @@ class Recommender:
         asked = self._taught.union(ASKED) if self._taught else self.templates
         templates = {name: template for name, template in self.templates.items() if name in asked}
         save_templates(templates, folder / bundle.PROMPTS)
-        self.shelf.save(folder)
-        if self.weights is not None:
-            self.weights.save(folder / bundle.FUSION)
+        self.store.save(folder)
+        if self.fusion_weights is not None:
+            self.fusion_weights.save(folder / bundle.FUSION)
         header = bundle.Header(
             schema=bundle.SCHEMA,
             llmrec=__version__,
             levels=len(self.item_tokenizer.level_sizes),
             level_sizes=list(self.item_tokenizer.level_sizes),
             token_prefix=self.base.token_prefix,
-            scoring=self.decode.scoring,
+            scoring=self.decode_config.scoring,
             base_model=self.base_model,
             weights="adapter" if hasattr(self.model, "peft_config") else "model",
             max_history=self.max_history,
@@ -373,7 +374,7 @@ class Recommender:
     def from_pretrained(
         cls,
         name: str | Path,
-        decode: DecodeConfig | None = None,
+        decode_config: DecodeConfig | None = None,
         trust_remote_code: bool = False,
         encoder: str | None = None,
     ) -> Self:
@@ -381,8 +382,8 @@ class Recommender:
 
         Args:
             name: path or Hub id.
-            decode: beams, batch size, device; by default those of `DecodeConfig`, with the scoring that the bundle
-                was measured with.
+            decode_config: beams, batch size, device; default: `DecodeConfig()` with the scoring that the bundle was
+                measured with.
             trust_remote_code: run code that the base model brings along.
             encoder: folder or Hub id of the sentence-transformers model that embeds new items. A name that stands in
                 the bundle is not followed, as the bundle may be a stranger's.
@@ -397,16 +398,16 @@ class Recommender:
         recommender = cls(
             model,
             tokenizer,
-            Shelf.load(folder, header, encoder),
+            ItemStore.load(folder, header, encoder),
             BaseConfig(token_prefix=header.token_prefix),
             header.base_model,
             load_templates(folder / bundle.PROMPTS),
             header.max_history,
-            decode or DecodeConfig(scoring=header.scoring),
+            decode_config or DecodeConfig(scoring=header.scoring),
         )
         if (folder / bundle.FUSION).exists():
-            recommender.weights = FusionWeights.load(folder / bundle.FUSION)
-        check_fit(model, vocabulary, recommender.shelf.trie)
+            recommender.fusion_weights = FusionWeights.load(folder / bundle.FUSION)
+        check_fit(model, vocabulary, recommender.store.trie)
         recommender.renderer.check_chat_format(str(folder))
         return recommender
 

@@ -38,21 +38,21 @@ FILES = (bundle.INDEX, f"{bundle.QUANTIZER}/{CODES}", bundle.TRIE, bundle.DENSE)
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ItemStore:
     """All that knows single items; not changed in place.
 
     Attributes:
         catalog: N items.
         item_tokenizer: their semantic IDs, and what makes them.
         trie: the same IDs.
-        events: int64 [N], the items' events in the training; 0 marks one that the model knows by its text alone.
+        train_counts: int64 [N], training events of each item; 0 marks a cold item, which the model knows by its text.
         dense: the same items as vectors, where the model has a dense head.
     """
 
     catalog: Catalog
     item_tokenizer: ItemTokenizer
     trie: ItemTrie
-    events: np.ndarray
+    train_counts: np.ndarray
     dense: DenseIndex | None = None
 
     @classmethod
@@ -98,7 +98,7 @@ class Shelf:
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         bundle.write_index(
-            self.catalog.ids, self.item_tokenizer.codes.tolist(), self.events.tolist(), self.catalog.frame, folder
+            self.catalog.ids, self.item_tokenizer.codes.tolist(), self.train_counts.tolist(), self.catalog.frame, folder
         )
         self.item_tokenizer.save_codes(folder / bundle.QUANTIZER)
         self.trie.save(folder / bundle.TRIE)
@@ -129,8 +129,8 @@ class Shelf:
                 f"item {catalog.ids[old[0]]!r} is in the catalogue already ({len(old)} such items); leave it out, or "
                 "say --if-exists update to change its text"
             )
-        arriving = self._with_our_fields(catalog, rows)
-        made = self._vectors(arriving, vectors, new if self.dense is None else np.arange(len(catalog)))
+        added = self._with_our_fields(catalog, rows)
+        made = self._vectors(added, vectors, new if self.dense is None else np.arange(len(catalog)))
         tokenizer, trie, dense = self.item_tokenizer, self.trie, self.dense
         if len(new):
             tokenizer = tokenizer.with_items([catalog.ids[row] for row in new], made[new])
@@ -139,9 +139,11 @@ class Shelf:
             dense = dense.with_texts(rows[old], made[old]).with_items(made[new])
         order = np.arange(len(self.catalog))
         order[rows[old]] = len(self.catalog) + old
-        frame = pl.concat([self.catalog.frame, arriving.frame])[np.append(order, len(self.catalog) + new)]
-        events = np.append(self.events, np.zeros(len(new), np.int64))
-        return replace(self, catalog=Catalog(frame), item_tokenizer=tokenizer, trie=trie, events=events, dense=dense)
+        frame = pl.concat([self.catalog.frame, added.frame])[np.append(order, len(self.catalog) + new)]
+        train_counts = np.append(self.train_counts, np.zeros(len(new), np.int64))
+        return replace(
+            self, catalog=Catalog(frame), item_tokenizer=tokenizer, trie=trie, train_counts=train_counts, dense=dense
+        )
 
     def without_items(self, item_ids: Sequence[str]) -> Self:
         """The shelf without these items; the others keep order and codes.
@@ -159,7 +161,7 @@ class Shelf:
             catalog=self.catalog.take(pl.Series(stays)),
             item_tokenizer=tokenizer,
             trie=ItemTrie.build(tokenizer.codes, tokenizer.level_sizes),
-            events=self.events[stays],
+            train_counts=self.train_counts[stays],
             dense=self.dense.rows(stays) if self.dense is not None else None,
         )
 
@@ -185,33 +187,33 @@ class Shelf:
 
         return Catalog(pl.DataFrame([column(name) for name in self.catalog.frame.columns]))
 
-    def _vectors(self, arriving: Catalog, given: np.ndarray | None, wanted: np.ndarray) -> np.ndarray:
+    def _vectors(self, added: Catalog, given: np.ndarray | None, wanted: np.ndarray) -> np.ndarray:
         """Vectors, float32 [n, D], of the arriving items: those `given`, or made here of the rows `wanted` (the others
         are 0)."""
         dims = self.item_tokenizer.quantizer.dims
         if given is not None:
-            if given.shape != (len(arriving), dims):
+            if given.shape != (len(added), dims):
                 raise UserError(
-                    f"vectors of shape {given.shape} for {len(arriving)} items; expected ({len(arriving)}, {dims}), "
+                    f"vectors of shape {given.shape} for {len(added)} items; expected ({len(added)}, {dims}), "
                     f"since the item tokenizer was fitted on vectors of {dims} dimensions"
                 )
-            require_finite(arriving.ids, given)
+            require_finite(added.ids, given)
             return np.asarray(given, np.float32)
         if self.item_tokenizer.encoder is not None:
-            item_texts(arriving, self.item_tokenizer.encoder.config)  # that all have text, whoever is embedded
+            item_texts(added, self.item_tokenizer.encoder.config)  # that all have text, whoever is embedded
         if not len(wanted):
-            return np.zeros((len(arriving), dims), np.float32)
-        made = self._embedded(arriving.take(pl.Series(wanted)))
-        vectors = np.zeros((len(arriving), made.shape[1]), np.float32)
+            return np.zeros((len(added), dims), np.float32)
+        made = self._embedded(added.take(pl.Series(wanted)))
+        vectors = np.zeros((len(added), made.shape[1]), np.float32)
         vectors[wanted] = made
         return vectors
 
-    def _embedded(self, arriving: Catalog) -> np.ndarray:
+    def _embedded(self, added: Catalog) -> np.ndarray:
         """Vectors, float32 [n, D], of items by the item tokenizer's encoder."""
-        vectors = self.item_tokenizer.embed(arriving)
+        vectors = self.item_tokenizer.embed(added)
         silent = np.flatnonzero(~vectors.any(axis=1))
         if len(silent):
-            first = arriving.ids[silent[0]]
+            first = added.ids[silent[0]]
             log.warning(
                 "%d items hold no word that the encoder knows, such as %r: their codes mean little", len(silent), first
             )
@@ -219,8 +221,8 @@ class Shelf:
 
 
 def change_items(
-    model: str | Path, out: str | Path | None, change: Callable[[Shelf], Shelf], encoder: str | None = None
-) -> tuple[Shelf, Shelf]:
+    model: str | Path, out: str | Path | None, change: Callable[[ItemStore], ItemStore], encoder: str | None = None
+) -> tuple[ItemStore, ItemStore]:
     """Change the items of a bundle, in place or into a new folder; at any moment it is the old one or the new one.
 
     Args:
@@ -245,7 +247,7 @@ def change_items(
     if out is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"--out {out}: is there already; name a new folder.")
     with replacing(target) as sibling:
-        old = Shelf.load(folder, bundle.read_header(folder), encoder)
+        old = ItemStore.load(folder, bundle.read_header(folder), encoder)
         new = change(old)
         try:
             if out is None:  # links: the weights stay where they are on the disk
@@ -266,7 +268,7 @@ def _trie(folder: Path, tokenizer: ItemTokenizer) -> ItemTrie:
     if not path.exists():
         return ItemTrie.build(tokenizer.codes, tokenizer.level_sizes)
     trie = ItemTrie.load(path)
-    if not trie.spells(tokenizer.codes):
+    if not trie.matches_codes(tokenizer.codes):
         raise UserError(
             f"{folder}: {bundle.TRIE} has other semantic IDs than {bundle.QUANTIZER}/{CODES}; delete the trie, which "
             "only saves making it of these."

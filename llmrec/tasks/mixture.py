@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from llmrec.data import Cases
+from llmrec.data import EvalExamples
 from llmrec.errors import UserError
 from llmrec.tasks.config import TaskName, TasksConfig
 from llmrec.tasks.render import Example, Renderer, Task
@@ -83,7 +83,7 @@ class Mixture:
         return self.tasks[task].example(int(row), np.random.default_rng((self.seed, int(index), 1)))
 
 
-def validation_examples(renderer: Renderer, cases: Cases) -> Sequence[Example]:
+def validation_examples(renderer: Renderer, cases: EvalExamples) -> Sequence[Example]:
     """History -> target of each case in the first phrasing, the one that answers are asked with."""
     return [
         Example(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llmrec.console import get_logger
-from llmrec.data import Cases, Catalog
+from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.adapter import with_adapter, with_rows
@@ -190,7 +190,7 @@ class TrainingData:
 
     catalog: Catalog
     sequences: Sequence[np.ndarray]
-    validation: Cases | None = None
+    validation: EvalExamples | None = None
     users: Sequence[str] = ()
     intentions: Intentions | None = None
     vectors: np.ndarray | None = None

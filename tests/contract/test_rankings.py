@@ -29,7 +29,7 @@ def facts_of():
         new = np.zeros(len(shop.catalog), bool)
         new[NEW] = True
         weights = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.0, 1.0, 3.0], 0.5, {})
-        return ItemFacts(new, content_levels=2, dense=DenseIndex.of(head, texts), weights=weights)
+        return ItemFacts(new, content_levels=2, dense=DenseIndex.of(head, texts), fusion_weights=weights)
 
     return make
 
@@ -41,7 +41,7 @@ def setting(shop, facts_of):
     def make(name, known=lambda facts: facts, trie=None, **changes):
         config = DecodeConfig(**{"beams": 20, "dtype": "float32", "batch_size": 3, **changes})
         facts = known(facts_of(shop))
-        search = TreeSearch(shop.model, shop.vocabulary, trie or shop.trie, config, new=facts.new)
+        search = TreeSearch(shop.model, shop.vocabulary, trie or shop.trie, config, is_cold=facts.is_cold)
         prompts = shop.renderer.encode_prompts(
             [shop.renderer.prompt("sequential", 0, history=shop.renderer.history(history)) for history in HISTORIES]
         )
@@ -109,7 +109,7 @@ def test_new_items_change_nothing_among_the_others(shop, setting, name, beams) -
     trie = ItemTrie.build(shop.codes[old], shop.trie.level_sizes)
     grown, prompts = setting(name, beams=beams)
     before, _ = setting(
-        name, lambda facts: replace(facts, new=facts.new[old], dense=facts.dense.rows(old)), trie, beams=beams
+        name, lambda facts: replace(facts, is_cold=facts.is_cold[old], dense=facts.dense.rows(old)), trie, beams=beams
     )
     # Histories must mean the same items by their tokens; those of new items are none in the smaller catalogue.
     prompts = [prompt for prompt, items in zip(prompts, HISTORIES, strict=True) if not set(items) & set(NEW)]
@@ -147,10 +147,10 @@ def test_more_answers_than_items_are_padded(setting, name) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_catalogues_of_which_all_or_none_is_new(setting, name) -> None:
-    method, prompts = setting(name, lambda facts: replace(facts, new=np.zeros(20, bool)))
+    method, prompts = setting(name, lambda facts: replace(facts, is_cold=np.zeros(20, bool)))
     assert (np.sort(method.rank(prompts, 20).items, axis=1) == np.arange(20)).all()
     if name != "quota":  # whose beams are of trained items
-        method, prompts = setting(name, lambda facts: replace(facts, new=np.ones(20, bool)))
+        method, prompts = setting(name, lambda facts: replace(facts, is_cold=np.ones(20, bool)))
         assert (np.sort(method.rank(prompts, 20).items, axis=1) == np.arange(20)).all()
 
 

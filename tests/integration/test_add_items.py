@@ -15,7 +15,7 @@ import pytest
 from llmrec import BaseConfig, Catalog, EmbedConfig, ItemTokenizer, Recommender
 from llmrec.cli.main import main
 from llmrec.recommender import bundle
-from llmrec.recommender.store import Shelf
+from llmrec.recommender.store import ItemStore
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 Fails = Callable[..., str]
@@ -164,7 +164,7 @@ def test_killed_for_good(
     command = [sys.executable, "-c", KILLED, event, str(number), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == -signal.SIGKILL, result.stderr
-    assert len(Shelf.load(model, bundle.read_header(model)).catalog) == expected
+    assert len(ItemStore.load(model, bundle.read_header(model)).catalog) == expected
     assert (model.parent / ".model.new").exists() == (event != "os.mkdir")
     again = llmrec(*arguments, "--if-exists", "update")
     assert again.returncode == 0, again.stderr

@@ -20,7 +20,7 @@ FLAGS = {
     "push": ["--repo-id", "--revision", "--message"],
     "serve": ["--host", "--port"],
 }
-FLAGS["recommend"] += ["--max-per-code", "--ranking", "--new-bonus", "--phrasings", "--device"]
+FLAGS["recommend"] += ["--max-per-code", "--ranking", "--cold-bonus", "--phrasings", "--device"]
 FIELDS = [
     "data.path",
     "data.format",

@@ -109,7 +109,7 @@ def fitted(tiny_run: Path) -> Callable[[TrainConfig], Recommender]:
             tiny_run / "base",
             ItemTokenizer.load(tiny_run / "tokenize"),
             prepared.catalog,
-            decode=DecodeConfig(beams=10, dtype="float32"),
+            decode_config=DecodeConfig(beams=10, dtype="float32"),
         )
         return recommender.fit(prepared.split.train, train=train)
 
@@ -146,7 +146,7 @@ def test_rankings_survive_saving(
     recommender.save_pretrained(tmp_path / "model")
     weights = "adapter_model" if kind == "adapter" else "model"
     assert (tmp_path / "model" / f"{weights}.safetensors").exists()
-    loaded = Recommender.from_pretrained(tmp_path / "model", recommender.decode)
+    loaded = Recommender.from_pretrained(tmp_path / "model", recommender.decode_config)
     assert answers(loaded, split) == before
 
 

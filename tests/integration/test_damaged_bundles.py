@@ -42,12 +42,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recommender = Recommender.from_base(None, tokenizer, config=base)
     recommender.tokenizer.chat_template = CHAT
     texts = rng.normal(size=(ITEMS, 6)).astype(np.float32)
-    recommender.shelf = replace(
-        recommender.shelf,
+    recommender.store = replace(
+        recommender.store,
         dense=DenseIndex.of(DenseHead(16, 6, 4), texts),
-        events=np.where(np.arange(ITEMS) < 20, 3, 0),
+        train_counts=np.where(np.arange(ITEMS) < 20, 3, 0),
     )
-    recommender.weights = FusionWeights([1.0, 1.0, 0.5, 2.0], [1.0, 0.5, 0.5, 3.0], 0.5, {})
+    recommender.fusion_weights = FusionWeights([1.0, 1.0, 0.5, 2.0], [1.0, 0.5, 0.5, 3.0], 0.5, {})
     folder = tmp_path_factory.mktemp("whole") / "model"
     recommender.save_pretrained(folder)
     return folder

@@ -34,7 +34,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
 def test_answers_are_those_of_the_released_version(name: str, whole: Recommender, adapter: Recommender) -> None:
     ranking, expected = name.split("/")[0], ANSWERS[name]
     recommender = adapter if ranking == "adapter" else whole
-    recommender.decode = replace(recommender.decode, ranking="auto" if ranking in ("adapter", "fusion") else ranking)
+    recommender.decode_config = replace(
+        recommender.decode_config, ranking="auto" if ranking in ("adapter", "fusion") else ranking
+    )
     found = recommender.recommend(**expected["request"])
     assert [item.item_id for item in found] == [item_id for item_id, _ in expected["items"]]
     # Another processor sums in another order: float32 rounding, not another model.

@@ -45,19 +45,19 @@ def test_any_text_is_one_line_without_controls(text: str) -> None:
 @pytest.fixture(scope="module")
 def bundle(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose titles, brands and ids are a stranger's."""
-    shelf = recommender.shelf
-    ids = [f"{item}{EVIL}".encode("utf-8", "replace").decode() for item in shelf.catalog.ids]
+    store = recommender.store
+    ids = [f"{item}{EVIL}".encode("utf-8", "replace").decode() for item in store.catalog.ids]
     evil = EVIL.encode("utf-8", "replace").decode()
-    frame = shelf.catalog.frame.with_columns(item_id=pl.Series(ids), title=pl.col("title") + evil, brand=pl.lit(evil))
+    frame = store.catalog.frame.with_columns(item_id=pl.Series(ids), title=pl.col("title") + evil, brand=pl.lit(evil))
     tokenizer = recommender.item_tokenizer
     before = tokenizer.item_ids
     tokenizer.item_ids = ids
     folder = tmp_path_factory.mktemp("evil") / "model"
-    recommender.shelf = replace(shelf, catalog=Catalog(frame))
+    recommender.store = replace(store, catalog=Catalog(frame))
     try:
         recommender.save_pretrained(folder)
     finally:
-        tokenizer.item_ids, recommender.shelf = before, shelf
+        tokenizer.item_ids, recommender.store = before, store
     return folder
 
 

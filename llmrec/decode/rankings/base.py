@@ -12,7 +12,7 @@ import torch
 
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
 from llmrec.decode.filters import Filter
-from llmrec.decode.search import BeamSearch, NotNumbersError, Offsets, Opened, Ranking
+from llmrec.decode.search import BeamSearch, NotNumbersError, Offsets, PrefilledBatch, Ranking
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
@@ -25,23 +25,23 @@ text with the history's."""
 
 @dataclass(frozen=True)
 class FusionWeights:
-    """An item's score is the weighted sum of its features, plus a bonus if it is new.
+    """An item's score is the weighted sum of its features, plus a bonus if the item is cold (has no training events).
 
     Attributes:
-        trained: one weight per feature, for items with training events.
-        new: the same for new items, whose later codes tell a model little.
-        bonus: added to the score of new items.
-        measured: what the calibration saw, for the record.
+        warm: one weight per feature, for warm items.
+        cold: the same for cold items.
+        bonus: added to the score of cold items.
+        measured: what the calibration measured, for the record.
     """
 
-    trained: list[float]
-    new: list[float]
+    warm: list[float]
+    cold: list[float]
     bonus: float
     measured: dict[str, float]
 
-    def scores(self, features: np.ndarray, new: np.ndarray) -> np.ndarray:
-        """Float [...] of features [..., 4] of items of which `new`, bool [...], tells the new ones."""
-        return np.where(new, features @ np.array(self.new) + self.bonus, features @ np.array(self.trained))
+    def scores(self, features: np.ndarray, is_cold: np.ndarray) -> np.ndarray:
+        """Float [...]: scores of items with features [..., 4]; `is_cold`, bool [...], marks the cold ones."""
+        return np.where(is_cold, features @ np.array(self.cold) + self.bonus, features @ np.array(self.warm))
 
     def save(self, path: Path) -> None:
         """Write JSON."""
@@ -58,8 +58,8 @@ class FusionWeights:
             raw = json.loads(path.read_text(encoding="utf-8"))
             if tuple(raw.pop("features")) != FEATURES:
                 raise ValueError(f"other features than {', '.join(FEATURES)}")
-            weights = cls(**raw)
-            numbers = [*weights.trained, *weights.new, weights.bonus]
+            weights = cls(**{{"trained": "warm", "new": "cold"}.get(name, name): raw[name] for name in raw})  # 0.1
+            numbers = [*weights.warm, *weights.cold, weights.bonus]
             if any(isinstance(number, bool | str) for number in numbers):
                 raise ValueError("expected numbers")
             if len(numbers) != 2 * len(FEATURES) + 1 or not np.isfinite(np.array(numbers, float)).all():
@@ -74,16 +74,16 @@ class ItemFacts:
     """What is known of a catalogue's N items beside their codes.
 
     Attributes:
-        new: bool [N], items that the model has had no training events of.
+        is_cold: bool [N], items without training events.
         content_levels: levels of a semantic ID that tell content; a dedup level comes after them.
         dense: the items as vectors, where the model has a dense head.
-        weights: of the fusion, where it has been calibrated.
+        fusion_weights: of the fusion, where it has been calibrated.
     """
 
-    new: np.ndarray
+    is_cold: np.ndarray
     content_levels: int
     dense: DenseIndex | None = None
-    weights: FusionWeights | None = None
+    fusion_weights: FusionWeights | None = None
 
 
 class RankingMethod(ABC):
@@ -130,7 +130,9 @@ class RankingMethod(ABC):
         return Ranking.joined(len(prompts), k, parts)
 
     @abstractmethod
-    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+    def _rank(
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
+    ) -> Ranking:
         """The ranking of one batch."""
 
     @property
@@ -147,11 +149,11 @@ class RankingMethod(ABC):
             )
         return self.facts.dense
 
-    def dense_scores(self, opened: Opened) -> np.ndarray:
+    def dense_scores(self, prefilled: PrefilledBatch) -> np.ndarray:
         """Log-probability of each item by the dense head, among those that are not new: float32 [B, N]."""
         dense = self.dense
-        new = torch.from_numpy(self.facts.new).to(dense.vectors.device)
-        return as_array(dense.log_probabilities(opened.hidden, new))
+        is_cold = torch.from_numpy(self.facts.is_cold).to(dense.vectors.device)
+        return as_array(dense.log_probabilities(prefilled.hidden, is_cold))
 
     @property
     def tree(self) -> TreeSearch:
@@ -227,8 +229,10 @@ class BeamRanking(RankingMethod):
 
     name: RankingName = "beam"
 
-    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
-        return self.search.rank(opened, k, filters, offsets=offsets)
+    def _rank(
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
+    ) -> Ranking:
+        return self.search.rank(prefilled, k, filters, offsets=offsets)
 
 
 class DenseRanking(RankingMethod):
@@ -236,8 +240,10 @@ class DenseRanking(RankingMethod):
 
     name: RankingName = "dense"
 
-    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
-        scores = self.dense_scores(opened)
+    def _rank(
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
+    ) -> Ranking:
+        scores = self.dense_scores(prefilled)
         if offsets is not None:
             scores = scores + offsets.items
         return top(np.where(allowed(filters, *scores.shape), scores, -np.inf), k)

@@ -14,7 +14,7 @@ import torch
 from llmrec.decode.config import RankingName
 from llmrec.decode.filters import Filter
 from llmrec.decode.rankings.base import FusionWeights, RankingMethod, allowed, as_array, candidates, top
-from llmrec.decode.search import Offsets, Opened, Ranking
+from llmrec.decode.search import Offsets, PrefilledBatch, Ranking
 from llmrec.errors import UserError
 
 RECENCY = 0.6
@@ -41,10 +41,12 @@ class FusionRanking(RankingMethod):
 
     name: RankingName = "fusion"
 
-    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
-        found = self.scored(opened, k, filters, offsets)
-        new = self.facts.new[found.items]
-        scores = self.weights.scores(found.features, new) + self.config.new_bonus * new
+    def _rank(
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
+    ) -> Ranking:
+        found = self.scored(prefilled, k, filters, offsets)
+        is_cold = self.facts.is_cold[found.items]
+        scores = self.weights.scores(found.features, is_cold) + self.config.cold_bonus * is_cold
         if offsets is not None:
             scores = scores + offsets.items[found.items]
         scores = np.where(found.items >= 0, scores, -np.inf).astype(np.float32)
@@ -58,31 +60,31 @@ class FusionRanking(RankingMethod):
         Raises:
             UserError: the bundle has none.
         """
-        if self.facts.weights is None:
+        if self.facts.fusion_weights is None:
             raise UserError(
                 "--decode.ranking fusion: this bundle has not been calibrated; do so with Recommender.calibrate on "
                 "validation cases (`llmrec run` does), or choose another."
             )
-        return self.facts.weights
+        return self.facts.fusion_weights
 
     def scored(
-        self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None = None
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None = None
     ) -> Scored:
         """The candidates for k answers to each prompt that the filters let through, with what speaks for each.
 
         Offsets have a say in who becomes a candidate, and none in the features.
         """
         width = max(k, self.config.beams)
-        dense = self.dense_scores(opened)
-        texts = self._text_scores(opened.prompts)
+        dense = self.dense_scores(prefilled)
+        texts = self._text_scores(prefilled.prompts)
         mask = allowed(filters, *dense.shape)
-        beams = self.search.rank(opened, width, filters, offsets=offsets)
+        beams = self.search.rank(prefilled, width, filters, offsets=offsets)
         bonus = 0.0 if offsets is None else offsets.items
         found = [beams.items]
-        for side in (self.facts.new, ~self.facts.new):
+        for side in (self.facts.is_cold, ~self.facts.is_cold):
             found += [top(np.where(mask & side, scores + bonus, -np.inf), width).items for scores in (dense, texts)]
         items = candidates(*found)
-        codes = self.tree.code_scores(opened, items)
+        codes = self.tree.code_scores(prefilled, items)
         rows = np.arange(len(items))[:, None]
         parts = (codes[..., 0], codes[..., 1:].sum(axis=2), dense[rows, items], texts[rows, items])
         return Scored(items, np.stack(parts, axis=-1), beams)

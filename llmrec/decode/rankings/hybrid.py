@@ -9,7 +9,7 @@ import torch
 from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.filters import Filter, Restriction
 from llmrec.decode.rankings.base import ItemFacts, RankingMethod, allowed, as_array, item_nodes, top
-from llmrec.decode.search import BeamSearch, Offsets, Opened, Ranking
+from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, Ranking
 from llmrec.errors import UserError
 from llmrec.index.trie import ranges
 
@@ -64,15 +64,17 @@ class QuotaRanking(RankingMethod):
             )
         self._node = item_nodes(search.trie, self.length)
         self._new: dict[int, list[int]] = defaultdict(list)
-        for item in np.flatnonzero(facts.new & (self._node >= 0)).tolist():
+        for item in np.flatnonzero(facts.is_cold & (self._node >= 0)).tolist():
             self._new[int(self._node[item])].append(item)
 
-    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
-        mask, trained = allowed(filters, len(opened.prompts), len(self.facts.new)), ~self.facts.new
+    def _rank(
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
+    ) -> Ranking:
+        mask, trained = allowed(filters, len(prefilled.prompts), len(self.facts.is_cold)), ~self.facts.is_cold
         both = (mask & trained).any(axis=1)
         # Where only new items may come out, others still lead to them.
         warm = [Filter.of_mask(row & trained if some else trained) for row, some in zip(mask, both, strict=True)]
-        beams = self.search.rank(opened, max(k, self.config.beams), warm, offsets=offsets)
+        beams = self.search.rank(prefilled, max(k, self.config.beams), warm, offsets=offsets)
         found = np.full((len(mask), k), -1, dtype=np.int64)
         for row, items in enumerate(beams.items):
             nodes = dict.fromkeys(self._node[items[items >= 0]].tolist())
@@ -89,12 +91,14 @@ class LigerRanking(RankingMethod):
 
     name: RankingName = "liger"
 
-    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
-        scores = self.dense_scores(opened)
+    def _rank(
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
+    ) -> Ranking:
+        scores = self.dense_scores(prefilled)
         if offsets is not None:
             scores = scores + offsets.items
-        beams = self.search.rank(opened, max(k, self.config.beams), filters, offsets=offsets)
-        candidate = np.tile(self.facts.new, (len(scores), 1))
+        beams = self.search.rank(prefilled, max(k, self.config.beams), filters, offsets=offsets)
+        candidate = np.tile(self.facts.is_cold, (len(scores), 1))
         row, place = np.nonzero(beams.items >= 0)
         candidate[row, beams.items[row, place]] = True
         return top(np.where(candidate & allowed(filters, *scores.shape), scores, -np.inf), k)
@@ -121,18 +125,20 @@ class CascadeRanking(RankingMethod):
                 "dense, liger or fusion."
             )
 
-    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+    def _rank(
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
+    ) -> Ranking:
         trie, dense = self.tree.trie, self.dense
         restriction = None if filters is None else Restriction(trie, filters)
-        beams, hidden = self.tree.prefixes(opened, 1, min(self.config.beams, len(trie.node_codes[0])), restriction)
+        beams, hidden = self.tree.prefixes(prefilled, 1, min(self.config.beams, len(trie.node_codes[0])), restriction)
         nodes, width = beams.nodes.flatten(), beams.nodes.shape[1]
         # Clamped, as a beam that found no code, -1, has no items.
         rows, places = ranges(trie.firsts[0][nodes.clamp(min=0)].long(), trie.firsts[0][nodes + 1].long())
         items = trie.order[places].long()
         queries = dense.head.queries(hidden.to(dense.vectors.device, dense.vectors.dtype)).flatten(0, 1)
         similar = PSI * (queries[rows] * dense.vectors[items]).sum(1)
-        new = torch.from_numpy(self.facts.new).to(items.device)[items]
-        known = _logsumexp(similar[~new], rows[~new], len(nodes))
+        is_cold = torch.from_numpy(self.facts.is_cold).to(items.device)[items]
+        known = _logsumexp(similar[~is_cold], rows[~is_cold], len(nodes))
         # Of trained items alone, where there are any, so that new ones change nobody's score.
         total = torch.where(torch.isneginf(known), _logsumexp(similar, rows, len(nodes)), known)
         inside = similar - total[rows]
@@ -171,11 +177,13 @@ class SpecGRRanking(RankingMethod):
         super().__init__(search, facts, config)
         self._nodes = [item_nodes(search.trie, length) for length in range(1, facts.content_levels + 1)]
 
-    def _rank(self, opened: Opened, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None) -> Ranking:
+    def _rank(
+        self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
+    ) -> Ranking:
         bonus = 0.0 if offsets is None else offsets.items
-        drafts = self.dense_scores(opened) + bonus
+        drafts = self.dense_scores(prefilled) + bonus
         drafts = np.where(allowed(filters, *drafts.shape), drafts, -np.inf)
-        beams = self.search.rank(opened, max(k, self.config.beams), filters, offsets=offsets)
+        beams = self.search.rank(prefilled, max(k, self.config.beams), filters, offsets=offsets)
         rows, places = np.nonzero(beams.items >= 0)
         scores = np.full(drafts.shape, -np.inf)
         scores[rows, beams.items[rows, places]] = beams.scores[rows, places].astype(np.float64) - BELOW
@@ -188,18 +196,18 @@ class SpecGRRanking(RankingMethod):
             if not len(row):
                 break
             item = proposed[row, place]
-            verified = self._verified(opened, proposed)[row, place]
+            verified = self._verified(prefilled, proposed)[row, place]
             good = verified > self.config.specgr_threshold
-            scores[row[good], item[good]] = (verified + np.broadcast_to(bonus, len(self.facts.new))[item])[good]
+            scores[row[good], item[good]] = (verified + np.broadcast_to(bonus, len(self.facts.is_cold))[item])[good]
             accepted += np.bincount(row[good], minlength=len(drafts))
             drafts[row, item] = -np.inf  # none is drafted twice
         return top(scores, k)
 
-    def _verified(self, opened: Opened, items: np.ndarray) -> np.ndarray:
+    def _verified(self, prefilled: PrefilledBatch, items: np.ndarray) -> np.ndarray:
         """Mean log-probability per code of items int64 [B, M] (-1: none), float32 [B, M]."""
-        codes = self.tree.code_scores(opened, items)
+        codes = self.tree.code_scores(prefilled, items)
         content = codes[..., : self.facts.content_levels].mean(axis=2)
-        return np.where(self.facts.new[items], content, codes.mean(axis=2))
+        return np.where(self.facts.is_cold[items], content, codes.mean(axis=2))
 
     def _under(self, beams: np.ndarray, length: int) -> np.ndarray:
         """bool [B, N]: items that begin, for so many codes, as one of the beams (items int64 [B, K], -1: none) does."""

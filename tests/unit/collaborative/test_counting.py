@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmrec.collaborative.counting import DAMPING, ItemKNN, Markov, Popularity
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 from llmrec.evaluation.baselines import COUNTING
 from llmrec.evaluation.metrics import summarise
 
@@ -23,7 +23,8 @@ def beauty():
     log = sequences(*json.loads(BEAUTY.read_text()).values())
     users = np.arange(len(log))
     valid, test = (
-        Cases(users, [events[:-at] for events in log], np.array([events[-at] for events in log])) for at in (2, 1)
+        EvalExamples(users, [events[:-at] for events in log], np.array([events[-at] for events in log]))
+        for at in (2, 1)
     )
     return [events[:-2] for events in log], valid, test
 
@@ -68,7 +69,7 @@ def test_ranks_do_not_depend_on_the_batch(name, monkeypatch):
     rng = np.random.default_rng(0)
     train = [rng.integers(20, size=rng.integers(0, 6)).astype(np.int32) for _ in range(40)]
     histories = [rng.integers(20, size=rng.integers(1, 5)).astype(np.int32) for _ in range(13)]
-    cases = Cases(np.arange(13), histories, rng.integers(20, size=13).astype(np.int32))
+    cases = EvalExamples(np.arange(13), histories, rng.integers(20, size=13).astype(np.int32))
     system = COUNTING[name]().fit(train, n_items=20)
     assert system.name == name
     whole = system.ranks(cases, filter_seen=True)
@@ -79,7 +80,7 @@ def test_ranks_do_not_depend_on_the_batch(name, monkeypatch):
 
 def test_only_some_items_compete():
     system = Popularity().fit(sequences([0, 0, 0, 1, 1, 2]), n_items=5)
-    cases = Cases(np.arange(4), sequences([0], [0], [1], [4]), np.array([2, 4, 2, 4]))
+    cases = EvalExamples(np.arange(4), sequences([0], [0], [1], [4]), np.array([2, 4, 2, 4]))
     assert system.ranks(cases, filter_seen=True).tolist() == [2, 4, 2, 5]
     among = np.array([1, 2, 4])
     assert system.ranks(cases, filter_seen=True, among=among).tolist() == [2, 3, 1, 3]

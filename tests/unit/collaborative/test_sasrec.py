@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llmrec.collaborative.sasrec import SASRec
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 from llmrec.evaluation.baselines import SASRecKNN, fit_baselines
 from llmrec.evaluation.config import EvaluateConfig, SASRecConfig
@@ -21,7 +21,7 @@ def walk(start, length, step):
 
 def cases(length):
     histories = [walk(start, length, 1) for start in range(10)]
-    return Cases(np.arange(10), histories, np.array([walk(start, length + 1, 1)[-1] for start in range(10)]))
+    return EvalExamples(np.arange(10), histories, np.array([walk(start, length + 1, 1)[-1] for start in range(10)]))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_it_reads_more_than_the_last_item():
     """Users who begin with item 10 walk up, those with 11 down, so that every item has two successors."""
     train = [np.array([begin, *walk(start, 4, step)]) for start in range(10) for begin, step in ((10, 1), (11, -1))]
     histories = [sequence[:2] for sequence in train]
-    asked = Cases(np.arange(20), histories, np.array([sequence[2] for sequence in train]))
+    asked = EvalExamples(np.arange(20), histories, np.array([sequence[2] for sequence in train]))
     config = SASRecConfig(hidden_size=32, dropout=0.1, max_history=6, batch_size=16, learning_rate=3e-3, patience=20)
     system = SASRec(config, asked).fit(train * 4, ITEMS)
     assert system.ranks(asked, filter_seen=True).tolist() == [1] * 20
@@ -51,7 +51,7 @@ def test_items_without_training_events_cannot_be_recommended(system):
     assert scores.dtype == np.float32
     assert np.isfinite(scores[:, :10]).all()
     assert np.isneginf(scores[:, 10:]).all()
-    unknown = Cases(np.array([0]), [walk(0, 3, 1)], np.array([11]))
+    unknown = EvalExamples(np.array([0]), [walk(0, 3, 1)], np.array([11]))
     assert system.ranks(unknown, filter_seen=True).tolist() == [np.inf]
 
 
@@ -115,7 +115,7 @@ def test_training_stops_when_validation_rises_no_more(monkeypatch):
     [
         ([walk(0, 1, 1), walk(1, 1, 1)], cases(3), "two events of one user"),
         ([walk(0, 2, 1)], cases(5).where(np.zeros(10, bool)), "validation case"),
-        ([walk(0, 2, 1)], Cases(np.array([0]), [walk(0, 1, 1)], np.array([7])), "validation case"),
+        ([walk(0, 2, 1)], EvalExamples(np.array([0]), [walk(0, 1, 1)], np.array([7])), "validation case"),
     ],
 )
 def test_too_little_to_train_on_is_said(train, validation, missing):
@@ -141,7 +141,7 @@ def places(quota, history=(), depth=8, among=None, warm=WARM, cold=COLD, filter_
     """Where each of the eight items is in the merged ranking of one history."""
     merged = SASRecKNN(warm, cold, np.array([5, 6, 7]), quota, depth)
     asked = np.arange(8) if among is None else among
-    everyone = Cases(np.zeros(len(asked)), [np.array(history, int)] * len(asked), asked)
+    everyone = EvalExamples(np.zeros(len(asked)), [np.array(history, int)] * len(asked), asked)
     return merged.ranks(everyone, filter_seen, among).tolist()
 
 
@@ -189,7 +189,7 @@ def test_all_baselines_come_in_their_order_and_sasrec_is_trained_once(monkeypatc
         "text-knn",
     ]
     assert trained == [config.sasrec]
-    cold = Cases(np.array([0]), [walk(0, 3, 1)], np.array([11]))
+    cold = EvalExamples(np.array([0]), [walk(0, 3, 1)], np.array([11]))
     assert [system.ranks(cold, True).item() for system in systems[:2]] == [
         9,
         8,

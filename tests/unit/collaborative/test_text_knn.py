@@ -5,7 +5,7 @@ import pytest
 
 from llmrec.collaborative.counting import TEXT_RECENCY as RECENCY
 from llmrec.collaborative.counting import TextKNN
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 
 # Items 0 to 2 point one way, 3 and 4 another; lengths must not count. Only items 0 and 3 are ever taken.
 VECTORS = np.array([[1, 0, 0], [9, 1, 0], [1, 1, 0], [0, 0, 1], [0, 1, 5]], np.float32)
@@ -39,7 +39,7 @@ def test_it_finds_planted_neighbours_that_nobody_took():
     vectors = centres[kinds] + 0.1 * rng.normal(size=(60, 16))
     cold = np.flatnonzero(np.arange(60) % 10 == 9)
     warm = np.setdiff1d(np.arange(60), cold)
-    cases = Cases(np.arange(6), rows(*(warm[kinds[warm] == kind][:4] for kind in range(6))), cold)
+    cases = EvalExamples(np.arange(6), rows(*(warm[kinds[warm] == kind][:4] for kind in range(6))), cold)
     found = TextKNN(vectors).fit([warm], 60)
     assert found.ranks(cases, filter_seen=True).max() <= 6  # the kind has ten items, of which four are seen
     assert found.ranks(cases, filter_seen=True, among=cold).tolist() == [1] * 6
@@ -47,7 +47,7 @@ def test_it_finds_planted_neighbours_that_nobody_took():
 
 def test_twins_count_against_the_system():
     twins = TextKNN(np.ones((4, 2))).fit(TRAIN, 4)
-    cases = Cases(np.array([0]), rows([0]), np.array([2]))
+    cases = EvalExamples(np.array([0]), rows([0]), np.array([2]))
     assert twins.ranks(cases, filter_seen=True).tolist() == [3]
 
 

@@ -47,11 +47,11 @@ def test_natural_leaves_the_split_as_it_is():
         "simulated_items": 0,
         "cold_users": 0,
     }
-    assert prepared(natural).arrivals is None
+    assert prepared(natural).cold_items is None
     strict = hold_out(split, replace(NATURAL, regime="strict"))
-    arrivals = prepared(strict, "xdcba").arrivals
-    assert arrivals is not None
-    assert arrivals.ids == ["x", "c"], "test and validation targets alone leave an item cold; in catalogue order"
+    cold_items = prepared(strict, "xdcba").cold_items
+    assert cold_items is not None
+    assert cold_items.ids == ["x", "c"], "test and validation targets alone leave an item cold; in catalogue order"
 
 
 def test_held_out_items_keep_their_test_events_alone():
@@ -95,11 +95,11 @@ def test_timestamp_split_with_held_out_items():
     assert natural.frame.equals(split.frame)
     assert prepared(natural, "abcxy").known.catalog.ids == list("abcx")
     held = hold_out(split, replace(HELD_OUT, cold=ColdConfig(items="held-out", share=0.4), regime="strict"))
-    arrivals = prepared(held, "abcxy").arrivals
-    assert arrivals is not None
+    cold_items = prepared(held, "abcxy").cold_items
+    assert cold_items is not None
     assert held.protocol["cold"]["items"] == 2
-    assert set(arrivals.ids) == set("abcxy") - set(held.train.frame["item_id"])
-    assert len(arrivals.ids) in (2, 3), "the drawn ones, and y wherever it was not drawn"
+    assert set(cold_items.ids) == set("abcxy") - set(held.train.frame["item_id"])
+    assert len(cold_items.ids) in (2, 3), "the drawn ones, and y wherever it was not drawn"
     assert held.protocol["cuts"] == split.protocol["cuts"]
 
 
@@ -111,7 +111,7 @@ def test_simulated_items_keep_their_validation_events_alone():
     assert events(simulated, TRAIN) == {"u": "ac", "v": "a", "w": "c", "q": "a", "p": "a"}
     assert events(simulated, VALID) == {"u": "x", "v": "x", "w": "x", "q": "x", "p": "b"}
     assert events(simulated, TEST) == {"u": "d", "v": "c", "w": "a"}
-    assert not len(simulated.loss_cases(catalog())), "a simulated target is no matter of training"
+    assert not len(simulated.validation_examples(catalog())), "a simulated target is no matter of training"
     assert len(simulated.sequences(catalog()).cases(VALID)) == 5
 
 
@@ -127,8 +127,8 @@ def test_cold_users_have_a_short_history_and_nothing_to_train_on():
     sequences = users.sequences(catalog())
     assert sorted(sequences.users[row] for row in sequences.cases(TEST).users) == ["q", "u", "v"]
     assert not {sequences.users[row] for row in sequences.cases(VALID).users} & set(cold)
-    assert not {sequences.users[row] for row in users.loss_cases(catalog()).users} & set(cold)
-    assert not {sequences.users[row] for row in users.calibration_cases(catalog()).users} & set(cold)
+    assert not {sequences.users[row] for row in users.validation_examples(catalog()).users} & set(cold)
+    assert not {sequences.users[row] for row in users.calibration_examples(catalog()).users} & set(cold)
     assert events(users, TRAIN)["w"] == "ab", "users without a test event only train"
 
 
@@ -149,22 +149,22 @@ def test_strict_hides_all_but_trained_items():
     assert full.known.catalog.ids == ["c", "b", "a"]
     assert events(full.known.split, TRAIN, VALID, TEST) == {"u": "abc", "v": "bac", "w": "cab"}
     assert full.known.split.protocol["events"] == {"train": 6, "valid": 2, "test": 1}
-    assert full.arrivals is not None
-    assert full.arrivals.ids == ["z", "y", "x", "f", "e", "d"]
+    assert full.cold_items is not None
+    assert full.cold_items.ids == ["z", "y", "x", "f", "e", "d"]
     assert full.known.known.catalog.ids == full.known.catalog.ids
-    assert full.known.arrivals is None
+    assert full.known.cold_items is None
     open_to_all = prepared(hold_out(log(u="abcx", v="bayc").leave_one_out(), NATURAL))
     assert open_to_all.known is open_to_all
 
 
 def test_loss_cases_are_those_of_trained_targets():
     split = log(u="abx", v="bay", w="acbz").leave_one_out()
-    cases = split.loss_cases(catalog())
+    cases = split.validation_examples(catalog())
     assert [catalog().ids[item] for item in cases.targets] == ["b", "a", "b"]
     cold = log(u="abx", v="ayb").leave_one_out()
     assert len(cold.sequences(catalog()).cases(VALID)) == 2
-    assert len(cold.loss_cases(catalog())) == 0
-    assert len(cold.calibration_cases(catalog())) == 2, "cold targets are what it is for"
+    assert len(cold.validation_examples(catalog())) == 0
+    assert len(cold.calibration_examples(catalog())) == 2, "cold targets are what it is for"
 
 
 def test_users_who_came_after_training_count_in_validation():
@@ -180,10 +180,10 @@ def test_users_who_came_after_training_count_in_validation():
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     split = Interactions.from_frame(frame).timestamp_split(4 / 7, 1 / 7)
     assert split.protocol["events"] == {"train": 2, "valid": 4, "test": 1}
-    cases = split.calibration_cases(catalog())
+    cases = split.calibration_examples(catalog())
     found = [(case.tolist(), target) for case, target in zip(cases.histories, cases.targets.tolist(), strict=True)]
     assert found == [([0, 1], 6), ([0], 1), ([0, 1], 2)]
-    assert split.loss_cases(catalog()).targets.tolist() == [1], "the others were not trained on"
+    assert split.validation_examples(catalog()).targets.tolist() == [1], "the others were not trained on"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_nothing_cold_leaks(rows, by_time, fields, regime, seed):
         for history in sequences.cases(part).histories:
             assert not cold & {ids[item] for item in history}
     trained = set(split.train.frame["item_id"])
-    assert {ids[item] for item in split.loss_cases(catalog(ids)).targets} <= trained
+    assert {ids[item] for item in split.validation_examples(catalog(ids)).targets} <= trained
     if config.regime == "strict":
         known = prepared(split, ids).known
         assert set(known.catalog.ids) == set(known.split.frame["item_id"]) == trained

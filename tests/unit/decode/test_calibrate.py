@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from llmrec.data import Cases
+from llmrec.data import EvalExamples
 from llmrec.decode import calibrate as module
-from llmrec.decode.calibrate import bonus_bars, calibrate, fair_bonus, gather, largest_bonus
+from llmrec.decode.calibrate import best_bonus, bonus_limits, calibrate, gather, largest_bonus
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker, make_ranking
@@ -55,16 +55,16 @@ def candidates(draw):
 def test_bars_are_where_cases_turn(made, cut):
     weights, items, features, targets, new = made
     with patch.object(module, "CUT", cut):
-        bars = bonus_bars(weights, items, features, targets, new)
-    is_new = new[targets]
+        bars = bonus_limits(weights, items, features, targets, new)
+    is_cold_target = new[targets]
     for bonus in (-200.5, -7.5, -3.5, -1.5, -0.5, 0.5, 2.5, 6.5, 200.5):
         expected = hits(weights, items, features, targets, new, bonus, cut)
-        np.testing.assert_array_equal(np.where(is_new, bars < bonus, bars > bonus), expected)
+        np.testing.assert_array_equal(np.where(is_cold_target, bars < bonus, bars > bonus), expected)
     for bar in bars[np.isfinite(bars)]:
         before, after = (hits(weights, items, features, targets, new, bar + step, cut) for step in (-0.5, 0.5))
         turned = bars == bar
-        assert (before[turned] == ~is_new[turned]).all()
-        assert (after[turned] == is_new[turned]).all()
+        assert (before[turned] == ~is_cold_target[turned]).all()
+        assert (after[turned] == is_cold_target[turned]).all()
 
 
 BARS = st.lists(
@@ -86,7 +86,7 @@ def test_the_largest_bonus_that_leaves_a_share(bars, least):
 @given(BARS, BARS, st.floats(0, 1.2))
 def test_the_fair_bonus_has_the_greatest_product(trained, new, least):
     """Of all bonuses between and beyond the turns that leave trained targets what they are due."""
-    bars, is_new = np.concatenate([trained, new]), np.arange(len(trained) + len(new)) >= len(trained)
+    bars, is_cold_target = np.concatenate([trained, new]), np.arange(len(trained) + len(new)) >= len(trained)
     due = min(least, float((trained > -np.inf).mean()))
 
     def kept(bonus):
@@ -95,7 +95,7 @@ def test_the_fair_bonus_has_the_greatest_product(trained, new, least):
     def product(bonus):
         return kept(bonus) * (new < bonus).mean()
 
-    bonus = fair_bonus(bars, is_new, least)
+    bonus = best_bonus(bars, is_cold_target, least)
     assert np.isfinite(bonus)
     assert kept(bonus) >= due - 1e-9
     rivals = [rival for rival in np.arange(-10.25, 10.5, 0.5) if kept(rival) >= due - 1e-9]
@@ -104,12 +104,12 @@ def test_the_fair_bonus_has_the_greatest_product(trained, new, least):
 
 def test_without_new_cases_the_bonus_is_none_or_what_the_others_bear():
     bars, none = np.array([-3.0, 2.0, 5.0, np.inf]), np.zeros(4, bool)
-    assert fair_bonus(bars, none, 0.75) == 0.0
-    assert fair_bonus(bars, none, 1.0) == np.nextafter(-3.0, -np.inf)
+    assert best_bonus(bars, none, 0.75) == 0.0
+    assert best_bonus(bars, none, 1.0) == np.nextafter(-3.0, -np.inf)
 
 
 def planted(n, width, weights, seed=0):
-    """Cases whose targets were drawn by a softmax over known weights."""
+    """EvalExamples whose targets were drawn by a softmax over known weights."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(n, width, 4)) * [1, 3, 0.5, 0.2]
     items = np.stack([rng.permutation(40)[:width] for _ in range(n)])
@@ -158,7 +158,7 @@ def ranker_of(deep, new_items):
     texts = np.random.default_rng(2).normal(size=(20, 12)).astype(np.float32)
     dense = DenseIndex.of(DenseHead(32, 12, 6), texts)
     config = DecodeConfig(beams=6, dtype="float32", batch_size=16)
-    search = TreeSearch(deep.model, deep.vocabulary, deep.trie, config, new=new_items)
+    search = TreeSearch(deep.model, deep.vocabulary, deep.trie, config, is_cold=new_items)
 
     def make(weights=None, name="fusion"):
         method = make_ranking(search, ItemFacts(new_items, 2, dense, weights), config, name)
@@ -176,7 +176,7 @@ def cases_of(new_items):
         warm, cold = np.flatnonzero(~new_items), np.flatnonzero(new_items)
         targets = np.concatenate([rng.choice(warm, trained), rng.choice(cold, new)]).astype(np.int32)
         histories = [rng.choice(warm, 1 + row % 4, replace=False).astype(np.int32) for row in range(len(targets))]
-        return Cases(np.arange(len(targets), dtype=np.int32), histories, targets)
+        return EvalExamples(np.arange(len(targets), dtype=np.int32), histories, targets)
 
     return make
 
@@ -209,10 +209,10 @@ def test_what_was_measured_is_what_the_ranking_has(three, ranker_of, cases_of, n
     cases = cases_of(40, 30)
     weights = calibrate(ranker_of(), cases, floor)
     warm, cold = recalls(ranker_of(weights), cases, new_items)
-    assert (warm, cold) == pytest.approx((weights.measured["recall@10_trained"], weights.measured["recall@10_new"]))
+    assert (warm, cold) == pytest.approx((weights.measured["recall@10_warm"], weights.measured["recall@10_cold"]))
     beams, _ = recalls(ranker_of(name="beam"), cases, new_items)
-    assert weights.measured["beam_recall@10_trained"] == pytest.approx(beams)
-    assert (weights.measured["trained_cases"], weights.measured["new_cases"]) == (40, 30)
+    assert weights.measured["beam_recall@10_warm"] == pytest.approx(beams)
+    assert (weights.measured["warm_examples"], weights.measured["cold_examples"]) == (40, 30)
     # Without any new item trained ones have the most they can.
     most, _ = recalls(ranker_of(replace(weights, bonus=-1e6)), cases, new_items)
     assert warm >= min(floor * beams, most) - 1e-9
@@ -222,7 +222,7 @@ def test_a_lower_floor_never_has_the_smaller_product(three, ranker_of, cases_of)
     cases, products = cases_of(40, 30), []
     for floor in (9.0, 1.0, 0.5, 0.0):
         measured = calibrate(ranker_of(), cases, floor).measured
-        products.append(measured["recall@10_trained"] * measured["recall@10_new"])
+        products.append(measured["recall@10_warm"] * measured["recall@10_cold"])
     assert products == sorted(products)
     assert products[-1] > 0
 
@@ -231,16 +231,16 @@ def test_a_lower_floor_never_has_the_smaller_product(three, ranker_of, cases_of)
 def test_too_few_trained_targets_teach_nothing(three, ranker_of, cases_of, caplog, trained):
     with caplog.at_level("WARNING", logger="llmrec"):
         assert calibrate(ranker_of(), cases_of(trained, 30 if trained else 0), 1.0) is None
-    assert "the fusion is not calibrated: fewer than 20 validation cases" in caplog.text
+    assert "the fusion is not calibrated: fewer than 20 validation examples" in caplog.text
 
 
 @pytest.mark.parametrize("new", [0, 7])
 def test_with_too_few_new_targets_new_items_are_weighed_as_the_others(three, ranker_of, cases_of, caplog, new):
     with caplog.at_level("INFO", logger="llmrec"):
         weights = calibrate(ranker_of(), cases_of(60, new), 1.0)
-    assert weights.new == weights.trained
-    assert "new items are weighed as the others" in caplog.text
-    assert ("recall@10_new" in weights.measured) == (new > 0)
+    assert weights.cold == weights.warm
+    assert "cold items weigh as warm ones" in caplog.text
+    assert ("recall@10_cold" in weights.measured) == (new > 0)
     assert np.isfinite(weights.bonus)
 
 

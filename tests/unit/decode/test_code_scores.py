@@ -18,7 +18,7 @@ LONG = [[*SHARED, 3], [*SHARED, 9, 8, 7], SHARED, [*SHARED, 30, 31]]
 
 def search_of(deep, scoring, new=None, kind=TreeSearch, **settings) -> TreeSearch:
     config = DecodeConfig(**{"dtype": "float32", "scoring": scoring, "beams": 5, **settings})
-    return kind(deep.model, deep.vocabulary, deep.trie, config, new=new)
+    return kind(deep.model, deep.vocabulary, deep.trie, config, is_cold=new)
 
 
 def wanted(rows=4) -> np.ndarray:
@@ -55,42 +55,42 @@ def test_items_in_other_orders_and_numbers_have_the_same_scores(deep, new_items)
 
 def test_no_items_no_scores(deep):
     search = search_of(deep, "catalogue")
-    opened = search.open(PROMPTS)
-    assert search.code_scores(opened, np.empty((4, 0), np.int64)).shape == (4, 0, 3)
-    assert not search.code_scores(opened, np.full((4, 2), -1)).any()
+    prefilled = search.open(PROMPTS)
+    assert search.code_scores(prefilled, np.empty((4, 0), np.int64)).shape == (4, 0, 3)
+    assert not search.code_scores(prefilled, np.full((4, 2), -1)).any()
 
 
 def test_beams_and_codes_have_the_same_scores(deep, new_items):
     """What the beams say of an item is the sum of what is said of its codes."""
     search = search_of(deep, "catalogue", new_items)
-    opened = search.open(PROMPTS)
-    ranking = search.rank(opened, 7)
+    prefilled = search.open(PROMPTS)
+    ranking = search.rank(prefilled, 7)
     assert (ranking.items >= 0).all()
-    np.testing.assert_allclose(search.code_scores(opened, ranking.items).sum(axis=2), ranking.scores, atol=1e-5)
+    np.testing.assert_allclose(search.code_scores(prefilled, ranking.items).sum(axis=2), ranking.scores, atol=1e-5)
 
 
 def test_questions_do_not_disturb_each_other(deep, new_items):
     filters = [Filter(excluded=np.array([1, 5])), Filter(allowed=np.array([2, 9])), Filter(), Filter()]
     questions = [
-        lambda search, opened: search.code_scores(opened, wanted()),
-        lambda search, opened: search.rank(opened, 9, beams=9).scores,
-        lambda search, opened: search.rank(opened, 3, filters, beams=2).items,
-        lambda search, opened: search.prefixes(opened, 2, 4)[1].numpy(),
-        lambda search, opened: opened.hidden.numpy(),
+        lambda search, prefilled: search.code_scores(prefilled, wanted()),
+        lambda search, prefilled: search.rank(prefilled, 9, beams=9).scores,
+        lambda search, prefilled: search.rank(prefilled, 3, filters, beams=2).items,
+        lambda search, prefilled: search.prefixes(prefilled, 2, 4)[1].numpy(),
+        lambda search, prefilled: prefilled.hidden.numpy(),
     ]
     search = search_of(deep, "catalogue", new_items)
     alone = [question(search, search.open(PROMPTS)) for question in questions]
     for order in list(permutations(range(5)))[::17]:
-        opened = search.open(PROMPTS)
+        prefilled = search.open(PROMPTS)
         for number in (*order, *order[:2]):
-            np.testing.assert_allclose(questions[number](search, opened), alone[number], atol=1e-5)
+            np.testing.assert_allclose(questions[number](search, prefilled), alone[number], atol=1e-5)
 
 
 def test_hidden_states_of_the_prompts(deep, hidden_after):
     for prompts in (PROMPTS, LONG):
-        opened = search_of(deep, "catalogue").open(prompts)
+        prefilled = search_of(deep, "catalogue").open(prompts)
         expected = torch.stack([hidden_after(deep, prompt) for prompt in prompts])
-        torch.testing.assert_close(opened.hidden, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(prefilled.hidden, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])

@@ -27,7 +27,7 @@ def ranking_of(scores: np.ndarray, piece: int):
 
     def ask(among):
         rows = np.argsort(-scores)
-        rows = rows[among.normal().lets(rows)][:piece]
+        rows = rows[among.normal().allows(rows)][:piece]
         asked.append(len(rows))
         return rows, scores[rows]
 

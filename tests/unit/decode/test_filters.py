@@ -54,15 +54,15 @@ def test_items_that_a_filter_lets_through(situation):
     codes, _, filters = situation
     items = np.arange(len(codes))
     for allowed, excluded in filters:
-        lets = Filter(as_rows(allowed), as_rows(excluded)).normal().lets(items)
-        assert lets.tolist() == [(allowed is None or item in allowed) and item not in excluded for item in items]
+        allows = Filter(as_rows(allowed), as_rows(excluded)).normal().allows(items)
+        assert allows.tolist() == [(allowed is None or item in allowed) and item not in excluded for item in items]
 
 
 @pytest.mark.parametrize("share", [0, 0.2, 0.8, 1])
 def test_a_mask_becomes_the_shorter_list(share):
     mask = np.random.default_rng(0).random(50) < share
     made = Filter.of_mask(mask)
-    np.testing.assert_array_equal(made.normal().lets(np.arange(50)), mask)
+    np.testing.assert_array_equal(made.normal().allows(np.arange(50)), mask)
     lists = [rows for rows in (made.allowed, made.excluded) if rows is not None]
     assert [len(rows) for rows in lists] == [min(mask.sum(), 50 - mask.sum())]
 

@@ -16,7 +16,7 @@ PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8]]
 
 def search_of(deep, kind=TreeSearch, new=None, trie=None, beams=5, scoring="catalogue"):
     config = DecodeConfig(dtype="float32", scoring=scoring, beams=beams)
-    return kind(deep.model, deep.vocabulary, trie or deep.trie, config, new=new)
+    return kind(deep.model, deep.vocabulary, trie or deep.trie, config, is_cold=new)
 
 
 @pytest.mark.parametrize("beams", [1, 3, 20])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.decode.choose import check_fit, make_search, tree_trouble
+from llmrec.decode.choose import check_fit, check_tree_support, make_search
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
@@ -69,7 +69,7 @@ def test_filters_do_not_change_scores(loud, scoring):
     whole = search.search(PROMPTS, k=20)
     filters = [Filter(allowed=np.array([3, 19, 4, 5])), Filter(excluded=np.arange(15)), Filter()]
     for row, ranking in enumerate(search.search(PROMPTS, k=20, filters=filters).items):
-        keep = filters[row].normal().lets(whole.items[row])
+        keep = filters[row].normal().allows(whole.items[row])
         assert ranking[ranking >= 0].tolist() == whole.items[row][keep].tolist()
 
 
@@ -166,7 +166,7 @@ def test_a_model_that_ignores_the_mask_falls_back_and_says_so(loud, monkeypatch,
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(loud.model.base_model, "forward", deaf)
-    assert "differ" in tree_trouble(tree(loud))
+    assert "differ" in check_tree_support(tree(loud))
     with caplog.at_level("WARNING", logger="llmrec"):
         search = make_search(loud.model, loud.vocabulary, loud.trie, DecodeConfig())
     assert isinstance(search, GenerateSearch)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.ranker import ItemRanker
@@ -21,9 +21,9 @@ HISTORIES = [[3, 1, 7], [12], [0, 19, 4, 5, 6], [8, 2], [11]]
 TARGETS = [5, 17, 0, 9, 14]
 
 
-def cases() -> Cases:
+def cases() -> EvalExamples:
     histories = [np.array(history, np.int32) for history in HISTORIES]
-    return Cases(np.arange(5, dtype=np.int32), histories, np.array(TARGETS, np.int32))
+    return EvalExamples(np.arange(5, dtype=np.int32), histories, np.array(TARGETS, np.int32))
 
 
 @dataclass
@@ -139,7 +139,7 @@ def test_a_diagnosis_is_the_means_of_its_groups(ranker):
 
 def test_intervals_resample_users_not_their_targets(ranker):
     whole = cases()
-    one = Cases(np.zeros_like(whole.users), whole.histories, whole.targets)
+    one = EvalExamples(np.zeros_like(whole.users), whole.histories, whole.targets)
     group = diagnose(Holder(ranker), one, np.ones(20, np.int64), EvaluateConfig(diagnose=10))["targets"]["warm"]
     assert (group["users"], group["targets"]) == (1, len(whole))
     means = np.repeat(np.array(group["log_probability"])[:, None], 2, axis=1)

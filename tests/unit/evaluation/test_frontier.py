@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.data.sequences import Cases
-from llmrec.decode.calibrate import bonus_bars, gather
+from llmrec.data.sequences import EvalExamples
+from llmrec.decode.calibrate import bonus_limits, gather
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker, make_ranking
@@ -30,7 +30,7 @@ class Holder:
     """What `frontier` needs of a recommender."""
 
     shop: object
-    weights: FusionWeights | None = WEIGHTS
+    fusion_weights: FusionWeights | None = WEIGHTS
     catalog: object = None
     ranker: object = None
 
@@ -40,20 +40,20 @@ class Holder:
         dense = DenseIndex.of(DenseHead(32, 12, 6), texts)
         config = DecodeConfig(beams=20, dtype="float32")
         new = COUNTS == 0
-        search = TreeSearch(self.shop.model, self.shop.vocabulary, self.shop.trie, config, new=new)
-        method = make_ranking(search, ItemFacts(new, 2, dense, self.weights), config, name)
+        search = TreeSearch(self.shop.model, self.shop.vocabulary, self.shop.trie, config, is_cold=new)
+        method = make_ranking(search, ItemFacts(new, 2, dense, self.fusion_weights), config, name)
         return ItemRanker(self.shop.renderer, search, 160, method)
 
 
-def cases(n=40) -> Cases:
+def cases(n=40) -> EvalExamples:
     rng = np.random.default_rng(3)
     histories = [rng.choice(np.arange(1, 20, 2), 1 + row % 3, replace=False).astype(np.int32) for row in range(n)]
-    return Cases(np.arange(n, dtype=np.int32), histories, rng.integers(0, 20, n).astype(np.int32))
+    return EvalExamples(np.arange(n, dtype=np.int32), histories, rng.integers(0, 20, n).astype(np.int32))
 
 
 def asked(holder, bonus) -> tuple[float, float]:
     """Recall@10 of warm and cold targets with that bonus, by asking."""
-    ranker = replace(holder, weights=replace(WEIGHTS, bonus=bonus)).ranked_by("fusion")
+    ranker = replace(holder, fusion_weights=replace(WEIGHTS, bonus=bonus)).ranked_by("fusion")
     given = cases()
     filters = [Filter(excluded=np.setdiff1d(h, t)) for h, t in zip(given.histories, given.targets, strict=True)]
     ranking = ranker.rank([ranker.prompt_ids(history) for history in given.histories], 20, filters)
@@ -95,7 +95,7 @@ def test_the_calibrated_point_is_on_the_curve(shop):
     assert point["bonus"] == WEIGHTS.bonus
     assert (point["warm"], point["cold"]) == asked(holder, WEIGHTS.bonus)
     items, features, _ = gather(holder.ranked_by("fusion"), cases())
-    bars, cold = bonus_bars(WEIGHTS, items, features, cases().targets, COUNTS == 0), COUNTS[cases().targets] == 0
+    bars, cold = bonus_limits(WEIGHTS, items, features, cases().targets, COUNTS == 0), COUNTS[cases().targets] == 0
     assert point["warm"] == (bars[~cold] > 0.5).mean()
     below = [each for each in curve["points"] if each["bonus"] <= 0.5]
     above = [each for each in curve["points"] if each["bonus"] > 0.5]
@@ -117,7 +117,9 @@ def refused(match, holder, given, counts):
 
 
 def test_what_has_no_curve_is_refused(shop):
-    refused(r"evaluate\.frontier true: .* not been calibrated; set it", Holder(shop, weights=None), cases(), COUNTS)
+    refused(
+        r"evaluate\.frontier true: .* not been calibrated; set it", Holder(shop, fusion_weights=None), cases(), COUNTS
+    )
     said = r"evaluate\.frontier true: {} of 40 targets are cold, so there is nothing to trade; set it to false"
     refused(said.format(0), Holder(shop), cases(), np.ones(20, int))
     refused(said.format(40), Holder(shop), cases(), np.zeros(20, int))

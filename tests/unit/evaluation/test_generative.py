@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from llmrec.data import Catalog, Interactions
-from llmrec.data.sequences import Cases
+from llmrec.data.sequences import EvalExamples
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.search import Ranking
@@ -36,7 +36,7 @@ class Downwards:
 
     def _allowed(self, filter):
         allowed = np.arange(ITEMS)
-        return allowed[filter.normal().lets(allowed)][::-1].tolist()
+        return allowed[filter.normal().allows(allowed)][::-1].tolist()
 
     def stats(self):
         return {"requests": self.asked}
@@ -44,7 +44,7 @@ class Downwards:
 
 def cases(*pairs):
     histories, targets = zip(*pairs, strict=True)
-    return Cases(np.arange(len(pairs)), [np.array(history) for history in histories], np.array(targets))
+    return EvalExamples(np.arange(len(pairs)), [np.array(history) for history in histories], np.array(targets))
 
 
 def test_ranks_without_what_was_seen_and_among_some():

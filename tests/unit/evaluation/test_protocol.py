@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 
 from llmrec.data.catalog import Catalog
-from llmrec.data.sequences import Cases, Sequences
+from llmrec.data.sequences import EvalExamples, Sequences
 from llmrec.evaluation import EvaluateConfig, evaluate_systems, per_user_table, select_cases, warm_cold_slices
 from llmrec.evaluation.protocol import evaluate_cold_candidates, random_ranks, summarise_systems
 
-CASES = Cases(
+CASES = EvalExamples(
     users=np.array([0, 1, 3], np.int32),
     histories=[np.array([0], np.int32)] * 3,
     targets=np.array([1, 2, 1], np.int32),
@@ -126,7 +126,7 @@ def test_what_is_no_rank_among_cold_items_is_refused():
 def test_random_ranks_are_even_over_what_is_left():
     n = 4000
     histories = [np.array([0, 7, 7, 1])] * n  # of five, 0 and 1 are seen; 7 does not compete
-    cases = Cases(np.zeros(n), histories, np.where(np.arange(n) % 2, 4, 1))  # a target is never left out
+    cases = EvalExamples(np.zeros(n), histories, np.where(np.arange(n) % 2, 4, 1))  # a target is never left out
     ranks = random_ranks(cases, True, np.arange(5), seed=1)
     for target, left in ((4, 3), (1, 4)):
         values, counts = np.unique(ranks[cases.targets == target], return_counts=True)
@@ -191,7 +191,7 @@ def test_the_sample_is_seeded_and_keeps_order():
 
 def test_intervals_resample_users_who_have_several_targets():
     """Two users of ten targets each, one always right: a mean over all is .5, and either may be drawn twice."""
-    cases = Cases(np.repeat([0, 1], 10).astype(np.int32), [np.array([4])] * 20, np.zeros(20, np.int64))
+    cases = EvalExamples(np.repeat([0, 1], 10).astype(np.int32), [np.array([4])] * 20, np.zeros(20, np.int64))
     ranks = {"one": np.repeat([1.0, np.inf], 10)}
     slices = {"all": np.ones(20, bool)}
     [entry] = summarise_systems(ranks, slices, EvaluateConfig(), cases.targets, cases.users)["one"].values()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llmrec.data.sequences import TEST, TRAIN, VALID, Cases, Sequences
+from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
 from llmrec.evaluation.protocol import binned, make_slices, target_ages
 
 DAY = 86_400
@@ -94,5 +94,5 @@ def test_a_slice_of_all_or_none_is_left_out():
 
 def test_no_cases_have_no_ages():
     sequences = log([[(0, TRAIN)]], [5])
-    nobody = Cases(np.empty(0, np.int32), [], np.empty(0, np.int32))
+    nobody = EvalExamples(np.empty(0, np.int32), [], np.empty(0, np.int32))
     assert target_ages(nobody, sequences, sequences.times).tolist() == []

@@ -95,13 +95,13 @@ def test_saved_and_loaded(tmp_path_factory, catalogue):
 def test_spells_its_own_codes_only(catalogue, data):
     codes, level_sizes = catalogue
     trie = ItemTrie.build(codes, level_sizes)
-    assert trie.spells(codes)
+    assert trie.matches_codes(codes)
     other = codes.copy()
     row = data.draw(st.integers(0, len(codes) - 1))
     level = data.draw(st.integers(0, len(level_sizes) - 1))
     other[row, level] = (other[row, level] + data.draw(st.integers(1, 6))) % 7
-    assert not trie.spells(other) or (other == codes).all()
-    assert not trie.spells(np.append(codes, codes[:1], axis=0))
+    assert not trie.matches_codes(other) or (other == codes).all()
+    assert not trie.matches_codes(np.append(codes, codes[:1], axis=0))
 
 
 def same(one: ItemTrie, other: ItemTrie) -> bool:

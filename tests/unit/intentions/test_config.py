@@ -36,5 +36,5 @@ def test_mistakes(fields: dict, said: str) -> None:
 def test_where_and_how_fast_a_model_is_asked_steers_nothing() -> None:
     here = IntentionsConfig("llm", url="http://a/v1", model="m", concurrent=1, requests_per_minute=3)
     there = IntentionsConfig("llm", url="http://b/v1", model="m", key_variable="OTHER")
-    assert here.steering() == there.steering()
-    assert here.steering() != IntentionsConfig("llm", url="http://a/v1", model="n").steering()
+    assert here.cache_key() == there.cache_key()
+    assert here.cache_key() != IntentionsConfig("llm", url="http://a/v1", model="n").cache_key()

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmrec.errors import UserError
-from llmrec.quantize.collisions import excess, place, settle
+from llmrec.quantize.collisions import excess, place, resolve_collisions
 
 
 class Grid:
@@ -94,7 +94,7 @@ def test_distinct_and_the_same_one_by_one(old, new, seed, sizes, strategy):
     grid = Grid(sizes)
     there, x = points(old, sizes, seed), points(new, sizes, seed + 1)
     counts = np.arange(old)
-    taken, level_sizes = settle(strategy, grid.encode(there), sizes, grid, there, counts)
+    taken, level_sizes = resolve_collisions(strategy, grid.encode(there), sizes, grid, there, counts)
     together = arrive(strategy, taken, level_sizes, grid, x)
     everybody = np.concatenate([taken, together])
     assert excess(everybody) == 0
@@ -110,7 +110,7 @@ def test_nothing_free_under_the_same_prefix_is_nearer(old, seed, sizes):
     """By going through them all; where the arrival's own prefix is full, the nearest that share all codes but two."""
     grid = Grid(sizes)
     there, x = points(old, sizes, seed), points(1, sizes, seed + 1)
-    taken = settle("nearest-free", grid.encode(there), sizes, grid, there)[0]
+    taken = resolve_collisions("nearest-free", grid.encode(there), sizes, grid, there)[0]
     own, found = grid.encode(x)[0], arrive("nearest-free", taken, sizes, grid, x)[0]
     used = set(map(tuple, taken.tolist()))
     free_by_kept = {

@@ -10,7 +10,16 @@ from hypothesis.extra.numpy import arrays
 
 from llmrec.quantize import Quantizer, TokenizeConfig, quantizer_class
 from llmrec.quantize.classical.kmeans import uniform_mapping
-from llmrec.quantize.collisions import batches, collision_groups, dedup, excess, members, ranks, settle, sinkhorn_rounds
+from llmrec.quantize.collisions import (
+    batches,
+    collision_groups,
+    dedup,
+    excess,
+    members,
+    ranks,
+    resolve_collisions,
+    sinkhorn_rounds,
+)
 from llmrec.quantize.config import Collisions
 
 codes_of_few_values = st.integers(1, 60).flatmap(
@@ -98,7 +107,7 @@ def test_every_strategy_ends_with_distinct_ids(strategy):
     quantizer, codes = fitted(x)
     assert excess(codes) > 20
     before = codes.copy()
-    settled, sizes = settle(strategy, codes, [16, 16], quantizer, x, counts=np.arange(len(x)))
+    settled, sizes = resolve_collisions(strategy, codes, [16, 16], quantizer, x, counts=np.arange(len(x)))
     assert excess(settled) == 0
     assert settled.dtype == np.int32
     assert settled.shape == (len(x), len(sizes))
@@ -110,7 +119,7 @@ def test_every_strategy_ends_with_distinct_ids(strategy):
 def test_sharing_changes_nothing():
     x = crowd()
     quantizer, codes = fitted(x)
-    settled, sizes = settle("share", codes, [16, 16], quantizer, x)
+    settled, sizes = resolve_collisions("share", codes, [16, 16], quantizer, x)
     np.testing.assert_array_equal(settled, codes)
     assert sizes == [16, 16]
 
@@ -120,12 +129,12 @@ def test_the_most_popular_gets_rank_zero():
     quantizer, codes = fitted(x)
     counts = np.zeros(len(x), np.int64)
     counts[3] = 7
-    settled, sizes = settle("dedup-popularity", codes, [16, 16], quantizer, x, counts)
+    settled, sizes = resolve_collisions("dedup-popularity", codes, [16, 16], quantizer, x, counts)
     assert sizes == [16, 16, max(8, sizes[-1])]
     assert settled[3, -1] == 0
     assert settled[0, -1] > 0
     with pytest.raises(ValueError, match="counts is None"):
-        settle("dedup-popularity", codes, [16, 16], quantizer, x)
+        resolve_collisions("dedup-popularity", codes, [16, 16], quantizer, x)
 
 
 def lc_rec(codes: np.ndarray, quantizer: Quantizer, x: np.ndarray) -> list[np.ndarray]:
@@ -176,10 +185,10 @@ def test_sinkhorn_adds_a_level_only_for_what_is_left():
     x = crowd()
     quantizer, codes = fitted(x, levels=3)
     assert excess(codes) > 0
-    assert settle("sinkhorn", codes, [16] * 3, quantizer, x)[1] == [16] * 3
+    assert resolve_collisions("sinkhorn", codes, [16] * 3, quantizer, x)[1] == [16] * 3
     x = crowd(repeats=3)  # equal vectors always share their codes
     quantizer, codes = fitted(x, levels=3)
-    settled, sizes = settle("sinkhorn", codes, [16] * 3, quantizer, x)
+    settled, sizes = resolve_collisions("sinkhorn", codes, [16] * 3, quantizer, x)
     assert sizes == [16, 16, 16, 8]
     assert sorted(settled[:3, -1]) == [0, 1, 2]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrec.errors import UserError
-from llmrec.quantize.collisions import _assign, collision_groups, excess, nearest_free
+from llmrec.quantize.collisions import _assign, collision_groups, excess, nearest_free_code
 
 
 class Grid:
@@ -32,14 +32,14 @@ def test_by_hand():
     grid = Grid([2, 4])
     codes = grid.encode(x)
     assert codes[:, 1].tolist() == [1, 1, 1, 1, 3]
-    assert nearest_free(codes, grid, x)[:, 1].tolist() == [2, 1, 0, 1, 3]
+    assert nearest_free_code(codes, grid, x)[:, 1].tolist() == [2, 1, 0, 1, 3]
 
 
 def test_what_a_prefix_cannot_hold_goes_to_the_nearest_other():
     """Three items on prefix 1 of two last codes: one leaves. (0, 0) costs it 1.44, (2, 1) .64 + 1; (2, 0) is taken."""
     x = np.array([[1.2, 0.0], [1.2, 0.0], [1.2, 0.0], [2.0, 0.0]])
     grid = Grid([4, 2])
-    found = nearest_free(grid.encode(x), grid, x)
+    found = nearest_free_code(grid.encode(x), grid, x)
     assert sorted(found[:3].tolist()) == [[0, 0], [1, 0], [1, 1]]
     assert found[3].tolist() == [2, 0]
 
@@ -51,7 +51,7 @@ def test_as_many_items_as_tuples_fill_them_all(sizes, kind):
     spread = {"equal": 0.0, "spread": 3.0, "crowded": 0.7}[kind]
     x = rng.normal(size=(12, len(sizes))) * spread
     grid = Grid(sizes)
-    found = nearest_free(grid.encode(x), grid, x)
+    found = nearest_free_code(grid.encode(x), grid, x)
     assert excess(found) == 0
     assert (found >= 0).all()
     assert (found < sizes).all()
@@ -61,7 +61,7 @@ def test_more_items_than_tuples():
     x = np.zeros((13, 2))
     grid = Grid([3, 4])
     with pytest.raises(UserError, match=r"tokenize.collisions nearest-free: 13 items, but only 12 tuples of codes"):
-        nearest_free(grid.encode(x), grid, x)
+        nearest_free_code(grid.encode(x), grid, x)
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,9 +70,9 @@ def test_unique_deterministic_and_nobody_alone_moves(n, seed, sizes):
     x = np.random.default_rng(seed).uniform(-1, 5, size=(n, len(sizes)))
     grid = Grid(sizes)
     codes = grid.encode(x)
-    found = nearest_free(codes, grid, x)
+    found = nearest_free_code(codes, grid, x)
     assert excess(found) == 0
-    np.testing.assert_array_equal(found, nearest_free(codes, grid, x))
+    np.testing.assert_array_equal(found, nearest_free_code(codes, grid, x))
     group, group_sizes = collision_groups(codes)
     alone = group_sizes[group] == 1
     np.testing.assert_array_equal(found[alone], codes[alone])
@@ -104,7 +104,7 @@ def test_the_last_two_levels_are_searched_exhaustively():
     grid = Grid([2, 3, 2])
     x = np.column_stack([np.zeros(4), rng.uniform(0, 2, 4), rng.uniform(0, 1, 4)])
     codes = np.array([[0, 1, 0], [0, 1, 1], [0, 1, 1], [0, 2, 0]], np.int32)
-    found = nearest_free(codes, grid, x)
+    found = nearest_free_code(codes, grid, x)
     moved = int(np.flatnonzero((found != codes).any(axis=1))[0])
     taken = {tuple(row) for row in np.delete(found, moved, axis=0).tolist()}
     free = [(0, a, b) for a in range(3) for b in range(2) if (0, a, b) not in taken]

@@ -28,7 +28,7 @@ def sparse(tiny_catalog) -> Recommender:
     """20 items on 6 x 6 tuples and a dedup level; an unfitted model."""
     tokenizer = ItemTokenizer(levels=2, codes=6, embed=EmbedConfig(encoder="tfidf-svd", dim=8)).fit(tiny_catalog)
     config = BaseConfig(hidden_size=32, layers=1, heads=4, vocabulary=320, context=160)
-    return Recommender.from_base(None, tokenizer, config=config, decode=DecodeConfig(dtype="float32", beams=36))
+    return Recommender.from_base(None, tokenizer, config=config, decode_config=DecodeConfig(dtype="float32", beams=36))
 
 
 @torch.inference_mode()

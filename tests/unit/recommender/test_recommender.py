@@ -159,7 +159,7 @@ def test_saved_and_loaded_answers_are_the_same(recommender: Recommender, saved: 
 
 def test_the_bundle_says_how_it_scores(bundle_copy: Path) -> None:
     """Recorded by an evaluation, used by whoever loads it, overruled by a configuration."""
-    assert Recommender.from_pretrained(bundle_copy).decode.scoring == "auto"
+    assert Recommender.from_pretrained(bundle_copy).decode_config.scoring == "auto"
     bundle.write_header(replace(bundle.read_header(bundle_copy), scoring="level"), bundle_copy)
     loaded = Recommender.from_pretrained(bundle_copy)
     assert loaded.ranker.search.config.scoring == "level"

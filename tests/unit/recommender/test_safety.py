@@ -155,7 +155,7 @@ def test_links_are_refused(place: str, model: Path, tmp_path: Path) -> None:
     assert "link" in refusal(model)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="link"):
-        change_items(model, None, lambda shelf: shelf)
+        change_items(model, None, lambda store: store)
     with pytest.raises(UserError, match="link"):
         bundle.push(model, "org/name")
     assert sorted(tmp_path.rglob("*")) == before
@@ -207,12 +207,12 @@ def test_an_encoder_that_a_bundle_names_is_not_loaded(model: Path, monkeypatch: 
     edit(path, embed=embed)
     loaded = []
     monkeypatch.setattr("sentence_transformers.SentenceTransformer", lambda name: loaded.append(name) or 1 / 0)
-    arriving = Catalog.from_frame(pl.DataFrame({"item_id": ["new"], "title": ["a new soap"]}))
+    added = Catalog.from_frame(pl.DataFrame({"item_id": ["new"], "title": ["a new soap"]}))
     with pytest.raises(UserError, match=r"encoder is missing: .*'someone/encoder'"):
-        Recommender.from_pretrained(model).add_items(arriving)
+        Recommender.from_pretrained(model).add_items(added)
     assert not loaded
     with pytest.raises(UserError, match=r"embed\.model mine/encoder: cannot be loaded"):
-        Recommender.from_pretrained(model, encoder="mine/encoder").add_items(arriving)
+        Recommender.from_pretrained(model, encoder="mine/encoder").add_items(added)
     assert loaded == ["mine/encoder"]
 
 

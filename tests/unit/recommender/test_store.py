@@ -27,7 +27,7 @@ from llmrec.model.dense import DenseHead
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
 from llmrec.recommender.recommender import Recommender
-from llmrec.recommender.store import FILES, Shelf, change_items
+from llmrec.recommender.store import FILES, ItemStore, change_items
 
 DIM = 8
 
@@ -46,15 +46,15 @@ NEW = of(
 
 def with_dense_index(recommender: Recommender) -> Recommender:
     torch.manual_seed(0)
-    changed, shelf = copy.copy(recommender), recommender.shelf
-    changed.shelf = replace(shelf, dense=DenseIndex.of(DenseHead(32, DIM), shelf.item_tokenizer.embed(shelf.catalog)))
+    changed, store = copy.copy(recommender), recommender.store
+    changed.store = replace(store, dense=DenseIndex.of(DenseHead(32, DIM), store.item_tokenizer.embed(store.catalog)))
     return changed
 
 
 def without_encoder(shop: Recommender) -> None:
     tokenizer = copy.copy(shop.item_tokenizer)
     tokenizer.encoder = None
-    shop.shelf = replace(shop.shelf, item_tokenizer=tokenizer)
+    shop.store = replace(shop.store, item_tokenizer=tokenizer)
 
 
 @pytest.fixture
@@ -65,26 +65,26 @@ def shop(recommender: Recommender) -> Recommender:
     return changed
 
 
-def assert_as_before(shop: Recommender, before: Shelf) -> None:
+def assert_as_before(shop: Recommender, before: ItemStore) -> None:
     assert shop.catalog.ids[: len(before.catalog)] == before.catalog.ids
     np.testing.assert_array_equal(shop.item_tokenizer.codes[: len(before.catalog)], before.item_tokenizer.codes)
 
 
-def assert_untouched(shop: Recommender, before: Shelf) -> None:
-    assert shop.shelf is before
+def assert_untouched(shop: Recommender, before: ItemStore) -> None:
+    assert shop.store is before
 
 
 def assert_sound(shop: Recommender) -> None:
     """All parts tell of the same items."""
     assert shop.item_tokenizer.item_ids == shop.catalog.ids
-    assert shop.shelf.trie.spells(shop.item_tokenizer.codes)
+    assert shop.store.trie.matches_codes(shop.item_tokenizer.codes)
     assert len(np.unique(shop.item_tokenizer.codes, axis=0)) == len(shop.catalog)
-    expected = DenseIndex.of(shop.shelf.dense.head, shop.item_tokenizer.embed(shop.catalog))
-    torch.testing.assert_close(shop.shelf.dense.vectors, expected.vectors)
+    expected = DenseIndex.of(shop.store.dense.head, shop.item_tokenizer.embed(shop.catalog))
+    torch.testing.assert_close(shop.store.dense.vectors, expected.vectors)
 
 
 def test_new_items_are_searchable_and_recommendable(shop: Recommender) -> None:
-    before = shop.shelf
+    before = shop.store
     shop.recommend(prompt="soap", where={"brand": "alba"})  # fills what is kept between requests
     assert shop.add_items(NEW) is shop
     assert shop.catalog.ids == [*before.catalog.ids, "n0", "n1", "n2"]
@@ -105,7 +105,7 @@ def test_new_items_are_searchable_and_recommendable(shop: Recommender) -> None:
 @pytest.mark.parametrize("scoring", ["vocab", "level"])
 def test_answers_among_the_old_items_stay(shop: Recommender, scoring: Scoring) -> None:
     """With scoring catalogue the new items share in the probability, so this holds for the other scorings alone."""
-    shop.decode = DecodeConfig(scoring=scoring, device="cpu", dtype="float32")
+    shop.decode_config = DecodeConfig(scoring=scoring, device="cpu", dtype="float32")
     ids = shop.catalog.ids
     requests = [{"history": ["i1", "i7"]}, {"prompt": "soap"}, {"history": ["i3"], "prompt": "hand balm"}]
 
@@ -127,7 +127,7 @@ def test_one_call_or_several(shop: Recommender) -> None:
         other.add_items(NEW.take([row]))
     assert other.catalog.frame.equals(shop.catalog.frame)
     np.testing.assert_array_equal(other.item_tokenizer.codes, shop.item_tokenizer.codes)
-    torch.testing.assert_close(other.shelf.dense.vectors, shop.shelf.dense.vectors)
+    torch.testing.assert_close(other.store.dense.vectors, shop.store.dense.vectors)
     assert_sound(other)
 
 
@@ -137,7 +137,7 @@ def test_vectors_of_ones_own(shop: Recommender) -> None:
     without_encoder(shop)
     shop.add_items(NEW, vectors.astype(np.float64))
     np.testing.assert_array_equal(shop.item_tokenizer.codes, by_text.item_tokenizer.codes)
-    torch.testing.assert_close(shop.shelf.dense.vectors, by_text.shelf.dense.vectors)
+    torch.testing.assert_close(shop.store.dense.vectors, by_text.store.dense.vectors)
 
 
 def test_missing_fields_are_empty_and_unknown_ones_left_out(
@@ -158,7 +158,7 @@ def test_a_text_of_unknown_words_is_said_aloud(shop: Recommender, caplog: pytest
 
 
 def test_an_update_changes_text_and_vector_and_keeps_the_codes(shop: Recommender) -> None:
-    before, vectors = shop.shelf, shop.shelf.dense.vectors.clone()
+    before, vectors = shop.store, shop.store.dense.vectors.clone()
     both = of(item_id=["i3", "n0", "i0"], title=["Sun cream", "Alba soap new", "Plum soap"])
     shop.add_items(both, if_exists="update")
     assert shop.catalog.ids == [*before.catalog.ids, "n0"]
@@ -166,19 +166,19 @@ def test_an_update_changes_text_and_vector_and_keeps_the_codes(shop: Recommender
     assert_sound(shop)
     assert [shop.catalog.row(item)["title"] for item in ("i0", "i3")] == ["Plum soap", "Sun cream"]
     assert shop.catalog.row("i3")["brand"] == before.catalog.row("i3")["brand"] == "Alba"
-    changed = (shop.shelf.dense.vectors[:20] != vectors).any(dim=1)
+    changed = (shop.store.dense.vectors[:20] != vectors).any(dim=1)
     assert torch.nonzero(changed).flatten().tolist() == [0, 3]
 
 
 def test_an_update_without_a_dense_index_needs_no_vectors(shop: Recommender) -> None:
-    shop.shelf = replace(shop.shelf, dense=None)
+    shop.store = replace(shop.store, dense=None)
     without_encoder(shop)
     shop.add_items(of(item_id=["i0"], title=["Plum soap"]), if_exists="update")
     assert shop.catalog.row("i0")["title"] == "Plum soap"
 
 
 def test_removed_items_are_gone_and_can_come_back(shop: Recommender) -> None:
-    before = shop.shelf
+    before = shop.store
     shop.remove_items(["i4", "i0", "i4"])
     assert len(shop.catalog) == 18
     stays = [row for row in range(20) if row not in (0, 4)]
@@ -202,7 +202,7 @@ def test_removed_items_are_gone_and_can_come_back(shop: Recommender) -> None:
     ],
 )
 def test_mistakes_are_named_and_change_nothing(shop: Recommender, arguments: dict, words: str) -> None:
-    before = shop.shelf
+    before = shop.store
     with pytest.raises(UserError) as error:
         shop.add_items(**arguments)
     assert words in str(error.value)
@@ -212,7 +212,7 @@ def test_mistakes_are_named_and_change_nothing(shop: Recommender, arguments: dic
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_an_update_to_no_text_is_refused(shop: Recommender, dense: bool) -> None:
-    shop.shelf = shop.shelf if dense else replace(shop.shelf, dense=None)
+    shop.store = shop.store if dense else replace(shop.store, dense=None)
     with pytest.raises(UserError, match="item 'i1' has no text"):
         shop.add_items(
             of(item_id=["i0", "i1"], title=["soap", ""], brand=["", ""], description=["", ""]), if_exists="update"
@@ -230,18 +230,18 @@ def test_a_full_codebook_adds_nothing(tiny_catalog: Catalog) -> None:
         levels=2, codes=[4, 6], collisions="nearest-free", embed=EmbedConfig("tfidf-svd", dim=DIM)
     ).fit(tiny_catalog)
     trie = ItemTrie.build(tokenizer.codes, tokenizer.level_sizes)
-    shelf = Shelf(tiny_catalog, tokenizer, trie, np.ones(len(tiny_catalog), np.int64))
-    assert len(shelf.with_items(NEW).catalog) == 23
+    store = ItemStore(tiny_catalog, tokenizer, trie, np.ones(len(tiny_catalog), np.int64))
+    assert len(store.with_items(NEW).catalog) == 23
     five = of(item_id=list("abcde"), title=["soap"] * 5)
     with pytest.raises(UserError, match="full codebook: all 24 semantic IDs are taken, by 24 items"):
-        shelf.with_items(five)
+        store.with_items(five)
 
 
 @pytest.mark.parametrize(
     ("ids", "words"), [(["i1", "zz"], "remove zz: no such item"), ([f"i{row}" for row in range(20)], "nothing would")]
 )
 def test_removals_that_cannot_be(shop: Recommender, ids: list[str], words: str) -> None:
-    before = shop.shelf
+    before = shop.store
     with pytest.raises(UserError, match=words):
         shop.remove_items(ids)
     assert_untouched(shop, before)
@@ -264,25 +264,25 @@ def linked(saved: Path, tmp_path: Path, unsized: Callable[[Path], Path]) -> Path
     return Path(shutil.copytree(tmp_path / "train", tmp_path / "model", copy_function=os.link))
 
 
-def add(shelf: Shelf) -> Shelf:
-    return shelf.with_items(NEW)
+def add(store: ItemStore) -> ItemStore:
+    return store.with_items(NEW)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def read(folder: Path) -> Shelf:
-    return Shelf.load(folder, bundle.read_header(folder))
+def read(folder: Path) -> ItemStore:
+    return ItemStore.load(folder, bundle.read_header(folder))
 
 
-def assert_holds(folder: Path, shelf: Shelf) -> None:
-    """The bundle's items are those of `shelf`."""
+def assert_holds(folder: Path, store: ItemStore) -> None:
+    """The bundle's items are those of `store`."""
     found = read(folder)
-    assert found.catalog.frame.equals(shelf.catalog.frame)
-    np.testing.assert_array_equal(found.item_tokenizer.codes, shelf.item_tokenizer.codes)
-    assert found.trie.spells(shelf.item_tokenizer.codes)
-    torch.testing.assert_close(found.dense.vectors, shelf.dense.vectors)
+    assert found.catalog.frame.equals(store.catalog.frame)
+    np.testing.assert_array_equal(found.item_tokenizer.codes, store.item_tokenizer.codes)
+    assert found.trie.matches_codes(store.item_tokenizer.codes)
+    torch.testing.assert_close(found.dense.vectors, store.dense.vectors)
 
 
 def test_in_place_all_else_stays_and_no_other_folder_changes(linked: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_link_to_the_bundle_stays_one(linked: Path, tmp_path: Path) -> None:
 def test_a_bundle_without_trie_and_dense_index(linked: Path) -> None:
     for name in (bundle.TRIE, bundle.DENSE):
         (linked / name).unlink()
-    change_items(linked, None, lambda shelf: shelf.without_items(["i0"]))
+    change_items(linked, None, lambda store: store.without_items(["i0"]))
     assert len(read(linked).catalog) == 19
     assert not (linked / bundle.DENSE).exists()
 
@@ -339,10 +339,10 @@ def test_a_dense_index_of_other_items_is_refused(linked: Path) -> None:
 
 
 def test_one_at_a_time(linked: Path) -> None:
-    def meanwhile(shelf: Shelf) -> Shelf:
+    def meanwhile(store: ItemStore) -> ItemStore:
         with pytest.raises(UserError, match="another llmrec is changing this bundle; wait or stop it"):
             change_items(linked, None, add)
-        return add(shelf)
+        return add(store)
 
     _, new = change_items(linked, None, meanwhile)
     assert_holds(linked, new)

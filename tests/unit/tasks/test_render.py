@@ -122,11 +122,11 @@ def test_only_text_answers_end(shop):
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_prompts_when_asked_are_those_of_training(make_shop, chat):
-    from llmrec.data import Cases
+    from llmrec.data import EvalExamples
 
     shop = make_shop(chat=chat)
     histories, targets = [[3, 1], [5], [8, 2, 19, 4, 0, 7]], [9, 0, 11]
-    cases = Cases(list(range(3)), histories, targets)
+    cases = EvalExamples(list(range(3)), histories, targets)
     batch = Collator(shop.renderer, 160)(validation_examples(shop.renderer, cases))
     search = TreeSearch(shop.model, shop.vocabulary, shop.trie, DecodeConfig(dtype="float32"))
     ranker = ItemRanker(shop.renderer, search, context=160)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmrec.data import Cases
+from llmrec.data import EvalExamples
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.config import AdapterConfig, DenseConfig
@@ -230,7 +230,7 @@ def test_the_objective_is_the_answers_loss_and_the_mean_of_the_items(shop):
 def data(shop, validation=True):
     histories = [sequence for sequence in shop.sequences if len(sequence) > 2]
     targets = np.array([sequence[0] for sequence in histories], dtype=np.int32)
-    cases = Cases(np.arange(len(histories), dtype=np.int32), histories, targets)
+    cases = EvalExamples(np.arange(len(histories), dtype=np.int32), histories, targets)
     return TrainingData(shop.catalog, shop.sequences, cases if validation else None, vectors=vectors())
 
 

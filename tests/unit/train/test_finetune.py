@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.data import Cases
+from llmrec.data import EvalExamples
 from llmrec.errors import UserError
 from llmrec.model.config import AdapterConfig
 from llmrec.tasks.config import TasksConfig
@@ -27,7 +27,7 @@ LORA = replace(FULL, method="lora", lora=AdapterConfig(rank=4), learning_rate=5e
 def data(shop, validation=True):
     histories = [sequence for sequence in shop.sequences if len(sequence) > 2]
     targets = np.array([sequence[0] for sequence in histories], dtype=np.int32)
-    cases = Cases(np.arange(len(histories), dtype=np.int32), histories, targets)
+    cases = EvalExamples(np.arange(len(histories), dtype=np.int32), histories, targets)
     return TrainingData(shop.catalog, shop.sequences, cases if validation else None)
 
 

@@ -24,7 +24,7 @@ def facts(deep, new_items) -> ItemFacts:
     head = DenseHead(deep.model.config.hidden_size, 12, 6)
     texts = np.random.default_rng(2).normal(size=(20, 12)).astype(np.float32)
     weights = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.1, 1.0, 3.0], 0.5, {})
-    return ItemFacts(new_items, content_levels=2, dense=DenseIndex.of(head, texts), weights=weights)
+    return ItemFacts(new_items, content_levels=2, dense=DenseIndex.of(head, texts), fusion_weights=weights)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def method_of(deep, facts) -> Callable:
     def make(name, content_levels=2, **settings):
         config = DecodeConfig(**{"beams": 20, "dtype": "float32", "batch_size": 3, **settings})
         known = replace(facts, content_levels=content_levels)
-        search = TreeSearch(deep.model, deep.vocabulary, deep.trie, config, new=known.new)
+        search = TreeSearch(deep.model, deep.vocabulary, deep.trie, config, is_cold=known.is_cold)
         return make_ranking(search, known, search.config, name)
 
     return make
@@ -54,14 +54,14 @@ def dense_scores(deep, facts, prompts, hidden_after) -> np.ndarray:
     head = facts.dense.head
     queries = torch.nn.functional.normalize(head.query(hidden), dim=1)
     cosines = (queries @ facts.dense.vectors.T).double().numpy()
-    total = np.log(np.exp(cosines[:, ~facts.new] / TEMPERATURE).sum(axis=1, keepdims=True))
+    total = np.log(np.exp(cosines[:, ~facts.is_cold] / TEMPERATURE).sum(axis=1, keepdims=True))
     return cosines / TEMPERATURE - total
 
 
 @pytest.fixture
 def code_scores(deep, facts, prompts, exhaustive) -> np.ndarray:
     """Of each item's codes, [4, 20, 3]."""
-    return exhaustive(deep, prompts, "catalogue", facts.new)
+    return exhaustive(deep, prompts, "catalogue", facts.is_cold)
 
 
 def best_first(scores: np.ndarray) -> list[int]:

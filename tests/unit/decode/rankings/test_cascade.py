@@ -25,7 +25,7 @@ def by_hand(deep, facts, prompts, code_scores, hidden_after, width) -> np.ndarra
             inside = np.flatnonzero(firsts == code)
             query = facts.dense.head.query(hidden_after(deep, prompt, [code])).double()
             cosines = 16 * (facts.dense.vectors[inside].double() @ query / query.norm()).numpy()
-            trained = ~facts.new[inside] if not facts.new[inside].all() else np.ones(len(inside), bool)
+            trained = ~facts.is_cold[inside] if not facts.is_cold[inside].all() else np.ones(len(inside), bool)
             scores[row, inside] = 0.9 * own[code] - total + cosines - np.log(np.exp(cosines[trained]).sum())
     return scores
 
@@ -40,7 +40,7 @@ def test_beam_fusion_by_hand(deep, facts, method_of, prompts, code_scores, hidde
         assert items[:reached].tolist() == best_first(own)[:reached]
         assert (items[reached:] == -1).all()
         np.testing.assert_allclose(scores[:reached], own[items[:reached]], atol=1e-3)
-    firsts = {code: facts.new[deep.codes[:, 0] == code].all() for code in range(4)}
+    firsts = {code: facts.is_cold[deep.codes[:, 0] == code].all() for code in range(4)}
     assert firsts == {0: False, 1: False, 2: False, 3: True}
 
 

@@ -45,8 +45,8 @@ def test_features_by_hand(method_of, prompts, features):
 def test_scores_are_weighted_sums(method_of, prompts, facts, features):
     ranking = method_of("fusion").rank(prompts, 20)
     trained, new = features @ [1.0, 0.8, 0.5, 2.0], features @ [0.7, 0.1, 1.0, 3.0] + 0.5
-    expected = np.where(facts.new, new, trained)
-    np.testing.assert_allclose(expected, facts.weights.scores(features, facts.new), atol=1e-9)
+    expected = np.where(facts.is_cold, new, trained)
+    np.testing.assert_allclose(expected, facts.fusion_weights.scores(features, facts.is_cold), atol=1e-9)
     np.testing.assert_allclose(ranking.scores, np.take_along_axis(expected, ranking.items, axis=1), atol=2e-3)
     np.testing.assert_allclose(ranking.scores, -np.sort(-expected, axis=1), atol=2e-3)
 
@@ -63,8 +63,8 @@ def test_candidates_are_what_each_finds(method_of, prompts, facts, dense_scores,
         expected = {item for item in found[row].tolist() if item >= 0}
         for scores in (dense_scores[row], text_scores[row]):
             ordered = [item for item in best_first(scores) if item not in gone[row]]
-            expected |= {*[item for item in ordered if facts.new[item]][:width]}
-            expected |= {*[item for item in ordered if not facts.new[item]][:width]}
+            expected |= {*[item for item in ordered if facts.is_cold[item]][:width]}
+            expected |= {*[item for item in ordered if not facts.is_cold[item]][:width]}
         assert scored.items[row][scored.items[row] >= 0].tolist() == sorted(expected)
         assert not set(scored.items[row]) & set(gone[row])
         assert scored.beams.items[row].tolist() == found[row].tolist()
@@ -72,15 +72,15 @@ def test_candidates_are_what_each_finds(method_of, prompts, facts, dense_scores,
 
 @pytest.mark.parametrize("bonus", [-30.0, 1.5, 30.0])
 def test_the_bonus_moves_new_items_only(method_of, prompts, facts, bonus):
-    plain, moved = (method_of("fusion", new_bonus=value).rank(prompts, 20) for value in (0.0, bonus))
+    plain, moved = (method_of("fusion", cold_bonus=value).rank(prompts, 20) for value in (0.0, bonus))
     for row in range(4):
         before = dict(zip(plain.items[row].tolist(), plain.scores[row].tolist(), strict=True))
         for item, score in zip(moved.items[row].tolist(), moved.scores[row].tolist(), strict=True):
-            assert score == pytest.approx(before[item] + bonus * facts.new[item], abs=1e-4)
+            assert score == pytest.approx(before[item] + bonus * facts.is_cold[item], abs=1e-4)
     if bonus == 30:
-        assert facts.new[moved.items[:, :8]].all()
+        assert facts.is_cold[moved.items[:, :8]].all()
     if bonus == -30:
-        assert not facts.new[moved.items[:, :12]].any()
+        assert not facts.is_cold[moved.items[:, :12]].any()
 
 
 def test_a_prompt_without_items_has_no_opinion_on_texts(deep, method_of):
@@ -94,7 +94,7 @@ def test_a_prompt_without_items_has_no_opinion_on_texts(deep, method_of):
 
 def test_without_weights_it_is_refused(deep, facts, method_of, prompts):
     method = method_of("fusion")
-    bare = make_ranking(method.search, replace(facts, weights=None), method.config, "fusion")
+    bare = make_ranking(method.search, replace(facts, fusion_weights=None), method.config, "fusion")
     with pytest.raises(UserError, match=r"decode\.ranking fusion: this bundle has not been calibrated") as caught:
         bare.rank(prompts, 3)
     assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ def test_candidates_are_the_beams_and_all_new_items(method_of, prompts, facts, d
     found = method.search.search(prompts, max(k, beams), filters).items
     ranking = method.rank(prompts, k, filters)
     for row, items in enumerate(ranking.items):
-        candidate = facts.new.copy()
+        candidate = facts.is_cold.copy()
         candidate[found[row]] = True
         candidate[row] = False
         expected = [item for item in best_first(dense_scores[row]) if candidate[item]]
@@ -30,10 +30,12 @@ def test_with_one_beam_every_new_item_is_a_candidate(method_of, prompts, facts, 
     """The beams find one trained item, and the list is as long as all that may compete."""
     method = method_of("liger", beams=1)
     rank = method.search.rank
-    monkeypatch.setattr(method.search, "rank", lambda opened, k, *args, **kwargs: rank(opened, 1, *args, **kwargs))
-    warm = [Filter(allowed=np.append(np.flatnonzero(facts.new), trained)) for trained in np.flatnonzero(~facts.new)[:4]]
+    monkeypatch.setattr(
+        method.search, "rank", lambda prefilled, k, *args, **kwargs: rank(prefilled, 1, *args, **kwargs)
+    )
+    warm = [Filter(allowed=np.append(np.flatnonzero(facts.is_cold), trained)) for trained in np.flatnonzero(~facts.is_cold)[:4]]
     ranking = method.rank(prompts, 20, warm)
-    new = set(np.flatnonzero(facts.new).tolist())
+    new = set(np.flatnonzero(facts.is_cold).tolist())
     for items in ranking.items:
         found = set(items[items >= 0].tolist())
         assert new <= found
@@ -44,7 +46,7 @@ def test_offsets_steer_both_halves(method_of, prompts, facts):
     """A trained item that no beam would find comes first with a large offset."""
     method = method_of("liger", beams=2)
     plain = method_of("beam").rank(prompts, 20)
-    last = next(item for item in plain.items[0][::-1].tolist() if not facts.new[item])
+    last = next(item for item in plain.items[0][::-1].tolist() if not facts.is_cold[item])
     offsets = np.zeros(20, np.float32)
     offsets[last] = 100
     assert method.rank(prompts[:1], 2, offsets=offsets).items[0, 0] == last

@@ -37,9 +37,9 @@ def test_every_name_has_its_method():
 def test_auto_is_the_fusion_where_it_is_calibrated(search, facts):
     chosen = {
         "all": facts,
-        "no weights": replace(facts, weights=None),
+        "no weights": replace(facts, fusion_weights=None),
         "no head": replace(facts, dense=None),
-        "neither": replace(facts, dense=None, weights=None),
+        "neither": replace(facts, dense=None, fusion_weights=None),
     }
     names = {what: make_ranking(search, known, search.config).name for what, known in chosen.items()}
     assert names == {"all": "fusion", "no weights": "beam", "no head": "beam", "neither": "beam"}

@@ -30,13 +30,13 @@ def test_as_a_loop_has_it(deep, facts, method_of, prompts, prefix, share, beams)
     method = method_of("quota", beams=beams, quota=share, quota_prefix=prefix)
     gone = np.array([[2, 3], [4, 5], [6, 7], [8, 9]])
     filters = [Filter(excluded=row) for row in gone]
-    warm = [Filter(excluded=np.union1d(row, np.flatnonzero(facts.new))) for row in gone]
+    warm = [Filter(excluded=np.union1d(row, np.flatnonzero(facts.is_cold))) for row in gone]
     found = method.search.search(prompts, max(5, beams), warm).items
     ranking = method.rank(prompts, 5, filters)
     for row, items in enumerate(ranking.items):
         allowed = ~np.isin(np.arange(20), gone[row])
         mine = found[row][found[row] >= 0]
-        assert items.tolist() == slow(mine, deep.codes, facts.new, prefix or 2, share, 5, allowed)
+        assert items.tolist() == slow(mine, deep.codes, facts.is_cold, prefix or 2, share, 5, allowed)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.25, 0.5])
@@ -44,15 +44,15 @@ def test_every_prefix_of_a_list_holds_its_share(facts, method_of, prompts, share
     """With as many beams as items every first code with trained items is a beam's."""
     ranking = method_of("quota", quota=share, quota_prefix=1).rank(prompts, 10)
     under = 7  # new items whose first code trained items have too: all but the one of code 3
-    held = np.cumsum(facts.new[ranking.items], axis=1)
+    held = np.cumsum(facts.is_cold[ranking.items], axis=1)
     expected = [min(under, math.floor(share * s)) for s in range(1, 11)]
     assert (held == expected).all()
 
 
 def test_no_share_no_new_item(facts, method_of, prompts):
     ranking = method_of("quota", quota=0.0, quota_prefix=1).rank(prompts, 12)
-    assert not facts.new[ranking.items].any()
-    warm = [Filter(allowed=np.flatnonzero(~facts.new))] * 4
+    assert not facts.is_cold[ranking.items].any()
+    warm = [Filter(allowed=np.flatnonzero(~facts.is_cold))] * 4
     np.testing.assert_array_equal(ranking.items, method_of("beam").rank(prompts, 12, warm).items)
 
 
@@ -64,7 +64,7 @@ def test_prefixes_of_two_codes_by_hand(deep, facts, method_of, prompts):
         assert by_code["121"] in items
         assert by_code["021"] not in items
         assert by_code["321"] not in items
-        new = {code for code, item in by_code.items() if facts.new[item] and item in items}
+        new = {code for code, item in by_code.items() if facts.is_cold[item] and item in items}
         assert new == {"001", "032", "100", "121"}
     wider = method_of("quota", quota=0.5, quota_prefix=1).rank(prompts, 20).items
     for items in wider:

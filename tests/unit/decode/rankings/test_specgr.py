@@ -28,7 +28,7 @@ def verified(facts, code_scores):
     """`verified(content)`: mean log-probability per code, of new items of the codes that tell content; [4, 20]."""
 
     def mean(content):
-        return np.where(facts.new, code_scores[:, :, :content].mean(axis=2), code_scores.mean(axis=2))
+        return np.where(facts.is_cold, code_scores[:, :, :content].mean(axis=2), code_scores.mean(axis=2))
 
     return mean
 

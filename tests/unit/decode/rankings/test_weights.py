@@ -8,7 +8,9 @@ import pytest
 from llmrec.decode.rankings.base import FEATURES, FusionWeights
 from llmrec.errors import UserError
 
-WEIGHTS = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.0, 1.0, 3.0], -0.25, {"new_cases": 40, "recall@10_new": 0.125})
+WEIGHTS = FusionWeights(
+    [1.0, 0.8, 0.5, 2.0], [0.7, 0.0, 1.0, 3.0], -0.25, {"cold_examples": 40, "recall@10_cold": 0.125}
+)
 
 
 def test_scores_of_known_features():
