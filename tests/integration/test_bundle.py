@@ -17,6 +17,7 @@ from llmrec.cli.main import main
 from llmrec.data import Split
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
+from llmrec.model.config import AdapterConfig
 from llmrec.recommender.recommender import Recommendation
 from llmrec.recommender.size import readable
 
@@ -88,7 +89,7 @@ def test_adapter_is_small(adapter_run: Path) -> None:
     assert list(rows.values()) == [(len(tokens), 64)]
     for name, shape in shapes.items():
         if name not in rows:
-            assert TrainConfig.lora_rank in shape, (name, shape)
+            assert AdapterConfig.rank in shape, (name, shape)
     assert not (adapter_run / "model" / "model.safetensors").exists()
 
 

@@ -19,6 +19,7 @@ import pytest
 from llmrec import pipeline
 from llmrec.config import Config
 from llmrec.data import TRAIN, Catalog, DataConfig, Prepared, Split, load, prepare, save
+from llmrec.data.config import ColdConfig
 from llmrec.embed import EmbedConfig, Embeddings
 from llmrec.embed.config import AlignConfig
 from llmrec.intentions import Intentions
@@ -37,15 +38,14 @@ BEHAVIOUR = ("sequential", "titles-to-item", "next-text", "personal-search", "ch
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "natural": {},
     "timestamp": {"split": "timestamp", "valid_share": 0.15, "test_share": 0.15},
-    "held-out": {"cold_items": "held-out", "cold_share": 0.15, "simulated_share": 0.15},
+    "held-out": {"cold": ColdConfig("held-out", share=0.15, simulated_share=0.15)},
     "timestamp-held-out": {
         "split": "timestamp",
         "valid_share": 0.15,
         "test_share": 0.15,
-        "cold_items": "held-out",
-        "cold_share": 0.15,
+        "cold": ColdConfig("held-out", share=0.15),
     },
-    "cold-users": {"cold_users": 0.2},
+    "cold-users": {"cold": ColdConfig(users=0.2)},
 }
 
 

@@ -165,7 +165,7 @@ def test_the_bundle_says_how_it_scores(bundle_copy: Path) -> None:
     assert loaded.ranker.search.config.scoring == "level"
     loaded.save_pretrained(bundle_copy)
     assert bundle.read_header(bundle_copy).scoring == "level"
-    assert Recommender.from_pretrained(bundle_copy, DecodeConfig(scoring="vocab")).decode.scoring == "vocab"
+    assert Recommender.from_pretrained(bundle_copy, DecodeConfig(scoring="vocab")).decode_config.scoring == "vocab"
 
 
 def test_parts_that_do_not_belong_together_are_refused(bundle_copy: Path) -> None:

@@ -33,7 +33,10 @@ def test_with_one_beam_every_new_item_is_a_candidate(method_of, prompts, facts, 
     monkeypatch.setattr(
         method.search, "rank", lambda prefilled, k, *args, **kwargs: rank(prefilled, 1, *args, **kwargs)
     )
-    warm = [Filter(allowed=np.append(np.flatnonzero(facts.is_cold), trained)) for trained in np.flatnonzero(~facts.is_cold)[:4]]
+    warm = [
+        Filter(allowed=np.append(np.flatnonzero(facts.is_cold), trained))
+        for trained in np.flatnonzero(~facts.is_cold)[:4]
+    ]
     ranking = method.rank(prompts, 20, warm)
     new = set(np.flatnonzero(facts.is_cold).tolist())
     for items in ranking.items:
