@@ -1,6 +1,7 @@
 """A tiny shop that the tests of the language model's rooms share."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,15 @@ CHAT = (
     "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def no_log_handler_stays() -> Iterator[None]:
+    """A command run in this process leaves its log handler, bound to a stream that ends with the test."""
+    yield
+    logger = logging.getLogger("llmrec")
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 @dataclass

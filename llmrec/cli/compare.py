@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--downstream", action="store_true", help="train and evaluate a recommender on each, too")
     options = parse(parser, arguments)
     if options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds}: give 1 or more")
+        raise UserError(f"--seeds {options.seeds}: expected at least 1")
     contenders = {
         name: configuration(parse(parser, [*arguments, *words]))
         for name, words in _settings(options.methods.split(",")).items()

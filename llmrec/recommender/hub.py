@@ -56,8 +56,6 @@ def is_published(name: str) -> bool:
 def published_files(folder: Path) -> list[str]:
     """The paths inside `folder` that a push takes, sorted."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    if left := [name for name in names if not is_published(name) and name != MANIFEST]:
-        log.info("not part of the bundle, so not published: %s", ", ".join(left))
     return list(filter(is_published, names))
 
 
@@ -100,6 +98,9 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
     if get_token() is None:
         raise UserError("--repo-id needs a Hugging Face token with write access: `hf auth login`, or set HF_TOKEN.")
     files = published_files(folder)
+    others = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {*files, MANIFEST}
+    if left := sorted(name for name in others if not name.startswith(".")):
+        log.info("not part of the bundle, so not published: %s", ", ".join(left))
     api = HfApi()
     with _one_line(f"--repo-id {repo_id}: the Hub gave"):
         # Not passed when false: that would make a repository public where its organisation's default is private.
