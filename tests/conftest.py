@@ -1,13 +1,19 @@
 """A tiny shop that the tests of the language model's rooms share."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+# Before the first import of numpy or torch. With one thread each, the tests and the programs that they start add up in
+# the same order, and pytest-xdist's workers don't compete for the cores. The tests hold with more threads, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import settings
 
 from llmrec.data import Catalog
 
@@ -17,6 +23,10 @@ if TYPE_CHECKING:
     from llmrec.index.trie import ItemTrie
     from llmrec.model.tokens import ItemVocabulary
     from llmrec.tasks.render import Renderer
+
+# hypothesis fails examples that take longer than 200 ms, which says more of the machine than of the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 LEVEL_SIZES = [4, 5]
 BRANDS = ["Alba", "Borea", "Cirrus", ""]

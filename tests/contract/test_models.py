@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import SCORES
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -130,7 +131,7 @@ def check_exact(ranking, case, prompts, excluded):
         expected = case.exhaustive(prompt)
         found = items[items >= 0]
         assert sorted(found) == sorted(set(range(len(expected))) - set(gone.tolist()))
-        np.testing.assert_allclose(scores[: len(found)], expected[found], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(scores[: len(found)], expected[found], rtol=0, atol=SCORES)
         assert (np.diff(expected[found]) < 1e-4).all()
         assert (items[len(found) :] == -1).all()
         assert np.isneginf(scores[len(found) :]).all()
@@ -178,8 +179,8 @@ def test_best_of_the_filtered_catalogue_with_offsets(model, kind, scoring, situa
         found = items[items >= 0]
         assert len(set(found)) == len(found) == min(k, len(may))
         assert set(found) <= set(may)
-        np.testing.assert_allclose(scores[: len(found)], expected[found], rtol=0, atol=1e-4)
-        np.testing.assert_allclose(expected[found], np.sort(expected[may])[::-1][:k], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(scores[: len(found)], expected[found], rtol=0, atol=SCORES)
+        np.testing.assert_allclose(expected[found], np.sort(expected[may])[::-1][:k], rtol=0, atol=SCORES)
 
 
 @pytest.mark.parametrize("beams", [2, 3, 7])
@@ -209,7 +210,7 @@ def test_narrow_beams_are_those_of_stock_generate(model, beams):
             )
         answers = output.sequences[:, len(prompt) :].numpy()
         assert case.vocabulary.token_ids(codes[items]).tolist() == answers.tolist()
-        np.testing.assert_allclose(scores, output.sequences_scores.numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(scores, output.sequences_scores.numpy(), rtol=0, atol=SCORES)
 
 
 def test_what_prompts_begin_with_is_run_once(model, monkeypatch):
@@ -257,7 +258,7 @@ def test_prompt_alone_equals_prompt_in_a_batch(case):
     for row, prompt in enumerate(PROMPTS):
         alone = case.search([prompt], k=10, beams=12)
         np.testing.assert_array_equal(alone.items[0], together.items[row])
-        np.testing.assert_allclose(alone.scores[0], together.scores[row], atol=1e-4)
+        np.testing.assert_allclose(alone.scores[0], together.scores[row], atol=SCORES)
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -265,7 +266,7 @@ def test_narrow_search_gives_real_items(case, beams):
     ranking = case.search(PROMPTS, k=1, beams=beams)
     for row, prompt in enumerate(PROMPTS):
         item = ranking.items[row, 0]
-        assert ranking.scores[row, 0] == pytest.approx(case.exhaustive(prompt)[item], abs=1e-4)
+        assert ranking.scores[row, 0] == pytest.approx(case.exhaustive(prompt)[item], abs=SCORES)
 
 
 def test_more_answers_than_items(case):

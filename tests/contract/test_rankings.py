@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tolerances import SCORES
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
@@ -77,7 +78,7 @@ def test_batches_do_not_matter(setting, name) -> None:
     alone, _ = setting(name, batch_size=1)
     first, second = together.rank(prompts, 6), alone.rank(prompts, 6)
     np.testing.assert_array_equal(first.items, second.items)
-    np.testing.assert_allclose(first.scores, second.scores, atol=1e-4)
+    np.testing.assert_allclose(first.scores, second.scores, atol=SCORES)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("quota", "specgr")])
@@ -90,7 +91,7 @@ def test_offsets_are_added(setting, name) -> None:
         before = dict(zip(plain.items[row].tolist(), plain.scores[row].tolist(), strict=True))
         after = dict(zip(moved.items[row].tolist(), moved.scores[row].tolist(), strict=True))
         for item in before.keys() & after.keys() - {-1}:
-            assert after[item] == pytest.approx(before[item] + offsets[item], abs=1e-4)
+            assert after[item] == pytest.approx(before[item] + offsets[item], abs=SCORES)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -117,7 +118,7 @@ def test_new_items_change_nothing_among_the_others(shop, setting, name, beams) -
     expected = before.rank(prompts, 6)
     ranking = grown.rank(prompts, 6, [Filter(allowed=old)] * 3)
     np.testing.assert_array_equal(ranking.items, np.where(expected.items >= 0, old[expected.items], -1))
-    np.testing.assert_allclose(ranking.scores, expected.scores, atol=1e-4)
+    np.testing.assert_allclose(ranking.scores, expected.scores, atol=SCORES)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -129,7 +130,7 @@ def test_other_requests_filters_do_not_matter(setting, name) -> None:
     for row, prompt in enumerate(prompts):
         alone = method.rank([prompt], 5, [filters[row]])
         np.testing.assert_array_equal(together.items[row], alone.items[0])
-        np.testing.assert_allclose(together.scores[row], alone.scores[0], atol=1e-4)
+        np.testing.assert_allclose(together.scores[row], alone.scores[0], atol=SCORES)
     assert set(together.items[1][together.items[1] >= 0].tolist()) & set(NEW)
     assert set(together.items[1].tolist()) <= {*NEW, -1}
     assert (together.items[2] == -1).all()

@@ -67,9 +67,11 @@ def index(folder: Path) -> dict[str, list[int]]:
     return {row["item_id"]: row["codes"] for row in bundle.read_index(folder).iter_rows(named=True)}
 
 
-def test_added_in_place_and_found_by_recommend(llmrec: Program, model: Path, items: Path) -> None:
+def test_added_in_place_and_found_by_recommend(
+    llmrec: Program, llmrec_process: Program, model: Path, items: Path
+) -> None:
     before = index(model)
-    result = llmrec("add-items", "--model", model, "--items", items, *COLUMNS)
+    result = llmrec_process("add-items", "--model", model, "--items", items, *COLUMNS)
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.splitlines()
     assert first == "2 added"

@@ -44,8 +44,8 @@ def append(path: Path, line: str) -> None:
     path.write_text(path.read_text() + line + "\n")
 
 
-def test_the_shop_itself_is_fine(llmrec: Program, shop: Path) -> None:
-    result = llmrec(*prepare(shop))
+def test_the_shop_itself_is_fine(llmrec_process: Program, shop: Path) -> None:
+    result = llmrec_process(*prepare(shop))
     assert result.returncode == 0, result.stderr
 
 
@@ -152,20 +152,23 @@ def test_unknown_config_key(fails: Fails, shop: Path) -> None:
     assert "did you mean 'data.item_core'" in fails(*prepare(shop, "--data.itemcore=2"))
 
 
-def test_second_process(fails: Fails, llmrec: Program, shop: Path) -> None:
+def test_second_process(llmrec_process: Program, shop: Path) -> None:
     from llmrec.rundir import RunDirectory
 
     first = RunDirectory(shop / "run")
-    assert "another llmrec is at work" in fails(*prepare(shop))
+    second = llmrec_process(*prepare(shop))
+    assert second.returncode == 2
+    [line] = second.stderr.splitlines()
+    assert "another llmrec is at work" in line
     del first
-    assert llmrec(*prepare(shop)).returncode == 0
+    assert llmrec_process(*prepare(shop)).returncode == 0
 
 
-def test_a_defect_of_ours_ends_with_1(llmrec: Program, run_copy: Path, tiny_flags: list[str]) -> None:
+def test_a_defect_of_ours_ends_with_1(llmrec_process: Program, run_copy: Path, tiny_flags: list[str]) -> None:
     """Damage that no user makes is not dressed up as the user's mistake."""
     path = run_copy / "embed" / "embed.json"
     path.write_text("x" * path.stat().st_size)  # of another size, it would be noticed and made again
-    result = llmrec("tokenize", "--run", run_copy, *tiny_flags, "--tokenize.codes", "16")
+    result = llmrec_process("tokenize", "--run", run_copy, *tiny_flags, "--tokenize.codes", "16")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
 
@@ -255,12 +258,15 @@ def test_sound_weights_with_scores_that_are_not_numbers_are_a_defect(
         (["--decode.beams", "0"], "--decode.beams 0"),
     ],
 )
-def test_evaluate(fails: Fails, tiny_run: Path, tiny_flags: list[str], words: list[str], said: str) -> None:
-    assert said in fails("evaluate", "--run", tiny_run, *tiny_flags, *words)
+def test_evaluate(fails: Fails, run_copy: Path, tiny_flags: list[str], words: list[str], said: str) -> None:
+    assert said in fails("evaluate", "--run", run_copy, *tiny_flags, *words)
 
 
-def test_recommend_in_a_process_of_its_own(fails: Fails, tiny_run: Path) -> None:
-    assert "NOSUCH" in fails("recommend", "--model", tiny_run / "model", "--history", "NOSUCH", "--json")
+def test_recommend_in_a_process_of_its_own(llmrec_process: Program, tiny_run: Path) -> None:
+    result = llmrec_process("recommend", "--model", tiny_run / "model", "--history", "NOSUCH", "--json")
+    assert (result.returncode, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert "NOSUCH" in line
 
 
 def damage(folder: Path, how: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from tolerances import BFLOAT16
 
 from llmrec.cli.main import main
 
@@ -42,9 +43,11 @@ def ask(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., lis
     return run
 
 
-def test_stdout_is_one_document_and_stderr_is_quiet(tiny_run: Path, llmrec: Program, items: pl.DataFrame) -> None:
+def test_stdout_is_one_document_and_stderr_is_quiet(
+    tiny_run: Path, llmrec_process: Program, items: pl.DataFrame
+) -> None:
     history = items["item_id"][:2].to_list()
-    result = llmrec("recommend", "--model", tiny_run / "model", "--history", *history, "--json")
+    result = llmrec_process("recommend", "--model", tiny_run / "model", "--history", *history, "--json")
     assert result.returncode == 0
     assert len(json.loads(result.stdout)["items"]) == 10
     assert result.stderr == ""
@@ -137,7 +140,7 @@ def test_exact(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame) ->
     whole = ask(*words, "--k", str(len(items) - 1), "--ranking", "beam")
     exact = ask(*words, "--k", "5", "--exact")
     scores = [answer["score"] for answer in whole[:5]]
-    assert [answer["score"] for answer in exact] == pytest.approx(scores, abs=0.05)  # bfloat16 where the CPU has it
+    assert [answer["score"] for answer in exact] == pytest.approx(scores, abs=BFLOAT16)
 
 
 def test_exact_takes_no_other_ranking(tiny_run: Path, items: pl.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:

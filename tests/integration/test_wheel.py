@@ -10,6 +10,7 @@ import pytest
 import llmrec
 
 ROOT = Path(__file__).parents[2]
+FEW = ["--data.synthetic_items", "60", "--data.synthetic_users", "60", "--tokenize.codes", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_wheel_runs_from_another_directory(
     where = [sys.executable, "-c", "import llmrec; print(llmrec.__file__)"]
     found = subprocess.run(where, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True)
     assert Path(found.stdout.strip()) == site / "llmrec" / "__init__.py"
-    command = [sys.executable, "-m", "llmrec", "run", "--run", "run", *tiny_flags]
+    command = [sys.executable, "-m", "llmrec", "run", "--run", "run", *tiny_flags, *FEW]
     result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert (elsewhere / "run" / "evaluate" / "metrics.json").exists()

@@ -123,9 +123,10 @@ def test_import_is_cheap() -> None:
         "import sys, time; started = time.process_time(); import llmrec; "
         "print(time.process_time() - started, 'torch' in sys.modules, 'polars' in sys.modules)"
     )
-    seconds, *loaded = run_python(code).split()
-    assert loaded == ["False", "False"]
-    assert float(seconds) < 0.5
+    runs = [run_python(code).split() for _ in range(3)]
+    assert all(loaded == ["False", "False"] for _, *loaded in runs)
+    # The processor's time, not the clock's, and the middle one of three: what else runs here matters little.
+    assert sorted(float(seconds) for seconds, *_ in runs)[1] < 0.5
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["recommend", "--help"]])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tolerances import SCORES
 
 from llmrec.data import EvalExamples
 from llmrec.decode import calibrate as module
@@ -134,7 +135,7 @@ def test_only_the_candidates_and_cases_of_a_kind_count():
     chosen = cases & (items[:, :8] == targets[:, None]).any(axis=1)
     whole = np.ones((int(chosen.sum()), 8), bool)
     alone = module._fit(items[chosen][:, :8], features[chosen][:, :8], targets[chosen], whole, whole[:, 0])
-    np.testing.assert_allclose(found, alone, atol=1e-4)
+    np.testing.assert_allclose(found, alone, atol=SCORES)
 
 
 def test_fewer_than_twenty_targets_teach_nothing():
@@ -199,7 +200,7 @@ def test_candidates_are_those_of_a_ranking(three, ranker_of, cases_of, new_items
         scored = ranker.method.scored(ranker.search.open(prompt), 6, own)
         there = items[row] >= 0
         assert items[row][there].tolist() == scored.items[0].tolist()
-        np.testing.assert_allclose(features[row][there], scored.features[0], atol=1e-4)
+        np.testing.assert_allclose(features[row][there], scored.features[0], atol=SCORES)
         assert not set(items[row]) & set(history.tolist()) - {int(target)}
         assert beams[row] == (target in beam.rank(prompt, 3, own).items[0])
 

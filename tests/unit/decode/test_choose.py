@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import SCORES, SUMS
 
 from llmrec.decode.choose import check_fit, make_exact, make_search
 from llmrec.decode.config import DecodeConfig
@@ -40,7 +41,7 @@ def test_auto_scores_as_catalogue_does(shop):
         for scoring in ("auto", "catalogue")
     ]
     np.testing.assert_array_equal(rankings[0].items, rankings[1].items)
-    assert np.exp(rankings[0].scores).sum() == pytest.approx(1, abs=1e-4)
+    assert np.exp(rankings[0].scores).sum() == pytest.approx(1, abs=SCORES)
 
 
 def test_exact_goes_over_the_same_model_and_catalogue(shop):
@@ -50,7 +51,7 @@ def test_exact_goes_over_the_same_model_and_catalogue(shop):
     assert exact.config == search.config
     whole, best = search.search([[5, 6, 7]], 20), exact.search([[5, 6, 7]], 4)
     assert best.items[0].tolist() == whole.items[0, :4].tolist()
-    np.testing.assert_allclose(best.scores, whole.scores[:, :4], atol=1e-5)
+    np.testing.assert_allclose(best.scores, whole.scores[:, :4], atol=SUMS)
 
 
 def test_weights_that_are_not_numbers_are_no_reason_for_generate(shop):

@@ -5,6 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from tolerances import SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.exact import ExactSearch
@@ -40,7 +41,7 @@ def test_codes_of_items_are_scored_as_the_plain_model_has_them(deep, new_items, 
     assert (given.dtype, given.shape) == (np.float32, (4, 30, 3))
     expected = exhaustive(deep, prompts, scoring, new)
     expected = np.where((items >= 0)[..., None], expected[np.arange(4)[:, None], items], 0)
-    np.testing.assert_allclose(given, expected, atol=1e-4)
+    np.testing.assert_allclose(given, expected, atol=SCORES)
     assert not given[1].any()
 
 
@@ -50,7 +51,7 @@ def test_items_in_other_orders_and_numbers_have_the_same_scores(deep, new_items)
     whole = search.code_scores(search.open(PROMPTS), everything)
     for items in (everything[:, ::-1].copy(), everything[:, 3:4], everything[:, [7, 7, 2]]):
         given = search.code_scores(search.open(PROMPTS), items)
-        np.testing.assert_allclose(given, whole[np.arange(4)[:, None], items], atol=1e-5)
+        np.testing.assert_allclose(given, whole[np.arange(4)[:, None], items], atol=SUMS)
 
 
 def test_no_items_no_scores(deep):
@@ -66,7 +67,7 @@ def test_beams_and_codes_have_the_same_scores(deep, new_items):
     prefilled = search.open(PROMPTS)
     ranking = search.rank(prefilled, 7)
     assert (ranking.items >= 0).all()
-    np.testing.assert_allclose(search.code_scores(prefilled, ranking.items).sum(axis=2), ranking.scores, atol=1e-5)
+    np.testing.assert_allclose(search.code_scores(prefilled, ranking.items).sum(axis=2), ranking.scores, atol=SUMS)
 
 
 def test_questions_do_not_disturb_each_other(deep, new_items):
@@ -83,14 +84,14 @@ def test_questions_do_not_disturb_each_other(deep, new_items):
     for order in list(permutations(range(5)))[::17]:
         prefilled = search.open(PROMPTS)
         for number in (*order, *order[:2]):
-            np.testing.assert_allclose(questions[number](search, prefilled), alone[number], atol=1e-5)
+            np.testing.assert_allclose(questions[number](search, prefilled), alone[number], atol=SUMS)
 
 
 def test_hidden_states_of_the_prompts(deep, hidden_after):
     for prompts in (PROMPTS, LONG):
         prefilled = search_of(deep, "catalogue").open(prompts)
         expected = torch.stack([hidden_after(deep, prompt) for prompt in prompts])
-        torch.testing.assert_close(prefilled.hidden, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(prefilled.hidden, expected, rtol=0, atol=SCORES)
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
@@ -105,11 +106,11 @@ def test_first_codes_by_hand(deep, new_items, exhaustive, hidden_after, scoring,
         best = sorted(by_code, key=lambda code: -by_code[code])[:width]
         assert beams.codes[row].tolist() == best
         assert beams.nodes[row].tolist() == best, "all four first codes are there"
-        np.testing.assert_allclose(beams.scores[row], [by_code[code] for code in best], atol=1e-4)
+        np.testing.assert_allclose(beams.scores[row], [by_code[code] for code in best], atol=SCORES)
         for place, code in enumerate(best):
             if scoring == "catalogue" and code == 3:
                 continue  # only one item goes on from it, so that nothing is run
-            torch.testing.assert_close(hidden[row, place], hidden_after(deep, prompt, [code]), rtol=0, atol=1e-4)
+            torch.testing.assert_close(hidden[row, place], hidden_after(deep, prompt, [code]), rtol=0, atol=SCORES)
 
 
 def test_prefixes_of_two_codes_by_hand(deep, new_items, exhaustive, hidden_after):
@@ -122,12 +123,12 @@ def test_prefixes_of_two_codes_by_hand(deep, new_items, exhaustive, hidden_after
         alive = beams.nodes[row] >= 0
         found = [sorted(paths)[node] for node in beams.nodes[row][alive].tolist()]
         assert found == best
-        np.testing.assert_allclose(beams.scores[row][alive], [scores[row, paths[path]] for path in best], atol=1e-4)
+        np.testing.assert_allclose(beams.scores[row][alive], [scores[row, paths[path]] for path in best], atol=SCORES)
         expected = torch.stack([hidden_after(deep, prompt, path) for path in best])
-        torch.testing.assert_close(hidden[row][alive], expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(hidden[row][alive], expected, rtol=0, atol=SCORES)
 
 
 def test_the_exact_search_scores_codes_too(deep, new_items):
     tree, exact = (search_of(deep, "catalogue", new_items, kind) for kind in (TreeSearch, ExactSearch))
     given = [search.code_scores(search.open(PROMPTS), wanted()) for search in (tree, exact)]
-    np.testing.assert_allclose(*given, atol=1e-5)
+    np.testing.assert_allclose(*given, atol=SUMS)

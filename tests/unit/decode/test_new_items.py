@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tolerances import SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.exact import ExactSearch
@@ -29,7 +30,7 @@ def test_old_items_rank_as_without_the_new_ones(deep, new_items, kind, beams):
     expected = before.search(PROMPTS, 3)
     ranking = after.search(PROMPTS, 3, [Filter(allowed=old)] * 3)
     np.testing.assert_array_equal(ranking.items, old[expected.items])
-    np.testing.assert_allclose(ranking.scores, expected.scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(ranking.scores, expected.scores, rtol=0, atol=SUMS)
 
 
 def test_without_being_told_they_would(deep, new_items):
@@ -45,7 +46,7 @@ def test_each_old_score_is_the_same_one_by_one(deep, new_items):
     after = search_of(deep, new=new_items)
     expected = before.code_scores(before.open(PROMPTS), np.tile(np.arange(len(old)), (3, 1)))
     found = after.code_scores(after.open(PROMPTS), np.tile(old, (3, 1)))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=SUMS)
 
 
 @pytest.mark.parametrize("with_offsets", [False, True])
@@ -56,16 +57,16 @@ def test_exact_search_equals_exhaustive_scoring(deep, new_items, exhaustive, wit
     ranking = search_of(deep, ExactSearch, new_items, beams=2).search(PROMPTS, 20, offsets=offsets)
     for items, scores, own in zip(ranking.items, ranking.scores, expected, strict=True):
         assert sorted(items.tolist()) == list(range(20))
-        np.testing.assert_allclose(scores, own[items], atol=1e-4)
-        np.testing.assert_allclose(scores, np.sort(own)[::-1], atol=1e-4)
+        np.testing.assert_allclose(scores, own[items], atol=SCORES)
+        np.testing.assert_allclose(scores, np.sort(own)[::-1], atol=SCORES)
     few = search_of(deep, ExactSearch, new_items, beams=2).search(PROMPTS, 4, offsets=offsets)
-    np.testing.assert_allclose(few.scores, ranking.scores[:, :4], atol=1e-5)
+    np.testing.assert_allclose(few.scores, ranking.scores[:, :4], atol=SUMS)
 
 
 def test_as_many_beams_as_items_equal_exhaustive_scoring(deep, new_items, exhaustive):
     expected = exhaustive(deep, PROMPTS, "catalogue", new_items).sum(axis=2)
     ranking = search_of(deep, new=new_items, beams=20).search(PROMPTS, 20)
-    np.testing.assert_allclose(ranking.scores, np.take_along_axis(expected, ranking.items, axis=1), atol=1e-4)
+    np.testing.assert_allclose(ranking.scores, np.take_along_axis(expected, ranking.items, axis=1), atol=SCORES)
     assert set(np.flatnonzero(new_items)) <= set(ranking.items[0].tolist())
 
 
@@ -78,14 +79,14 @@ def test_whatever_is_new_old_items_share_the_whole_and_nothing_is_above_it(deep,
     assert np.isfinite(scores).all()
     sharing = np.flatnonzero(~new) if not new.all() else np.arange(20)
     among = sharing[np.unique(deep.codes[sharing], axis=0, return_index=True)[1]]
-    assert np.exp(scores[among].sum(axis=1)).sum() == pytest.approx(1, abs=1e-4)
+    assert np.exp(scores[among].sum(axis=1)).sum() == pytest.approx(1, abs=SCORES)
 
 
 @pytest.mark.parametrize("new", [np.zeros(20, bool), np.ones(20, bool)], ids=["none", "all"])
 def test_where_none_or_all_are_new_nothing_changes(deep, new):
     plain, told = search_of(deep).search(PROMPTS, 20), search_of(deep, new=new).search(PROMPTS, 20)
     np.testing.assert_array_equal(plain.items, told.items)
-    np.testing.assert_allclose(plain.scores, told.scores, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(plain.scores, told.scores, rtol=0, atol=SUMS)
 
 
 @pytest.mark.parametrize("scoring", ["vocab", "level"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import SUMS
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter, Quota
@@ -136,7 +137,7 @@ def test_several_phrasings_rank_by_the_mean_of_their_scores(shop, exact):
     items, scores = ranker.best(phrased, 5, allowed, exact=exact)
     expected = np.argsort(-np.where(allowed, mean, -np.inf))[:5]
     assert items.tolist() == expected.tolist()
-    np.testing.assert_allclose(scores, mean[expected], atol=1e-5)
+    np.testing.assert_allclose(scores, mean[expected], atol=SUMS)
 
 
 def test_no_more_phrasings_than_there_are(ranker):

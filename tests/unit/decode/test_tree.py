@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tolerances import DENSE, SCORES, SUMS
 
 from llmrec.decode.choose import check_fit, check_tree_support, make_search
 from llmrec.decode.config import DecodeConfig
@@ -44,7 +45,7 @@ def test_scorings_by_hand(loud, scoring):
     ranking = tree(loud, scoring=scoring).search(PROMPTS, k=20)
     for items, scores, prompt in zip(ranking.items, ranking.scores, PROMPTS, strict=True):
         expected = by_hand(loud, prompt, scoring)
-        np.testing.assert_allclose(scores, expected[items], atol=1e-4)
+        np.testing.assert_allclose(scores, expected[items], atol=SCORES)
         assert sorted(items) == list(range(20))
         if scoring == "catalogue":
             assert np.exp(expected).sum() == pytest.approx(1)
@@ -60,7 +61,7 @@ def test_catalogue_scoring_runs_no_prefix_that_only_one_item_continues(loud, mon
     monkeypatch.setattr(body, "forward", lambda *args, **kwargs: runs.append(1) or forward(*args, **kwargs))
     ranking = search.search(PROMPTS, k=3)
     assert len(runs) == 1
-    np.testing.assert_allclose(np.exp(ranking.scores).sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.exp(ranking.scores).sum(axis=1), 1, atol=SUMS)
 
 
 @pytest.mark.parametrize("scoring", ["vocab", "level", "catalogue"])
@@ -88,7 +89,7 @@ def test_offsets_are_added_and_searched_for(loud, beams):
     offsets[last] = 100
     ranking = tree(loud, beams=beams).search(PROMPTS, k=3, offsets=offsets)
     assert (ranking.items[:, 0] == last).all()
-    assert ranking.scores[0, 0] == pytest.approx(whole.scores[0, -1] + 100, abs=1e-3)
+    assert ranking.scores[0, 0] == pytest.approx(whole.scores[0, -1] + 100, abs=DENSE)
     assert ranking.items[0, 1] == whole.items[0, 0] or beams == 3
 
 
@@ -105,7 +106,7 @@ def test_exact_search_equals_the_whole_catalogue(loud, scoring, with_offsets):
         expected = by_hand(loud, prompt, scoring) + (0 if offsets is None else offsets)
         expected[[1, 5, 9]] = -np.inf
         assert items.tolist() == np.argsort(-expected, kind="stable")[:6].tolist()
-        np.testing.assert_allclose(scores, expected[items], atol=1e-4)
+        np.testing.assert_allclose(scores, expected[items], atol=SCORES)
 
 
 def test_exact_search_leaves_out_what_cannot_win(loud, monkeypatch):
@@ -140,7 +141,7 @@ def test_without_the_trie_some_beams_spell_no_item(loud, constraint):
     assert 0 <= ranking.invalid_first <= len(PROMPTS)
     for items, scores, prompt in zip(ranking.items, ranking.scores, PROMPTS, strict=True):
         found = items[items >= 0]
-        np.testing.assert_allclose(scores[: len(found)], by_hand(loud, prompt, "vocab")[::2][found], atol=1e-4)
+        np.testing.assert_allclose(scores[: len(found)], by_hand(loud, prompt, "vocab")[::2][found], atol=SCORES)
 
 
 def test_with_the_trie_none_does(loud):

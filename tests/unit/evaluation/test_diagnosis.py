@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from tolerances import SCORES
 
 from llmrec.data.sequences import EvalExamples
 from llmrec.decode.config import DecodeConfig
@@ -55,7 +56,7 @@ def test_codes_are_forced_as_the_plain_model_has_them(loud, ranker):
         codes = loud.codes[target]
         for level, code in enumerate(codes):
             scores = log_softmax(loud, history, codes[:level])[loud.vocabulary.ids[level]]
-            assert own[row, level] == pytest.approx(scores[code], abs=1e-4)
+            assert own[row, level] == pytest.approx(scores[code], abs=SCORES)
             assert place[row, level] == 1 + (scores > scores[code]).sum()
 
 
@@ -124,7 +125,7 @@ def test_a_diagnosis_is_the_means_of_its_groups(ranker):
     for kind, rows in {"warm": [0, 2, 4], "cold": [1, 3]}.items():
         group = given["targets"][kind]
         assert group["users"] == len(rows)
-        np.testing.assert_allclose(group["log_probability"], own[rows].mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(group["log_probability"], own[rows].mean(axis=0), atol=SCORES)
         np.testing.assert_allclose(group["code_rank"], np.median(place[rows], axis=0))
         np.testing.assert_allclose(group["recall@10"], found[rows].mean(axis=0))
         np.testing.assert_allclose(group["chance"], chance[rows].mean(axis=0))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tolerances import SCORES, SUMS
 
 from llmrec.errors import UserError
 from llmrec.index import dense as module
@@ -49,7 +50,7 @@ def logits_by_hand(head: DenseHead, hidden: torch.Tensor, vectors: np.ndarray) -
 def test_log_probabilities_by_hand(head, index, hidden):
     logits = logits_by_hand(head, hidden, texts())
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(index.log_probabilities(hidden), expected, atol=1e-4)
+    np.testing.assert_allclose(index.log_probabilities(hidden), expected, atol=SCORES)
     torch.testing.assert_close(index.log_probabilities(hidden).exp().sum(1), torch.ones(3))
 
 
@@ -58,8 +59,8 @@ def test_log_probabilities_among_items_that_are_not_new(head, index, hidden):
     logits = logits_by_hand(head, hidden, texts())
     expected = logits - np.log(np.exp(logits[:, ~new]).sum(axis=1, keepdims=True))
     found = index.log_probabilities(hidden, torch.from_numpy(new))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    np.testing.assert_allclose(np.exp(found.numpy()[:, ~new]).sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=SCORES)
+    np.testing.assert_allclose(np.exp(found.numpy()[:, ~new]).sum(axis=1), 1, atol=SUMS)
 
 
 @pytest.mark.parametrize("new", [None, np.zeros(N, bool), np.ones(N, bool)], ids=["unknown", "none", "all"])
@@ -72,7 +73,7 @@ def test_new_items_change_no_old_items_score(index, hidden):
     more = index.with_items(texts(20, seed=5))
     new = torch.arange(N + 20) >= N
     before = index.log_probabilities(hidden)
-    torch.testing.assert_close(more.log_probabilities(hidden, new)[:, :N], before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(more.log_probabilities(hidden, new)[:, :N], before, rtol=0, atol=SCORES)
     assert (more.log_probabilities(hidden)[:, :N] < before).all(), "as they would, were they not new"
 
 
@@ -85,11 +86,11 @@ def test_items_are_made_in_blocks(head, monkeypatch):
 def test_vectors_and_texts_have_unit_length(index):
     for rows in (index.vectors, index.texts):
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(N))
-    np.testing.assert_allclose(index.texts, unit(texts()), atol=1e-6)
+    np.testing.assert_allclose(index.texts, unit(texts()), atol=SUMS)
 
 
-def assert_same(one: DenseIndex, other: DenseIndex, atol=1e-6) -> None:
-    torch.testing.assert_close(one.vectors, other.vectors, rtol=0, atol=1e-6)
+def assert_same(one: DenseIndex, other: DenseIndex, atol=SUMS) -> None:
+    torch.testing.assert_close(one.vectors, other.vectors, rtol=0, atol=SUMS)
     torch.testing.assert_close(one.texts, other.texts, rtol=0, atol=atol)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from tolerances import SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch
@@ -70,7 +71,7 @@ def test_with_beams_enough_it_is_the_exhaustive_ranking(loud, kind, config, scor
     expected = by_hand(loud.model, loud.vocabulary, prompts, rest, scoring)
     order = np.argsort(-expected)
     np.testing.assert_array_equal(codes, rest[order])
-    np.testing.assert_allclose(scores, expected[order], atol=1e-4)
+    np.testing.assert_allclose(scores, expected[order], atol=SCORES)
 
 
 def test_level_scores_are_a_distribution_over_all_tuples(loud):
@@ -78,7 +79,7 @@ def test_level_scores_are_a_distribution_over_all_tuples(loud):
     used = EVERY[:1]
     scores = free_tuples(search, PROMPTS[:1], used, [4, 5], beams=20)[1]
     taken = by_hand(loud.model, loud.vocabulary, PROMPTS[:1], used, "level")
-    assert np.exp(scores).sum() + np.exp(taken).sum() == pytest.approx(1, abs=1e-5)
+    assert np.exp(scores).sum() + np.exp(taken).sum() == pytest.approx(1, abs=SUMS)
 
 
 @pytest.mark.parametrize("beams", [1, 2, 5])
@@ -91,7 +92,7 @@ def test_few_beams_find_free_tuples_only_with_their_true_scores(loud, beams):
     assert len(codes) == beams
     assert {tuple(row) for row in codes.tolist()} <= {tuple(row) for row in free(used).tolist()}
     at = codes[:, 0] * 5 + codes[:, 1]
-    np.testing.assert_allclose(scores, whole[at], atol=1e-4)
+    np.testing.assert_allclose(scores, whole[at], atol=SCORES)
     assert (np.diff(scores) <= 0).all()
 
 
@@ -134,7 +135,7 @@ def test_neighbours_are_the_true_nearest():
     for row, codes in enumerate(asked):
         apart = np.abs(degrees - codes @ [5, 1])
         np.testing.assert_array_equal(apart[near[row]], np.sort(apart)[:6])
-        np.testing.assert_allclose(similar[row], np.cos(np.deg2rad(apart[near[row]])), atol=1e-6)
+        np.testing.assert_allclose(similar[row], np.cos(np.deg2rad(apart[near[row]])), atol=SUMS)
         assert len(set(near[row])) == 6
     assert near[2][:3].tolist() == [3, 7, 40]
     assert similar[2][0] == pytest.approx(1)
@@ -145,7 +146,7 @@ def test_neighbours_are_the_true_nearest():
 def test_what_points_the_other_way_is_far():
     near, similar = nearest_items(Line(), np.array([[0, 0]]), np.array([[2, 0], [35, 4]]), np.array([1, 0]), 2)
     assert near.tolist() == [[1, 0]]
-    np.testing.assert_allclose(similar, np.cos(np.deg2rad([[10, 179]])), atol=1e-6)
+    np.testing.assert_allclose(similar, np.cos(np.deg2rad([[10, 179]])), atol=SUMS)
 
 
 def test_discoveries_are_free_ranked_and_described(sparse):
@@ -159,7 +160,7 @@ def test_discoveries_are_free_ranked_and_described(sparse):
     expected = by_hand(sparse.model, vocabulary, requests, every, "level")
     order = np.argsort(-expected)[:8]
     assert [each.codes for each in found] == every[order].tolist()
-    np.testing.assert_allclose([each.score for each in found], expected[order], atol=1e-4)
+    np.testing.assert_allclose([each.score for each in found], expected[order], atol=SCORES)
 
     unit = quantizer.decode(content)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
@@ -169,8 +170,8 @@ def test_discoveries_are_free_ranked_and_described(sparse):
         near = [near.item_id for near in each.neighbours]
         assert len(set(near)) == 4
         rows = [sparse.catalog.index[item] for item in near]
-        np.testing.assert_allclose(cosine[rows], np.sort(cosine)[::-1][:4], atol=1e-6)
-        np.testing.assert_allclose([near.similarity for near in each.neighbours], cosine[rows], atol=1e-6)
+        np.testing.assert_allclose(cosine[rows], np.sort(cosine)[::-1][:4], atol=SUMS)
+        np.testing.assert_allclose([near.similarity for near in each.neighbours], cosine[rows], atol=SUMS)
         assert [near.title for near in each.neighbours] == [sparse.catalog.row(item)["title"] for item in near]
         assert each.semantic_id == vocabulary.text(np.array([*each.codes, 0]))
         told = " ".join(near.title for near in each.neighbours).lower()
@@ -203,7 +204,7 @@ def test_words_alone_and_words_with_histories(sparse):
     ]
     for found, requests in asked:
         expected = by_hand(sparse.model, sparse.renderer.vocabulary, requests, [each.codes for each in found], "level")
-        np.testing.assert_allclose([each.score for each in found], expected, atol=1e-4)
+        np.testing.assert_allclose([each.score for each in found], expected, atol=SCORES)
 
 
 def test_a_model_that_was_not_taught_words_says_none(sparse, monkeypatch):

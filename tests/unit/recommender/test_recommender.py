@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tolerances import DENSE
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.errors import UserError
@@ -108,7 +109,7 @@ def test_exact_gives_the_head_of_the_whole_ranking(recommender: Recommender) -> 
     whole = recommender.recommend(prompt="soap", k=20)
     exact = recommender.recommend(prompt="soap", k=4, exact=True)
     assert [item.item_id for item in exact] == [item.item_id for item in whole[:4]]
-    assert [item.score for item in exact] == pytest.approx([item.score for item in whole[:4]], abs=1e-3)
+    assert [item.score for item in exact] == pytest.approx([item.score for item in whole[:4]], abs=DENSE)
 
 
 @pytest.mark.parametrize(

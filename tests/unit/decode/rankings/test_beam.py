@@ -1,12 +1,13 @@
 """The beams alone."""
 
 import numpy as np
+from tolerances import SCORES
 
 
 def test_scores_are_those_of_the_semantic_ids(method_of, prompts, code_scores, best_first):
     ranking = method_of("beam").rank(prompts, 20)
     expected = code_scores.sum(axis=2)
-    np.testing.assert_allclose(ranking.scores, np.take_along_axis(expected, ranking.items, axis=1), atol=1e-4)
+    np.testing.assert_allclose(ranking.scores, np.take_along_axis(expected, ranking.items, axis=1), atol=SCORES)
     assert (np.sort(ranking.items, axis=1) == np.arange(20)).all()
 
 

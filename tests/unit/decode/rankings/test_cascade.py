@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tolerances import DENSE
 
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import make_ranking
@@ -39,7 +40,7 @@ def test_beam_fusion_by_hand(deep, facts, method_of, prompts, code_scores, hidde
         reached = int(np.isfinite(own).sum())
         assert items[:reached].tolist() == best_first(own)[:reached]
         assert (items[reached:] == -1).all()
-        np.testing.assert_allclose(scores[:reached], own[items[:reached]], atol=1e-3)
+        np.testing.assert_allclose(scores[:reached], own[items[:reached]], atol=DENSE)
     firsts = {code: facts.is_cold[deep.codes[:, 0] == code].all() for code in range(4)}
     assert firsts == {0: False, 1: False, 2: False, 3: True}
 

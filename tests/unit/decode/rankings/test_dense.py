@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tolerances import DENSE
 
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.ranker import make_ranking
@@ -12,7 +13,7 @@ def test_all_items_by_the_dense_head(method_of, prompts, dense_scores, best_firs
     ranking = method_of("dense", beams=beams).rank(prompts, 20)
     for items, scores, own in zip(ranking.items, ranking.scores, dense_scores, strict=True):
         assert items.tolist() == best_first(own)
-        np.testing.assert_allclose(scores, own[items], atol=1e-3)
+        np.testing.assert_allclose(scores, own[items], atol=DENSE)
 
 
 def test_the_first_are_the_first(method_of, prompts, dense_scores, best_first):
@@ -26,4 +27,4 @@ def test_a_model_without_tree_masks_ranks_so_too(deep, facts, method_of, prompts
     plain = make_ranking(search, facts, tree.config, "dense").rank(prompts, 20)
     ranking = tree.rank(prompts, 20)
     np.testing.assert_array_equal(plain.items, ranking.items)
-    np.testing.assert_allclose(plain.scores, ranking.scores, atol=1e-3)
+    np.testing.assert_allclose(plain.scores, ranking.scores, atol=DENSE)

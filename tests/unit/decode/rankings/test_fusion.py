@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tolerances import DENSE, SCORES
 
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import make_ranking
@@ -39,7 +40,7 @@ def test_features_by_hand(method_of, prompts, features):
     method = method_of("fusion")
     scored = method.scored(method.search.open(prompts), 20, None)
     assert (scored.items == np.arange(20)).all(), "with as many beams as items each is a candidate"
-    np.testing.assert_allclose(scored.features, features, atol=1e-3)
+    np.testing.assert_allclose(scored.features, features, atol=DENSE)
 
 
 def test_scores_are_weighted_sums(method_of, prompts, facts, features):
@@ -76,7 +77,7 @@ def test_the_bonus_moves_new_items_only(method_of, prompts, facts, bonus):
     for row in range(4):
         before = dict(zip(plain.items[row].tolist(), plain.scores[row].tolist(), strict=True))
         for item, score in zip(moved.items[row].tolist(), moved.scores[row].tolist(), strict=True):
-            assert score == pytest.approx(before[item] + bonus * facts.is_cold[item], abs=1e-4)
+            assert score == pytest.approx(before[item] + bonus * facts.is_cold[item], abs=SCORES)
     if bonus == 30:
         assert facts.is_cold[moved.items[:, :8]].all()
     if bonus == -30:

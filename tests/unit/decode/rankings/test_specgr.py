@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tolerances import DENSE, SCORES
 
 from llmrec.decode.filters import Filter
 from llmrec.decode.rankings import hybrid as module
@@ -64,7 +65,7 @@ def test_below_every_threshold_the_first_drafts_are_accepted(
         accepted = best_first(drafts)[:6]
         assert sorted(items.tolist()) == sorted(accepted)
         assert items.tolist() == sorted(accepted, key=lambda item: (-round(own[item], 4), item))
-        np.testing.assert_allclose(scores, own[items], atol=1e-4)
+        np.testing.assert_allclose(scores, own[items], atol=SCORES)
 
 
 def test_fifty_at_a_time(method_of, prompts):
@@ -91,4 +92,4 @@ def test_offsets_draw_drafts_and_move_the_accepted(method_of, prompts, verified,
     offsets[last] = 100
     ranking = method_of("specgr", specgr_threshold=-np.inf).rank(prompts[:1], 4, offsets=offsets)
     assert ranking.items[0, 0] == last
-    assert ranking.scores[0, 0] == pytest.approx(100 + verified(2)[0, last], abs=1e-3)
+    assert ranking.scores[0, 0] == pytest.approx(100 + verified(2)[0, last], abs=DENSE)
