@@ -67,7 +67,7 @@ class SASRec(BaselineSystem):
         stop_by = self.validation.where(self.popularity[self.validation.targets] > 0)
         if not sequences or not len(stop_by):
             missing = "validation case with a target that it was trained on" if sequences else "two events of one user"
-            raise UserError(f"--evaluate.baselines sasrec: the log has no {missing}; leave sasrec and sasrec-knn out.")
+            raise UserError(f"--evaluate.baselines {self.name}: the log has no {missing}; leave it out.")
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.network = self._make_network(len(self.items)).to(self.device)

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmrec.collaborative.base import BATCH, BaselineSystem, only, ranks_from_scores
+from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.counting import ItemKNN, Markov, Popularity, TextKNN
+from llmrec.collaborative.ease import EASE
 from llmrec.collaborative.sasrec import SASRec
+from llmrec.collaborative.transitions import DecayedMarkov, SmoothedMarkov
 from llmrec.data.sequences import EvalExamples
 from llmrec.decode.rankings.hybrid import interleave
 from llmrec.errors import UserError
-from llmrec.evaluation.config import EvaluateConfig
+from llmrec.evaluation.config import READS_TEXT, EvaluateConfig
 from llmrec.evaluation.protocol import System
 
 
@@ -69,7 +72,13 @@ def _without(scores: np.ndarray, seen: Sequence[np.ndarray], targets: np.ndarray
     return kept
 
 
-COUNTING: dict[str, type[BaselineSystem]] = {"popularity": Popularity, "markov": Markov, "item-knn": ItemKNN}
+COUNTING: dict[str, type[BaselineSystem]] = {
+    "popularity": Popularity,
+    "markov": Markov,
+    "item-knn": ItemKNN,
+    "decayed-markov": DecayedMarkov,
+    "ease": EASE,
+}
 
 
 def fit_baselines(
@@ -113,11 +122,13 @@ def fit_baselines(
 def _make(name: str, config: EvaluateConfig, validation: EvalExamples, vectors: np.ndarray | None) -> BaselineSystem:
     if name == "sasrec":
         return SASRec(config.sasrec, validation, config.seed)
-    if name == "text-knn":
+    if name == "bsarec":
+        return BSARec(config.bsarec, validation, config.seed)
+    if name in READS_TEXT:
         if vectors is None:
             raise UserError(
-                f"--evaluate.baselines {' '.join(config.baselines)}: text-knn and sasrec-knn need text_vectors, the "
-                "vectors of the items' texts"
+                f"--evaluate.baselines {' '.join(config.baselines)}: text-knn, sasrec-knn and smoothed-markov need "
+                "text_vectors, the vectors of the items' texts"
             )
-        return TextKNN(vectors)
+        return SmoothedMarkov(vectors) if name == "smoothed-markov" else TextKNN(vectors)
     return COUNTING[name]()

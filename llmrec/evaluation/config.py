@@ -4,11 +4,23 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmrec.checks import check_fields
-from llmrec.collaborative.config import SASRecConfig
+from llmrec.collaborative.config import BSARecConfig, SASRecConfig
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
-Baseline = Literal["popularity", "markov", "item-knn", "text-knn", "sasrec", "sasrec-knn"]
+Baseline = Literal[
+    "popularity",
+    "markov",
+    "item-knn",
+    "decayed-markov",
+    "smoothed-markov",
+    "ease",
+    "text-knn",
+    "sasrec",
+    "bsarec",
+    "sasrec-knn",
+]
+READS_TEXT: set[Baseline] = {"text-knn", "smoothed-markov", "sasrec-knn"}
 
 
 @dataclass
@@ -29,15 +41,20 @@ class EvaluateConfig:
     """Leave the items of a user's history out of the ranking (a repeated target stays in)."""
 
     baselines: list[Baseline] = field(default_factory=lambda: ["popularity", "markov", "item-knn"])
-    """Baselines fitted on the training part and measured beside llmrec. text-knn: items whose texts are like the
-    history's; sasrec: a Transformer over items (arXiv 1808.09781), trained here, minutes for 100,000 events on a CPU;
-    sasrec-knn: its ranking with a quota of cold items by text-knn."""
+    """Baselines fitted on the training part and measured beside llmrec. decayed-markov: transitions over five steps;
+    smoothed-markov: the same between text neighbours; ease: a linear item-to-item model (arXiv 1905.03375); text-knn:
+    items whose texts are like the history's; sasrec: a Transformer over items (arXiv 1808.09781), trained here, minutes
+    for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325), three times slower;
+    sasrec-knn: SASRec's ranking with a quota of cold items by text-knn."""
 
     quotas: list[float] = field(default_factory=lambda: [0.1, 0.3])
     """Shares of cold items in every prefix of sasrec-knn's rankings; each makes a system of its own."""
 
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
     """The Transformer of sasrec and sasrec-knn."""
+
+    bsarec: BSARecConfig = field(default_factory=BSARecConfig)
+    """The Transformer of bsarec."""
 
     rankings: list[RankingName] = field(default_factory=list)
     """Further rankings of the same model (see --decode.ranking), each a system beside llmrec."""
@@ -78,4 +95,4 @@ class EvaluateConfig:
     @property
     def reads_text(self) -> bool:
         """Whether one of the baselines goes by the items' text vectors."""
-        return not {"text-knn", "sasrec-knn"}.isdisjoint(self.baselines)
+        return not READS_TEXT.isdisjoint(self.baselines)

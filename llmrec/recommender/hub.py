@@ -98,9 +98,6 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
     if get_token() is None:
         raise UserError("--repo-id needs a Hugging Face token with write access: `hf auth login`, or set HF_TOKEN.")
     files = published_files(folder)
-    others = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {*files, MANIFEST}
-    if left := sorted(name for name in others if not name.startswith(".")):
-        log.info("not part of the bundle, so not published: %s", ", ".join(left))
     api = HfApi()
     with _one_line(f"--repo-id {repo_id}: the Hub gave"):
         # Not passed when false: that would make a repository public where its organisation's default is private.
@@ -113,7 +110,11 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
         operations += [CommitOperationAdd(name, folder / name) for name in files]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*commit a data file")  # the parquet files belong here
-            return str(api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url)
+            commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    others = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {*files, MANIFEST}
+    if left := sorted(name for name in others if not name.startswith(".")):
+        log.info("not part of the bundle, so not published: %s", ", ".join(left))
+    return str(commit.commit_url)
 
 
 @contextmanager

@@ -126,7 +126,8 @@ def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
 
 def fields_of(kind: type, prefix: str) -> list[tuple[str, str]]:
     """(flag, meaning) of every field, nested sections opened; fails for a field without a docstring."""
-    meanings = {param.arg_name: param.description for param in parse_from_object(kind).params}
+    kinds = [base for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base)]
+    meanings = {param.arg_name: param.description for base in kinds for param in parse_from_object(base).params}
     found: list[tuple[str, str]] = []
     for item in dataclasses.fields(kind):
         if dataclasses.is_dataclass(item.default_factory):
