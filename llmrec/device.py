@@ -14,9 +14,12 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type == "meta":  # has no memory, so nothing can be computed there
+            raise RuntimeError("no memory")
     except (RuntimeError, AssertionError):  # the latter from a torch built without the device
-        raise UserError(f"device {device!r} can't be used here; say auto, cpu, or the name of a GPU.") from None
+        raise UserError(f"device {device!r:.80} can't be used here; say auto, cpu, or the name of a GPU.") from None
+    return found
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

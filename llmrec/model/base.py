@@ -1,5 +1,8 @@
 """The base language model: loaded by path or Hub id, or a small one made from the catalogue's text."""
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 ALIGNMENT = 64
 """Bytes: where torch's own allocator begins a tensor."""
+MADV_PAGEOUT = 21  # Linux 5.4 and newer; older ones refuse it, and nothing happens
 
 
 def load_base(
@@ -53,11 +57,22 @@ def own_memory(model: nn.Module) -> None:
     """Copy each tensor of `model` on the CPU that does not lie on a 64-byte boundary, one at a time, in place.
 
     safetensors maps a file into memory, where tensors lie at any offset. Matrix kernels sum in another order there, so
-    that a reloaded model would differ from the saved one in the last bits.
+    that a reloaded model would differ from the saved one in the last bits. The pages of the file are given back, so that
+    the weights do not stand in memory twice.
     """
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
+            mapped = tensor.data
+            tensor.data = mapped.clone()
+            _give_back(mapped.data_ptr(), mapped.numel() * mapped.element_size())
+
+
+def _give_back(address: int, size: int) -> None:
+    """Tell Linux that the whole pages of a range of memory are not needed soon; their content stays as it is."""
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if sys.platform == "linux" and length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_PAGEOUT)
 
 
 def check_finite(model: nn.Module, subject: str) -> None:
