@@ -56,8 +56,8 @@ def load_base(
 def own_memory(model: nn.Module) -> None:
     """Copy each tensor of `model` on the CPU that does not lie on a 64-byte boundary, one at a time, in place.
 
-    safetensors maps a file into memory, where tensors lie at any offset. Matrix kernels sum in another order there, so
-    that a reloaded model would differ from the saved one in the last bits. The pages of the file are given back, so that
+
+
     the weights do not stand in memory twice.
     """
     for tensor in chain(model.parameters(), model.buffers()):
