@@ -56,9 +56,9 @@ def load_base(
 def own_memory(model: nn.Module) -> None:
     """Copy each tensor of `model` on the CPU that does not lie on a 64-byte boundary, one at a time, in place.
 
-
-
-    the weights do not stand in memory twice.
+    safetensors maps a file into memory, where tensors lie at any offset. Matrix kernels sum in another order there, so
+    that a reloaded model would differ from the saved one in the last bits. The pages of the file are given back, or the
+    weights would stand in memory twice.
     """
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
