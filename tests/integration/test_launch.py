@@ -67,7 +67,7 @@ def test_two_processes_killed_and_resumed_end_as_undisturbed(
     mixture = json.dumps(dict.fromkeys(TASKS, 0.5))
     flags = [*tiny_flags, "--tasks.mixture", mixture, "--intentions.source", "extract", "--train.method", method]
     flags += ["--train.epochs", "2", "--train.evaluations", "6", "--train.rows_first", "0.3"]
-    flags += ["--data.synthetic_items", "100", "--data.synthetic_users", "100"]
+    flags += ["--data.synthetic_items", "100", "--data.synthetic_users", "100", "--embed.dim", "32"]
     environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
 
     def launch(run: str) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ import pytest
 import llmrec
 
 ROOT = Path(__file__).parents[2]
-FEW = ["--data.synthetic_items", "60", "--data.synthetic_users", "60", "--tokenize.codes", "8"]
+FEW = ["--data.synthetic_items", "60", "--data.synthetic_users", "60", "--tokenize.codes", "8", "--embed.dim", "32"]
 
 
 @pytest.fixture(scope="module")
