@@ -13,11 +13,10 @@ from dataclasses import asdict, replace
 from statistics import mean, stdev
 from typing import Any, BinaryIO
 
-from llmrec import console as tables
 from llmrec import pipeline
 from llmrec.atomic import MARK, is_ours, mark, write_file
 from llmrec.config import Config
-from llmrec.console import get_logger
+from llmrec.console import get_logger, markdown
 from llmrec.rundir import RunDirectory
 
 log = get_logger(__name__)
@@ -70,7 +69,7 @@ def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, dow
     }
     if run.main:
         run.write(f"{COMPARE}/comparison.json", json.dumps(comparison, indent=1) + "\n")
-        run.write(f"{COMPARE}/comparison.md", tables.markdown(rows(comparison)) + "\n")
+        run.write(f"{COMPARE}/comparison.md", markdown(rows(comparison)) + "\n")
         with run.reporting():
             write_file(run.path(COMPARE) / "comparison.png", lambda file: _plot(comparison, file))
     return comparison

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmrec import console as tables
+from llmrec.console import plain
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.exact import ExactSearch, Prefix
@@ -94,7 +94,7 @@ def main() -> None:
     rows = [["beams", "same top k", "overlap", "same first", "gap"]]
     for beams, figures in result["beams"].items():
         rows.append([str(beams), *(f"{value:.4f}" for value in figures.values())])
-    print(tables.plain(rows))
+    print(plain(rows))
     print(f"exact: {result['exact_prefixes']:.1f} of {result['prefixes']} prefixes run per user")
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from llmrec import console as tables
+from llmrec.console import plain
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch, plain_generation
@@ -218,7 +218,7 @@ def main() -> None:
     rows = [["", "users/s", "times generate", "of prefill"]]
     for name, value in rate.items():
         rows.append([name, f"{value:.2f}", f"{value / rate['generate']:.1f}", f"{value / rate['prefill']:.2f}"])
-    print(tables.plain(rows))
+    print(plain(rows))
     print(f"same top k: {result['same_top_k']}")
 
 

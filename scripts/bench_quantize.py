@@ -210,7 +210,7 @@ def main() -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from llmrec import console as tables
+    from llmrec.console import plain
 
     print(" ".join(f"{name}={value}" for name, value in result["settings"].items()))
     rate = result["encode_items_per_second"]
@@ -219,7 +219,7 @@ def _print(result: dict[str, Any]) -> None:
         times = f"{rate['llmrec'] / rate[name]:.2f}x"
         fit, error = result["fit_seconds"][name], result["distortion"][name]
         rows.append([name, f"{fit:.1f}", f"{rate[name]:,.0f}", times, f"{error:.4f}"])
-    print(tables.plain(rows))
+    print(plain(rows))
     if memory := result.get("memory"):
         print(
             f"{memory['items']:,} items: {memory['seconds']:.0f} s to fit, peak {memory['peak_gib']:.2f} GiB, "

@@ -29,7 +29,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from llmrec import console as tables
+from llmrec.console import plain
 from llmrec.data import DataConfig
 from llmrec.data.prepare import prepare
 from llmrec.data.synthetic import synthetic
@@ -177,7 +177,7 @@ def main() -> None:
     for name, taken in result["seconds"].items():
         gain = result["seconds"]["expanded"] / taken
         rows.append([name, f"{taken:.1f}", f"{tokens[name]}", f"{tokens[name] / bench.targets:.1f}", f"{gain:.1f}"])
-    print(tables.plain(rows))
+    print(plain(rows))
 
 
 if __name__ == "__main__":

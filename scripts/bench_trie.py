@@ -22,7 +22,7 @@ import torch
 from bench_decode import SHAPES
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from llmrec import console as tables
+from llmrec.console import plain
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter, Restriction
 from llmrec.decode.tree import Beams, TreeSearch
@@ -157,7 +157,7 @@ def by_width(items: int, levels: int, beams: int, rounds: int) -> dict[str, floa
 def table(rows: list[dict[str, float]]) -> str:
     """The rows as text."""
     head = [name.replace("_", " ") for name in rows[0]]
-    return tables.plain(
+    return plain(
         [
             head,
             *([f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmrec import console as tables
+from llmrec.console import markdown
 from llmrec.data.sequences import TRAIN
 from llmrec.errors import UserError
 from llmrec.evaluation.metrics import summarise
@@ -52,10 +52,10 @@ def main() -> None:
         for (system,), mine in ranks.group_by("system", maintain_order=True)
         if all(system in one for one in taken)
     ]
-    print(tables.markdown([header, *rows]))
+    print(markdown([header, *rows]))
     frontiers = [run / "evaluate" / "frontier.json" for run in runs]
     if all(path.is_file() for path in frontiers):
-        print(f"\n{tables.markdown(_frontier([json.loads(path.read_text()) for path in frontiers], first))}")
+        print(f"\n{markdown(_frontier([json.loads(path.read_text()) for path in frontiers], first))}")
     missing = sorted(set().union(*taken) - {row[0] for row in rows})
     if missing:
         print(f"cold_table: left out, as not all runs have them: {', '.join(missing)}", file=sys.stderr)

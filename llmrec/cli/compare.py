@@ -34,13 +34,13 @@ def main(arguments: Sequence[str]) -> None:
     }
     log_to_stderr()
     from llmrec import comparison
-    from llmrec import console as tables
     from llmrec.cli.stages import open_run
+    from llmrec.console import plain
 
     run = open_run(options.run)
     result = comparison.compare(contenders, run, options.seeds, options.downstream)
     if run.main:
-        table = f"{tables.plain(comparison.rows(result))}\n\nJSON, Markdown and picture: {run.path('compare')}"
+        table = f"{plain(comparison.rows(result))}\n\nJSON, Markdown and picture: {run.path('compare')}"
         say(*([json.dumps(result)] if options.json else table.split("\n")))
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from llmrec import console as tables
-from llmrec.console import track
+from llmrec.console import markdown, plain, track
 from llmrec.data.sequences import EvalExamples
 from llmrec.decode.body import ItemHead
 from llmrec.decode.calibrate import bonus_limits, gather
@@ -102,7 +101,7 @@ def write_diagnosis(diagnosis: Diagnosis, directory: str | Path) -> None:
     directory = Path(directory)
     text = json.dumps(diagnosis, indent=2, allow_nan=False)
     (directory / "diagnosis.json").write_text(text + "\n", encoding="utf-8")
-    parts = ["# Where targets get lost", EXPLANATION, tables.markdown(_rows(diagnosis))]
+    parts = ["# Where targets get lost", EXPLANATION, markdown(_rows(diagnosis))]
     parts.append("![log-probability, seen prefixes and recall by level](diagnosis.png)")
     (directory / "diagnosis.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     save_picture(diagnosis, directory / "diagnosis.png")
@@ -110,7 +109,7 @@ def write_diagnosis(diagnosis: Diagnosis, directory: str | Path) -> None:
 
 def table(diagnosis: Diagnosis) -> str:
     """Plain text for a terminal: a line per kind of target and level."""
-    return tables.plain(_rows(diagnosis))
+    return plain(_rows(diagnosis))
 
 
 def _rows(diagnosis: Diagnosis) -> list[list[str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from llmrec import console as tables
+from llmrec.console import markdown, plain
 from llmrec.evaluation.metrics import INTERVAL_METRICS
 from llmrec.evaluation.protocol import MAIN, Metrics
 from llmrec.recommender.bundle import read_header
@@ -30,12 +30,12 @@ def write_report(
 
 def table(metrics: Metrics, slice_name: str = "all") -> str:
     """Plain text for a terminal: one line per system that has the slice, numbers aligned."""
-    return tables.plain(_rows(metrics, slice_name))
+    return plain(_rows(metrics, slice_name))
 
 
 def markdown_table(metrics: Metrics, slice_name: str = "all") -> str:
     """The same table in Markdown."""
-    return tables.markdown(_rows(metrics, slice_name))
+    return markdown(_rows(metrics, slice_name))
 
 
 def protocol_line(metrics: Metrics) -> str:
@@ -131,7 +131,7 @@ def _markdown(metrics: Metrics, text_queries: Metrics | None) -> str:
             ]
             parts.append(markdown_table(metrics, name))
     if not slices.keys() <= set(MAIN):
-        parts += ["## Further slices: recall@10", tables.markdown(_further_rows(metrics))]
+        parts += ["## Further slices: recall@10", markdown(_further_rows(metrics))]
     if "cold_candidates" in metrics:
         cold = metrics["cold_candidates"]
         parts += ["## Cold candidates only", f"{cold_candidates_line(cold).capitalize()}.", markdown_table(cold)]

@@ -42,7 +42,7 @@ def test_bench_decode(environment: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_bench_train(environment: dict[str, str]) -> None:
     """Beauty's lengths, made up: the tokens are the same on every machine."""
-    words = ("--data", "nowhere", "--users", "24", "--rounds", "1")
+    words = ("--data", "nowhere", "--users", "32", "--rounds", "1")
     found = document(environment, "bench_train.py", *words)
     assert set(found) == {"settings", "seconds", "tokens"}
     assert set(found["seconds"]) == set(found["tokens"]) == {"expanded", "llmrec"}
