@@ -44,7 +44,7 @@ class EvaluateConfig:
     """Baselines fitted on the training part and measured beside llmrec. decayed-markov: transitions over five steps;
     smoothed-markov: the same between text neighbours; ease: a linear item-to-item model (arXiv 1905.03375); text-knn:
     items whose texts are like the history's; sasrec: a Transformer over items (arXiv 1808.09781), trained here, minutes
-    for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325), three times slower;
+    for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325);
     sasrec-knn: SASRec's ranking with a quota of cold items by text-knn."""
 
     quotas: list[float] = field(default_factory=lambda: [0.1, 0.3])
