@@ -260,7 +260,8 @@ class Split:
         return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
 
     def calibration_examples(self, catalog: Catalog) -> "EvalExamples":
-        """Every validation event after another, cold items' too, to weigh rankings on; none of users set apart as cold.
+        """All validation events, those of cold items included, to fit the weights of rankings on. Users that the
+        protocol sets apart as cold are left out.
 
         Raises:
             UserError: for an item that the catalogue lacks.

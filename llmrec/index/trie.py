@@ -96,8 +96,8 @@ class ItemTrie:
         new_order = _sorted_rows(codes, self.level_sizes)
         changed = np.zeros(len(codes), dtype=bool)
         changed[0] = True
-        # Per new item: `at` the node that it has on a level, or before which its own is to be put; `node` the same in
-        # the merged numbering. Whoever has no node has none on the levels below.
+        # Per added item: `at` is its node on this level, or the node that its own node is inserted before; `node` is
+        # the same in the merged numbering. An item without a node on one level has none on the levels below.
         at = node = np.zeros(len(codes), np.int64)
         exists, inserted = np.ones(len(codes), bool), np.empty(0, np.int64)
         node_codes, starts, firsts = [], [], []

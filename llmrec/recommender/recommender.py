@@ -337,7 +337,7 @@ class Recommender:
             )
         save_weights(self.model, self.tokenizer, folder)
         self.item_tokenizer.save(folder / bundle.QUANTIZER)
-        # What a model was not taught, its bundle is not to be asked.
+        # The bundle holds the prompts of the tasks that the model was trained on, and of those that requests use.
         asked = self._taught.union(ASKED) if self._taught else self.templates
         templates = {name: template for name, template in self.templates.items() if name in asked}
         save_templates(templates, folder / bundle.PROMPTS)

@@ -28,7 +28,7 @@ class TrainConfig:
     accumulation: int = 1
     """Forward passes that make one optimizer step; each sees batch_size / accumulation examples."""
     packing: bool = True
-    """Let several examples share a row of the batch instead of padding each; none sees another."""
+    """Put several examples into one row of the batch instead of padding each; none attends to another."""
     learning_rate: float = 2e-3
     """Peak of the cosine schedule."""
     warmup: float = 0.05
@@ -36,10 +36,11 @@ class TrainConfig:
     weight_decay: float = 0.1
     """AdamW's."""
     dropout: float = 0.1
-    """On the token embeddings and on the output of every attention and feed-forward block, full method only."""
+    """Share of the activations that training drops, on the token embeddings and on the output of each attention and
+    feed-forward block. Method full only."""
     code_dropout: float = 0.0
-    """Share of the codes after the first, of items that are read, that the model does not get to see: what it says next
-    then hangs less on single items, and more on what their first codes share. Full method only."""
+    """Share of the codes after the first that are hidden in the items of the history. The model then relies less on
+    single items and more on their first codes. Method full only."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -40,7 +40,8 @@ def spread_over_processes() -> bool:
 
 
 def empty_copy(model: nn.Module) -> nn.Module:
-    """`model` with weights of its own on the CPU that hold nothing yet, tied where its are; buffers as they are."""
+    """A copy of `model` with uninitialised weights on the CPU. Weights that are tied in `model` are tied in the copy;
+    buffers are copied."""
     parameters = {
         id(p): nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=p.requires_grad)
         for p in model.parameters()

@@ -166,9 +166,9 @@ BELOW = 100.0
 
 
 class SpecGRRanking(RankingMethod):
-    """Accepted drafts by their mean log-probability per code, then, to fill up, the beams.
+    """Ranks the accepted drafts by their mean log-probability per code, and fills the list up with the beams.
 
-    Of a new item only the codes that tell content are verified, as a dedup code tells nothing of it.
+    A cold item is verified by its content codes only; its dedup code says nothing about its content.
     """
 
     name: RankingName = "specgr"

@@ -102,9 +102,10 @@ class ResidualAutoencoder(nn.Module):
 
 
 def _mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between, started as LC-Rec's: Xavier's normal weights, biases of 0.
+    """Linear layers with ReLU between them. They start as LC-Rec's do: Xavier normal weights, biases of 0.
 
-    Torch's own start loses the items by and by: behind LC-Rec's seven layers all latents are one, and so are the codes.
+    Torch's default start shrinks the differences between items in each layer. After LC-Rec's seven layers all items
+    have the same latent, and so the same codes.
     """
     layers: list[nn.Module] = []
     for width, following in pairwise(widths):
