@@ -135,7 +135,7 @@ Grooming | Grooming Brush, Detangling Comb | 12 cm, 16 cm, 20 cm | a self-cleani
         _categories("""
 Notebooks | Dotted Notebook, Hardcover Journal | A6, A5, A4 | a lay-flat binding, a ribbon marker
 Pens | Gel Pen, Fountain Pen | Fine, Medium, Broad | a smear-proof ink, a weighted barrel
-Pencil EvalExamples | Pencil Case, Pen Roll | 12 Slots, 24 Slots, 36 Slots | a sturdy zip, a stand-up base
+Pencil Cases | Pencil Case, Pen Roll | 12 Slots, 24 Slots, 36 Slots | a sturdy zip, a stand-up base
 Desk Organisers | Desk Organiser, Letter Tray | 3 Trays, 5 Trays, 7 Trays | a cable gap, a felt bottom
 Desk Lamps | Desk Lamp, Clamp Lamp | 6 W, 9 W, 12 W | a flicker-free light, a swivel arm
 Monitor Stands | Monitor Stand, Laptop Riser | 10 cm, 14 cm, 18 cm | a hidden drawer, a cooling slot
