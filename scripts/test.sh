@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All checks: style, types, tests. Makes its own .venv. Arguments go to pytest: scripts/test.sh -m slow
-# As many processes as cores, up to 8, run the tests, with about 1 GiB each; in one process: scripts/test.sh -n 0
+# As many processes as cores, up to 8, run the tests, with up to 1.6 GiB each; in one process: scripts/test.sh -n 0
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh ".[offline,serve,test,dev]"

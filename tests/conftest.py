@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 # Before the first import of numpy or torch. With one thread each, the tests and the programs that they start add up in
-# the same order, and pytest-xdist's workers don't compete for the cores. The tests hold with more threads, too.
+# the same order, and pytest-xdist's workers don't compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
