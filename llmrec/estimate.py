@@ -20,6 +20,7 @@ from llmrec.data import Catalog
 from llmrec.data.prepare import Prepared, load, prepare
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
+from llmrec.resources import hub_options
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import BlockDropout
@@ -69,7 +70,7 @@ def skeleton(name: str, trust_remote_code: bool = False) -> "PreTrainedModel":
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub_options(name))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code, dtype=torch.float32, attn_implementation="eager"

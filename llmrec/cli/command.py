@@ -3,13 +3,16 @@
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmrec.console import get_logger
 from llmrec.errors import UserError
 from llmrec.resources import resource_folder
+
+if TYPE_CHECKING:
+    from llmrec.recommender.recommender import Recommender
 
 log = get_logger(__name__)
 
@@ -34,6 +37,30 @@ class PlainParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which bundle is asked, and on what it runs; `load_model` reads them."""
+    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    parser.add_argument(
+        "--base",
+        metavar="DIR_OR_HUB_ID",
+        help="the base model of a bundle that is an adapter; needed where it is not on this machine: a name in a "
+        "bundle is not followed to the Hub",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
+
+
+def load_model(options: argparse.Namespace, **decode: Any) -> "Recommender":
+    """The bundle that the flags of `add_model_flags` name; `decode`: further fields of its `DecodeConfig`."""
+    from llmrec.recommender.recommender import Recommender
+
+    recommender = Recommender.from_pretrained(
+        options.model, trust_remote_code=options.trust_remote_code, base=options.base
+    )
+    recommender.decode_config = replace(recommender.decode_config, device=options.device, **decode)
+    return recommender
 
 
 def config_parser(command: str, summary: str, own_flags: str = "", needs_run: bool = True) -> Any:

@@ -4,11 +4,11 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmrec.cli.command import Command, PlainParser
+from llmrec.cli.command import Command, PlainParser, add_model_flags, load_model
 from llmrec.console import say
 from llmrec.errors import UserError
 
@@ -25,10 +25,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
     histories = _histories(options)
     from llmrec.recommender.discover import discover
-    from llmrec.recommender.recommender import Recommender
 
-    recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-    recommender.decode_config = replace(recommender.decode_config, beams=options.beams, device=options.device)
+    recommender = load_model(options, beams=options.beams)
     started = time.perf_counter()
     found = discover(recommender, histories, options.prompt, options.k, options.neighbours)
     seconds = time.perf_counter() - started
@@ -43,7 +41,7 @@ def _parser() -> PlainParser:
         prog="llmrec discover",
         description="Semantic IDs that no item has and that the model would recommend, described in words.",
     )
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    add_model_flags(parser)
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--history", nargs="+", metavar="ID", help="item ids of one person, oldest first")
     who.add_argument(
@@ -53,8 +51,6 @@ def _parser() -> PlainParser:
     parser.add_argument("--k", type=int, default=10, help="answers (default 10)")
     parser.add_argument("--neighbours", type=int, default=5, metavar="N", help="items to describe by (default 5)")
     parser.add_argument("--beams", type=int, default=100, help="beams of the search (default 100); at least K are used")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     return parser
 

@@ -3,10 +3,10 @@
 import json
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from llmrec.cli.command import Command, PlainParser
+from llmrec.cli.command import Command, PlainParser, add_model_flags, load_model
 from llmrec.console import say
 
 
@@ -27,23 +27,19 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> PlainParser:
     parser = PlainParser(prog="llmrec explain", description="What item tokens stand for, in words.")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    add_model_flags(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--item", metavar="ID", help="what the model says this item is, beside its title")
     what.add_argument("--prefix", metavar="TOKENS", help='what items that start so share, such as "<a_12><b_3>"')
     what.add_argument("--history", nargs="+", metavar="ID", help="what somebody likes who took these, oldest first")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     return parser
 
 
 def _answer(options: Namespace) -> dict[str, Any]:
     from llmrec.recommender.explain import describe, explain, taste
-    from llmrec.recommender.recommender import Recommender
 
-    recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-    recommender.decode_config = replace(recommender.decode_config, device=options.device)
+    recommender = load_model(options)
     if options.item is not None:
         return asdict(explain(recommender, options.item))
     if options.history is not None:

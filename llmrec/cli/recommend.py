@@ -6,11 +6,10 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from llmrec.cli.command import Command, PlainParser
+from llmrec.cli.command import Command, PlainParser, add_model_flags, load_model
 from llmrec.console import printable, say
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
@@ -25,16 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.beams < 1:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
     request = _request(options)
-    from llmrec.recommender.recommender import Recommender
-
-    recommender = Recommender.from_pretrained(options.model, trust_remote_code=options.trust_remote_code)
-    recommender.decode_config = replace(
-        recommender.decode_config,
-        beams=options.beams,
-        ranking=options.ranking,
-        cold_bonus=options.cold_bonus,
-        device=options.device,
-    )
+    recommender = load_model(options, beams=options.beams, ranking=options.ranking, cold_bonus=options.cold_bonus)
     started = time.perf_counter()
     items = recommender.answer(request)
     seconds = time.perf_counter() - started
@@ -58,7 +48,7 @@ def _parser() -> PlainParser:
     def several(flag: str, word: str, meaning: str) -> None:
         parser.add_argument(flag, nargs="+", action="extend", metavar=word, help=meaning)
 
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    add_model_flags(parser)
     several("--history", "ID", "item ids, oldest first")
     parser.add_argument("--prompt", metavar="TEXT", help="what is asked for, in plain words")
     parser.add_argument("--k", type=int, default=10, help="answers (default 10)")
@@ -86,8 +76,6 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--phrasings", type=int, default=1, help="ask in so many phrasings, take the mean (default 1)")
     parser.add_argument("--exact", action="store_true", help="the provably best answers by their codes alone")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     return parser
 

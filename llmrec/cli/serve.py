@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Sequence
 
-from llmrec.cli.command import Command, PlainParser
+from llmrec.cli.command import Command, PlainParser, add_model_flags, load_model
 from llmrec.errors import UserError
 
 
@@ -12,7 +12,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = PlainParser(
         prog="llmrec serve", description="Serve a bundle over HTTP: POST /recommend, GET /health, GET /docs."
     )
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    add_model_flags(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
     options = parser.parse_args(arguments)
@@ -22,11 +22,9 @@ def main(arguments: Sequence[str]) -> None:
         from llmrec.serve.http import make_app
     except ImportError as error:
         raise UserError(f"llmrec serve needs {error.name}: pip install 'llmrec[serve]'.") from None
-    from llmrec.recommender.recommender import Recommender
-
     listening = _listen(options.host, options.port)
     with listening:
-        app = make_app(Recommender.from_pretrained(options.model))
+        app = make_app(load_model(options))
         uvicorn.Server(uvicorn.Config(app)).run(sockets=[listening])
 
 

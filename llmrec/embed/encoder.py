@@ -18,6 +18,7 @@ from llmrec.atomic import write_bytes
 from llmrec.console import get_logger, track
 from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
+from llmrec.resources import hub_options
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +154,7 @@ class SentenceEncoder(Encoder):
         from sentence_transformers import SentenceTransformer
 
         try:
-            return SentenceTransformer(self._name)
+            return SentenceTransformer(self._name, **hub_options(self._name))
         except Exception as error:  # whatever the hub, the network or the files raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(

@@ -15,6 +15,7 @@ import httpx
 from llmrec.console import track
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import IntentionsConfig
+from llmrec.resources import hub_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -261,8 +262,9 @@ class LocalModel:
 
         device = resolve_device("auto")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.name, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(self.name, dtype=resolve_dtype("auto", device))
+            hub = hub_options(self.name)
+            tokenizer = AutoTokenizer.from_pretrained(self.name, padding_side="left", **hub)
+            model = AutoModelForCausalLM.from_pretrained(self.name, dtype=resolve_dtype("auto", device), **hub)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

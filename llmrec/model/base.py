@@ -14,6 +14,7 @@ from torch import nn
 from llmrec.console import get_logger
 from llmrec.errors import UserError
 from llmrec.model.config import BaseConfig
+from llmrec.resources import hub_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +40,12 @@ def load_base(
     fewer = _fewer_bits(bits) if bits < 32 else {}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, trust_remote_code=trust_remote_code, dtype=torch.float32, output_loading_info=True, **fewer
+            name,
+            trust_remote_code=trust_remote_code,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **fewer,
+            **hub_options(name),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -111,7 +117,7 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTra
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **hub_options(name))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: its tokenizer can't be loaded: {reason}") from None

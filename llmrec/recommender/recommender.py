@@ -377,6 +377,7 @@ class Recommender:
         decode_config: DecodeConfig | None = None,
         trust_remote_code: bool = False,
         encoder: str | None = None,
+        base: str | Path | None = None,
     ) -> Self:
         """Load a bundle from a folder or the Hub.
 
@@ -387,13 +388,15 @@ class Recommender:
             trust_remote_code: run code that the base model brings along.
             encoder: folder or Hub id of the sentence-transformers model that embeds new items. A name that stands in
                 the bundle is not followed, as the bundle may be a stranger's.
+            base: folder or Hub id of the model that an adapter belongs to; default: the one that the bundle names, if
+                it is on this machine.
 
         Raises:
             UserError: there is no bundle, a part of it can't be read, or its parts don't belong together.
         """
         folder = bundle.locate(name)
         header = bundle.read_header(folder)
-        model, tokenizer = load_weights(folder, header, trust_remote_code)
+        model, tokenizer = load_weights(folder, header, trust_remote_code, base)
         vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
         recommender = cls(
             model,

@@ -8,6 +8,7 @@ from llmrec.errors import UserError
 from llmrec.model.base import check_finite, own_memory
 from llmrec.recommender.bundle import HEADER, Header
 from llmrec.recommender.safety import ADAPTER, check_parts
+from llmrec.resources import hub_options
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,9 +35,16 @@ def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTok
 
 
 def load_weights(
-    folder: Path, header: Header, trust_remote_code: bool
+    folder: Path, header: Header, trust_remote_code: bool = False, base: str | Path | None = None
 ) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]":
     """Model and tokenizer of a bundle, with the adapter if it is one; each tensor in memory of its own.
+
+    Args:
+        folder: the bundle.
+        header: what its `llmrec.json` says.
+        trust_remote_code: run code that the base model brings along.
+        base: the model that the adapter belongs to, as a path or Hub id. By default the one that the bundle names, if
+            it is on this machine: a folder, or in the Hub's cache. A bundle's word alone asks no network.
 
     Raises:
         UserError: the files can't be loaded, the adapter's base can't be found, or a tensor is missing, superfluous, of
@@ -44,7 +52,7 @@ def load_weights(
     """
     check_parts(folder, header.weights, header.base_model)
     try:
-        return _load(folder, header, {"trust_remote_code": trust_remote_code})
+        return _load(folder, header, base, {"trust_remote_code": trust_remote_code})
     except UserError:
         raise
     except Exception as error:  # whatever wrong files make transformers, peft, tokenizers or safetensors raise
@@ -52,7 +60,7 @@ def load_weights(
         raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
 
 
-def _load(folder: Path, header: Header, options: dict[str, Any]) -> Any:
+def _load(folder: Path, header: Header, base: str | Path | None, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -61,14 +69,48 @@ def _load(folder: Path, header: Header, options: dict[str, Any]) -> Any:
     if not isinstance(tokenizer.model_max_length, int | float):  # what prompts are compared with
         raise ValueError(f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json, expected a number")
     if header.weights == "model":
-        model: Any = _complete(folder, f"{folder}", options)
+        if base is not None:
+            raise UserError(f"--base {base}: {folder} is a whole model; only an adapter has a base; leave it out.")
+        model: Any = _complete(folder, f"{folder}", {**options, "local_files_only": True})
     else:
-        base = _complete(header.base_model, f"{folder}: its base model {header.base_model}", options)
-        base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        model = _with_adapter(base, folder)
+        model = _with_adapter(_adapter_base(folder, header.base_model, base, len(tokenizer), options), folder)
     own_memory(model)
     check_finite(model, f"{folder}")
     return model, tokenizer
+
+
+def _adapter_base(
+    folder: Path, named: str, base: str | Path | None, n_tokens: int, options: dict[str, Any]
+) -> "PreTrainedModel":
+    """The model below an adapter, with `n_tokens` token rows: `base`, or what the bundle has `named`."""
+    name = named if base is None else base
+    where = _on_this_machine(named) if base is None else base
+    if where is None:
+        raise UserError(
+            f"--model {folder}: an adapter of the base model {name}: it is not on this machine, and a name in a bundle "
+            "is not followed to the Hub; name it with --base, as a path or Hub id."
+        )
+    try:
+        model = _complete(where, f"{folder}: its base model {name}", {**options, **hub_options(where)})
+    except OSError as error:  # what transformers raises for a model that is not there
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"--base {name}: can't be loaded: {reason}") from None
+    model.resize_token_embeddings(n_tokens, mean_resizing=False)
+    return model
+
+
+def _on_this_machine(name: str) -> Path | None:
+    """The folder of a model: `name` itself, or where the Hub's cache has it; None if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # a name that no repository can have
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _complete(name: str | Path, subject: str, options: dict[str, Any]) -> "PreTrainedModel":

@@ -130,6 +130,31 @@ def test_an_adapter_loads_into_memory_of_its_own(adapter: Path) -> None:
     assert all(tensor.data_ptr() % 64 == 0 for tensor in model.parameters())
 
 
+def rebase(adapter: Path, base: str) -> None:
+    """Let a bundle with an adapter name another base model."""
+    for name, field in (("llmrec.json", "base_model"), ("adapter_config.json", "base_model_name_or_path")):
+        content = json.loads((adapter / name).read_text())
+        (adapter / name).write_text(json.dumps(content | {field: base}))
+
+
+@pytest.mark.parametrize("name", ["org/name-of-nobody", "no/such/folder", "/no/such/folder"])
+def test_a_base_that_the_bundle_names_is_not_asked_of_the_hub(
+    adapter: Path, saved: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebase(adapter, name)
+    lookups: list[str] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, *others, **more: lookups.append(host))
+    assert f"base model {name}: it is not on this machine" in refusal(adapter)
+    again = Recommender.from_pretrained(adapter, base=saved)
+    assert again.recommend(prompt="a soap", k=3)
+    assert not lookups
+
+
+def test_a_base_where_none_belongs(bundle: Path) -> None:
+    with pytest.raises(UserError, match="a whole model; only an adapter has a base"):
+        Recommender.from_pretrained(bundle, base=bundle)
+
+
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape", "nan"])
 def test_an_adapter_that_is_not_whole_is_refused(adapter: Path, damage: str) -> None:
     path = adapter / "adapter_model.safetensors"
