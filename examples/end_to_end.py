@@ -8,7 +8,7 @@ from llmrec.data.synthetic import synthetic
 
 
 def main() -> None:
-    catalog, log = synthetic(items=200, users=300)
+    catalog, log = synthetic(n_items=200, n_users=300)
     split = log.leave_one_out()  # the last event of a user tests, the one before validates
 
     # Items become semantic IDs: text -> vectors -> codes.

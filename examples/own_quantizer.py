@@ -21,7 +21,7 @@ def quantile_codes(vectors: np.ndarray, levels: int, codes: int) -> np.ndarray:
 
 
 def main() -> None:
-    catalog, _ = synthetic(items=500, users=100)
+    catalog, _ = synthetic(n_items=500, n_users=100)
     config = EmbedConfig(encoder="tfidf-svd", dim=64)
     vectors = embed(catalog, config).vectors
     own = quantile_codes(vectors, levels=3, codes=16)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from llmrec.data import Catalog, Interactions, Split
     from llmrec.embed.config import EmbedConfig
     from llmrec.errors import UserError
-    from llmrec.evaluation.generative import evaluate
+    from llmrec.evaluation.systems import evaluate
     from llmrec.model.config import BaseConfig
     from llmrec.quantize.tokenizer import ItemTokenizer
-    from llmrec.recommender.recommender import Recommendation, Recommender
+    from llmrec.recommender.recommender import Recommender
+    from llmrec.recommender.request import Recommendation
     from llmrec.tasks.config import TasksConfig
     from llmrec.train.config import TrainConfig
 
@@ -35,13 +36,13 @@ _PUBLIC = {
     "EmbedConfig": "llmrec.embed.config",
     "Interactions": "llmrec.data",
     "ItemTokenizer": "llmrec.quantize.tokenizer",
-    "Recommendation": "llmrec.recommender.recommender",
+    "Recommendation": "llmrec.recommender.request",
     "Recommender": "llmrec.recommender.recommender",
     "Split": "llmrec.data",
     "TasksConfig": "llmrec.tasks.config",
     "TrainConfig": "llmrec.train.config",
     "UserError": "llmrec.errors",
-    "evaluate": "llmrec.evaluation.generative",
+    "evaluate": "llmrec.evaluation.systems",
 }
 
 __all__ = [

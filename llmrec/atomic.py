@@ -16,13 +16,13 @@ import secrets
 import shutil
 import stat
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmrec.errors import UserError
+from llmrec.lock import Lock, is_at, lock_of
 
 MARK = ".llmrec"  # of a folder that llmrec made to work in
 KEY = ".key"  # of a stage that is being made: the digest of what it is made from
@@ -87,7 +87,7 @@ def _created(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with suppress(OSError):  # where files can't be locked, nobody takes this one for a leftover
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if _is_at(descriptor, path):
+        if is_at(descriptor, path):
             return os.fdopen(descriptor, "wb")
         os.close(descriptor)  # another process took it for a leftover before it was locked
 
@@ -100,7 +100,7 @@ def _remove_unless_in_use(path: Path, name: str) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode) and _is_at(descriptor, path):
+            if stat.S_ISREG(os.fstat(descriptor).st_mode) and is_at(descriptor, path):
                 path.unlink()
         finally:
             os.close(descriptor)
@@ -109,75 +109,6 @@ def _remove_unless_in_use(path: Path, name: str) -> None:
 def _escaped(name: str) -> str:
     """A name as a pattern of `glob` that it alone matches."""
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-# Locks.
-
-
-class Lock:
-    """A lock file, held until `release`, or until the object or the process ends; then the file is gone.
-
-    Args:
-        path: of the file; its folder exists.
-        busy: what the UserError says if another process holds the lock.
-        wait: wait for the other process instead.
-
-    Raises:
-        UserError: another process holds the lock, or a file that is not ours has its name.
-        OSError: the file can't be made or locked.
-    """
-
-    def __init__(self, path: Path, busy: str = "", wait: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        while True:
-            if os.path.lexists(path) and not _is_file(path):
-                raise UserError(f"{path}: llmrec needs this name for its lock file; move what is there.")
-            descriptor = os.open(path, flags, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if os.fstat(descriptor).st_size:
-                    raise UserError(f"{path}: not a lock file of llmrec, which would be empty; move it.")
-                if _is_at(descriptor, path):
-                    break
-            except BlockingIOError:
-                os.close(descriptor)
-                raise UserError(busy) from None
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # its holder removed it before we got the lock, which now guards nothing
-        self.release = weakref.finalize(self, _unlock, descriptor, path.absolute(), os.getpid())
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *reason: object) -> None:
-        self.release()
-
-
-def _unlock(descriptor: int, path: Path, owner: int) -> None:
-    """Remove the lock file while it is still locked, then let go; a forked child leaves its parent's lock alone."""
-    try:
-        if os.getpid() == owner and _is_at(descriptor, path):
-            with suppress(OSError):
-                path.unlink()
-    finally:
-        os.close(descriptor)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a path is no folder, no link and no device; one that has just gone is none of them."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
-        return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one that `path` names."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except OSError:
-        return False
 
 
 # Whose a folder is.
@@ -367,11 +298,6 @@ def put_in_place(sibling: Path, folder: Path) -> None:
     else:
         sibling.rename(folder)
     _sync(folder.parent)
-
-
-def lock_of(folder: Path) -> Path:
-    """The lock file that guards a folder which several commands change: `run` and `add-items` a bundle."""
-    return folder.with_name(f".{folder.name}.lock")
 
 
 def sync_folder(folder: Path) -> None:

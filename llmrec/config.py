@@ -55,6 +55,30 @@ class Config:
             )
 
 
+SET_FIRST = (
+    "data.format",
+    "data.path",
+    "data.items",
+    "data.user_core",
+    "data.item_core",
+    "data.split",
+    "embed.encoder",
+    "embed.model",
+    "tokenize.method",
+    "tokenize.levels",
+    "tokenize.codes",
+    "base.model",
+    "tasks.max_history",
+    "train.method",
+    "train.epochs",
+    "train.batch_size",
+    "train.learning_rate",
+    "train.dense.weight",
+    "decode.beams",
+    "evaluate.baselines",
+)
+"""The twenty fields that people set first: what `llmrec run --help` shows."""
+
 RENAMED = {
     "data.user_column": "data.columns.user",
     "data.item_column": "data.columns.item",

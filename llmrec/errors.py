@@ -1,10 +1,17 @@
-"""The one error that stands for a mistake in the user's input or configuration."""
+"""The one error that stands for a mistake in the user's input or configuration, and errors of the disk in words."""
 
+import errno
+import os
 import re
+from pathlib import Path
 
 _FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*(?:\.[\w-]+)*)")
 _PARAMETERS = {"boost": "offsets", "max-per": "max_per_field", "model": "name"}
 """Flags whose parameter in Python and over HTTP has another name."""
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+"""Errors that have their reason in the machine, whatever was written."""
+RIGHTS = {errno.EACCES, errno.EPERM}
 
 
 class UserError(ValueError):
@@ -38,3 +45,27 @@ def with_parameters(text: str) -> str:
 def _parameter(flag: str) -> str:
     """The parameter of a flag, without its dashes: max-per-code -> max_per_code, decode.beams as it is."""
     return _PARAMETERS.get(flag, flag.replace("-", "_"))
+
+
+def system_words(error: OSError) -> str:
+    """An error of the system in words: the file, and what is wrong with it."""
+    what = error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, str | bytes) else what
+
+
+def refused_by_the_disk(error: BaseException, folder: Path) -> str | None:
+    """What the disk said, if that made an error; libraries that write in C++ or Rust tell it in words only."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            name = os.fsdecode(seen.filename) if isinstance(seen.filename, str | bytes) else ""
+            inside = os.path.realpath(name).startswith(os.path.realpath(folder) + os.sep)
+            if seen.errno in DISK or (seen.errno in RIGHTS and inside):
+                return system_words(seen)
+        number = re.search(r"\(os error (\d+)\)", str(seen))
+        if number and int(number[1]) in DISK:
+            return os.strerror(int(number[1]))
+        if "PytorchStreamWriter failed writing" in str(seen):
+            return "a checkpoint can't be written (is the disk full?)"
+        seen = seen.__cause__ or seen.__context__
+    return None

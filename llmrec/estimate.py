@@ -206,8 +206,7 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
         UserError: data or base model can't be read.
     """
     from llmrec.model.adapter import with_adapter
-    from llmrec.tasks.build import build_tasks
-    from llmrec.tasks.mixture import Collator, Mixture
+    from llmrec.tasks.mixture import Collator, Mixture, build_tasks
     from llmrec.train.finetune import check_method, context_length
 
     learned = _learned(config, run, users, length)
@@ -252,7 +251,7 @@ def _learned(config: Config, run: Path | None, users: int, length: int) -> Learn
         return _of(prepare(config.data), path or "the synthetic shop", None)
     from llmrec.data.synthetic import synthetic
 
-    catalog, _ = synthetic(items=users, users=1)
+    catalog, _ = synthetic(n_items=users, n_users=1)
     rng = np.random.default_rng(0)
     sequences = [rng.integers(len(catalog), size=length).astype(np.int32) for _ in range(users)]
     source = f"made up, {length} items per user, as {path} is not here"
@@ -260,7 +259,7 @@ def _learned(config: Config, run: Path | None, users: int, length: int) -> Learn
 
 
 def _of(prepared: Prepared, source: str, intentions: Intentions | None) -> Learned:
-    prepared = prepared.known
+    prepared = prepared.for_training
     sequences = prepared.split.sequences(prepared.catalog)
     return Learned(prepared.catalog, sequences.train_sequences(), sequences.users, intentions, source)
 
@@ -271,9 +270,8 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
 
     from llmrec.model.base import load_tokenizer, make_base
     from llmrec.model.tokens import ItemVocabulary
-    from llmrec.recommender.recommender import base_texts
     from llmrec.tasks.render import Renderer
-    from llmrec.tasks.template import load_templates
+    from llmrec.tasks.template import load_templates, tokenizer_texts
 
     templates = load_templates(config.tasks.prompts)
     if config.base.model is not None:
@@ -281,7 +279,7 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
         model = skeleton(config.base.model, config.base.trust_remote_code)
     else:
         with torch.device("meta"):
-            model, tokenizer = make_base(config.base, base_texts(learned.catalog, templates))
+            model, tokenizer = make_base(config.base, tokenizer_texts(learned.catalog, templates))
         model.set_attn_implementation("eager")
     sizes, codes = _codes(config, run, len(learned.catalog), notes)
     vocabulary = ItemVocabulary.add_to(tokenizer, sizes, config.base.token_prefix)

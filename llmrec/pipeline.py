@@ -2,9 +2,8 @@
 
     data -> embed -> tokenize -> intentions -> base -> train -> model -> evaluate
 
-Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips what stands. What is learnt
-before the model stage is learnt from `Prepared.known`: under the strict regime without the items that have no training
-events, which the model stage adds.
+Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips what stands. The stages before
+`model` learn from `Prepared.for_training`. Under the strict regime it lacks the cold items, which the model stage adds.
 """
 
 import json
@@ -20,36 +19,40 @@ from llmrec.atomic import KEY, remove_inside
 from llmrec.config import Config
 from llmrec.console import get_logger
 from llmrec.data.files import require_file
-from llmrec.data.prepare import Prepared, load, prepare, save
+from llmrec.data.prepare import load, prepare, save
 from llmrec.data.readers import input_files
 from llmrec.errors import UserError
 from llmrec.intentions import Intentions, gather
-from llmrec.rundir import CONFIG, RunDirectory, file_hashes, folder_state
+from llmrec.rundir import CONFIG, RunDirectory
+from llmrec.stage import Stage, file_hashes, folder_state
 
 log = get_logger(__name__)
 
 
 def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
-    """Record the configuration and do every stage up to `until`, in order; finished ones are skipped.
+    """Record the configuration and make every stage up to `until`, in order; finished ones are skipped.
 
     Raises:
         UserError: before anything is written, if an input lies where a stage will be written, or if something that
             llmrec did not make would be replaced; later, whatever the stages raise.
     """
-    _prepare(config, run, until)
+    check(config, run, until)
     if run.main:
         run.write(CONFIG, yaml.safe_dump(asdict(config), sort_keys=False))
-    _stages(config, run, until)
+    make_stages(config, run, until)
+    if until == "evaluate" and run.main:
+        finalize(run)
 
 
-def _prepare(config: Config, run: RunDirectory, until: str) -> None:
+def check(config: Config, run: RunDirectory, until: str) -> None:
     """Check everything that can be checked before the first stage; then mark the run directory as one."""
     check_inputs(config, run)
-    _stages(config, run.rehearsal(), until)
+    make_stages(config, run.rehearsal(), until)
     run.claim(NAMES)
 
 
-def _stages(config: Config, run: RunDirectory, until: str) -> None:
+def make_stages(config: Config, run: RunDirectory, until: str) -> None:
+    """Make the stages up to `until`, in order; finished ones are skipped."""
     for name, stage in STAGES.items():
         stage(config, run)
         if name == until:
@@ -59,7 +62,7 @@ def _stages(config: Config, run: RunDirectory, until: str) -> None:
 def data_stage(config: Config, run: RunDirectory) -> None:
     """Read, filter, split -> items.parquet, interactions.parquet, split.json."""
     files = file_hashes(input_files(config.data)) if run.main else {}
-    run.build("data", asdict(config.data), lambda out: save(prepare(config.data), out), files=files)
+    run.build(Stage("data", asdict(config.data), lambda out: save(prepare(config.data), out), files=files))
 
 
 def embed_stage(config: Config, run: RunDirectory) -> None:
@@ -67,11 +70,11 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.embed import embed
 
     def make(out: Path) -> None:
-        prepared = _data(run)
+        prepared = load(run.path("data"))
         log = prepared.split.train if config.embed.align.epochs else None
-        embed(prepared.catalog, config.embed, log, prepared.known.catalog).save(out)
+        embed(prepared.catalog, config.embed, log, prepared.for_training.catalog).save(out)
 
-    run.build("embed", asdict(config.embed), make, reads=["data"])
+    run.build(Stage("embed", asdict(config.embed), make, reads=["data"]))
 
 
 def tokenize_stage(config: Config, run: RunDirectory) -> None:
@@ -81,8 +84,8 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.quantize.tokenizer import ItemTokenizer
 
     def make(out: Path) -> None:
-        prepared = _data(run).known
-        embeddings = Embeddings.load(run.path("embed")).take(prepared.catalog.ids)
+        prepared = load(run.path("data")).for_training
+        embeddings = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids)
         tokenizer = ItemTokenizer.from_config(config.tokenize, config.embed)
         tokenizer.fit_embeddings(
             embeddings.item_ids,
@@ -93,7 +96,7 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
         ).save(out)
         save_picture(tokenizer.report(), out / "report.png", embeddings.vectors, tokenizer.codes[:, 0])
 
-    run.build("tokenize", asdict(config.tokenize), make, reads=["data", "embed"])
+    run.build(Stage("tokenize", asdict(config.tokenize), make, reads=["data", "embed"]))
 
 
 def intentions_stage(config: Config, run: RunDirectory) -> None:
@@ -107,28 +110,27 @@ def intentions_stage(config: Config, run: RunDirectory) -> None:
         files = folder_state(Path(source.local_model))
 
     def make(out: Path) -> None:
-        gather(source, _data(run).known, out, earlier=run.path("intentions")).save(out)
+        gather(source, load(run.path("data")).for_training, out, earlier=run.path("intentions")).save(out)
 
-    run.build("intentions", source.cache_key(), make, reads=["data"], files=files, resumable=True)
+    run.build(Stage("intentions", source.cache_key(), make, reads=["data"], files=files, resumable=True))
 
 
 def base_stage(config: Config, run: RunDirectory) -> None:
     """Make a small language model from the catalogue's text, unless one is named."""
     from llmrec.model.base import make_base
-    from llmrec.recommender.recommender import base_texts
-    from llmrec.tasks.template import load_templates
+    from llmrec.tasks.template import load_templates, tokenizer_texts
     from llmrec.train.finetune import pretrain
 
     def make(out: Path) -> None:
-        catalog = _data(run).known.catalog
-        model, tokenizer = make_base(config.base, base_texts(catalog, load_templates(config.tasks.prompts)))
+        catalog = load(run.path("data")).for_training.catalog
+        model, tokenizer = make_base(config.base, tokenizer_texts(catalog, load_templates(config.tasks.prompts)))
         if config.base.pretrain_epochs:
             pretrain(model, tokenizer, catalog.texts(catalog.whole_text), config.base)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
 
     if config.base.model is None:
-        run.build("base", asdict(config.base), make, reads=["data"])
+        run.build(Stage("base", asdict(config.base), make, reads=["data"]))
 
 
 def train_stage(config: Config, run: RunDirectory) -> None:
@@ -138,8 +140,13 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.recommender.recommender import Recommender
     from llmrec.tasks.template import load_templates
 
+    local = Path(config.base.model) if config.base.model is not None else None
+    prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
+    dense = config.train.dense.weight > 0
+    made = {"base": config.base.model is None, "intentions": config.intentions.source != "none", "embed": dense}
+
     def make(out: Path) -> None:
-        prepared = _data(run).known
+        prepared = load(run.path("data")).for_training
         recommender = Recommender.from_base(
             config.base.model or run.path("base").resolve(),  # an adapter finds its base from anywhere
             ItemTokenizer.load(run.path("tokenize")),
@@ -149,8 +156,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             max_history=config.tasks.max_history,
         )
         validation = prepared.split.validation_examples(prepared.catalog)
-        vectors = Embeddings.load(run.path("embed")).take(prepared.catalog.ids).vectors if dense else None
-        intentions = _intentions(config, run)
+        vectors = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids).vectors if dense else None
+        intentions = load_intentions(config, run)
         recommender.fit(prepared.split.train, validation, config.tasks, config.train, out, intentions, vectors)
         if config.train.lora.merge:
             recommender.merge()
@@ -160,19 +167,17 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             remove_inside(out / "bundle", out, (KEY,))  # of a killed call
             recommender.save_pretrained(out / "bundle")
 
-    local = Path(config.base.model) if config.base.model is not None else None
-    prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
-    dense = config.train.dense.weight > 0
-    made = {"base": config.base.model is None, "intentions": config.intentions.source != "none", "embed": dense}
     run.build(
-        "train",
-        {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": asdict(config.base)},
-        make,
-        reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
-        files=file_hashes(prompts) | (folder_state(local) if local is not None and local.is_dir() else {}),
-        resumable=True,
-        together=True,
-        spare=("checkpoint-*", "rows/*"),
+        Stage(
+            "train",
+            {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": asdict(config.base)},
+            make,
+            reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
+            files=file_hashes(prompts) | (folder_state(local) if local is not None and local.is_dir() else {}),
+            resumable=True,
+            together=True,
+            spare=("checkpoint-*", "rows/*"),
+        )
     )
 
 
@@ -186,8 +191,10 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.recommender.bundle import FUSION, INDEX, parse_header, write_header
     from llmrec.recommender.recommender import Recommender
 
+    strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
+
     def make(out: Path) -> None:
-        bundle, prepared = run.path("train") / "bundle", _data(run)
+        bundle, prepared = run.path("train") / "bundle", load(run.path("data"))
         # Hard links: the weights stand on the disk once.
         shutil.copytree(bundle, out, copy_function=os.link, dirs_exist_ok=True)
         cold_items = prepared.cold_items
@@ -197,7 +204,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
         recommender = Recommender.from_pretrained(bundle, decode)
         if cold_items is not None:
-            recommender.add_items(cold_items, Embeddings.load(run.path("embed")).take(cold_items.ids).vectors)
+            recommender.add_items(cold_items, Embeddings.load(run.path("embed")).take_ids(cold_items.ids).vectors)
             recommender.store.save(out)
         if dense:
             recommender.calibrate(prepared.split.calibration_examples(recommender.catalog), seed=config.data.seed)
@@ -205,43 +212,48 @@ def model_stage(config: Config, run: RunDirectory) -> None:
                 recommender.fusion_weights.save(out / FUSION)
                 write_header(parse_header(out), out)
 
-    strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
     run.build(
-        "model",
-        {"warm_floor": config.decode.warm_floor} if dense else {},
-        make,
-        reads=["train"] + (["data", "embed"] if strict or dense else []),
-        precious=(INDEX,),  # items that the user has added
+        Stage(
+            "model",
+            {"warm_floor": config.decode.warm_floor} if dense else {},
+            make,
+            reads=["train"] + (["data", "embed"] if strict or dense else []),
+            precious=(INDEX,),  # items that the user has added
+        )
     )
 
 
 def evaluate_stage(config: Config, run: RunDirectory) -> None:
     """Full ranking beside the baselines -> metrics.json, per_user.parquet, report.md, report.png, and where there are
-    intentions text_queries.json, on demand diagnosis.* and frontier.*; the bundle's card."""
+    intentions text_queries.json, on demand diagnosis.* and frontier.*."""
     from llmrec.embed import Embeddings
     from llmrec.evaluation.diagnosis import diagnose, frontier, write_diagnosis, write_frontier
-    from llmrec.evaluation.generative import evaluate
     from llmrec.evaluation.protocol import select_cases
-    from llmrec.evaluation.report import model_card, write_report
+    from llmrec.evaluation.report import write_report
+    from llmrec.evaluation.systems import evaluate
     from llmrec.evaluation.text_queries import evaluate_text_queries
-    from llmrec.recommender.bundle import HEADER, header_text, read_header
     from llmrec.recommender.recommender import Recommender
+
+    in_words = config.intentions.source != "none" and config.evaluate.text_queries > 0
+    embedded = in_words or config.evaluate.reads_text
+    steers = {"evaluate": asdict(config.evaluate), "decode": asdict(config.decode)}
+    reads = ["data", "model", *(["embed"] if embedded else []), *(["intentions"] if in_words else [])]
 
     def make(out: Path) -> None:
         recommender = Recommender.from_pretrained(run.path("model"), config.decode)
-        settings, items, split = config.evaluate, recommender.catalog.ids, _data(run).split
+        settings, items, split = config.evaluate, recommender.catalog.ids, load(run.path("data")).split
         curve = lost = None
         if settings.frontier or settings.diagnose:
             sequences = split.sequences(recommender.catalog)
             cases, counts = select_cases(sequences, settings), sequences.train_counts(len(items))
             curve = frontier(recommender, cases, counts) if settings.frontier else None
             lost = diagnose(recommender, cases, counts, settings) if settings.diagnose else None
-        vectors = Embeddings.load(run.path("embed")).take(items).vectors if settings.reads_text else None
+        vectors = Embeddings.load(run.path("embed")).take_ids(items).vectors if settings.reads_text else None
         evaluation = evaluate(recommender, split, settings, vectors)
         asked = None
         if in_words:
             held_out = Intentions.load(run.path("intentions")).held_out
-            embeddings = Embeddings.load(run.path("embed")).take(items)
+            embeddings = Embeddings.load(run.path("embed")).take_ids(items)
             asked = evaluate_text_queries(recommender, held_out, embeddings, settings, config.intentions.source)
         write_report(evaluation.metrics, evaluation.per_user, out, asked)
         if curve is not None:
@@ -249,19 +261,19 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
         if lost is not None:
             write_diagnosis(lost, out)
 
-    def finish() -> None:
-        """The bundle says what was measured of it, and decodes as it was measured."""
-        measured, bundle = metrics(run), run.path("model")
-        texts = {"README.md": model_card(bundle, measured, text_metrics(run))}
-        if measured["decode"]["constraint"] == "trie":  # else it is the constraint that was measured
-            texts[HEADER] = header_text(replace(read_header(bundle), scoring=measured["decode"]["scoring"]))
-        run.amend("model", texts)
+    run.build(Stage("evaluate", steers, make, reads=reads))
 
-    in_words = config.intentions.source != "none" and config.evaluate.text_queries > 0
-    embedded = in_words or config.evaluate.reads_text
-    steers = {"evaluate": asdict(config.evaluate), "decode": asdict(config.decode)}
-    reads = ["data", "model", *(["embed"] if embedded else []), *(["intentions"] if in_words else [])]
-    run.build("evaluate", steers, make, reads=reads, finish=finish)
+
+def finalize(run: RunDirectory) -> None:
+    """Write what was measured into the bundle: its card, and the scoring that it is to decode with."""
+    from llmrec.evaluation.report import model_card
+    from llmrec.recommender.bundle import HEADER, header_text, read_header
+
+    measured, bundle = metrics(run), run.path("model")
+    texts = {"README.md": model_card(bundle, measured, text_metrics(run))}
+    if measured["decode"]["constraint"] == "trie":  # else it is the constraint that was measured
+        texts[HEADER] = header_text(replace(read_header(bundle), scoring=measured["decode"]["scoring"]))
+    run.amend("model", texts)
 
 
 STAGES = {
@@ -332,31 +344,6 @@ def text_metrics(run: RunDirectory) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text())) if path.exists() else None
 
 
-def _data(run: RunDirectory) -> Prepared:
-    return load(run.path("data"))
-
-
-def _intentions(config: Config, run: RunDirectory) -> Intentions | None:
+def load_intentions(config: Config, run: RunDirectory) -> Intentions | None:
+    """What people want, in words; None if the run has no such stage."""
     return None if config.intentions.source == "none" else Intentions.load(run.path("intentions"))
-
-
-def task_examples(config: Config, run: RunDirectory, n: int) -> list[dict[str, Any]]:
-    """What training would see, n examples of each task (see `llmrec.tasks.build`); does the stages before it first."""
-    from llmrec.model.base import load_tokenizer
-    from llmrec.model.tokens import ItemVocabulary
-    from llmrec.quantize.tokenizer import ItemTokenizer
-    from llmrec.tasks.build import build_tasks, show_tasks
-    from llmrec.tasks.render import Renderer
-    from llmrec.tasks.template import load_templates
-
-    _prepare(config, run, "base")
-    _stages(config, run, "base")
-    prepared, items = _data(run).known, ItemTokenizer.load(run.path("tokenize"))
-    tokenizer = load_tokenizer(config.base.model or run.path("base"), config.base.trust_remote_code)
-    vocabulary = ItemVocabulary.add_to(tokenizer, items.level_sizes, config.base.token_prefix)
-    templates = load_templates(config.tasks.prompts)
-    renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history)
-    sequences = prepared.split.sequences(prepared.catalog)
-    intentions, train = _intentions(config, run), sequences.train_sequences()
-    tasks = build_tasks(config.tasks, prepared.catalog, train, renderer, sequences.users, intentions)
-    return show_tasks(tasks, config.tasks, renderer, tokenizer.model_max_length, n, config.train.seed)

@@ -7,50 +7,30 @@ A run directory holds `.llmrec-run.json`. In a folder with files of the user, st
 user's is in the way: what llmrec did not make is never replaced and never removed.
 """
 
-import errno
-import hashlib
 import json
 import os
-import re
-import resource
 import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llmrec import atomic, manifest
-from llmrec.atomic import KEY, MANIFEST, Lock
-from llmrec.config import with_old_names
+from llmrec.atomic import KEY, MANIFEST
 from llmrec.console import get_logger
-from llmrec.errors import UserError
+from llmrec.errors import UserError, refused_by_the_disk, system_words
+from llmrec.lock import Lock, lock_of
+from llmrec.stage import Stage, digest, package_version
 
 log = get_logger(__name__)
-KEY_SCHEMA = 1
-"""Of what a stage's key is the digest of; a new one would make every stage of every run directory anew."""
 RUN = ".llmrec-run.json"
 LOCK = ".llmrec.lock"
 CONFIG = "config.yaml"
 OLD_LOCK = ".lock"  # earlier versions left it, empty, in every run directory
 OLD_CONFIG = b"data:\n  format: "  # how a config.yaml of llmrec begins
 WORK = (KEY, MANIFEST)  # marks of `.NAME.partial` and `.NAME.old`
-PACKAGES = (
-    "llmrec",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "faiss-cpu",
-    "polars",
-    "numpy",
-    "tokenizers",
-)
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
-"""Errors that have their reason in the machine, whatever was written."""
-RIGHTS = {errno.EACCES, errno.EPERM}
 
 
 class RunDirectory:
@@ -107,7 +87,7 @@ class RunDirectory:
             yield
         except OSError as error:
             raise UserError(
-                f"--run {self.folder}: can't be written ({_told(error)}); name another folder, or mend this one."
+                f"--run {self.folder}: can't be written ({system_words(error)}); name another folder, or mend this one."
             ) from error
 
     def path(self, stage: str) -> Path:
@@ -153,7 +133,7 @@ class RunDirectory:
             yield from (self.path(name), self._partial(name), self._old(name))
 
     def _mark(self) -> None:
-        atomic.write_text(self.folder / RUN, json.dumps({"schema": 1, "llmrec": _version("llmrec")}) + "\n")
+        atomic.write_text(self.folder / RUN, json.dumps({"schema": 1, "llmrec": package_version("llmrec")}) + "\n")
 
     def _older(self) -> bool:
         """Whether a version of llmrec that left no mark made this run directory."""
@@ -173,32 +153,8 @@ class RunDirectory:
         with self.reporting():
             atomic.write_text(self.folder / name, text)
 
-    def build(
-        self,
-        stage: str,
-        config: Mapping[str, Any],
-        make: Callable[[Path], None],
-        reads: Sequence[str] = (),
-        files: Mapping[str, str] | None = None,
-        resumable: bool = False,
-        together: bool = False,
-        spare: Sequence[str] = (),
-        precious: Sequence[str] = (),
-        finish: Callable[[], None] = lambda: None,
-    ) -> bool:
+    def build(self, stage: Stage) -> bool:
         """Make a stage unless it stands with the same configuration and inputs, and all of its files.
-
-        Args:
-            stage: name of the folder.
-            config: everything that steers the stage, JSON-able; `seed` in it goes to the manifest.
-            make: writes the stage's files into the folder it is given.
-            reads: stages this one reads.
-            files: hashes of what else it reads, by name.
-            resumable: `make` can go on with what an interrupted call left in the folder.
-            together: all processes of a distributed launch call `make`, not just the main one.
-            spare: patterns of files that nobody reads once the stage is made; they may be deleted.
-            precious: names of files that are the user's once they differ from what the stage wrote.
-            finish: called by the main process when the stage stands, whether it was made now or before.
 
         Returns:
             True if it was made, False if it stood.
@@ -207,54 +163,35 @@ class RunDirectory:
             UserError: a stage that it reads is missing; something that is not ours, or that the user put into the
                 stage, would be lost; or the disk is full or can't be written. Nothing has changed.
         """
-        inputs = {name: self.manifest(name)["key"] for name in reads} if self.main else {}
-        inputs |= files or {}
-        key = _stage_key(stage, config, inputs)
-        partial = self._partial(stage)
-        due = False
+        inputs = {name: self.manifest(name)["key"] for name in stage.reads} if self.main else {}
+        inputs |= stage.files
+        partial, due = self._partial(stage.name), False
         if self.main:
-            self.claim([stage])
+            self.claim([stage.name])
             with self.reporting():
-                due = self._prepare(stage, key, resumable, precious)
+                due = self._prepare(stage, stage.key(inputs))
         self.wait()
-        if not together and not self.main:
-            self.wait()
-            return False
         # After the barrier a stage that is due has a partial folder, for every process to see.
-        if not partial.is_dir():
-            self.wait()
+        if (stage.together or self.main) and partial.is_dir():
+            started = time.perf_counter()
+            with self._explaining(partial, stage.reads):
+                stage.make(partial)
+            if stage.together:
+                self.wait()
             if self.main:
-                finish()
-            return False
-        started = time.perf_counter()
-        with self._explaining(partial, reads):
-            make(partial)
-        if together:
-            self.wait()
-        if self.main:
-            with self._explaining(partial, reads):
-                atomic.usual_modes(partial)
-                content = {
-                    "schema": manifest.SCHEMA,
-                    "stage": stage,
-                    "key": key,
-                    "config": config,
-                    "inputs": inputs,
-                    "packages": {name: _version(name) for name in PACKAGES},
-                    "seed": config.get("seed"),
-                    "seconds": round(time.perf_counter() - started, 3),
-                    "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-                    "files": manifest.record(partial),
-                    "spare": list(spare),
-                }
-                manifest.write_manifest(partial, content)
-                with self._guarding(stage):
-                    self._put_in_place(stage, precious)
-            log.info("%s: done in %.1f s", stage, content["seconds"])
+                self._finish(stage, inputs, time.perf_counter() - started)
         self.wait()
-        if self.main:
-            finish()
         return due
+
+    def _finish(self, stage: Stage, inputs: Mapping[str, str], seconds: float) -> None:
+        """Write the manifest of a stage whose files are made, and put the stage in its place."""
+        partial = self._partial(stage.name)
+        with self._explaining(partial, stage.reads):
+            atomic.usual_modes(partial)
+            manifest.write_manifest(partial, stage.manifest(partial, inputs, seconds))
+            with self._guarding(stage.name):
+                self._put_in_place(stage.name, stage.precious)
+        log.info("%s: done in %.1f s", stage.name, seconds)
 
     def amend(self, stage: str, texts: Mapping[str, str]) -> None:
         """Change files of a finished stage, all or none; nothing is written if they have this content already.
@@ -271,7 +208,7 @@ class RunDirectory:
             if all(_content(final / name) == text.encode() for name, text in texts.items()):
                 return
             content = self.manifest(stage)
-            self._start(stage, _digest({"amend": content["key"], "texts": dict(texts)}))
+            self._start(stage, digest({"amend": content["key"], "texts": dict(texts)}))
             # Hard links: the weights stand on the disk once. Not of the manifest, which says that all is there.
             shutil.copytree(
                 final,
@@ -301,7 +238,7 @@ class RunDirectory:
     @contextmanager
     def _guarding(self, stage: str) -> Iterator[None]:
         """Keep `add-items` and its like away from a stage while it changes."""
-        with Lock(atomic.lock_of(self.path(stage)), wait=True):
+        with Lock(lock_of(self.path(stage)), wait=True):
             yield
 
     @contextmanager
@@ -312,7 +249,7 @@ class RunDirectory:
         except UserError:
             raise
         except Exception as error:
-            reason = self._vanished(partial, reads) or _refused_by_the_disk(error, self.folder)
+            reason = self._vanished(partial, reads) or refused_by_the_disk(error, self.folder)
             if reason is None:
                 raise
             fix = "the finished stages are as they were, and the same command goes on from there"
@@ -330,26 +267,26 @@ class RunDirectory:
                 return f"{wrong}, after llmrec began to read it"
         return None
 
-    def _prepare(self, stage: str, key: str, resumable: bool, precious: Sequence[str]) -> bool:
-        """Settle what an earlier process left; True if the stage is due, its partial folder then ready."""
-        partial = self._partial(stage)
-        with self._guarding(stage):
-            self._settle(stage, precious)
-            found = self._standing(stage)
+    def _prepare(self, stage: Stage, key: str) -> bool:
+        """End what an earlier process left; True if the stage is due, its partial folder then ready."""
+        name, partial = stage.name, self._partial(stage.name)
+        with self._guarding(name):
+            self._recover(name, stage.precious)
+            found = self._standing(name)
             if found is not None and found["key"] == key:
-                wrong = manifest.fault(self.path(stage), found, self.verify)
+                wrong = manifest.fault(self.path(name), found, self.verify)
                 if wrong is None:
-                    atomic.discard_folder(partial, self._old(stage), WORK)
-                    log.info("%s: unchanged", stage)
+                    atomic.discard_folder(partial, self._old(name), WORK)
+                    log.info("%s: unchanged", name)
                     return False
-                log.warning("%s: %s; the stage is made again", stage, wrong)
-            self._require_replaceable(stage, precious)
-            if not (resumable and _content(partial / KEY) == key.encode()):
-                self._start(stage, key)
-        log.info("%s: started", stage)
+                log.warning("%s: %s; the stage is made again", name, wrong)
+            self._require_replaceable(name, stage.precious)
+            if not (stage.resumable and _content(partial / KEY) == key.encode()):
+                self._start(name, key)
+        log.info("%s: started", name)
         return True
 
-    def _settle(self, stage: str, precious: Sequence[str]) -> None:
+    def _recover(self, stage: str, precious: Sequence[str]) -> None:
         """End what a killed process began to put in place or to remove."""
         final, partial, old = self.path(stage), self._partial(stage), self._old(stage)
         if self._standing(stage) is not None and not final.is_symlink():
@@ -412,19 +349,7 @@ class _Rehearsal(RunDirectory):
         self.folder, self.main, self.wait, self.verify = run.folder, run.main, lambda: None, run.verify
         self._keys: dict[str, str] = {}
 
-    def build(
-        self,
-        stage: str,
-        config: Mapping[str, Any],
-        make: Callable[[Path], None],
-        reads: Sequence[str] = (),
-        files: Mapping[str, str] | None = None,
-        resumable: bool = False,
-        together: bool = False,
-        spare: Sequence[str] = (),
-        precious: Sequence[str] = (),
-        finish: Callable[[], None] = lambda: None,
-    ) -> bool:
+    def build(self, stage: Stage) -> bool:
         """Whether the stage would be made.
 
         Raises:
@@ -432,27 +357,20 @@ class _Rehearsal(RunDirectory):
         """
         if not self.main:
             return False
-        inputs = {name: self._keys[name] if name in self._keys else self.manifest(name)["key"] for name in reads}
-        key = self._keys[stage] = _stage_key(stage, config, inputs | dict(files or {}))
-        final, partial = self.path(stage), self._partial(stage)
+        inputs = {name: self._keys[name] if name in self._keys else self.manifest(name)["key"] for name in stage.reads}
+        key = self._keys[stage.name] = stage.key(inputs | dict(stage.files))
+        final, partial = self.path(stage.name), self._partial(stage.name)
         with self.reporting():
-            atomic.require_ours(self._old(stage), WORK)
+            atomic.require_ours(self._old(stage.name), WORK)
             atomic.require_ours(partial, WORK)
             whole = atomic.read_manifest(partial) if (partial / KEY).exists() else None
-            found = whole or self._standing(stage)
+            found = whole or self._standing(stage.name)
             stands = found is not None and found["key"] == key
             if found is not None and stands and whole is None:
                 stands = manifest.fault(final, found, self.verify) is None
             if whole is not None or not stands:
-                self._require_replaceable(stage, precious)
+                self._require_replaceable(stage.name, stage.precious)
         return not stands
-
-
-def _stage_key(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """What a stage is made from, as one digest; fields count under the names that they had first."""
-    sections = {name: with_old_names(name, fields) for name, fields in config.items() if isinstance(fields, dict)}
-    spelt = with_old_names(stage, {**config, **sections})
-    return _digest({"schema": KEY_SCHEMA, "stage": stage, "config": spelt, "inputs": inputs})
 
 
 def _link(source: str, target: str) -> None:
@@ -472,52 +390,3 @@ def _close(lock: Lock, made: Path | None) -> None:
     if made is not None:
         with suppress(OSError):  # there is something in it
             made.rmdir()
-
-
-def _told(error: OSError) -> str:
-    """An error of the system in words: the file, and what is wrong with it."""
-    what = error.strerror or str(error)
-    return f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, str | bytes) else what
-
-
-def _refused_by_the_disk(error: BaseException, folder: Path) -> str | None:
-    """What the disk said, if that made an error; libraries that write in C++ or Rust tell it in words only."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            name = os.fsdecode(seen.filename) if isinstance(seen.filename, str | bytes) else ""
-            inside = os.path.realpath(name).startswith(os.path.realpath(folder) + os.sep)
-            if seen.errno in DISK or (seen.errno in RIGHTS and inside):
-                return _told(seen)
-        number = re.search(r"\(os error (\d+)\)", str(seen))
-        if number and int(number[1]) in DISK:
-            return os.strerror(int(number[1]))
-        if "PytorchStreamWriter failed writing" in str(seen):
-            return "a checkpoint can't be written (is the disk full?)"
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def file_hashes(paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file's content, by its path."""
-    return {str(path): manifest.sha256(path) for path in paths}
-
-
-def folder_state(folder: Path) -> dict[str, str]:
-    """Size and modification time of each file of a folder too large to hash, such as a base model."""
-    return {
-        str(path): f"{path.stat().st_size} bytes, {path.stat().st_mtime_ns}"
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-    }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -33,16 +33,15 @@ from llmrec.console import plain
 from llmrec.data import DataConfig
 from llmrec.data.prepare import prepare
 from llmrec.data.synthetic import synthetic
+from llmrec.model.adapter import add_item_rows
 from llmrec.model.base import make_base
 from llmrec.model.config import BaseConfig
-from llmrec.model.rows import add_item_rows
 from llmrec.model.tokens import ItemVocabulary
-from llmrec.recommender.recommender import base_texts
 from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.examples import Sequential
 from llmrec.tasks.mixture import IGNORE
 from llmrec.tasks.render import Renderer
-from llmrec.tasks.template import load_templates
-from llmrec.tasks.users import Sequential
+from llmrec.tasks.template import load_templates, tokenizer_texts
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
 
@@ -64,10 +63,10 @@ class Bench:
         rng = np.random.default_rng(0)
         lengths = rng.choice(history_lengths(options.data), options.users)
         self.sequences = [rng.integers(0, ITEMS, min(n, SHOWN + 1)).astype(np.int32) for n in lengths]
-        self.catalog, _ = synthetic(ITEMS, users=1)
+        self.catalog, _ = synthetic(ITEMS, n_users=1)
         templates = load_templates()
         base = BaseConfig(hidden_size=128, layers=4, vocabulary=2048)
-        self.model, tokenizer = make_base(base, base_texts(self.catalog, templates))
+        self.model, tokenizer = make_base(base, tokenizer_texts(self.catalog, templates))
         vocabulary = ItemVocabulary.add_to(tokenizer, LEVEL_SIZES)
         add_item_rows(self.model, vocabulary.all_ids, len(tokenizer), seed=0)
         codes = np.stack([rng.integers(0, size, ITEMS) for size in LEVEL_SIZES], axis=1)

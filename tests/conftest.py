@@ -85,9 +85,9 @@ def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
     from transformers import AutoModelForCausalLM
 
     from llmrec.index.trie import ItemTrie
+    from llmrec.model.adapter import add_item_rows
     from llmrec.model.base import make_base
     from llmrec.model.config import BaseConfig
-    from llmrec.model.rows import add_item_rows
     from llmrec.model.tokens import ItemVocabulary
     from llmrec.tasks.render import Renderer
     from llmrec.tasks.template import load_templates

@@ -1,4 +1,4 @@
-"""What a command is, and the parser of the commands that take a configuration."""
+"""What a command is, and the parsers that commands share."""
 
 import argparse
 import os
@@ -63,6 +63,34 @@ def load_model(options: argparse.Namespace, **decode: Any) -> "Recommender":
     return recommender
 
 
+class _HelpAll(argparse.Action):
+    """Prints every flag."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *others: Any) -> NoReturn:
+        parser.print_help()
+        parser.exit()
+
+
+class _Help(_HelpAll):
+    """Prints the flags that are no fields of the configuration, and of the fields those that people set first."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *others: Any) -> NoReturn:
+        from llmrec.config import SET_FIRST, Config
+
+        names = [action.dest for action in parser._actions]
+        hidden = 0
+        for action in parser._actions:
+            if action.dest.partition(".")[0] in Config.__dataclass_fields__ and action.dest not in SET_FIRST:
+                action.help = argparse.SUPPRESS
+                hidden += not any(name.startswith(f"{action.dest}.") for name in names)  # a field, and no group
+        parser.print_help()
+        print(f"\n{hidden} more fields, with their meaning: {parser.prog} --help-all")
+        parser.exit()
+
+
 def config_parser(command: str, summary: str, own_flags: str = "", needs_run: bool = True) -> Any:
     """A parser for `--config`, `--run`, `--json` and every `--section.key`; `own_flags` shows a command's others."""
     from dataclasses import fields
@@ -82,7 +110,10 @@ def config_parser(command: str, summary: str, own_flags: str = "", needs_run: bo
         exit_on_error=False,
         default_env=False,
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action=_Help, help="show the fields that people set first, and exit")
+    parser.add_argument("--help-all", action=_HelpAll, help="show every field of the configuration and exit")
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_argument("--run", type=str, required=needs_run, metavar="DIR", help="the run directory")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
@@ -194,7 +225,7 @@ def _readable(message: str, parser: Any) -> str:
             key = ".".join(filter(None, match.groups()))
             near = get_close_matches(key, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            return f"unknown configuration key {key!r}; {hint}`{parser.prog} --help` lists them all."
+            return f"unknown configuration key {key!r}; {hint}`{parser.prog} --help-all` lists them all."
     if "arguments are required" in line:
         if "methods" in line:
             return "--methods A,B,C is missing: name the tokenizers to compare."

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _text(found: dict[str, Any], tflops: float | None) -> str:
     from llmrec.estimate import UTILISATION
-    from llmrec.recommender.size import readable
+    from llmrec.recommender.bundle import readable
 
     parameters, data, epoch, memory = (found[part] for part in ("parameters", "data", "per_epoch", "bytes"))
     about = "about " if epoch["sampled"] else ""

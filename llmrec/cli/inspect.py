@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     report = content.pop("tokenize", None)
     if options.model:
-        from llmrec.recommender.size import readable
+        from llmrec.recommender.bundle import readable
 
         for part in ("bytes", "files"):
             content[part] = {name: readable(count) for name, count in content[part].items()}
@@ -73,7 +73,7 @@ def describe_bundle(name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from llmrec.recommender import bundle
-    from llmrec.recommender.size import sizes
+    from llmrec.recommender.bundle import sizes
 
     folder = bundle.locate(name)
     header = bundle.read_header(folder)

@@ -35,7 +35,8 @@ def usage() -> str:
     """The overview that `llmrec --help` prints."""
     lines = ["usage: llmrec COMMAND [--help] ...", "", "Recommend with a language model.", "", "commands:"]
     lines += [f"  {name:<18} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "`llmrec COMMAND --help` shows every field with its meaning and default."])
+    last = "`llmrec COMMAND --help` shows the flags and the fields that people set first, `--help-all` every field."
+    return "\n".join([*lines, "", last])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""How a process finds its place in `accelerate launch`: who writes, and how to wait for the others."""
+"""The commands that do one stage, or all of them."""
 
 import json
 import os

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.cli.stages import configuration
 from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    from llmrec.config import Config
+    from llmrec.rundir import RunDirectory
 
 SUMMARY = "show: real training examples of every task, with what is learnt marked"
 
@@ -25,13 +29,36 @@ def main(arguments: Sequence[str]) -> None:
     if options.examples < 1:
         raise UserError(f"--examples {options.examples}: expected at least 1.")
     log_to_stderr()
-    from llmrec import pipeline
     from llmrec.cli.stages import open_run
 
-    shown = pipeline.task_examples(configuration(options), open_run(options.run), options.examples)
+    shown = task_examples(configuration(options), open_run(options.run), options.examples)
     if options.task is not None:
         shown = _only(shown, options.task.split(","))
     say(*([json.dumps({"tasks": shown})] if options.json else "\n".join(map(_text, shown)).split("\n")))
+
+
+def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[str, Any]]:
+    """What training would see, n examples of each task; the stages before it are made first."""
+    from llmrec import pipeline
+    from llmrec.data.prepare import load
+    from llmrec.model.base import load_tokenizer
+    from llmrec.model.tokens import ItemVocabulary
+    from llmrec.quantize.tokenizer import ItemTokenizer
+    from llmrec.tasks.mixture import build_tasks, show_tasks
+    from llmrec.tasks.render import Renderer
+    from llmrec.tasks.template import load_templates
+
+    pipeline.check(config, run, "base")
+    pipeline.make_stages(config, run, "base")
+    prepared, items = load(run.path("data")).for_training, ItemTokenizer.load(run.path("tokenize"))
+    tokenizer = load_tokenizer(config.base.model or run.path("base"), config.base.trust_remote_code)
+    vocabulary = ItemVocabulary.add_to(tokenizer, items.level_sizes, config.base.token_prefix)
+    templates = load_templates(config.tasks.prompts)
+    renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history)
+    sequences = prepared.split.sequences(prepared.catalog)
+    intentions, train = pipeline.load_intentions(config, run), sequences.train_sequences()
+    tasks = build_tasks(config.tasks, prepared.catalog, train, renderer, sequences.users, intentions)
+    return show_tasks(tasks, config.tasks, renderer, tokenizer.model_max_length, n, config.train.seed)
 
 
 def _only(shown: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -42,7 +69,7 @@ def _only(shown: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
 
 
 def _text(task: dict[str, Any]) -> str:
-    from llmrec.tasks.build import marked
+    from llmrec.tasks.mixture import marked
 
     head = (
         f"{task['task']}: {task['examples_per_epoch']:,} examples an epoch ({task['rate']:g} x {task['rows']:,} rows); "

@@ -66,20 +66,20 @@ def collaborative_vectors(behaviour: Behaviour, dim: int, seed: int) -> np.ndarr
     from scipy.sparse.linalg import norm
     from sklearn.decomposition import TruncatedSVD
 
-    items = len(behaviour.counts)
-    if dim >= items:
+    n_items = len(behaviour.counts)
+    if dim >= n_items:
         raise UserError(
-            f"{items} items cannot give collaborative vectors of {dim} dimensions; "
-            f"set --tokenize.rq_vae.latent below {items}"
+            f"{n_items} items cannot give collaborative vectors of {dim} dimensions; "
+            f"set --tokenize.rq_vae.latent below {n_items}"
         )
     information = positive_information(behaviour)
-    vectors = np.zeros((items, dim), np.float32)
+    vectors = np.zeros((n_items, dim), np.float32)
     if information.nnz == 0:
         return vectors
     projected = TruncatedSVD(dim, random_state=seed).fit_transform(information)
     lengths = np.linalg.norm(projected, axis=1)
-    known = lengths > LEAST_SHARE * norm(information, axis=1)
-    vectors[known] = projected[known] / lengths[known, None]
+    in_reach = lengths > LEAST_SHARE * norm(information, axis=1)
+    vectors[in_reach] = projected[in_reach] / lengths[in_reach, None]
     return vectors
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmrec.collaborative.base import BaselineSystem
-from llmrec.collaborative.config import SASRecConfig
+from llmrec.collaborative.base import BaselineSystem, SASRecConfig
 from llmrec.console import get_logger, progress_bar
 from llmrec.data.sequences import EvalExamples
 from llmrec.device import resolve_device, resolve_dtype

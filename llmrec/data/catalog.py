@@ -105,7 +105,7 @@ class Catalog:
         """All columns of one item, by name; raises KeyError for an unknown item id."""
         return self.frame.row(self.index[item_id], named=True)
 
-    def take(self, rows: Sequence[int] | pl.Series) -> "Catalog":
+    def take_rows(self, rows: Sequence[int] | pl.Series) -> "Catalog":
         """The catalogue of the given rows, in that order."""
         return Catalog(self.frame[rows])
 

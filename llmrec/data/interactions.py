@@ -204,7 +204,7 @@ class Split:
     """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), not decreasing along a user's rows.
 
     `protocol` says how it was made: kind, events per part, the cut timestamps where there are any, and what
-    `llmrec.data.cold` made of it.
+    `llmrec.data.prepare` made of it.
     """
 
     def __init__(self, frame: pl.DataFrame, protocol: dict[str, Any]) -> None:

@@ -52,22 +52,22 @@ class SyntheticShop:
         UserError: items or users out of range.
     """
 
-    def __init__(self, items: int = 3000, users: int = 4500, seed: int = 0) -> None:
-        if not 50 <= items <= 50_000:
-            raise UserError(f"synthetic shop: items is {items}, expected 50 to 50000")
-        if users < 1:
-            raise UserError(f"synthetic shop: users is {users}, expected at least 1")
+    def __init__(self, n_items: int = 3000, n_users: int = 4500, seed: int = 0) -> None:
+        if not 50 <= n_items <= 50_000:
+            raise UserError(f"synthetic shop: n_items is {n_items}, expected 50 to 50000")
+        if n_users < 1:
+            raise UserError(f"synthetic shop: n_users is {n_users}, expected at least 1")
         rng = np.random.default_rng(seed)
-        departments = DEPARTMENTS[: max(1, min(len(DEPARTMENTS), items // 100))]
+        departments = DEPARTMENTS[: max(1, min(len(DEPARTMENTS), n_items // 100))]
         self._shelves = [(d, shelf) for d in departments for shelf in d.categories]
         self.successors = _successors([len(d.categories) for d in departments])
         self._departments = np.repeat(np.arange(len(departments)), [len(d.categories) for d in departments])
         self._follow = np.zeros((len(self._shelves),) * 2)
         np.put_along_axis(self._follow, self.successors, [[MAIN_SUCCESSOR, 1 - MAIN_SUCCESSOR]], axis=1)
         self._start = rng.permutation(_zipf(len(self._shelves), 0.5))
-        self._stock(items, rng)
+        self._stock(n_items, rng)
         self.catalog = Catalog.from_frame(self._item_frame(rng))
-        self.interactions = Interactions.from_frame(self._event_frame(self._walk(users, rng), rng))
+        self.interactions = Interactions.from_frame(self._event_frame(self._walk(n_users, rng), rng))
 
     def next_item_probabilities(self, histories: list[np.ndarray]) -> np.ndarray:
         """The generator's own distribution of the next item, the best any recommender can know.
@@ -89,24 +89,24 @@ class SyntheticShop:
             probabilities[:, rows] += share * self._shelf_probabilities(events, category)
         return probabilities
 
-    def _stock(self, items: int, rng: np.random.Generator) -> None:
+    def _stock(self, n_items: int, rng: np.random.Generator) -> None:
         """Choose what each item is; a category holds items in proportion to the visits it will get."""
         visits = visitors = self._start
         for _ in range(MIN_EVENTS - 1):
             visitors = visitors @ self._follow
             visits = visits + visitors
-        edges = np.rint(np.cumsum(visits / visits.sum()) * items).astype(np.int64)
+        edges = np.rint(np.cumsum(visits / visits.sum()) * n_items).astype(np.int64)
         self.categories = rng.permutation(np.repeat(np.arange(len(edges)), np.diff(edges, prepend=0)))
         self._rows = [np.flatnonzero(self.categories == c) for c in range(len(edges))]
-        self._variants = np.empty((items, 5), np.int64)  # brand, style, noun, size, color
-        self._popularity = np.empty(items)
+        self._variants = np.empty((n_items, 5), np.int64)  # brand, style, noun, size, color
+        self._popularity = np.empty(n_items)
         for (department, shelf), rows in zip(self._shelves, self._rows, strict=True):
             parts = (department.brands, department.styles, shelf.nouns, shelf.sizes, COLORS)
             shape = [len(part) for part in parts]
             chosen = rng.choice(np.prod(shape), size=len(rows), replace=False)
             self._variants[rows] = np.stack(np.unravel_index(chosen, shape), axis=1)
             self._popularity[rows] = rng.permutation(_zipf(len(rows), SHELF_SKEW))
-        self._bestsellers = rng.permutation(_zipf(items, BESTSELLER_SKEW))
+        self._bestsellers = rng.permutation(_zipf(n_items, BESTSELLER_SKEW))
 
     def _shelf_probabilities(self, events: np.ndarray, category: int) -> np.ndarray:
         """Distribution [B, n] over the n items of a category for events [B, T] (-1 is padding)."""
@@ -210,9 +210,9 @@ class SyntheticShop:
         )
 
 
-def synthetic(items: int = 3000, users: int = 4500, seed: int = 0) -> tuple[Catalog, Interactions]:
+def synthetic(n_items: int = 3000, n_users: int = 4500, seed: int = 0) -> tuple[Catalog, Interactions]:
     """The catalogue and the log of a `SyntheticShop`."""
-    shop = SyntheticShop(items, users, seed)
+    shop = SyntheticShop(n_items, n_users, seed)
     return shop.catalog, shop.interactions
 
 

@@ -1,1 +1,1 @@
-"""From a prompt to real items: the trie as a constraint on `generate`, and the ranker built on it."""
+"""From a prompt to real items: beam search that the trie constrains, and rankings built on it."""

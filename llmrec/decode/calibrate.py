@@ -153,7 +153,7 @@ def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.n
     batches = list(method.search.batches(prompts))
     found, hits = [], np.zeros(len(prompts), bool)
     for chosen in track(batches, "calibrating the fusion", total=len(batches)):
-        prefilled = method.search.open([prompts[i] for i in chosen])
+        prefilled = method.search.prefill([prompts[i] for i in chosen])
         scored = method.scored(prefilled, 2 * CUT, [filters[i] for i in chosen])
         hits[chosen] = (scored.beams.items[:, :CUT] == targets[chosen, None]).any(axis=1)
         found.append((chosen, scored))

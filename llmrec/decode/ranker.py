@@ -1,4 +1,7 @@
-"""Which class stands behind each `--decode.ranking`; a new method adds its line here."""
+"""Asks the model for the best items of a request, by one of the ranking methods.
+
+A new method adds its line to `METHODS`.
+"""
 
 import time
 from collections.abc import Sequence
@@ -7,14 +10,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from llmrec.decode.choose import make_exact
 from llmrec.decode.config import DecodeConfig, RankingName
-from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter, Quota, diverse
+from llmrec.decode.generate import make_exact
 from llmrec.decode.rankings.base import BeamRanking, DenseRanking, ItemFacts, RankingMethod
 from llmrec.decode.rankings.fusion import FusionRanking
 from llmrec.decode.rankings.hybrid import CascadeRanking, LigerRanking, QuotaRanking, SpecGRRanking
-from llmrec.decode.search import BeamSearch, NotNumbersError, Ranking
+from llmrec.decode.search import BeamSearch, NotNumbersError, Prompt, Ranking
+from llmrec.decode.tree import ExactSearch
 from llmrec.errors import UserError
 from llmrec.tasks.render import Renderer
 
@@ -73,14 +76,14 @@ class ItemRanker:
         """The same model asked for the provably best; built when it is first needed."""
         return make_exact(self.search)
 
-    def prompt_ids(self, history: Sequence[int] | np.ndarray = (), query: str | None = None) -> list[int]:
-        """Token ids of one request, in the first phrasing; as in `phrased`."""
+    def prompt_ids(self, history: Sequence[int] | np.ndarray = (), query: str | None = None) -> Prompt:
+        """The prompt of one request, in the first phrasing; as in `phrased`."""
         return self.phrased(history, query, 1)[0]
 
     def phrased(
         self, history: Sequence[int] | np.ndarray = (), query: str | None = None, phrasings: int = 1
-    ) -> list[list[int]]:
-        """Token ids of one request in the first `phrasings` phrasings of its task.
+    ) -> list[Prompt]:
+        """One request in the first `phrasings` phrasings of its task, as token ids.
 
         Args:
             history: rows of the catalogue, oldest first.
@@ -111,7 +114,7 @@ class ItemRanker:
                 f"The request is {longest} tokens long, but the model's context leaves room for {room}; "
                 "shorten --prompt."
             )
-        return requests
+        return [Prompt(tokens, self.renderer.shown(history)) for tokens in requests]
 
     def rank(
         self,
@@ -121,7 +124,7 @@ class ItemRanker:
         offsets: np.ndarray | None = None,
         exact: bool = False,
     ) -> Ranking:
-        """The k best items of each request (token ids from `prompt_ids`) that its filter lets through.
+        """The k best items of each request (from `prompt_ids`) that its filter lets through.
 
         Args:
             requests: B of them.

@@ -1,7 +1,7 @@
 """The interface of every beam search: prompts in, ranked items out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -76,11 +76,24 @@ class Ranking:
         return cls(items, scores, max((part.width for _, part in parts), default=0), *counts)
 
 
+class Prompt(list[int]):
+    """The token ids of one request, and beside them the items that it tells of.
+
+    Attributes:
+        history: int64 [n], rows of the catalogue that the prompt shows, oldest first. Tokens alone would not tell items
+            apart that share a semantic ID.
+    """
+
+    def __init__(self, tokens: Iterable[int], history: Sequence[int] | np.ndarray = ()) -> None:
+        super().__init__(tokens)
+        self.history = np.asarray(history, np.int64)
+
+
 class PrefilledBatch(ABC):
     """A batch of B prompts that a search has read.
 
     Attributes:
-        prompts: token ids.
+        prompts: token ids; rankings that go by items need `Prompt`s.
     """
 
     prompts: list[Sequence[int]]
@@ -162,7 +175,7 @@ class BeamSearch(ABC):
         parts = []
         for chosen in self.batches(prompts):
             own = None if filters is None else [filters[i] for i in chosen]
-            parts.append((chosen, self.rank(self.open([prompts[i] for i in chosen]), k, own, beams, bonus)))
+            parts.append((chosen, self.rank(self.prefill([prompts[i] for i in chosen]), k, own, beams, bonus)))
         return Ranking.joined(len(prompts), k, parts)
 
     def batches(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -172,7 +185,7 @@ class BeamSearch(ABC):
             yield by_length[start : start + self.config.batch_size]
 
     @abstractmethod
-    def open(self, prompts: list[Sequence[int]]) -> PrefilledBatch:
+    def prefill(self, prompts: list[Sequence[int]]) -> PrefilledBatch:
         """Read a batch of prompts, which may then be asked about any number of times, one after the other."""
 
     def rank(
@@ -184,7 +197,7 @@ class BeamSearch(ABC):
         offsets: "Offsets | None" = None,
     ) -> Ranking:
         """The k best items of each prompt of a batch; the arguments are those of `search`."""
-        width = min(self._width(k, beams or self.config.beams), self.trie.items)
+        width = min(self._width(k, beams or self.config.beams), self.trie.n_items)
         restriction = None if filters is None else Restriction(self.trie, filters)
         leaves, values = self._leaves(prefilled, width, restriction, offsets)
         living = values > DEAD
@@ -260,8 +273,8 @@ class Offsets:
 
     def __init__(self, trie: ItemTrie, items: np.ndarray) -> None:
         self.items = np.asarray(items, np.float32)
-        if self.items.shape != (trie.items,) or not np.isfinite(self.items).all():
-            raise ValueError(f"offsets: expected {trie.items} finite numbers, one per item")
+        if self.items.shape != (trie.n_items,) or not np.isfinite(self.items).all():
+            raise ValueError(f"offsets: expected {trie.n_items} finite numbers, one per item")
         ordered = self.items[trie.order.cpu().numpy()]
         self.bounds = [
             torch.from_numpy(np.maximum.reduceat(ordered, firsts[:-1].cpu().numpy())).to(trie.device)

@@ -1,4 +1,7 @@
-"""Which class stands behind each `--embed.encoder`; a new encoder adds its line here."""
+"""The vectors of a catalogue's items, and the function that makes them.
+
+A new encoder adds its line to `make_encoder`.
+"""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +42,7 @@ def _text_encoder(config: EmbedConfig) -> Encoder:
 
             return OfflineMiniLM(config)
         case "tfidf-svd":
-            from llmrec.embed.tfidf import TfidfEncoder
+            from llmrec.embed.encoder import TfidfEncoder
 
             return TfidfEncoder(config)
         case _:
@@ -75,14 +78,14 @@ class Embeddings:
             make_encoder(config).load(folder),
         )
 
-    def take(self, item_ids: Sequence[str]) -> "Embeddings":
+    def take_ids(self, item_ids: Sequence[str]) -> "Embeddings":
         """The vectors of some items, in the order of `item_ids`; raises KeyError for an item that has none."""
         index = {item: row for row, item in enumerate(self.item_ids)}
         return Embeddings(list(item_ids), self.vectors[[index[item] for item in item_ids]], self.encoder)
 
 
 def embed(
-    catalog: Catalog, config: EmbedConfig, log: Interactions | None = None, known: Catalog | None = None
+    catalog: Catalog, config: EmbedConfig, log: Interactions | None = None, fit_on: Catalog | None = None
 ) -> Embeddings:
     """Embed every item of `catalog`, fitting the encoder where it learns.
 
@@ -90,14 +93,14 @@ def embed(
         catalog: the items.
         config: the encoder.
         log: the training events, for alignment (`config.align`) to learn from; nothing else reads them.
-        known: those of the items that the encoder is fitted on and aligned with; default: all.
+        fit_on: those of the items that the encoder is fitted on and aligned with; default: all.
 
     Raises:
         UserError: an item has no text, or the encoder cannot be loaded or fitted; for alignment, there is no log, the
             log names an item that the catalogue lacks, or it holds no pairs.
     """
-    known = catalog if known is None else known
-    texts = item_texts(known, config)
+    fit_on = catalog if fit_on is None else fit_on
+    texts = item_texts(fit_on, config)
     encoder = make_encoder(config).fit(texts)
     if isinstance(encoder, AlignedEncoder):
         if log is None:
@@ -105,14 +108,14 @@ def embed(
                 f"--embed.align.epochs is {config.align.epochs}, but there is no log of training events to align "
                 "with; give one, or set it to 0"
             )
-        encoder.align(texts, Behaviour.from_log(log, known.ids))
+        encoder.align(texts, Behaviour.from_log(log, fit_on.ids))
     vectors = encoder.encode(texts)
-    others = Catalog(catalog.frame.filter(~pl.col("item_id").is_in(known.frame["item_id"].implode())))
+    others = Catalog(catalog.frame.filter(~pl.col("item_id").is_in(fit_on.frame["item_id"].implode())))
     if not len(others):
-        return Embeddings(known.ids, vectors, encoder)
-    # By themselves, so that the last bit of a known item's vector doesn't depend on who else is in its batch.
+        return Embeddings(fit_on.ids, vectors, encoder)
+    # By themselves, so that the last bit of the vectors above does not depend on other items in a batch.
     vectors = np.concatenate([vectors, encoder.encode(item_texts(others, config))])
-    return Embeddings([*known.ids, *others.ids], vectors, encoder).take(catalog.ids)
+    return Embeddings([*fit_on.ids, *others.ids], vectors, encoder).take_ids(catalog.ids)
 
 
 def item_texts(catalog: Catalog, config: EmbedConfig) -> list[str]:

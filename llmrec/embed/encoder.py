@@ -1,6 +1,7 @@
-"""Encoders of item texts: what one is, all-MiniLM and other sentence-transformers, and a cache of their vectors."""
+"""Encoders of item texts: the interface, sentence-transformers models, TF-IDF + SVD, and a cache of vectors."""
 
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save, save_file
 
 from llmrec.atomic import write_bytes
 from llmrec.console import get_logger, track
@@ -23,6 +24,7 @@ from llmrec.resources import hub_options
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 class Encoder(ABC):
@@ -206,3 +208,79 @@ def _check_sha256(path: Path, expected: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise UserError(f"{path}: SHA-256 is {found}, the published weights have {expected}; reinstall llmrec[offline]")
+
+
+MAX_TERMS = 30_000
+"""Most frequent words and word pairs kept."""
+
+
+class TfidfEncoder(Encoder):
+    """Words and word pairs, sublinear TF-IDF, projected on the leading singular vectors.
+
+    A text of unknown words only gets the zero vector.
+    """
+
+    vocabulary: list[str]
+    """Terms [V]."""
+    idf: np.ndarray
+    """Inverse document frequencies, float64 [V]."""
+    components: np.ndarray
+    """Right singular vectors, float32 [D, V]."""
+
+    def fit(self, texts: Sequence[str]) -> Self:
+        """Learn terms and projection from the catalogue's texts.
+
+        Raises:
+            UserError: the texts hold no word, or fewer items or terms than `--embed.dim`.
+        """
+        from sklearn.decomposition import TruncatedSVD
+
+        vectorizer = _vectorizer(max_features=MAX_TERMS)
+        try:
+            counts = vectorizer.fit_transform(texts)
+        except ValueError as error:  # sklearn: empty vocabulary
+            raise UserError("the items' texts hold no words; check --embed.template") from error
+        if min(counts.shape) < self.config.dim:
+            raise UserError(
+                f"{counts.shape[0]} items with {counts.shape[1]} terms cannot give {self.config.dim} "
+                f"dimensions; set --embed.dim to {min(counts.shape)} or less"
+            )
+        svd = TruncatedSVD(self.config.dim, random_state=0).fit(counts)
+        self.vocabulary = vectorizer.get_feature_names_out().tolist()
+        self.idf = vectorizer.idf_
+        self.components = np.ascontiguousarray(svd.components_, np.float32)
+        return self
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        vectors = np.asarray(self._fitted.transform(texts) @ self.components.T, np.float32)
+        if self.config.normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    @cached_property
+    def _fitted(self) -> "TfidfVectorizer":
+        vectorizer = _vectorizer(vocabulary=self.vocabulary)
+        vectorizer.idf_ = self.idf
+        return vectorizer
+
+    def save(self, folder: Path) -> None:
+        (folder / "encoder.json").write_text(json.dumps({"vocabulary": self.vocabulary}, ensure_ascii=False), "utf-8")
+        save_file({"idf": self.idf, "components": self.components}, folder / "encoder.safetensors")
+
+    def load(self, folder: Path) -> Self:
+        self.vocabulary = json.loads((folder / "encoder.json").read_text("utf-8"))["vocabulary"]
+        tensors = load_file(folder / "encoder.safetensors")
+        self.idf, self.components = tensors["idf"], tensors["components"]
+        return self
+
+
+def _vectorizer(max_features: int | None = None, vocabulary: list[str] | None = None) -> "TfidfVectorizer":
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(
+        token_pattern=r"(?u)\b\w+\b",
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        max_features=max_features,
+        vocabulary=vocabulary,
+    )

@@ -13,8 +13,8 @@ import torch
 
 from llmrec.console import markdown, plain, track
 from llmrec.data.sequences import EvalExamples
-from llmrec.decode.body import ItemHead
 from llmrec.decode.calibrate import bonus_limits, gather
+from llmrec.decode.context import ItemHead
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
 from llmrec.errors import UserError
@@ -217,7 +217,7 @@ def forced_recall(ranker: ItemRanker, cases: EvalExamples, filter_seen: bool) ->
     requests = [ranker.prompt_ids(history) for history in cases.histories]
     batches = list(search.batches(requests))
     for batch in track(batches, "forcing prefixes", total=len(batches)):
-        prefilled = search.open([requests[row] for row in batch])
+        prefilled = search.prefill([requests[row] for row in batch])
         for level in range(codes.shape[1]):
             filters = []
             for row in batch:

@@ -9,8 +9,7 @@ import polars as pl
 from llmrec.console import markdown, plain
 from llmrec.evaluation.metrics import INTERVAL_METRICS
 from llmrec.evaluation.protocol import MAIN, Metrics
-from llmrec.recommender.bundle import read_header
-from llmrec.recommender.size import readable, sizes
+from llmrec.recommender.bundle import read_header, readable, sizes
 
 _COLUMNS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10")
 

@@ -141,7 +141,7 @@ class Generative:
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """Float32 [B, N]."""
         ranking = self.ranker.rank([self.ranker.prompt_ids(query=query) for query in queries], self.depth)
-        scores = np.full((len(queries), self.ranker.search.trie.items), -np.inf, dtype=np.float32)
+        scores = np.full((len(queries), self.ranker.search.trie.n_items), -np.inf, dtype=np.float32)
         query, place = np.nonzero(ranking.items >= 0)
         scores[query, ranking.items[query, place]] = ranking.scores[query, place]
         return scores

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from llmrec.errors import UserError
-from llmrec.model.dense import TEMPERATURE, DenseHead
+from llmrec.model.adapter import TEMPERATURE, DenseHead
 
 BLOCK = 65_536
 """Items whose vectors are made at a time."""

@@ -117,8 +117,8 @@ class ItemTrie:
             starts.append(_ends(children))
             firsts.append(_ends(_merged_counts(self.firsts[level].numpy(), inserted, node)))
         after = self.firsts[-1].numpy()[at + exists]
-        order = np.insert(self.order.numpy(), after, self.items + new_order)
-        return self._of(self.level_sizes, node_codes, starts, firsts, order, self.items + len(codes))
+        order = np.insert(self.order.numpy(), after, self.n_items + new_order)
+        return self._of(self.level_sizes, node_codes, starts, firsts, order, self.n_items + len(codes))
 
     def without_items(self, rows: np.ndarray) -> Self:
         """The trie without the items `rows`, int [E]; the others keep their rows; on the CPU.
@@ -126,9 +126,9 @@ class ItemTrie:
         Raises:
             UserError: a row outside the catalogue, or no item would be left.
         """
-        if len(rows) and not 0 <= rows.min() <= rows.max() < self.items:
-            raise UserError(f"Items to remove: rows {rows.min()} to {rows.max()} of a catalogue of {self.items}.")
-        gone = np.zeros(self.items, dtype=bool)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_items:
+            raise UserError(f"Items to remove: rows {rows.min()} to {rows.max()} of a catalogue of {self.n_items}.")
+        gone = np.zeros(self.n_items, dtype=bool)
         gone[rows] = True
         order = self.order.numpy()
         stays = ~gone[order]
@@ -145,7 +145,7 @@ class ItemTrie:
             nodes_before = _ends(node_stays)
             starts.append(np.append(nodes_before[start.numpy()][:-1][parent_stays], nodes_before[-1]))
             parent_stays = node_stays
-        return self._of(self.level_sizes, node_codes, starts, firsts, order[stays], self.items)
+        return self._of(self.level_sizes, node_codes, starts, firsts, order[stays], self.n_items)
 
     @property
     def levels(self) -> int:
@@ -153,7 +153,7 @@ class ItemTrie:
         return len(self.level_sizes)
 
     @property
-    def items(self) -> int:
+    def n_items(self) -> int:
         """N, the rows of the catalogue, with those of items that were removed."""
         return len(self.leaves)
 
@@ -190,9 +190,9 @@ class ItemTrie:
 
     def matches_codes(self, codes: np.ndarray) -> bool:
         """Whether the items' semantic IDs are `codes`, int [N, L], with none removed."""
-        if codes.shape != (self.items, self.levels) or not self._is_sound():
+        if codes.shape != (self.n_items, self.levels) or not self._is_sound():
             return False
-        paths = self.paths(torch.arange(self.items, device=self.device))
+        paths = self.paths(torch.arange(self.n_items, device=self.device))
         own = [self.codes(level, nodes).cpu().numpy() for level, nodes in enumerate(paths)]
         return all(np.array_equal(mine, column) for mine, column in zip(own, codes.T, strict=True))
 

@@ -41,7 +41,7 @@ def gather(config: IntentionsConfig, prepared: Prepared, folder: Path, earlier: 
 
 def _from_source(config: IntentionsConfig, prepared: Prepared, folder: Path) -> Intentions:
     if config.source == "extract":
-        from llmrec.intentions.phrases import extract
+        from llmrec.intentions.reviews import extract
 
         return extract(config, prepared.catalog, prepared.split.train)
     if config.source == "reviews":
@@ -49,7 +49,7 @@ def _from_source(config: IntentionsConfig, prepared: Prepared, folder: Path) -> 
 
         return from_reviews(config, prepared.catalog, prepared.split)
     if config.source == "file":
-        from llmrec.intentions.file import read_file
+        from llmrec.intentions.intentions import read_file
 
         return read_file(config, prepared.catalog, prepared.split.train)
     from llmrec.intentions.llm import ask

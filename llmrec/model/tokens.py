@@ -3,7 +3,6 @@
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,20 +92,6 @@ class ItemVocabulary:
     def token_ids(self, codes: np.ndarray) -> np.ndarray:
         """Token ids int64 [..., L] of codes int [..., L]."""
         return np.stack([self.ids[level][codes[..., level]] for level in range(len(self.ids))], axis=-1)
-
-    def codes_in(self, tokens: np.ndarray) -> np.ndarray:
-        """The codes int64 [n, L] of the whole semantic IDs among token ids int64 [T], in their order."""
-        levels = len(self.ids)
-        # Windows of as many tokens as there are levels, of which those count that spell one code of each.
-        spans = np.lib.stride_tricks.sliding_window_view(np.pad(tokens, (0, levels), constant_values=-1), levels)
-        for level, ids in enumerate(self.ids):
-            spans = spans[np.isin(spans[:, level], ids)]
-        return self._codes[spans]
-
-    @cached_property
-    def _codes(self) -> np.ndarray:
-        """`code_of_token` of all item tokens, made once: every prompt of a request is looked through."""
-        return self.code_of_token(int(self.all_ids.max()) + 1)
 
     def text(self, codes: np.ndarray) -> str:
         """The semantic ID as text, `<a_12><b_7>`, of codes int [L] or of fewer levels (a prefix)."""

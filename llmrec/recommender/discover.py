@@ -15,8 +15,8 @@ import torch
 from transformers import DynamicCache
 
 from llmrec.console import track
-from llmrec.decode.body import ItemHead
 from llmrec.decode.config import Scoring
+from llmrec.decode.context import ItemHead
 from llmrec.decode.search import BeamSearch, require_numbers
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
@@ -112,7 +112,7 @@ def discover(
 def _requests(recommender: Recommender, histories: Sequence[Sequence[str]], prompt: str | None) -> list[list[int]]:
     """The token ids of one request per history, or of the words alone."""
     rows = [
-        recommender.lookup.rows(history, "--history" if len(histories) == 1 else f"--histories, line {line}")
+        recommender.store.lookup.rows(history, "--history" if len(histories) == 1 else f"--histories, line {line}")
         for line, history in enumerate(histories, start=1)
     ]
     return [recommender.ranker.prompt_ids(history, prompt) for history in rows or [np.empty(0, np.int64)]]

@@ -82,7 +82,7 @@ def explain(recommender: Recommender, item_id: str) -> Explanation:
     Raises:
         UserError: no such item, or a bundle without the prompt `codes-to-item`.
     """
-    item = int(recommender.lookup.rows([item_id], "--item")[0])
+    item = int(recommender.store.lookup.rows([item_id], "--item")[0])
     _require_taught(recommender, "codes-to-item", "--item")
     semantic_id = recommender.ranker.renderer.item_text[item]
     says = say(recommender, "codes-to-item", item=semantic_id)
@@ -95,7 +95,7 @@ def taste(recommender: Recommender, history: Sequence[str]) -> Taste:
     Raises:
         UserError: no such item, or a model that was not taught the task `preference`.
     """
-    rows = recommender.lookup.rows(history, "--history")
+    rows = recommender.store.lookup.rows(history, "--history")
     _require_taught(recommender, "preference", "--history")
     says = say(recommender, "preference", history=recommender.ranker.renderer.history(rows))
     return Taste([recommender.catalog.row(item_id)["title"] for item_id in history], says)

@@ -15,27 +15,26 @@ from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.data.interactions import Split
 from llmrec.data.sequences import TRAIN
 from llmrec.decode.calibrate import calibrate
-from llmrec.decode.choose import check_fit, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
+from llmrec.decode.generate import check_fit, make_search
 from llmrec.decode.ranker import ItemRanker, make_ranking
 from llmrec.decode.rankings.base import FusionWeights, ItemFacts
 from llmrec.decode.search import BeamSearch
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.intentions.intentions import Intentions
+from llmrec.model.adapter import add_item_rows, row_start
 from llmrec.model.base import load_base, make_base
 from llmrec.model.config import BaseConfig
-from llmrec.model.rows import add_item_rows, row_start
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
-from llmrec.recommender import bundle, hub
-from llmrec.recommender.request import Answer, Recommendation, Request
-from llmrec.recommender.selection import ItemLookup, Selection, quotas_of
+from llmrec.recommender import bundle
+from llmrec.recommender.request import Answer, Request, Selection, quotas_of
 from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights, save_weights
 from llmrec.tasks.config import ASKED, TasksConfig
 from llmrec.tasks.render import Renderer
-from llmrec.tasks.template import Template, load_templates, save_templates, turns
+from llmrec.tasks.template import Template, load_templates, save_templates, tokenizer_texts
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune
 
@@ -64,7 +63,7 @@ class Recommender:
         Args:
             model: causal language model, or a PEFT model, with rows for the item tokens.
             tokenizer: with the item tokens.
-            shelf: the items.
+            store: the items.
             base: for the names of item tokens.
             base_model: name of what the training started from, for the record.
             templates: prompts; the shipped ones by default.
@@ -111,7 +110,7 @@ class Recommender:
         catalog = catalog or item_tokenizer.catalog
         if name is None:
             templates = kwargs.get("templates") or load_templates()
-            model, tokenizer = make_base(config, base_texts(catalog, templates))
+            model, tokenizer = make_base(config, tokenizer_texts(catalog, templates))
         else:
             model, tokenizer = load_base(name, config.trust_remote_code, config.bits)
         vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
@@ -151,11 +150,6 @@ class Recommender:
         """Prompts for this tokenizer and catalogue."""
         vocabulary = ItemVocabulary.of(self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix)
         return Renderer(self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history)
-
-    @property
-    def lookup(self) -> ItemLookup:
-        """Finds the items that requests name."""
-        return self.store.lookup
 
     @property
     def decode_config(self) -> DecodeConfig:
@@ -288,26 +282,20 @@ class Recommender:
         ranking = self.decode_config.ranking
         if request.exact and ranking not in ("auto", "beam"):
             raise UserError(f"--exact ranks by codes alone, which --ranking {ranking} does not; leave one of them out.")
-        seen = self.lookup.rows(request.history, "--history")
-        selection = Selection.of(request, self.lookup)
-        offsets = None if request.offsets is None else self.lookup.offsets(request.offsets)
-        quotas = quotas_of(request, self.lookup, self.item_tokenizer.codes[:, 0])
+        seen = self.store.lookup.rows(request.history, "--history")
+        selection = Selection.of(request, self.store.lookup)
+        offsets = None if request.offsets is None else self.store.lookup.offsets(request.offsets)
+        quotas = quotas_of(request, self.store.lookup, self.item_tokenizer.codes[:, 0])
         prompts = self.ranker.phrased(seen, request.prompt, request.phrasings)
         wanted = min(request.k, selection.left)
         limits = list(quotas.values())
         rows, scores = self.ranker.best(prompts, wanted, selection.allowed, limits, offsets, request.exact)
         answers = [
-            self._recommendation(rank, row, score)
+            self.store.recommendation(rank, row, score)
             for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
         ]
         full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
         return Answer(answers, selection.reason(len(rows), request.k, full))
-
-    def _recommendation(self, rank: int, item: int, score: float) -> Recommendation:
-        fields = self.catalog.row(self.catalog.ids[item])
-        title = fields.pop("title", "")
-        fields.pop("item_id", None)
-        return Recommendation(rank, self.catalog.ids[item], score, title, fields)
 
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """New items, at once recommendable, without training; arguments and errors are those of `ItemStore.with_items`.
@@ -330,11 +318,7 @@ class Recommender:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        in_the_way = [] if (folder / bundle.HEADER).exists() else hub.published_files(folder)
-        if in_the_way:
-            raise UserError(
-                f"{folder}: holds {in_the_way[0]} and no {bundle.HEADER}, so no bundle; name another folder."
-            )
+        bundle.require_writable(folder)
         save_weights(self.model, self.tokenizer, folder)
         self.item_tokenizer.save(folder / bundle.QUANTIZER)
         # The bundle holds the prompts of the tasks that the model was trained on, and of those that requests use.
@@ -413,14 +397,3 @@ class Recommender:
         check_fit(model, vocabulary, recommender.store.trie)
         recommender.renderer.check_chat_format(str(folder))
         return recommender
-
-
-def base_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]:
-    """What the tokenizer of a model made here is trained on: item texts and prompts."""
-    texts = catalog.texts(catalog.whole_text)
-    # Requests come in lower case.
-    return (
-        texts
-        + [text.lower() for text in texts]
-        + [turn for template in templates.values() for phrasing in template.templates for turn in turns(phrasing)]
-    )

@@ -25,7 +25,7 @@ from llmrec.index.trie import ItemTrie
 from llmrec.manifest import note_change
 from llmrec.quantize.tokenizer import CODES, ItemTokenizer, require_finite
 from llmrec.recommender import bundle
-from llmrec.recommender.selection import ItemLookup
+from llmrec.recommender.request import ItemLookup, Recommendation
 
 log = get_logger(__name__)
 
@@ -57,9 +57,16 @@ class ItemStore:
 
     @classmethod
     def untrained(cls, catalog: Catalog, item_tokenizer: ItemTokenizer) -> Self:
-        """The shelf of a model that has not been trained yet; both list the same items in the same order."""
+        """The items of a model that has not been trained yet; both list the same items in the same order."""
         trie = ItemTrie.build(item_tokenizer.codes, item_tokenizer.level_sizes)
         return cls(catalog, item_tokenizer, trie, np.zeros(len(catalog), np.int64))
+
+    def recommendation(self, rank: int, row: int, score: float) -> Recommendation:
+        """The item in a row of the catalogue as the answer of a rank, which counts from 1."""
+        fields = self.catalog.row(self.catalog.ids[row])
+        title = fields.pop("title", "")
+        fields.pop("item_id", None)
+        return Recommendation(rank, self.catalog.ids[row], score, title, fields)
 
     @classmethod
     def load(cls, folder: Path, header: bundle.Header, encoder: str | None = None) -> Self:
@@ -158,7 +165,7 @@ class ItemStore:
         tokenizer = self.item_tokenizer.without_items(item_ids)
         return replace(
             self,
-            catalog=self.catalog.take(pl.Series(stays)),
+            catalog=self.catalog.take_rows(pl.Series(stays)),
             item_tokenizer=tokenizer,
             trie=ItemTrie.build(tokenizer.codes, tokenizer.level_sizes),
             train_counts=self.train_counts[stays],
@@ -203,7 +210,7 @@ class ItemStore:
             item_texts(added, self.item_tokenizer.encoder.config)  # that all have text, whoever is embedded
         if not len(wanted):
             return np.zeros((len(added), dims), np.float32)
-        made = self._embedded(added.take(pl.Series(wanted)))
+        made = self._embedded(added.take_rows(pl.Series(wanted)))
         vectors = np.zeros((len(added), made.shape[1]), np.float32)
         vectors[wanted] = made
         return vectors

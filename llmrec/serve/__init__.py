@@ -1,1 +1,1 @@
-"""The Recommender facade and the bundle it is saved as."""
+"""What listens on a port: a Recommender over HTTP."""

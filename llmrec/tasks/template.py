@@ -1,12 +1,14 @@
 """One YAML file per task: its inputs, what it answers, several phrasings, the paper."""
 
 import string
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from llmrec.data import Catalog
 from llmrec.errors import UserError
 from llmrec.resources import resource_folder
 from llmrec.tasks.config import ASKED, TASKS
@@ -116,3 +118,14 @@ def save_templates(templates: dict[str, Template], folder: Path) -> None:
     for name, template in templates.items():
         text = yaml.safe_dump(asdict(template), sort_keys=False, allow_unicode=True, width=200)
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def tokenizer_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]:
+    """What the tokenizer of a model made here is trained on: item texts and prompts."""
+    texts = catalog.texts(catalog.whole_text)
+    # Requests come in lower case.
+    return (
+        texts
+        + [text.lower() for text in texts]
+        + [turn for template in templates.values() for phrasing in template.templates for turn in turns(phrasing)]
+    )

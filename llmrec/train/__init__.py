@@ -1,1 +1,1 @@
-"""Base models, LoRA or full fine-tuning on transformers.Trainer, checkpoints."""
+"""LoRA or full fine-tuning on transformers.Trainer, with checkpoints."""

@@ -16,13 +16,11 @@ from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
-from llmrec.model.adapter import with_adapter, with_rows
+from llmrec.model.adapter import DenseHead, with_adapter, with_rows
 from llmrec.model.config import BaseConfig
-from llmrec.model.dense import DenseHead
 from llmrec.model.tokens import ItemVocabulary
-from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Collator, Mixture, validation_examples
+from llmrec.tasks.mixture import Collator, Mixture, build_tasks, validation_examples
 from llmrec.tasks.render import Example, Renderer
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
@@ -252,7 +250,7 @@ def finetune(
     learn = partial(
         run_trainer,
         validation=validation,
-        collator=Collator(renderer, context, config.packing),
+        collator=Collator(renderer, context, config.packing, with_items=config.dense.weight > 0),
         validation_collator=Collator(renderer, context),
         keeps_logits=_keeps_logits(model),
     )
@@ -285,7 +283,7 @@ def _dense_loss(
     torch.manual_seed(config.seed)
     hidden = model.get_output_embeddings().weight.shape[1]
     head = DenseHead(hidden, data.vectors.shape[1], config.dense.dim)
-    return DenseLoss(head, renderer, data.vectors, data.sequences)
+    return DenseLoss(head, len(renderer.vocabulary.ids), data.vectors, data.sequences)
 
 
 def _learn_rows(

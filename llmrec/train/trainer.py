@@ -1,4 +1,4 @@
-"""A model whose weights training spreads over the processes, as FSDP2 and ZeRO-3 do, and how it gets whole again."""
+"""The training loop on transformers.Trainer: loss, log, checkpoints, and models spread over processes."""
 
 import copy
 import json
@@ -76,6 +76,7 @@ class _Trainer(Trainer):
     """Computes logits only where something is learnt; collates the validation its own way."""
 
     keeps_logits = True
+    dense: DenseLoss | None = None
     data_collator: Collate
     validation_collator: Collate
 
@@ -86,6 +87,10 @@ class _Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        inputs = dict(inputs)
+        items = inputs.pop("items", None)
+        if self.dense is not None:
+            self.dense.items = items
         if self.keeps_logits:
             inputs = {**inputs, "logits_to_keep": predicting(inputs["labels"])}
         # With a cache, transformers would not look for examples that share a row.
@@ -127,7 +132,7 @@ def objective(dense: DenseLoss | None, weight: float) -> Callable[..., torch.Ten
         if dense is None or not dense.training:
             return loss
         tokens = num_items_in_batch if num_items_in_batch is not None else predicting(labels).sum()
-        return loss + weight * dense.trie.levels * dense(labels) / tokens
+        return loss + weight * dense.levels * dense(labels) / tokens
 
     return total
 
@@ -256,6 +261,7 @@ def run_trainer(
         callbacks=[_Report(folder, dense)],
     )
     trainer.keeps_logits, trainer.validation_collator = keeps_logits, validation_collator or collator
+    trainer.dense = dense
     # Both write to stdout, which belongs to the answers.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

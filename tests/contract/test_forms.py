@@ -8,9 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from llmrec.errors import UserError
-from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Collator, Mixture, predicting
+from llmrec.tasks.mixture import Collator, Mixture, build_tasks, predicting
 from llmrec.tasks.render import Example
 from llmrec.train.finetune import check_packing
 from llmrec.train.trainer import answer_loss

@@ -11,11 +11,11 @@ from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import METHODS, make_ranking
 from llmrec.decode.rankings.base import FusionWeights, ItemFacts
-from llmrec.decode.search import NotNumbersError
+from llmrec.decode.search import NotNumbersError, Prompt
 from llmrec.decode.tree import TreeSearch
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
-from llmrec.model.dense import DenseHead
+from llmrec.model.adapter import DenseHead
 
 NEW = [3, 8, 9, 14]
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8], [19, 1]]
@@ -46,7 +46,7 @@ def setting(shop, facts_of):
         prompts = shop.renderer.encode_prompts(
             [shop.renderer.prompt("sequential", 0, history=shop.renderer.history(history)) for history in HISTORIES]
         )
-        return make_ranking(search, facts, search.config, name), prompts
+        return make_ranking(search, facts, search.config, name), [*map(Prompt, prompts, HISTORIES)]
 
     return make
 
@@ -112,10 +112,10 @@ def test_new_items_change_nothing_among_the_others(shop, setting, name, beams) -
     before, _ = setting(
         name, lambda facts: replace(facts, is_cold=facts.is_cold[old], dense=facts.dense.rows(old)), trie, beams=beams
     )
-    # Histories must mean the same items by their tokens; those of new items are none in the smaller catalogue.
+    # Histories with new items can't be asked of the smaller catalogue, where the others have other rows.
     prompts = [prompt for prompt, items in zip(prompts, HISTORIES, strict=True) if not set(items) & set(NEW)]
     assert len(prompts) == 3
-    expected = before.rank(prompts, 6)
+    expected = before.rank([Prompt(prompt, np.searchsorted(old, prompt.history)) for prompt in prompts], 6)
     ranking = grown.rank(prompts, 6, [Filter(allowed=old)] * 3)
     np.testing.assert_array_equal(ranking.items, np.where(expected.items >= 0, old[expected.items], -1))
     np.testing.assert_allclose(ranking.scores, expected.scores, atol=SCORES)
@@ -158,7 +158,7 @@ def test_catalogues_of_which_all_or_none_is_new(setting, name) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_requests_in_words_are_ranked_too(shop, setting, name) -> None:
     method, _ = setting(name)
-    words = shop.renderer.encode_prompts([shop.renderer.prompt("search", 0, query="hand balm")])
+    words = [Prompt(*shop.renderer.encode_prompts([shop.renderer.prompt("search", 0, query="hand balm")]))]
     ranking = method.rank(words, 5)
     assert (ranking.items >= 0).all()
     assert np.isfinite(ranking.scores).all()

@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from llmrec.cli.main import main
-from llmrec.decode.body import ItemHead
+from llmrec.decode.context import ItemHead
 from llmrec.decode.search import NotNumbersError
 from llmrec.index.trie import ItemTrie
 from llmrec.quantize.config import Method

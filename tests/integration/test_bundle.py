@@ -19,8 +19,8 @@ from llmrec.data import Split
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.model.config import AdapterConfig
+from llmrec.recommender.bundle import readable
 from llmrec.recommender.recommender import Recommendation
-from llmrec.recommender.size import readable
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 

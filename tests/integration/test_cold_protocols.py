@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from llmrec import pipeline
+from llmrec.cli.tasks import task_examples
 from llmrec.config import Config
 from llmrec.data import TRAIN, Catalog, DataConfig, Prepared, Split, load, prepare, save
 from llmrec.data.config import ColdConfig
@@ -29,6 +30,7 @@ from llmrec.quantize.config import TokenizeConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender.recommender import Recommender
 from llmrec.rundir import RunDirectory
+from llmrec.stage import Stage
 from llmrec.tasks.config import TASKS, TasksConfig
 from llmrec.train.config import TrainConfig
 
@@ -93,7 +95,7 @@ class Prep:
         found: dict[str, list[str]] = {}
         for seed in range(3):
             config = replace(self.config, train=replace(self.config.train, seed=seed))
-            for task in pipeline.task_examples(config, self.run, 10_000):
+            for task in task_examples(config, self.run, 10_000):
                 texts = ["".join(span["text"] for span in example["spans"]) for example in task["examples"]]
                 found.setdefault(task["task"], []).extend(texts)
         return found
@@ -199,7 +201,7 @@ def test_strict_stages_are_those_of_a_shop_without_cold_items(strict: Prep, tmp_
     whole, run = load(strict.stage("data")), RunDirectory(tmp_path / "run")
     catalog = Catalog(whole.catalog.frame.filter(~pl.col("item_id").is_in(list(strict.cold))))
     split = Split(whole.split.frame.filter(part=TRAIN), {"kind": "train", "regime": "catalogue-known"})
-    run.build("data", {}, lambda out: save(Prepared(catalog, split, whole.summary), out))
+    run.build(Stage("data", {}, lambda out: save(Prepared(catalog, split, whole.summary), out)))
     for stage in (pipeline.embed_stage, pipeline.tokenize_stage, pipeline.intentions_stage, pipeline.base_stage):
         stage(strict.config, run)
     for name in (
@@ -259,7 +261,7 @@ def test_what_reaches_training(made: Callable[[str, str], Prep], protocol: str, 
     assert targets
     assert targets | {catalog.ids[item] for history in validation.histories for item in history} <= trained
     if named.get("vectors") is not None:
-        assert np.array_equal(named["vectors"], Embeddings.load(prep.stage("embed")).take(catalog.ids).vectors)
+        assert np.array_equal(named["vectors"], Embeddings.load(prep.stage("embed")).take_ids(catalog.ids).vectors)
     if protocol == "cold-users":
         assert len(set(whole.split.frame["user_id"]) - set(log.frame["user_id"])) == 18
 

@@ -19,9 +19,8 @@ import yaml
 from llmrec import BaseConfig, Catalog, EmbedConfig, ItemTokenizer, Recommender, UserError
 from llmrec.decode.rankings.base import FusionWeights
 from llmrec.index.dense import DenseIndex
-from llmrec.model.adapter import with_adapter
+from llmrec.model.adapter import DenseHead, with_adapter
 from llmrec.model.config import AdapterConfig
-from llmrec.model.dense import DenseHead
 
 ITEMS = 24
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"

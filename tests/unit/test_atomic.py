@@ -15,8 +15,9 @@ from typing import BinaryIO
 import pytest
 
 from llmrec import atomic
-from llmrec.atomic import BUNDLE, KEY, MANIFEST, MARK, Lock
+from llmrec.atomic import BUNDLE, KEY, MANIFEST, MARK
 from llmrec.errors import UserError
+from llmrec.lock import Lock
 
 STAGE = json.dumps({"stage": "a", "key": "0" * 64})
 HEADER = json.dumps({"schema": 1, "llmrec": "0.1.0", "level_sizes": [4]})

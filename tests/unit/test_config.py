@@ -9,7 +9,7 @@ from docstring_parser import parse_from_object
 
 from llmrec.cli.command import config_parser, parse
 from llmrec.cli.main import main
-from llmrec.config import Config
+from llmrec.config import SET_FIRST, Config
 from llmrec.resources import resource_folder
 
 CONFIGS = sorted(resource_folder("configs").rglob("*.yaml"))
@@ -141,9 +141,23 @@ def fields_of(kind: type, prefix: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_help_explains_every_field(section: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["run", "--help"])
+        main(["run", "--help-all"])
     assert end.value.code == 0
     printed = re.sub(r"\s+", "", capsys.readouterr().out)
     for flag, meaning in fields_of(SECTIONS[section], section):
         assert flag in printed
         assert re.sub(r"\s+", "", meaning) in printed, f"{flag} is not explained"
+
+
+def test_help_shows_the_fields_that_people_set_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["run", "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    every = {flag for section, kind in SECTIONS.items() for flag, _ in fields_of(kind, section)}
+    shown = set(re.findall(r"^  (--[a-z]+\.[\w.]+)", printed, re.MULTILINE))
+    assert shown == {f"--{name}" for name in SET_FIRST} <= every
+    assert len(shown) == 20
+    assert f"{len(every) - 20} more fields, with their meaning: llmrec run --help-all" in printed
+    for flag in ("--run", "--config", "--json", "--verify", "--help-all"):
+        assert f"  {flag}" in printed

@@ -23,9 +23,8 @@ from llmrec.model.adapter import with_adapter
 from llmrec.model.base import make_base
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.quantize.config import TokenizeConfig
-from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import IGNORE, Collator, Mixture
+from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks
 from llmrec.train.config import TrainConfig
 
 DATA = DataConfig(synthetic_items=120, synthetic_users=150, user_core=1, item_core=1)

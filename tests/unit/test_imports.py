@@ -29,9 +29,9 @@ ROOMS = [
     "cli",
 ]
 # Modules at the top that every room may use; they use no room themselves.
-FOUNDATION = {"llmrec", "atomic", "checks", "manifest", "errors", "console", "device", "resources"}
+FOUNDATION = {"llmrec", "atomic", "lock", "checks", "manifest", "errors", "console", "device", "resources"}
 # Modules at the top that bring the rooms together; only the command line stands above them.
-WHOLE = {"config", "rundir", "pipeline", "comparison", "estimate"}
+WHOLE = {"config", "stage", "rundir", "pipeline", "comparison", "estimate"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -12,7 +12,8 @@ import pytest
 
 from llmrec.errors import UserError
 from llmrec.manifest import CHANGED, note_change
-from llmrec.rundir import MANIFEST, RUN, RunDirectory, file_hashes
+from llmrec.rundir import MANIFEST, RUN, RunDirectory
+from llmrec.stage import Stage, file_hashes
 
 
 def writer(text: str, calls: list[str] | None = None) -> Callable[[Path], None]:
@@ -35,9 +36,9 @@ def content(folder: Path) -> set[str]:
 def flow(folder: Path, calls: list[str], first: int = 0, second: int = 0, files: dict[str, str] | None = None) -> None:
     """Three stages, each reading the one before, with settings for two of them."""
     run = RunDirectory(folder)
-    run.build("a", {"x": first}, writer("a", calls), files=files)
-    run.build("b", {"x": second}, writer("b", calls), reads=["a"])
-    run.build("c", {}, writer("c", calls), reads=["b"])
+    run.build(Stage("a", {"x": first}, writer("a", calls), files=files or {}))
+    run.build(Stage("b", {"x": second}, writer("b", calls), reads=["a"]))
+    run.build(Stage("c", {}, writer("c", calls), reads=["b"]))
 
 
 def test_stage_is_skipped_when_unchanged(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_manifest_keys(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_text("abc")
     run = RunDirectory(tmp_path / "run")
-    assert run.build("a", {"seed": 7}, writer("a"), files=file_hashes([source]))
+    assert run.build(Stage("a", {"seed": 7}, writer("a"), files=file_hashes([source])))
     manifest = json.loads((tmp_path / "run" / "a" / MANIFEST).read_text())
     assert set(manifest) == {
         "schema", "stage", "key", "config", "inputs", "packages", "seed", "seconds", "peak_memory_gib",
@@ -84,21 +85,21 @@ def test_manifest_keys(tmp_path: Path) -> None:
 
 def test_missing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="stage 'a' is missing"):
-        RunDirectory(tmp_path).build("b", {}, writer("b"), reads=["a"])
+        RunDirectory(tmp_path).build(Stage("b", {}, writer("b"), reads=["a"]))
 
 
 def test_exception_leaves_the_old_stage(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    run.build("a", {"x": 0}, writer("old"))
+    run.build(Stage("a", {"x": 0}, writer("old")))
 
     def fail(out: Path) -> None:
         (out / "first").write_text("new")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        run.build("a", {"x": 1}, fail)
+        run.build(Stage("a", {"x": 1}, fail))
     assert content(run.path("a")) == {"old"}
-    assert not run.build("a", {"x": 0}, writer("again"))
+    assert not run.build(Stage("a", {"x": 0}, writer("again")))
 
 
 @pytest.mark.parametrize(("resumable", "same_key", "found"), [
@@ -114,13 +115,13 @@ def test_interrupted_work_is_kept_only_if_resumable_and_the_same(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.build("a", {"x": 0}, stop, resumable=resumable)
+        run.build(Stage("a", {"x": 0}, stop, resumable=resumable))
     seen: list[str] = []
 
     def go_on(out: Path) -> None:
         seen.extend(path.name for path in out.iterdir() if not path.name.startswith("."))
 
-    run.build("a", {"x": 0 if same_key else 1}, go_on, resumable=resumable)
+    run.build(Stage("a", {"x": 0 if same_key else 1}, go_on, resumable=resumable))
     assert seen == found
 
 
@@ -154,7 +155,7 @@ def make(out):
 run = RunDirectory(folder)
 sys.addaudithook(die)
 if sys.argv[5] == "build":
-    run.build("a", {"x": 1}, make, resumable=resumable)
+    run.build(Stage("a", {"x": 1}, make, resumable=resumable))
 else:
     run.amend("a", {"first": "new", "second": "new"})
 """
@@ -167,7 +168,7 @@ def test_kill_between_any_two_changes_on_the_disk(tmp_path: Path, resumable: boo
     outcomes = set()
     for step in range(100):
         folder = tmp_path / str(step)
-        RunDirectory(folder).build("a", {"x": 0}, writer("old"))
+        RunDirectory(folder).build(Stage("a", {"x": 0}, writer("old")))
         command = [sys.executable, "-c", KILLED, str(folder), str(resumable), str(step), str(exchange), "build"]
         code = subprocess.run(command, check=False).returncode
         assert code in (0, 9)
@@ -178,7 +179,7 @@ def test_kill_between_any_two_changes_on_the_disk(tmp_path: Path, resumable: boo
         else:  # between the two renames; the new one is whole and the next call puts it in place
             outcomes.add("between")
         run = RunDirectory(folder)
-        run.build("a", {"x": 1}, writer("new"), resumable=resumable)
+        run.build(Stage("a", {"x": 1}, writer("new"), resumable=resumable))
         assert content(run.path("a")) == {"new"}
         del run
         assert {path.name for path in folder.iterdir()} == {RUN, "a"}
@@ -193,7 +194,7 @@ def test_kill_while_a_stage_is_amended(tmp_path: Path) -> None:
     outcomes = set()
     for step in range(100):
         folder = tmp_path / str(step)
-        RunDirectory(folder).build("a", {"x": 0}, writer("old"))
+        RunDirectory(folder).build(Stage("a", {"x": 0}, writer("old")))
         command = [sys.executable, "-c", KILLED, str(folder), "False", str(step), "True", "amend"]
         code = subprocess.run(command, check=False).returncode
         assert code in (0, 9)
@@ -201,10 +202,10 @@ def test_kill_while_a_stage_is_amended(tmp_path: Path) -> None:
         assert left in ({"old"}, {"new"})
         outcomes.add(*left)
         run = RunDirectory(folder, verify=True)
-        assert not run.build("a", {"x": 0}, writer("never"))
+        assert not run.build(Stage("a", {"x": 0}, writer("never")))
         run.amend("a", {"first": "new", "second": "new"})
         assert content(run.path("a")) == {"new"}
-        assert not run.build("a", {"x": 0}, writer("never"))
+        assert not run.build(Stage("a", {"x": 0}, writer("never")))
         del run
         assert {path.name for path in folder.iterdir()} == {RUN, "a"}
         if code == 0:
@@ -264,11 +265,11 @@ def test_a_link_in_the_way_is_neither_followed_nor_replaced(tmp_path: Path, lead
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "a").symlink_to(tmp_path / leads)
     if leads == "somewhere":
-        RunDirectory(tmp_path / "other").build("a", {}, writer("theirs"))
+        RunDirectory(tmp_path / "other").build(Stage("a", {}, writer("theirs")))
         (tmp_path / "other" / "a").rename(tmp_path / leads)
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match="run/a is there already"):
-        RunDirectory(tmp_path / "run").build("a", {}, writer("ours"))
+        RunDirectory(tmp_path / "run").build(Stage("a", {}, writer("ours")))
     assert snapshot(tmp_path) == before
 
 
@@ -277,31 +278,31 @@ def test_a_folder_of_the_user_gets_stages_beside_what_is_there(tmp_path: Path) -
     (tmp_path / "a").mkdir()  # empty
     run = RunDirectory(tmp_path)
     run.claim(["a", "b", "config.yaml"])
-    run.build("a", {}, writer("ours"))
+    run.build(Stage("a", {}, writer("ours")))
     assert content(run.path("a")) == {"ours"}
     assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_a_stage_folder_that_the_user_made_in_a_run_directory_stays(tmp_path: Path) -> None:
-    RunDirectory(tmp_path).build("a", {}, writer("a"))
+    RunDirectory(tmp_path).build(Stage("a", {}, writer("a")))
     for name in ("b", ".c.partial", ".d.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes").write_text("mine")
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match=r"/b holds no manifest\.json of this stage, so llmrec does not replace it"):
-        RunDirectory(tmp_path).build("b", {}, writer("b"))
+        RunDirectory(tmp_path).build(Stage("b", {}, writer("b")))
     for name, place in (("c", r"\.c\.partial"), ("d", r"\.d\.old")):
         with pytest.raises(UserError, match=f"{place}: a folder that llmrec did not make is in the way"):
-            RunDirectory(tmp_path).build(name, {}, writer(name))
+            RunDirectory(tmp_path).build(Stage(name, {}, writer(name)))
         with pytest.raises(UserError, match=f"{place}: a folder that llmrec did not make is in the way"):
-            RunDirectory(tmp_path).rehearsal().build(name, {}, writer(name))
+            RunDirectory(tmp_path).rehearsal().build(Stage(name, {}, writer(name)))
     assert snapshot(tmp_path) == before
 
 
 def older(folder: Path) -> None:
     """A run directory as versions without a mark left it: manifests without files, and an empty lock file."""
     run = RunDirectory(folder)
-    run.build("a", {"x": 0}, writer("a"))
+    run.build(Stage("a", {"x": 0}, writer("a")))
     del run
     manifest = json.loads((folder / "a" / MANIFEST).read_text())
     del manifest["files"], manifest["spare"]
@@ -315,8 +316,8 @@ def test_a_run_directory_without_a_mark_goes_on(tmp_path: Path) -> None:
     older(tmp_path)
     run = RunDirectory(tmp_path)
     run.claim(["a", "b", "config.yaml"])
-    assert not run.build("a", {"x": 0}, writer("never"))
-    assert run.build("a", {"x": 1}, writer("new"))
+    assert not run.build(Stage("a", {"x": 0}, writer("never")))
+    assert run.build(Stage("a", {"x": 1}, writer("new")))
     assert content(run.path("a")) == {"new"}
     del run
     assert {path.name for path in tmp_path.iterdir()} == {RUN, "a", "config.yaml"}
@@ -335,7 +336,7 @@ def test_a_run_directory_without_a_mark_that_is_in_use(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="another llmrec is at work there"):
             RunDirectory(tmp_path)
         process.kill()
-    assert RunDirectory(tmp_path).build("a", {"x": 0}, writer("never")) is False
+    assert RunDirectory(tmp_path).build(Stage("a", {"x": 0}, writer("never"))) is False
 
 
 @pytest.mark.parametrize(
@@ -350,11 +351,11 @@ def test_a_run_directory_without_a_mark_that_is_in_use(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named_and_the_stage_made_again(
     tmp_path: Path, damage: Callable[[Path], object], said: str, verify: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    RunDirectory(tmp_path).build("a", {}, writer("old"))
+    RunDirectory(tmp_path).build(Stage("a", {}, writer("old")))
     damage(tmp_path / "a" / "first")
     if verify:
-        assert not RunDirectory(tmp_path).build("a", {}, writer("new"))
-    assert RunDirectory(tmp_path, verify=verify).build("a", {}, writer("new"))
+        assert not RunDirectory(tmp_path).build(Stage("a", {}, writer("new")))
+    assert RunDirectory(tmp_path, verify=verify).build(Stage("a", {}, writer("new")))
     assert content(tmp_path / "a") == {"new"}
     [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line == f"a: {tmp_path / 'a' / 'first'} {said}; the stage is made again"
@@ -362,11 +363,11 @@ def test_a_damaged_file_is_named_and_the_stage_made_again(
 
 def test_spare_files_may_go(tmp_path: Path) -> None:
     spare = ("first*",)
-    RunDirectory(tmp_path).build("a", {}, writer("old"), spare=spare)
+    RunDirectory(tmp_path).build(Stage("a", {}, writer("old"), spare=spare))
     (tmp_path / "a" / "first").unlink()
-    assert not RunDirectory(tmp_path, verify=True).build("a", {}, writer("new"), spare=spare)
+    assert not RunDirectory(tmp_path, verify=True).build(Stage("a", {}, writer("new"), spare=spare))
     (tmp_path / "a" / "second").unlink()
-    assert RunDirectory(tmp_path).build("a", {}, writer("new"), spare=spare)
+    assert RunDirectory(tmp_path).build(Stage("a", {}, writer("new"), spare=spare))
 
 
 @pytest.mark.parametrize(
@@ -383,47 +384,47 @@ def test_what_the_user_put_into_a_stage_is_not_lost(
     tmp_path: Path, add: Callable[[Path], object], said: str, rehearsed: bool
 ) -> None:
     precious = ("first", "no such file")
-    RunDirectory(tmp_path).build("a", {"x": 0}, writer("old"), precious=precious)
+    RunDirectory(tmp_path).build(Stage("a", {"x": 0}, writer("old"), precious=precious))
     add(tmp_path / "a")
-    assert not RunDirectory(tmp_path).build("a", {"x": 0}, writer("never"), precious=precious)
+    assert not RunDirectory(tmp_path).build(Stage("a", {"x": 0}, writer("never"), precious=precious))
     before = snapshot(tmp_path)
     run = RunDirectory(tmp_path)
     with pytest.raises(UserError, match=f"{said}.* move {tmp_path}/a elsewhere"):
-        (run.rehearsal() if rehearsed else run).build("a", {"x": 1}, writer("new"), precious=precious)
+        (run.rehearsal() if rehearsed else run).build(Stage("a", {"x": 1}, writer("new"), precious=precious))
     del run
     assert snapshot(tmp_path) == before
     (tmp_path / "a").rename(tmp_path / "kept")
-    assert RunDirectory(tmp_path).build("a", {"x": 1}, writer("new"), precious=precious)
+    assert RunDirectory(tmp_path).build(Stage("a", {"x": 1}, writer("new"), precious=precious))
     assert content(tmp_path / "a") == {"new"}
 
 
 def test_what_the_user_puts_into_a_stage_while_it_is_made_is_not_lost(tmp_path: Path) -> None:
     """Nor what was made: it takes its place when there is one."""
-    RunDirectory(tmp_path).build("a", {"x": 0}, writer("old"))
+    RunDirectory(tmp_path).build(Stage("a", {"x": 0}, writer("old")))
 
     def make(out: Path) -> None:
         writer("new")(out)
         (tmp_path / "a" / "notes").write_text("mine")
 
     with pytest.raises(UserError, match="a/notes is not a file of the stage"):
-        RunDirectory(tmp_path).build("a", {"x": 1}, make)
+        RunDirectory(tmp_path).build(Stage("a", {"x": 1}, make))
     assert content(tmp_path / "a") == {"old"}
     with pytest.raises(UserError, match="a/notes is not a file of the stage"):
-        RunDirectory(tmp_path).rehearsal().build("a", {"x": 1}, make)
+        RunDirectory(tmp_path).rehearsal().build(Stage("a", {"x": 1}, make))
     (tmp_path / "a").rename(tmp_path / "kept")
-    assert not RunDirectory(tmp_path).build("a", {"x": 1}, writer("never"))
+    assert not RunDirectory(tmp_path).build(Stage("a", {"x": 1}, writer("never")))
     assert content(tmp_path / "a") == {"new"}
 
 
 def test_a_stage_that_is_a_link_is_read_and_not_made(tmp_path: Path) -> None:
-    RunDirectory(tmp_path / "shared").build("a", {"x": 0}, writer("shared"))
+    RunDirectory(tmp_path / "shared").build(Stage("a", {"x": 0}, writer("shared")))
     run = RunDirectory(tmp_path / "run")
     run.claim(["a"])
     (tmp_path / "run" / "a").symlink_to(tmp_path / "shared" / "a")
-    assert not run.build("a", {"x": 0}, writer("never"))
+    assert not run.build(Stage("a", {"x": 0}, writer("never")))
     before = snapshot(tmp_path / "shared")
     with pytest.raises(UserError, match=r"run/a is a link to .*shared/a, and the stage is to be made again"):
-        run.build("a", {"x": 1}, writer("new"))
+        run.build(Stage("a", {"x": 1}, writer("new")))
     assert snapshot(tmp_path / "shared") == before
     assert (tmp_path / "run" / "a").is_symlink()
 
@@ -436,9 +437,9 @@ def test_a_rehearsal_makes_nothing_and_knows_what_would_be_made(tmp_path: Path) 
         run = RunDirectory(tmp_path)
         rehearsal, calls = run.rehearsal(), []
         answers = [
-            rehearsal.build("a", {"x": 0}, writer("a", calls)),
-            rehearsal.build("b", {"x": second}, writer("b", calls), reads=["a"]),
-            rehearsal.build("c", {}, writer("c", calls), reads=["b"]),
+            rehearsal.build(Stage("a", {"x": 0}, writer("a", calls))),
+            rehearsal.build(Stage("b", {"x": second}, writer("b", calls), reads=["a"])),
+            rehearsal.build(Stage("c", {}, writer("c", calls), reads=["b"])),
         ]
         assert calls == []
         return answers
@@ -453,12 +454,12 @@ def test_a_rehearsal_makes_nothing_and_knows_what_would_be_made(tmp_path: Path) 
 
 def test_amended_files_belong_to_the_stage(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, verify=True)
-    run.build("a", {}, writer("old"))
+    run.build(Stage("a", {}, writer("old")))
     (tmp_path / "linked").hardlink_to(tmp_path / "a" / "first")
     run.amend("a", {"first": "new", "second": "new", "third": "more"})
     assert content(tmp_path / "a") == {"new"}
     assert (tmp_path / "linked").read_text() == "old"
-    assert not run.build("a", {}, writer("never"))
+    assert not run.build(Stage("a", {}, writer("never")))
     assert set(json.loads((tmp_path / "a" / MANIFEST).read_text())["files"]) == {"first", "second", "third"}
     before = (tmp_path / "a").stat().st_ino
     run.amend("a", {"first": "new"})
@@ -495,7 +496,7 @@ def test_a_run_directory_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     """Told by the system, as it would be to someone who is not root; what was there is still there."""
-    RunDirectory(tmp_path / "run").build("a", {"x": 0}, writer("old"))
+    RunDirectory(tmp_path / "run").build(Stage("a", {"x": 0}, writer("old")))
 
     def refuse(path: object, *words: object, **named: object) -> int:
         raise OSError(number, os.strerror(number), str(path))
@@ -503,10 +504,10 @@ def test_a_run_directory_that_cannot_be_written(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
         with pytest.raises(UserError, match=rf"run .*{os.strerror(number)}"):
-            RunDirectory(tmp_path / "run").build("a", {"x": 1}, writer("new"))
+            RunDirectory(tmp_path / "run").build(Stage("a", {"x": 1}, writer("new")))
     run = RunDirectory(tmp_path / "run")
     assert content(run.path("a")) == {"old"}
-    assert run.build("a", {"x": 1}, writer("new"))
+    assert run.build(Stage("a", {"x": 1}, writer("new")))
 
 
 class Told(Exception):
@@ -529,7 +530,7 @@ class Told(Exception):
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_disk_that_refuses_is_one_line_and_the_work_is_kept(tmp_path: Path, error: Exception, wrapped: bool) -> None:
     run = RunDirectory(tmp_path)
-    run.build("a", {"x": 0}, writer("old"))
+    run.build(Stage("a", {"x": 0}, writer("old")))
 
     def make(out: Path) -> None:
         (out / "half").touch()
@@ -541,11 +542,11 @@ def test_a_disk_that_refuses_is_one_line_and_the_work_is_kept(tmp_path: Path, er
             raise ValueError("while saving") from cause
 
     with pytest.raises(UserError, match=f"run {tmp_path}: .*; the finished stages are as they were") as told:
-        run.build("a", {"x": 1}, make, resumable=True)
+        run.build(Stage("a", {"x": 1}, make, resumable=True))
     assert "\n" not in str(told.value)
     assert content(tmp_path / "a") == {"old"}
     found: list[str] = []
-    run.build("a", {"x": 1}, lambda out: found.extend(map(str, out.glob("half"))), resumable=True)
+    run.build(Stage("a", {"x": 1}, lambda out: found.extend(map(str, out.glob("half"))), resumable=True))
     assert len(found) == 1
 
 
@@ -558,16 +559,16 @@ def test_a_file_that_may_not_be_written_is_the_users_in_the_run_directory_alone(
 
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(UserError, match=r"run .*Permission denied"):
-        run.build("a", {}, denied(tmp_path / "run" / ".a.partial" / "file"))
+        run.build(Stage("a", {}, denied(tmp_path / "run" / ".a.partial" / "file")))
     for elsewhere in (tmp_path / "running" / "file", tmp_path / "file"):
         with pytest.raises(PermissionError):
-            run.build("a", {}, denied(elsewhere))
+            run.build(Stage("a", {}, denied(elsewhere)))
 
 
 def test_folders_that_vanish_while_at_work(tmp_path: Path) -> None:
     """Removed by someone else: the user's mistake. A file of ours that we forgot to write: a defect."""
     run = RunDirectory(tmp_path)
-    run.build("a", {}, writer("a"))
+    run.build(Stage("a", {}, writer("a")))
 
     def removes(path: Path) -> Callable[[Path], None]:
         def make(out: Path) -> None:
@@ -580,12 +581,12 @@ def test_folders_that_vanish_while_at_work(tmp_path: Path) -> None:
         return make
 
     with pytest.raises(UserError, match=r"\.b\.partial was removed while llmrec wrote into it"):
-        run.build("b", {}, removes(tmp_path / ".b.partial"), reads=["a"])
+        run.build(Stage("b", {}, removes(tmp_path / ".b.partial"), reads=["a"]))
     with pytest.raises(UserError, match=r"a/first is missing, after llmrec began to read it"):
-        run.build("b", {}, removes(tmp_path / "a" / "first"), reads=["a"])
-    run.build("a", {}, writer("a"))
+        run.build(Stage("b", {}, removes(tmp_path / "a" / "first"), reads=["a"]))
+    run.build(Stage("a", {}, writer("a")))
     with pytest.raises(UserError, match=r"/a was removed or changed while llmrec read it"):
-        run.build("b", {}, removes(tmp_path / "a"), reads=["a"])
-    run.build("a", {}, writer("a"))
+        run.build(Stage("b", {}, removes(tmp_path / "a"), reads=["a"]))
+    run.build(Stage("a", {}, writer("a")))
     with pytest.raises(FileNotFoundError):
-        run.build("b", {}, lambda out: (out / "never written").read_text() and None, reads=["a"])
+        run.build(Stage("b", {}, lambda out: (out / "never written").read_text() and None, reads=["a"]))

@@ -126,7 +126,7 @@ class RankingMethod(ABC):
         parts = []
         for chosen in self.search.batches(prompts):
             own = None if filters is None else [filters[i] for i in chosen]
-            parts.append((chosen, self._rank(self.search.open([prompts[i] for i in chosen]), k, own, bonus)))
+            parts.append((chosen, self._rank(self.search.prefill([prompts[i] for i in chosen]), k, own, bonus)))
         return Ranking.joined(len(prompts), k, parts)
 
     @abstractmethod
@@ -213,7 +213,7 @@ def candidates(*parts: np.ndarray) -> np.ndarray:
 
 def item_nodes(trie: ItemTrie, length: int) -> np.ndarray:
     """int64 [N]: the node of each item's first `length` codes; -1 for items that were removed."""
-    nodes = np.full(trie.items, -1, dtype=np.int64)
+    nodes = np.full(trie.n_items, -1, dtype=np.int64)
     order = trie.order.long()
     nodes[order.cpu().numpy()] = trie.paths(order)[length - 1].cpu().numpy()
     return nodes

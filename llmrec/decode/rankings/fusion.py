@@ -7,6 +7,7 @@ compete in one ranking.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch
 from llmrec.decode.config import RankingName
 from llmrec.decode.filters import Filter
 from llmrec.decode.rankings.base import FusionWeights, RankingMethod, allowed, as_array, candidates, top
-from llmrec.decode.search import Offsets, PrefilledBatch, Ranking
+from llmrec.decode.search import Offsets, PrefilledBatch, Prompt, Ranking
 from llmrec.errors import UserError
 
 RECENCY = 0.6
@@ -76,7 +77,7 @@ class FusionRanking(RankingMethod):
         """
         width = max(k, self.config.beams)
         dense = self.dense_scores(prefilled)
-        texts = self._text_scores(prefilled.prompts)
+        texts = self._text_scores([prompt.history for prompt in cast(list[Prompt], prefilled.prompts)])
         mask = allowed(filters, *dense.shape)
         beams = self.search.rank(prefilled, width, filters, offsets=offsets)
         bonus = 0.0 if offsets is None else offsets.items
@@ -89,16 +90,12 @@ class FusionRanking(RankingMethod):
         parts = (codes[..., 0], codes[..., 1:].sum(axis=2), dense[rows, items], texts[rows, items])
         return Scored(items, np.stack(parts, axis=-1), beams)
 
-    def _text_scores(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Cosine of each item's text with those of the history in each prompt, recent items first: float32 [B, N]."""
-        texts, trie = self.dense.texts, self.search.trie
-        users = torch.zeros((len(prompts), texts.shape[1]), device=texts.device)
-        for row, prompt in enumerate(prompts):
-            codes = torch.from_numpy(self.search.vocabulary.codes_in(np.asarray(prompt))).to(trie.device)
-            node = torch.zeros(len(codes), dtype=torch.int64, device=trie.device)
-            for level, column in enumerate(codes.T):
-                node = trie.step(level, node, column)
-            items = trie.order[trie.firsts[-1][node[node >= 0]].long()].long().to(texts.device)
+    def _text_scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """Cosine of each item's text with those of each history, where recent items weigh more: float32 [B, N]."""
+        texts = self.dense.texts
+        users = torch.zeros((len(histories), texts.shape[1]), device=texts.device)
+        for row, history in enumerate(histories):
+            items = torch.from_numpy(history).to(texts.device)
             ages = torch.arange(len(items) - 1, -1, -1, device=texts.device)
             users[row] = (RECENCY**ages) @ texts[items]
         return as_array(torch.nn.functional.normalize(users, dim=1) @ texts.T)

@@ -1,4 +1,9 @@
-"""Two rankings as one with a quota for the second in every prefix, as TIGER has for cold items (arXiv 2305.05065)."""
+"""Published ways to combine two rankings, so that cold items come out too.
+
+A quota in every prefix of the list (TIGER, arXiv 2305.05065), dense retrieval over the beams' candidates (LIGER, arXiv
+2411.18814), dense retrieval inside a first code (COBRA, arXiv 2503.02453), and drafts that the model verifies (SpecGR,
+arXiv 2410.02939).
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -142,7 +147,7 @@ class CascadeRanking(RankingMethod):
         # Of trained items alone, where there are any, so that new ones change nobody's score.
         total = torch.where(torch.isneginf(known), _logsumexp(similar, rows, len(nodes)), known)
         inside = similar - total[rows]
-        whole = torch.full((len(beams.scores), trie.items), -torch.inf, device=similar.device)
+        whole = torch.full((len(beams.scores), trie.n_items), -torch.inf, device=similar.device)
         whole[rows // width, items] = (TAU * beams.scores).log_softmax(1).flatten()[rows] + inside
         scores = as_array(whole)
         if offsets is not None:

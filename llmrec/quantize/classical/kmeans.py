@@ -1,4 +1,4 @@
-"""Uniform mapping of vectors to codes by Sinkhorn's algorithm, as LC-Rec does it (arXiv 2311.09049)."""
+"""k-means with progressive starts, balanced k-means, and LC-Rec's uniform mapping of vectors to codes."""
 
 import numpy as np
 import torch

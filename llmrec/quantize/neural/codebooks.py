@@ -1,4 +1,4 @@
-"""What the residual chain asks of a level's codebook."""
+"""The codebooks of an RQ-VAE, one per level: learned, moving averages, fixed with a learned map (SimVQ), and grids."""
 
 from abc import ABC, abstractmethod
 

@@ -1,4 +1,4 @@
-"""The straight-through estimator: gradients pass the quantizer as if it were not there (arXiv 1308.3432)."""
+"""How gradients pass a quantizer: straight-through, rotation, Gumbel-softmax, SQ-VAE."""
 
 import math
 from collections.abc import Callable

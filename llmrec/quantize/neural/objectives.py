@@ -1,7 +1,4 @@
-"""CoST's contrastive reconstruction (arXiv 2404.14774): an item's own reconstruction must be told from the others'.
-
-A squared error wants every item rebuilt well for itself; this wants the items' neighbourhoods kept apart.
-"""
+"""Terms of an RQ-VAE's loss beside the reconstruction: contrastive, collaborative, diversity, cohesion, spread."""
 
 import torch
 import torch.nn.functional as F

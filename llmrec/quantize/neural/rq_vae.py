@@ -13,10 +13,9 @@ from llmrec.device import resolve_device, resolve_dtype
 from llmrec.errors import UserError
 from llmrec.quantize.base import BLOCK, Quantizer
 from llmrec.quantize.config import RQVAEConfig
-from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
+from llmrec.quantize.neural.autoencoder import ResidualAutoencoder, fill_unused, place_codes, reset_unused
 from llmrec.quantize.neural.codebooks import squared_distances
 from llmrec.quantize.neural.objectives import Loss
-from llmrec.quantize.neural.placement import fill_unused, place_codes, reset_unused
 
 log = get_logger(__name__)
 

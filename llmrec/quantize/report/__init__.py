@@ -1,6 +1,5 @@
-"""How good semantic IDs are: figures, table, picture and words."""
+"""How good semantic IDs are: figures, a table, a picture and words."""
 
-from llmrec.quantize.report.picture import save_picture
-from llmrec.quantize.report.report import Report, measure
+from llmrec.quantize.report.report import Report, measure, save_picture
 
 __all__ = ["Report", "measure", "save_picture"]

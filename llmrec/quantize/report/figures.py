@@ -1,4 +1,7 @@
-"""Vectors read a part at a time, so that a report on a million items copies none of them whole."""
+"""The figures of the report on semantic IDs: use, collisions, distortion, and how far neighbourhoods are kept.
+
+Vectors are read a part at a time, so that a report on a million items copies none of them whole.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol

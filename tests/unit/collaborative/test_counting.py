@@ -9,8 +9,8 @@ from tolerances import SUMS
 
 from llmrec.collaborative.counting import DAMPING, ItemKNN, Markov, Popularity
 from llmrec.data.sequences import EvalExamples
-from llmrec.evaluation.baselines import COUNTING
 from llmrec.evaluation.metrics import summarise
+from llmrec.evaluation.systems import COUNTING
 
 BEAUTY = Path(__file__).parents[4] / "shared/data/Beauty/Beauty.inter.json"
 

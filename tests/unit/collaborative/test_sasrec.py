@@ -8,8 +8,8 @@ from tolerances import SUMS
 from llmrec.collaborative.sasrec import SASRec
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
-from llmrec.evaluation.baselines import SASRecKNN, fit_baselines
 from llmrec.evaluation.config import EvaluateConfig, SASRecConfig
+from llmrec.evaluation.systems import SASRecKNN, fit_baselines
 
 ITEMS = 12
 SMALL = SASRecConfig(hidden_size=16, layers=1, dropout=0.1, max_history=6, batch_size=16, learning_rate=0.02, epochs=30)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.collaborative.transitions import (
+from llmrec.collaborative.counting import (
     DecayedMarkov,
     SmoothedMarkov,
     TransitionSettings,

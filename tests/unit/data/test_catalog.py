@@ -35,7 +35,7 @@ def test_texts(catalog):
 
 
 def test_take_keeps_the_given_order(catalog):
-    assert catalog.take([2, 0]).ids == ["9", "7"]
+    assert catalog.take_rows([2, 0]).ids == ["9", "7"]
 
 
 def test_parquet_round_trip(catalog, tmp_path):

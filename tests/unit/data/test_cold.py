@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmrec.data import TEST, TRAIN, VALID, Catalog, DataConfig, Interactions, Prepared, Split, Summary, prepare
-from llmrec.data.cold import hold_out
 from llmrec.data.config import ColdConfig
+from llmrec.data.prepare import hold_out
 from llmrec.errors import UserError
 
 NATURAL = DataConfig()
@@ -93,7 +93,7 @@ def test_timestamp_split_with_held_out_items():
     split = Interactions.from_frame(frame).timestamp_split(0.2, 0.2)
     natural = hold_out(split, replace(NATURAL, regime="strict"))
     assert natural.frame.equals(split.frame)
-    assert prepared(natural, "abcxy").known.catalog.ids == list("abcx")
+    assert prepared(natural, "abcxy").for_training.catalog.ids == list("abcx")
     held = hold_out(split, replace(HELD_OUT, cold=ColdConfig(items="held-out", share=0.4), regime="strict"))
     cold_items = prepared(held, "abcxy").cold_items
     assert cold_items is not None
@@ -146,15 +146,15 @@ def test_any_length_of_a_cold_history(history):
 def test_strict_hides_all_but_trained_items():
     split = hold_out(log(u="abcx", v="bayc", w="cabz").leave_one_out(), replace(NATURAL, regime="strict"))
     full = prepared(split, "zyxcbafed")
-    assert full.known.catalog.ids == ["c", "b", "a"]
-    assert events(full.known.split, TRAIN, VALID, TEST) == {"u": "abc", "v": "bac", "w": "cab"}
-    assert full.known.split.protocol["events"] == {"train": 6, "valid": 2, "test": 1}
+    assert full.for_training.catalog.ids == ["c", "b", "a"]
+    assert events(full.for_training.split, TRAIN, VALID, TEST) == {"u": "abc", "v": "bac", "w": "cab"}
+    assert full.for_training.split.protocol["events"] == {"train": 6, "valid": 2, "test": 1}
     assert full.cold_items is not None
     assert full.cold_items.ids == ["z", "y", "x", "f", "e", "d"]
-    assert full.known.known.catalog.ids == full.known.catalog.ids
-    assert full.known.cold_items is None
+    assert full.for_training.for_training.catalog.ids == full.for_training.catalog.ids
+    assert full.for_training.cold_items is None
     open_to_all = prepared(hold_out(log(u="abcx", v="bayc").leave_one_out(), NATURAL))
-    assert open_to_all.known is open_to_all
+    assert open_to_all.for_training is open_to_all
 
 
 def test_loss_cases_are_those_of_trained_targets():
@@ -305,6 +305,6 @@ def test_nothing_cold_leaks(rows, by_time, fields, regime, seed):
     trained = set(split.train.frame["item_id"])
     assert {ids[item] for item in split.validation_examples(catalog(ids)).targets} <= trained
     if config.regime == "strict":
-        known = prepared(split, ids).known
+        known = prepared(split, ids).for_training
         assert set(known.catalog.ids) == set(known.split.frame["item_id"]) == trained
         assert not (cold | simulated) & trained

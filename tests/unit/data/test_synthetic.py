@@ -26,9 +26,9 @@ def steps(shop):
 
 
 def test_the_same_seed_gives_the_same_shop():
-    catalog, log = synthetic(items=300, users=50, seed=3)
-    again, log_again = synthetic(items=300, users=50, seed=3)
-    other, _ = synthetic(items=300, users=50, seed=4)
+    catalog, log = synthetic(n_items=300, n_users=50, seed=3)
+    again, log_again = synthetic(n_items=300, n_users=50, seed=3)
+    other, _ = synthetic(n_items=300, n_users=50, seed=4)
     assert catalog.frame.equals(again.frame)
     assert log.frame.equals(log_again.frame)
     assert not catalog.frame.equals(other.frame)
@@ -36,7 +36,7 @@ def test_the_same_seed_gives_the_same_shop():
 
 @pytest.mark.parametrize("items", [50, 99, 250, 1000])
 def test_sizes_are_as_asked(items):
-    catalog, log = synthetic(items=items, users=30)
+    catalog, log = synthetic(n_items=items, n_users=30)
     assert len(catalog) == items
     assert log.frame["user_id"].n_unique() == 30
     assert catalog.frame["title"].n_unique() == items

@@ -18,7 +18,7 @@ NEW = ["001", "010", "011", "021", "032", "100", "121", "321"]
 def deep(shop):
     """20 items, in no order, of three codes, of which two tell content; a model with opinions."""
     from llmrec.index.trie import ItemTrie
-    from llmrec.model.rows import add_item_rows
+    from llmrec.model.adapter import add_item_rows
     from llmrec.model.tokens import ItemVocabulary
     from llmrec.tasks.render import Renderer
 

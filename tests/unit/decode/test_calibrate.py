@@ -20,7 +20,7 @@ from llmrec.decode.ranker import ItemRanker, make_ranking
 from llmrec.decode.rankings.base import FusionWeights, ItemFacts
 from llmrec.decode.tree import TreeSearch
 from llmrec.index.dense import DenseIndex
-from llmrec.model.dense import DenseHead
+from llmrec.model.adapter import DenseHead
 
 N = 16
 
@@ -197,7 +197,7 @@ def test_candidates_are_those_of_a_ranking(three, ranker_of, cases_of, new_items
     beam = ranker_of(name="beam")
     for row, (history, target) in enumerate(zip(cases.histories, cases.targets, strict=True)):
         prompt, own = [ranker.prompt_ids(history)], [Filter(excluded=np.setdiff1d(history, target))]
-        scored = ranker.method.scored(ranker.search.open(prompt), 6, own)
+        scored = ranker.method.scored(ranker.search.prefill(prompt), 6, own)
         there = items[row] >= 0
         assert items[row][there].tolist() == scored.items[0].tolist()
         np.testing.assert_allclose(features[row][there], scored.features[0], atol=SCORES)

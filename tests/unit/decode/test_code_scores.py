@@ -8,9 +8,8 @@ import torch
 from tolerances import SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
-from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
-from llmrec.decode.tree import TreeSearch
+from llmrec.decode.tree import ExactSearch, TreeSearch
 
 SHARED = list(range(5, 27))
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8], [40, 41]]
@@ -37,7 +36,7 @@ def wanted(rows=4) -> np.ndarray:
 def test_codes_of_items_are_scored_as_the_plain_model_has_them(deep, new_items, exhaustive, scoring, with_new, prompts):
     new = new_items if with_new else None
     search, items = search_of(deep, scoring, new), wanted()
-    given = search.code_scores(search.open(prompts), items)
+    given = search.code_scores(search.prefill(prompts), items)
     assert (given.dtype, given.shape) == (np.float32, (4, 30, 3))
     expected = exhaustive(deep, prompts, scoring, new)
     expected = np.where((items >= 0)[..., None], expected[np.arange(4)[:, None], items], 0)
@@ -48,15 +47,15 @@ def test_codes_of_items_are_scored_as_the_plain_model_has_them(deep, new_items, 
 def test_items_in_other_orders_and_numbers_have_the_same_scores(deep, new_items):
     search = search_of(deep, "catalogue", new_items)
     everything = np.tile(np.arange(20), (4, 1))
-    whole = search.code_scores(search.open(PROMPTS), everything)
+    whole = search.code_scores(search.prefill(PROMPTS), everything)
     for items in (everything[:, ::-1].copy(), everything[:, 3:4], everything[:, [7, 7, 2]]):
-        given = search.code_scores(search.open(PROMPTS), items)
+        given = search.code_scores(search.prefill(PROMPTS), items)
         np.testing.assert_allclose(given, whole[np.arange(4)[:, None], items], atol=SUMS)
 
 
 def test_no_items_no_scores(deep):
     search = search_of(deep, "catalogue")
-    prefilled = search.open(PROMPTS)
+    prefilled = search.prefill(PROMPTS)
     assert search.code_scores(prefilled, np.empty((4, 0), np.int64)).shape == (4, 0, 3)
     assert not search.code_scores(prefilled, np.full((4, 2), -1)).any()
 
@@ -64,7 +63,7 @@ def test_no_items_no_scores(deep):
 def test_beams_and_codes_have_the_same_scores(deep, new_items):
     """What the beams say of an item is the sum of what is said of its codes."""
     search = search_of(deep, "catalogue", new_items)
-    prefilled = search.open(PROMPTS)
+    prefilled = search.prefill(PROMPTS)
     ranking = search.rank(prefilled, 7)
     assert (ranking.items >= 0).all()
     np.testing.assert_allclose(search.code_scores(prefilled, ranking.items).sum(axis=2), ranking.scores, atol=SUMS)
@@ -80,9 +79,9 @@ def test_questions_do_not_disturb_each_other(deep, new_items):
         lambda search, prefilled: prefilled.hidden.numpy(),
     ]
     search = search_of(deep, "catalogue", new_items)
-    alone = [question(search, search.open(PROMPTS)) for question in questions]
+    alone = [question(search, search.prefill(PROMPTS)) for question in questions]
     for order in list(permutations(range(5)))[::17]:
-        prefilled = search.open(PROMPTS)
+        prefilled = search.prefill(PROMPTS)
         for number in (*order, *order[:2]):
             np.testing.assert_allclose(questions[number](search, prefilled), alone[number], atol=SUMS)
 
@@ -98,7 +97,7 @@ def test_hidden_states_of_the_prompts(deep, hidden_after):
 @pytest.mark.parametrize("scoring", ["vocab", "level", "catalogue"])
 def test_first_codes_by_hand(deep, new_items, exhaustive, hidden_after, scoring, width):
     search = search_of(deep, scoring, new_items)
-    beams, hidden = search.prefixes(search.open(PROMPTS), 1, width)
+    beams, hidden = search.prefixes(search.prefill(PROMPTS), 1, width)
     assert beams.nodes.shape == (4, width)
     expected = exhaustive(deep, PROMPTS, scoring, new_items)[:, :, 0]
     for row, prompt in enumerate(PROMPTS):
@@ -115,7 +114,7 @@ def test_first_codes_by_hand(deep, new_items, exhaustive, hidden_after, scoring,
 
 def test_prefixes_of_two_codes_by_hand(deep, new_items, exhaustive, hidden_after):
     search = search_of(deep, "vocab", new_items)
-    beams, hidden = search.prefixes(search.open(PROMPTS), 2, 16)
+    beams, hidden = search.prefixes(search.prefill(PROMPTS), 2, 16)
     scores = exhaustive(deep, PROMPTS, "vocab")[:, :, :2].sum(axis=2)
     paths = {tuple(codes[:2]): item for item, codes in enumerate(deep.codes.tolist())}
     for row, prompt in enumerate(PROMPTS):
@@ -130,5 +129,5 @@ def test_prefixes_of_two_codes_by_hand(deep, new_items, exhaustive, hidden_after
 
 def test_the_exact_search_scores_codes_too(deep, new_items):
     tree, exact = (search_of(deep, "catalogue", new_items, kind) for kind in (TreeSearch, ExactSearch))
-    given = [search.code_scores(search.open(PROMPTS), wanted()) for search in (tree, exact)]
+    given = [search.code_scores(search.prefill(PROMPTS), wanted()) for search in (tree, exact)]
     np.testing.assert_allclose(*given, atol=SUMS)

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from tolerances import SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
-from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
-from llmrec.decode.tree import TreeSearch
+from llmrec.decode.tree import ExactSearch, TreeSearch
 from llmrec.index.trie import ItemTrie
 
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8]]
@@ -74,7 +73,7 @@ def test_as_many_beams_as_items_equal_exhaustive_scoring(deep, new_items, exhaus
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_new_old_items_share_the_whole_and_nothing_is_above_it(deep, new):
     search = search_of(deep, new=new)
-    scores = search.code_scores(search.open(PROMPTS[:1]), np.arange(20)[None])[0]
+    scores = search.code_scores(search.prefill(PROMPTS[:1]), np.arange(20)[None])[0]
     assert (scores <= 0).all()
     assert np.isfinite(scores).all()
     sharing = np.flatnonzero(~new) if not new.all() else np.arange(20)

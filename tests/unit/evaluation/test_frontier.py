@@ -18,7 +18,7 @@ from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.evaluation.diagnosis import POINTS, frontier, write_frontier
 from llmrec.index.dense import DenseIndex
-from llmrec.model.dense import DenseHead
+from llmrec.model.adapter import DenseHead
 
 COUNTS = np.array([0, 1] * 10)
 """Half of the items are cold: ten of each kind, as many as fill a list."""

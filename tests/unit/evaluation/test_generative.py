@@ -13,7 +13,7 @@ from llmrec.decode.filters import Filter
 from llmrec.decode.search import Ranking
 from llmrec.errors import UserError
 from llmrec.evaluation import EvaluateConfig
-from llmrec.evaluation.generative import GenerativeSystem, evaluate
+from llmrec.evaluation.systems import GenerativeSystem, evaluate
 
 ITEMS = 6
 

@@ -9,7 +9,7 @@ from tolerances import SCORES, SUMS
 from llmrec.errors import UserError
 from llmrec.index import dense as module
 from llmrec.index.dense import DenseIndex
-from llmrec.model.dense import TEMPERATURE, DenseHead
+from llmrec.model.adapter import TEMPERATURE, DenseHead
 
 N, HIDDEN, TEXT, DIM = 9, 6, 5, 4
 

@@ -125,7 +125,7 @@ def test_items_removed_are_as_if_they_had_never_been_there(catalogue, data):
     removed = sorted(data.draw(st.sets(st.integers(0, len(codes) - 1), max_size=len(codes) - 1)))
     kept = np.setdiff1d(np.arange(len(codes)), removed)
     trie = ItemTrie.build(codes, level_sizes).without_items(np.array(removed, int))
-    assert trie.items == len(codes)
+    assert trie.n_items == len(codes)
     assert (trie.leaves[removed] == -1).all()
     rebuilt = ItemTrie.build(codes[kept], level_sizes)
     renumbered = replace(rebuilt, order=torch.from_numpy(kept)[rebuilt.order].int(), leaves=trie.leaves)

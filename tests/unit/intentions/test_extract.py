@@ -4,7 +4,7 @@ import polars as pl
 
 from llmrec.data import Catalog, Interactions
 from llmrec.intentions import IntentionsConfig
-from llmrec.intentions.phrases import extract
+from llmrec.intentions.reviews import extract
 
 
 def test_every_item_and_user_is_told(catalog: Catalog, log: Interactions) -> None:

@@ -10,7 +10,7 @@ import pytest
 from llmrec.data import Catalog, Interactions
 from llmrec.errors import UserError
 from llmrec.intentions import Intentions, IntentionsConfig
-from llmrec.intentions.file import read_file
+from llmrec.intentions.intentions import read_file
 
 Read = Callable[..., Intentions]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmrec.data import Catalog
 from llmrec.errors import UserError
-from llmrec.intentions.phrases import FEWEST, MOST, Phrases, join, phrases_in
+from llmrec.intentions.reviews import FEWEST, MOST, Phrases, join, phrases_in
 
 PHRASE = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3).map(" ".join)
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from llmrec.embed.config import EmbedConfig
+from llmrec.model.adapter import add_item_rows, code_vectors, gaussian, near_mean, row_start, word_shares
 from llmrec.model.base import make_base
 from llmrec.model.config import BaseConfig
-from llmrec.model.rows import add_item_rows, code_vectors, gaussian, near_mean, row_start, word_shares
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
-from llmrec.model.rows import add_item_rows, embedding_names
+from llmrec.model.adapter import add_item_rows, embedding_names
 
 OLD, PADDED, NEW = 50, 64, 9
 SMALL = {"vocab_size": PADDED, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llmrec.errors import UserError
 from llmrec.model.tokens import ItemVocabulary, token_names
@@ -113,57 +111,3 @@ def test_codes_become_tokens_text_and_codes_again(shop):
     np.testing.assert_array_equal(table[tokens], shop.codes)
     assert (np.delete(table, vocabulary.all_ids) == -1).all()
     assert vocabulary.text(np.array([3])) == "<a_3>"
-
-
-SPELT = ItemVocabulary([[], [], []], [np.array([40, 3, 17]), np.array([5, 4]), np.array([60, 61, 62, 2])])
-WORDS = [token for token in range(70) if token not in SPELT.all_ids]
-
-
-def words():
-    return st.lists(st.sampled_from(WORDS), min_size=1, max_size=3)
-
-
-def partial(codes, cut, backwards):
-    """Some of the tokens of a semantic ID, and a word, so that what comes next does not complete them."""
-    tokens = SPELT.token_ids(np.array(codes)).tolist()
-    part = tokens[::-1] if backwards else tokens[:cut] if cut > 0 else tokens[-cut:]
-    return [*part, WORDS[0]]
-
-
-CODES = st.tuples(*(st.integers(0, size - 1) for size in SPELT.level_sizes))
-SEGMENTS = st.one_of(
-    words().map(lambda tokens: (tokens, None)),
-    CODES.map(lambda codes: (SPELT.token_ids(np.array(codes)).tolist(), codes)),
-    st.builds(partial, CODES, st.sampled_from([1, 2, -1, -2]), st.booleans()).map(lambda tokens: (tokens, None)),
-)
-
-
-@given(st.lists(SEGMENTS, max_size=8))
-def test_whole_semantic_ids_are_found_among_words_and_parts(segments):
-    tokens = np.array([token for part, _ in segments for token in part], np.int64)
-    expected = [list(codes) for _, codes in segments if codes is not None]
-    found = SPELT.codes_in(tokens)
-    assert found.shape == (len(expected), 3)
-    assert found.tolist() == expected
-
-
-@given(st.lists(st.sampled_from([*SPELT.all_ids.tolist(), *WORDS[:2]]), max_size=30))
-def test_semantic_ids_in_any_tokens_as_a_loop_finds_them(tokens):
-    expected = []
-    for start in range(len(tokens) - 2):
-        codes = [np.flatnonzero(SPELT.ids[level] == tokens[start + level]) for level in range(3)]
-        if all(len(code) for code in codes):
-            expected.append([int(code[0]) for code in codes])
-    assert SPELT.codes_in(np.array(tokens, np.int64)).tolist() == expected
-
-
-def test_semantic_ids_of_one_code():
-    vocabulary = ItemVocabulary([[]], [np.array([7, 9])])
-    assert vocabulary.codes_in(np.array([9, 1, 7, 7, 100])).tolist() == [[1], [0], [0]]
-    assert vocabulary.codes_in(np.empty(0, np.int64)).shape == (0, 1)
-
-
-def test_the_history_of_a_prompt_is_read_back(shop):
-    history = [3, 19, 3, 0]
-    ids = shop.renderer.encode_prompts([shop.renderer.prompt("sequential", 0, history=shop.renderer.history(history))])
-    np.testing.assert_array_equal(shop.vocabulary.codes_in(np.array(ids[0])), shop.codes[history])

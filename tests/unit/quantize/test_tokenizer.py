@@ -271,7 +271,7 @@ def test_vectors_of_new_items_that_do_not_fit(vectors, message):
 
 def test_embedding_needs_an_encoder():
     tokenizer = ItemTokenizer(levels=2, codes=8, embed=TFIDF).fit(shop())
-    some = shop().take([3, 1])
+    some = shop().take_rows([3, 1])
     np.testing.assert_array_equal(tokenizer.encode(tokenizer.embed(some)), tokenizer.codes[[3, 1], :2])
     with pytest.raises(UserError, match="without an encoder; give the items' vectors"):
         ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X).embed(some)

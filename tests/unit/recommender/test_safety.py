@@ -206,7 +206,9 @@ def test_an_encoder_that_a_bundle_names_is_not_loaded(model: Path, monkeypatch: 
     embed = json.loads(path.read_text())["embed"] | {"encoder": "sentence-transformers", "model": "someone/encoder"}
     edit(path, embed=embed)
     loaded = []
-    monkeypatch.setattr("sentence_transformers.SentenceTransformer", lambda name, **options: loaded.append(name) or 1 / 0)
+    monkeypatch.setattr(
+        "sentence_transformers.SentenceTransformer", lambda name, **options: loaded.append(name) or 1 / 0
+    )
     added = Catalog.from_frame(pl.DataFrame({"item_id": ["new"], "title": ["a new soap"]}))
     with pytest.raises(UserError, match=r"encoder is missing: .*'someone/encoder'"):
         Recommender.from_pretrained(model).add_items(added)

@@ -6,7 +6,7 @@ import pytest
 
 from llmrec.data import Catalog
 from llmrec.errors import UserError
-from llmrec.recommender.selection import ItemLookup
+from llmrec.recommender.request import ItemLookup
 
 TAGS = ["Soap", "soap, Gift", "SOAP ", "gift,soap,new", "", "Straße", "new soap"]
 

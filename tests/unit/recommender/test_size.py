@@ -7,7 +7,7 @@ import pytest
 
 from llmrec.errors import UserError
 from llmrec.model.config import AdapterConfig
-from llmrec.recommender import bundle, hub, size
+from llmrec.recommender import bundle, hub
 from llmrec.recommender.recommender import Recommender
 from llmrec.train.finetune import with_adapter
 
@@ -24,10 +24,10 @@ def test_every_file_is_counted_once(adapted: bool, recommender: Recommender, tmp
         if adapted:
             recommender.model = recommender.model.unload()
     (tmp_path / "manifest.json").write_text("not counted")
-    found = size.sizes(tmp_path)
+    found = bundle.sizes(tmp_path)
     taken = {name: (tmp_path / name).stat().st_size for name in hub.published_files(tmp_path)}
     assert found["total"] == sum(taken.values())
-    assert found["total"] == sum(found[part] for part in size.PARTS)
+    assert found["total"] == sum(found[part] for part in bundle.PARTS)
     assert found["trie"] == taken[bundle.TRIE]
     assert found["index"] == taken[bundle.INDEX]
     assert found["quantizer"] == sum(count for name, count in taken.items() if name.startswith("quantizer/"))
@@ -45,7 +45,7 @@ def test_a_file_of_weights_that_is_none(
     unsized(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(UserError, match=r"model\.safetensors: not a safetensors file"):
-        size.sizes(tmp_path)
+        bundle.sizes(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_a_file_of_weights_that_is_none(
     ],
 )
 def test_bytes_in_words(count: int, words: str) -> None:
-    assert size.readable(count) == words
+    assert bundle.readable(count) == words

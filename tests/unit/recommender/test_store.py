@@ -24,7 +24,7 @@ from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
-from llmrec.model.dense import DenseHead
+from llmrec.model.adapter import DenseHead
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
 from llmrec.recommender.recommender import Recommender
@@ -125,7 +125,7 @@ def test_one_call_or_several(shop: Recommender) -> None:
     other = copy.copy(shop)
     shop.add_items(NEW)
     for row in range(3):
-        other.add_items(NEW.take([row]))
+        other.add_items(NEW.take_rows([row]))
     assert other.catalog.frame.equals(shop.catalog.frame)
     np.testing.assert_array_equal(other.item_tokenizer.codes, shop.item_tokenizer.codes)
     torch.testing.assert_close(other.store.dense.vectors, shop.store.dense.vectors)
@@ -186,7 +186,7 @@ def test_removed_items_are_gone_and_can_come_back(shop: Recommender) -> None:
     np.testing.assert_array_equal(shop.item_tokenizer.codes, before.item_tokenizer.codes[stays])
     assert_sound(shop)
     assert len(shop.recommend(["i1"], k=20, include_seen=True)) == 18
-    shop.add_items(before.catalog.take([4]))
+    shop.add_items(before.catalog.take_rows([4]))
     assert shop.catalog.ids[-1] == "i4"
     assert_sound(shop)
     np.testing.assert_array_equal(shop.item_tokenizer.codes[-1], before.item_tokenizer.codes[4])

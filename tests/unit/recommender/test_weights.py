@@ -177,7 +177,7 @@ def test_a_dense_head_with_nan_is_refused(bundle: Path, recommender: Recommender
     import numpy as np
 
     from llmrec.index.dense import DenseIndex
-    from llmrec.model.dense import DenseHead
+    from llmrec.model.adapter import DenseHead
 
     texts = np.random.default_rng(0).normal(size=(len(recommender.catalog), 8)).astype(np.float32)
     index = DenseIndex.of(DenseHead(32, 8, 4), texts)

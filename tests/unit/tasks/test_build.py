@@ -9,10 +9,22 @@ import pytest
 from llmrec.data import Catalog
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
-from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TASKS, TasksConfig
-from llmrec.tasks.items import CodesToItem, ItemToCodes, SharedCodes, item_texts
-from llmrec.tasks.users import Chat, NextText, PersonalSearch, Preference, Requests, Search, Sequential, TitlesToItem
+from llmrec.tasks.examples import (
+    Chat,
+    CodesToItem,
+    ItemToCodes,
+    NextText,
+    PersonalSearch,
+    Preference,
+    Requests,
+    Search,
+    Sequential,
+    SharedCodes,
+    TitlesToItem,
+    item_texts,
+)
+from llmrec.tasks.mixture import build_tasks
 
 ITEM = re.compile(r"<a_(\d)><b_(\d)>")
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from llmrec.errors import UserError
-from llmrec.tasks import chat
+from llmrec.tasks import render as chat
 
 EACH = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}"
 PLAIN = EACH + "{% if add_generation_prompt %}<assistant>{% endif %}"

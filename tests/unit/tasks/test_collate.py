@@ -2,12 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.tasks.mixture import IGNORE, Collator, pack, predicting
+from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.mixture import IGNORE, Collator, build_tasks, pack, predicting
 from llmrec.tasks.render import Example
 
 
@@ -116,3 +118,27 @@ def test_long_examples_lose_the_end_of_their_answer(shop, examples):
 def test_logits_are_wanted_where_a_label_follows():
     labels = torch.tensor([[IGNORE, 5, IGNORE, 7, IGNORE], [9, IGNORE, IGNORE, 8, 9]])
     assert predicting(labels).int().tolist() == [[1, 0, 1, 0, 0], [0, 0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_learnt_items_are_named_where_their_tokens_begin(shop, packed):
+    tasks = build_tasks(TasksConfig(max_history=4), shop.catalog, shop.sequences, shop.renderer)
+    rng = np.random.default_rng(0)
+    examples = [task.example(row, rng) for task in tasks.values() for row in range(len(task))]
+    batch = Collator(shop.renderer, 160, packed, with_items=True)(examples)
+    labels, items = batch["labels"], batch["items"]
+    assert sorted(items[items >= 0].tolist()) == sorted(item for example in examples for item in example.items)
+    spelt = shop.vocabulary.token_ids(shop.codes)
+    is_code = np.isin(labels.numpy(), shop.vocabulary.all_ids)
+    for row, start in (items >= 0).nonzero().tolist():
+        assert labels[row, start : start + 2].tolist() == spelt[items[row, start]].tolist()
+        is_code[row, start : start + 2] = False
+    assert not is_code.any(), "every learnt item is named"
+
+
+def test_an_item_that_is_cut_off_is_not_named(shop):
+    example = Example("Next: ", shop.renderer.item_text[9], ends=False, items=(9,))
+    length = len(tokens(shop, example))
+    for longest, named in ((length, [9]), (length - 1, [])):
+        items = Collator(shop.renderer, longest, with_items=True)([example])["items"]
+        assert items[items >= 0].tolist() == named

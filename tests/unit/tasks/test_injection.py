@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from llmrec.data import Catalog
 from llmrec.intentions.intentions import Intentions
-from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TASKS, TasksConfig
-from llmrec.tasks.mixture import Collator
+from llmrec.tasks.mixture import Collator, build_tasks
 from llmrec.tasks.render import Renderer
 
 PIECES = [

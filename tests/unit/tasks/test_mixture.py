@@ -111,5 +111,5 @@ def test_validation_asks_as_the_ranker_does(shop):
 
     cases = EvalExamples(np.array([0]), [np.array([1, 2])], np.array([9]))
     assert validation_examples(shop.renderer, cases) == [
-        Example("The user bought, oldest first: <a_0><b_1><a_0><b_2>", "<a_1><b_4>", ends=False)
+        Example("The user bought, oldest first: <a_0><b_1><a_0><b_2>", "<a_1><b_4>", ends=False, items=(9,))
     ]

@@ -3,9 +3,8 @@
 import pytest
 
 from llmrec.intentions.intentions import Intentions
-from llmrec.tasks.build import Span, build_tasks, marked, show_tasks, spans_of
 from llmrec.tasks.config import TASKS, TasksConfig
-from llmrec.tasks.mixture import Collator
+from llmrec.tasks.mixture import Collator, Span, build_tasks, marked, show_tasks, spans_of
 from llmrec.tasks.render import Example
 
 

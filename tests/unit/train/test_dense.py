@@ -11,13 +11,11 @@ from tolerances import CURVES
 
 from llmrec.data import EvalExamples
 from llmrec.errors import UserError
-from llmrec.index.trie import ItemTrie
+from llmrec.model.adapter import TEMPERATURE, DenseHead
 from llmrec.model.config import AdapterConfig, DenseConfig
-from llmrec.model.dense import TEMPERATURE, DenseHead
-from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import IGNORE, Collator, Mixture, predicting, validation_examples
-from llmrec.tasks.render import Renderer
+from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predicting, validation_examples
+from llmrec.tasks.render import Example
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
 from llmrec.train.finetune import TrainingData, finetune
@@ -53,7 +51,8 @@ def examples(shop, tasks=ALL):
 
 def run(model, loss, batch, keep):
     """Model outputs and the dense loss of one batch, as the trainer takes them."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "items")}
+    loss.items = batch["items"]
     if keep:
         inputs["logits_to_keep"] = predicting(batch["labels"])
     with loss.watching(model):
@@ -107,9 +106,9 @@ def test_loss_is_that_of_a_loop_over_examples(shop, packed, keep):
     known = set(np.concatenate(sequences).tolist())
     assert 10 < len(known) < 20
     head, model = head_of(shop), shop.model.eval()
-    loss = DenseLoss(head, shop.renderer, vectors(), sequences)
-    batch = Collator(shop.renderer, 160, packed)(examples(shop))
-    padded = Collator(shop.renderer, 160)(examples(shop))
+    loss = DenseLoss(head, 2, vectors(), sequences)
+    batch = Collator(shop.renderer, 160, packed, with_items=True)(examples(shop))
+    padded = Collator(shop.renderer, 160, with_items=True)(examples(shop))
     expected, items = by_hand(shop, head, padded, known)
     rows = zip(padded["input_ids"].tolist(), padded["labels"].tolist(), strict=True)
     assert 20 < items < sum(len(targets_by_hand(shop, ids, labels)) for ids, labels in rows)
@@ -123,12 +122,12 @@ def test_loss_is_that_of_a_loop_over_examples(shop, packed, keep):
 
 def test_items_without_training_events_do_not_compete(shop):
     """Whatever their texts are, the loss is the same."""
-    cold, batch = [4, 7], Collator(shop.renderer, 160)(examples(shop))
+    cold, batch = [4, 7], Collator(shop.renderer, 160, with_items=True)(examples(shop))
     totals = []
     for scale in (1, 50):
         table = vectors()
         table[cold] *= -scale
-        loss = DenseLoss(head_of(shop), shop.renderer, table, without(shop.sequences, cold))
+        loss = DenseLoss(head_of(shop), 2, table, without(shop.sequences, cold))
         totals.append(run(shop.model.eval(), loss, batch, True)[1])
     assert torch.equal(*totals)
 
@@ -136,52 +135,37 @@ def test_items_without_training_events_do_not_compete(shop):
 def test_ids_that_are_cut_off_are_left_out(shop):
     """Contexts that end after an example's last code but one: the others' losses stay."""
     head, chosen = head_of(shop), validation_examples(shop.renderer, data(shop).validation)
-    loss = DenseLoss(head, shop.renderer, vectors(), shop.sequences)
+    loss = DenseLoss(head, 2, vectors(), shop.sequences)
     lengths = [len(ids) for ids in shop.renderer.encode_prompts([example.prompt for example in chosen])]
     longest = max(lengths) + 2
-    whole = Collator(shop.renderer, longest)(chosen)
-    cut = Collator(shop.renderer, longest - 1)(chosen)
+    whole = Collator(shop.renderer, longest, with_items=True)(chosen)
+    cut = Collator(shop.renderer, longest - 1, with_items=True)(chosen)
     stays = [i for i, length in enumerate(lengths) if length + 2 < longest]
     assert 0 < len(stays) < len(chosen)
     shorter = {name: tensor[stays] for name, tensor in whole.items()}
     torch.testing.assert_close(run(shop.model, loss, cut, True)[1], run(shop.model, loss, shorter, True)[1])
 
 
-def test_only_whole_ids_in_their_order_are_targets(shop):
-    a, b = (ids.tolist() for ids in shop.vocabulary.ids)
-    loss = DenseLoss(head_of(shop), shop.renderer, vectors(), [np.arange(20)])
-    word, none = 5, IGNORE
-    for labels, expected in {
-        (word, a[1], b[2], word, none, a[3], b[4]): [(0, 7), (1, 7), (4, 19), (5, 19)],
-        (a[1], b[2], none, word): [],  # nothing comes before it
-        (none, b[2], a[1], word): [],
-        (none, a[1], word, b[2]): [],
-        (none, a[1], none, b[2]): [],
-        (none, a[1], a[2], b[0]): [(1, 10), (2, 10)],
-        (none, none, none, a[1]): [],
-        (none, a[0], b[0], a[0], b[1]): [(0, 0), (1, 0), (2, 1), (3, 1)],
-    }.items():
-        at, place = loss._targets(torch.tensor([labels]))
-        assert [*zip(at.tolist(), place.tolist(), strict=True)] == expected
-    # The next row's first code does not complete an ID that this row's last token begins.
-    assert not len(loss._targets(torch.tensor([[none, a[1]], [b[2], word]]))[0])
-
-
-def test_of_items_that_share_an_id_the_first_counts(shop):
-    codes = shop.codes.copy()
-    codes[9] = codes[2]
-    renderer = Renderer(shop.tokenizer, shop.vocabulary, codes, shop.renderer.templates, 4)
-    labels = torch.tensor([[IGNORE, *shop.vocabulary.token_ids(codes[9]).tolist()]])
-    everyone = [np.arange(20)]
-    assert DenseLoss(head_of(shop), renderer, vectors(), everyone)._targets(labels)[1].tolist() == [2, 2]
-    late = without(everyone, [2])
-    assert not len(DenseLoss(head_of(shop), renderer, vectors(), late)._targets(labels)[1])
+def test_items_that_share_an_id_are_told_apart(shop):
+    """Each is learnt with its own vector, though their tokens are the same."""
+    shop.renderer.item_text[9] = shop.renderer.item_text[2]
+    chosen = [Example("Next: ", shop.renderer.item_text[item], ends=False, items=(item,)) for item in (2, 9)]
+    loss = DenseLoss(head_of(shop), 2, vectors(), [np.arange(20)])
+    batch = Collator(shop.renderer, 160, with_items=True)(chosen)
+    assert torch.equal(*batch["input_ids"])
+    at, place = loss._targets(batch["items"])
+    assert place.tolist() == [2, 2, 9, 9]
+    start = batch["items"].argmax(1).tolist()
+    width = batch["items"].shape[1]
+    assert at.tolist() == [start[0] - 1, start[0], width + start[1] - 1, width + start[1]]
+    late = DenseLoss(head_of(shop), 2, vectors(), without([np.arange(20)], [2]))
+    assert len(late._targets(batch["items"])[1]) == 2, "an item without training events is no target"
 
 
 def test_ids_of_one_code_have_one_place(shop):
     """The mean over the depths is over those that there are."""
-    loss = DenseLoss(head_of(shop), shop.renderer, vectors(), [np.arange(20)])
-    loss.trie = ItemTrie.build(np.arange(4)[:, None], [4])
+    loss = DenseLoss(head_of(shop), 1, vectors(), [np.arange(20)])
+    loss.items = torch.tensor([[-1, 3, -1]])
     labels = torch.tensor([[IGNORE, int(shop.vocabulary.ids[0][3]), 5]])
     hidden = torch.randn(1, 3, 32)
     loss._hidden = hidden
@@ -192,17 +176,19 @@ def test_ids_of_one_code_have_one_place(shop):
 
 def test_eight_batches_of_one_are_one_of_eight(shop):
     head, model = head_of(shop), shop.model.eval()
-    loss = DenseLoss(head, shop.renderer, vectors(), shop.sequences)
+    loss = DenseLoss(head, 2, vectors(), shop.sequences)
     total = objective(loss.train(), 0.7)
     chosen = examples(shop)[:8]
-    learnt = sum(int((Collator(shop.renderer, 160)([each])["labels"] != IGNORE).sum()) for each in chosen)
+    learnt = sum(
+        int((Collator(shop.renderer, 160, with_items=True)([each])["labels"] != IGNORE).sum()) for each in chosen
+    )
     gradients, values = [], []
     for size in (8, 1):
         model.zero_grad()
         head.zero_grad()
         value = 0.0
         for start in range(0, 8, size):
-            batch = Collator(shop.renderer, 160, packed=True)(chosen[start : start + size])
+            batch = Collator(shop.renderer, 160, packed=True, with_items=True)(chosen[start : start + size])
             outputs, _ = run(model, loss, batch, True)
             part = total(outputs, batch["labels"], learnt)
             part.backward()
@@ -217,8 +203,8 @@ def test_eight_batches_of_one_are_one_of_eight(shop):
 def test_the_objective_is_the_answers_loss_and_the_mean_of_the_items(shop):
     """A batch whose labels are all items': the dense part counts as often as an item is learnt."""
     head = head_of(shop)
-    loss = DenseLoss(head, shop.renderer, vectors(), [np.arange(20)])
-    batch = Collator(shop.renderer, 160)(validation_examples(shop.renderer, data(shop).validation))
+    loss = DenseLoss(head, 2, vectors(), [np.arange(20)])
+    batch = Collator(shop.renderer, 160, with_items=True)(validation_examples(shop.renderer, data(shop).validation))
     outputs, dense = run(shop.model.eval(), loss, batch, True)
     answers = answer_loss(outputs, batch["labels"])
     items = len(batch["labels"])
@@ -255,11 +241,11 @@ def assert_same(one, other):
 
 def dense_loss(shop, model, head) -> float:
     """Mean over the items learnt in the sequential examples."""
-    loss = DenseLoss(head, shop.renderer, vectors(), shop.sequences)
-    batch = Collator(shop.renderer, 160)(examples(shop, replace(ALL, mixture={"sequential": 1.0})))
+    loss = DenseLoss(head, 2, vectors(), shop.sequences)
+    batch = Collator(shop.renderer, 160, with_items=True)(examples(shop, replace(ALL, mixture={"sequential": 1.0})))
     with torch.no_grad():
         total = run(model.eval(), loss, batch, False)[1]
-    return float(total) / len(loss._targets(batch["labels"])[0]) * 2
+    return float(total) / len(loss._targets(batch["items"])[0]) * 2
 
 
 @pytest.mark.parametrize("config", [FULL, LORA], ids=["full", "lora"])
@@ -320,8 +306,11 @@ def test_patience_keeps_the_best_head_and_validation_is_without_it(make_shop, tm
     kept, final = (load_file(tmp_path / name / HEAD) for name in (best, last.name))
     assert_same(state(head), kept)
     assert not torch.equal(final["query.weight"], kept["query.weight"])
-    batch = Collator(shop.renderer, 160)(validation_examples(shop.renderer, data(shop).validation.sample(8, 0)))
+    batch = Collator(shop.renderer, 160, with_items=True)(
+        validation_examples(shop.renderer, data(shop).validation.sample(8, 0))
+    )
     labels = batch.pop("labels")
+    del batch["items"]
     with torch.inference_mode():
         assert answer_loss(model(**batch), labels).item() == pytest.approx(min(losses), abs=1e-4)
     # A run that is over comes back with the same, though its last checkpoint is another.

@@ -5,9 +5,8 @@ import torch
 from transformers.modeling_outputs import CausalLMOutput
 
 from llmrec.errors import UserError
-from llmrec.tasks.build import build_tasks
 from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import IGNORE, Collator, Mixture, predicting
+from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predicting
 from llmrec.train.finetune import BlockDropout
 from llmrec.train.trainer import answer_loss
 

@@ -10,9 +10,10 @@ import torch
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.ranker import make_ranking
 from llmrec.decode.rankings.base import FusionWeights, ItemFacts
+from llmrec.decode.search import Prompt
 from llmrec.decode.tree import TreeSearch
 from llmrec.index.dense import DenseIndex
-from llmrec.model.dense import TEMPERATURE, DenseHead
+from llmrec.model.adapter import TEMPERATURE, DenseHead
 
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8], [19, 1]]
 
@@ -28,10 +29,10 @@ def facts(deep, new_items) -> ItemFacts:
 
 
 @pytest.fixture
-def prompts(deep) -> list[list[int]]:
+def prompts(deep) -> list[Prompt]:
     """Four histories, in tokens."""
     shown = [deep.renderer.prompt("sequential", 0, history=deep.renderer.history(history)) for history in HISTORIES]
-    return deep.renderer.encode_prompts(shown)
+    return [*map(Prompt, deep.renderer.encode_prompts(shown), HISTORIES)]
 
 
 @pytest.fixture

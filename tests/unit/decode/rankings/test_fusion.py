@@ -9,24 +9,17 @@ from tolerances import DENSE, SCORES
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import make_ranking
 from llmrec.decode.rankings.fusion import RECENCY
+from llmrec.decode.search import Prompt
 from llmrec.errors import UserError
 
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8], [19, 1]]
 
 
 @pytest.fixture
-def first_of(deep):
-    """Item -> the first item with its semantic ID, which is the one that a prompt's tokens tell of."""
-    return [int(np.flatnonzero((deep.codes == codes).all(axis=1))[0]) for codes in deep.codes]
-
-
-@pytest.fixture
-def text_scores(facts, first_of) -> np.ndarray:
+def text_scores(facts) -> np.ndarray:
     """Cosine with the history's texts, the last weighing 1, the one before it .6, and so on; [4, 20]."""
     texts = facts.dense.texts.double().numpy()
-    users = [
-        sum(RECENCY**age * texts[first_of[item]] for age, item in enumerate(reversed(history))) for history in HISTORIES
-    ]
+    users = [sum(RECENCY**age * texts[item] for age, item in enumerate(reversed(history))) for history in HISTORIES]
     return np.stack([texts @ user / np.linalg.norm(user) for user in users])
 
 
@@ -38,7 +31,7 @@ def features(code_scores, dense_scores, text_scores) -> np.ndarray:
 
 def test_features_by_hand(method_of, prompts, features):
     method = method_of("fusion")
-    scored = method.scored(method.search.open(prompts), 20, None)
+    scored = method.scored(method.search.prefill(prompts), 20, None)
     assert (scored.items == np.arange(20)).all(), "with as many beams as items each is a candidate"
     np.testing.assert_allclose(scored.features, features, atol=DENSE)
 
@@ -59,7 +52,7 @@ def test_candidates_are_what_each_finds(method_of, prompts, facts, dense_scores,
     filters = [Filter(excluded=np.array(row, np.int64)) for row in gone]
     width = max(beams, k)
     found = method.search.search(prompts, width, filters).items
-    scored = method.scored(method.search.open(prompts), k, filters)
+    scored = method.scored(method.search.prefill(prompts), k, filters)
     for row in range(4):
         expected = {item for item in found[row].tolist() if item >= 0}
         for scores in (dense_scores[row], text_scores[row]):
@@ -85,9 +78,9 @@ def test_the_bonus_moves_new_items_only(method_of, prompts, facts, bonus):
 
 
 def test_a_prompt_without_items_has_no_opinion_on_texts(deep, method_of):
-    words = deep.renderer.encode_prompts([deep.renderer.prompt("search", 0, query="hand balm")])
+    words = [Prompt(*deep.renderer.encode_prompts([deep.renderer.prompt("search", 0, query="hand balm")]))]
     method = method_of("fusion")
-    scored = method.scored(method.search.open(words), 20, None)
+    scored = method.scored(method.search.prefill(words), 20, None)
     assert not scored.features[..., 3].any()
     assert scored.features[..., 0].any()
     assert scored.features[..., 2].all()
@@ -99,4 +92,4 @@ def test_without_weights_it_is_refused(deep, facts, method_of, prompts):
     with pytest.raises(UserError, match=r"decode\.ranking fusion: this bundle has not been calibrated") as caught:
         bare.rank(prompts, 3)
     assert "\n" not in str(caught.value)
-    assert bare.scored(bare.search.open(prompts), 3, None).items.any(), "what a calibration needs is there"
+    assert bare.scored(bare.search.prefill(prompts), 3, None).items.any(), "what a calibration needs is there"

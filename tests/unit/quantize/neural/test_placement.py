@@ -6,8 +6,7 @@ import torch
 
 from llmrec.quantize import RQVAEConfig, TokenizeConfig
 from llmrec.quantize.classical.kmeans import balanced_kmeans, kmeans
-from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
-from llmrec.quantize.neural.placement import place_codes
+from llmrec.quantize.neural.autoencoder import ResidualAutoencoder, place_codes
 
 X = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
 

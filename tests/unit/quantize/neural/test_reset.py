@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from llmrec.quantize import RQVAEConfig, TokenizeConfig
-from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
-from llmrec.quantize.neural.placement import fill_unused, reset_unused
+from llmrec.quantize.neural.autoencoder import ResidualAutoencoder, fill_unused, reset_unused
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
 
