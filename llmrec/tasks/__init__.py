@@ -1,1 +1,1 @@
-"""Prompt templates -> training examples: sequential recommendation and alignment tasks, mixed per epoch."""
+"""Training examples from prompt templates: sequential recommendation and alignment tasks, mixed in every epoch."""

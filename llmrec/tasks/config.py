@@ -20,7 +20,7 @@ TaskName = Literal[
 ]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 ASKED: tuple[TaskName, ...] = ("sequential", "search", "personal-search")
-"""Tasks that a recommender is asked with."""
+"""Tasks whose prompts a recommender uses to answer requests."""
 
 
 def _default_mixture() -> dict[TaskName, float]:
@@ -38,18 +38,20 @@ class TasksConfig:
     """The mixture of training tasks."""
 
     mixture: dict[TaskName, float] = field(default_factory=_default_mixture)
-    """Passes over a task's rows per epoch; 0 or unnamed leaves a task out. Rows are users (sequential, titles-to-item,
-    next-text, personal-search, chat, preference), items (item-to-codes, codes-to-item, search) or first codes that
-    several items share (shared-codes). preference needs intentions."""
+    """Rate of each task: passes over its rows per epoch, e.g. 0.5 for a random half of them. A task that is missing or
+    has rate 0 is not trained. Rows are users (sequential, titles-to-item, next-text, personal-search, chat,
+    preference), items (item-to-codes, codes-to-item, search) or prefixes that several items share (shared-codes). The
+    task preference needs intentions."""
     prompts: str | None = None
-    """Folder with YAML templates of your own (same names), at least for the mixture's tasks and for sequential, search
-    and personal-search; default: the shipped prompts."""
+    """Folder with your own YAML templates, named like the shipped ones. It needs a file for each task of the mixture
+    and for sequential, search and personal-search. Default: the shipped prompts."""
     max_history: int = 20
-    """Most recent items of a history that a prompt shows."""
+    """A prompt shows at most this many items of a history, the most recent ones."""
     supervise: Literal["every-item", "target"] = "every-item"
-    """Sequential task: learn the next item at each item of a history in one pass, or one target per example."""
+    """Sequential task. every-item: one example trains the next item at each position of a history. target: one example
+    trains one target item."""
     max_text_tokens: int = 48
-    """Item text and requests are cut to this many tokens in training prompts."""
+    """Training prompts cut item texts and requests to this many tokens."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.mixture if name not in TASKS]

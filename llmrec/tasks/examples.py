@@ -1,4 +1,4 @@
-"""The tasks: each turns a row (a user, an item, a prefix) into one training example."""
+"""The training tasks. Each task turns a row (a user, an item or a prefix of codes) into one training example."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +11,13 @@ from llmrec.tasks.render import Example, Prompted, Renderer
 
 
 class Sequential(Prompted):
-    """A user's training items -> the next one.
+    """A user's history -> the next item.
 
     Args:
-        sequences: per user, int [n], training items in time order; users with fewer than 2 give no row.
-        every_item: one row per user, a window of the history with each of its items learnt; otherwise one row
-            per user and target.
+        renderer: renders the prompts.
+        sequences: per user, int [n], training items in time order; users with fewer than 2 have no row.
+        every_item: if true, one row per user: a window of the sequence, and each of its items but the first is a
+            target. If false, one row per user and target.
     """
 
     name: TaskName = "sequential"
@@ -27,14 +28,14 @@ class Sequential(Prompted):
         self.every_item = every_item
         lengths = np.array([len(sequence) for sequence in self.sequences], dtype=np.int64)
         self.rows = np.arange(len(lengths)) if every_item else np.repeat(np.arange(len(lengths)), lengths - 1)
-        # one target per row: rows of a user are its positions 1, 2, ...
+        # With one target per row, the rows of a user are the positions 1, 2, ... of its targets.
         self.position = np.arange(len(self.rows)) - np.searchsorted(self.rows, self.rows) + 1
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def _shown(self, row: int) -> int:
-        """How many items the example holds, the target included."""
+        """The number of items in the example, including the last target."""
         seen = len(self.sequences[self.rows[row]]) - 1 if self.every_item else self.position[row]
         return int(min(seen, self.renderer.max_history)) + 1
 
@@ -43,7 +44,7 @@ class Sequential(Prompted):
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
         sequence, shown = self.sequences[self.rows[row]], self._shown(row)
-        # A long history is seen through a random window, so that its early items are learnt as well.
+        # The window ends at a random position, so that the early items of a long history are trained too.
         end = int(rng.integers(shown, len(sequence) + 1)) if self.every_item else int(self.position[row]) + 1
         window = sequence[end - shown : end].tolist()
         prompt = self.prompt(rng, history=self.renderer.history(window[:-1]))
@@ -52,7 +53,7 @@ class Sequential(Prompted):
 
 
 class _EachUser(Prompted):
-    """Rows are users with at least two training items; the target is a random one of those after the first."""
+    """Rows are users with at least two training items; the target is a random item after the first."""
 
     def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray]) -> None:
         super().__init__(renderer)
@@ -66,12 +67,15 @@ class _EachUser(Prompted):
 
 
 class TitlesToItem(_EachUser):
-    """A history told in titles -> the semantic ID of the next item.
+    """A history as a list of titles -> the semantic ID of the next item.
 
-    Of the most recent titles as many are shown as fit into the tokens that a history of codes may take.
+    The prompt shows the most recent titles that together have at most max_history * L tokens, the length of the longest
+    history of codes.
 
     Args:
-        titles: of the N items, clipped; items without one are passed over.
+        renderer: renders the prompts.
+        sequences: per user, int [n], training items in time order.
+        titles: of the N items, clipped. The history skips items without a title.
     """
 
     name: TaskName = "titles-to-item"
@@ -88,7 +92,7 @@ class TitlesToItem(_EachUser):
         return self.overhead + min(int(self.cost[self.sequences[row]].sum()), self.room)
 
     def told(self, history: np.ndarray) -> str:
-        """The last titles of `history` that fit, oldest first; the last one always."""
+        """The most recent titles of `history` that fit, oldest first; the last title is always shown."""
         named = [item for item in history.tolist() if self.titles[item]]
         fits = np.cumsum(self.cost[named[::-1]]) <= self.room
         return "; ".join(self.titles[item] for item in named[len(named) - max(1, int(fits.sum())) :])
@@ -102,10 +106,12 @@ class TitlesToItem(_EachUser):
 
 
 class NextText(_EachUser):
-    """A history in codes -> the next item's title or description.
+    """A history in codes -> a text of the next item.
 
     Args:
-        texts: per item, the ways its text is told.
+        renderer: renders the prompts.
+        sequences: per user, int [n], training items in time order.
+        texts: per item, its texts as `item_texts` returns them; the answer is one of them.
     """
 
     name: TaskName = "next-text"
@@ -126,13 +132,14 @@ class NextText(_EachUser):
 
 
 class Preference(Prompted):
-    """A user's training history -> what the user likes, in words; rows are users of whom that is known.
+    """A user's training history -> a text that says what the user likes. Rows are the users with such texts.
 
     Args:
-        sequences: per user, int [n], training items.
+        renderer: renders the prompts.
+        sequences: per user, int [n], training items in time order.
         users: the users' ids, in the same order.
         preferences: user id -> texts.
-        max_tokens: of a text at most.
+        max_tokens: a text is cut to this many tokens.
     """
 
     name: TaskName = "preference"
@@ -165,21 +172,25 @@ class Preference(Prompted):
 
 
 class Requests:
-    """What a customer might say to get an item.
+    """Requests in words that a customer may make for an item.
 
-    An intention that the item meets; a short field (its title, brand, category, colour), all of these together, or some
-    words of its whole text in their order, as people write who recall a few things; always in the form that
-    `Renderer.request` gives.
+    A request for an item is one of:
+
+    - an intention that the item meets;
+    - one of its short fields (title, brand, category, colour), or all of them together;
+    - some words of its whole text, in their order, like a query of a person who remembers a few facts.
+
+    `Renderer.request` cleans each of them.
 
     Args:
         catalog: the items.
-        renderer: cleans and cuts text.
-        max_tokens: of a request at most.
-        intentions: item id -> texts, for some items.
+        renderer: cleans and cuts texts.
+        max_tokens: a field or an intention is cut to this many tokens.
+        intentions: item id -> texts; items may be missing.
     """
 
-    SHORT = 12  # words of a field that may be asked for as it is: not a description
-    SOME = (2, 8)  # words drawn from the whole text, at least and at most
+    SHORT = 12  # a field of at most this many words can be a request as a whole; a description is longer
+    SOME = (2, 8)  # fewest and most words drawn from the whole text
 
     def __init__(
         self,
@@ -200,7 +211,7 @@ class Requests:
         self.intentions = [[renderer.request(next(clipped)) for _ in texts] for texts in wanted]
 
     def draw(self, item: int, rng: np.random.Generator) -> str:
-        """One request for `item`, which has text; every second one an intention if there are any."""
+        """A random request for `item`, which has text: with probability 0.5 an intention, if it has any."""
         ways, words, intentions = self.ways[item], self.words[item], self.intentions[item]
         if intentions and rng.random() < 0.5:
             return intentions[int(rng.integers(len(intentions)))]
@@ -211,7 +222,7 @@ class Requests:
 
 
 class Search(Prompted):
-    """A request in plain words -> an item that fits it; rows are items that have text."""
+    """A request in plain words -> an item that fits it. Rows are the items with text."""
 
     name: TaskName = "search"
 
@@ -233,7 +244,7 @@ class Search(Prompted):
 
 
 class PersonalSearch(Prompted):
-    """A history and a request that its next item fits -> that item; rows are users, the target is random."""
+    """A history and a request for the next item -> that item. Rows are users; the target is a random item with text."""
 
     name: TaskName = "personal-search"
 
@@ -259,9 +270,9 @@ class PersonalSearch(Prompted):
 
 
 class Chat(PersonalSearch):
-    """A conversation: a history, an item that was offered, another wish -> an item for that wish.
+    """A conversation: a history, an offered item and a new request -> an item that fits the new request.
 
-    The item offered is the one that the user took before the target.
+    The offered item is the item just before the target in the user's training items.
     """
 
     name: TaskName = "chat"
@@ -284,14 +295,14 @@ class Chat(PersonalSearch):
 
 
 def item_texts(catalog: Catalog, renderer: Renderer, max_tokens: int) -> list[list[str]]:
-    """Per item, the ways its text is told: the title, the description alone, and all its fields together."""
+    """Per item, its different texts: the title, the description, and all fields together; empty ones are left out."""
     templates = ["{title}", *(["{description}"] if "description" in catalog.fields else []), catalog.whole_text]
     told = [renderer.clip(catalog.texts(template), max_tokens) for template in templates]
     return [list(dict.fromkeys(text for text in ways if text)) for ways in zip(*told, strict=True)]
 
 
 class _ItemText(Prompted):
-    """Rows are items that have text; `texts[i]` is a list of ways to say item i."""
+    """Rows are the items with text; `texts[i]` lists the texts of item i."""
 
     def __init__(self, renderer: Renderer, texts: Sequence[list[str]]) -> None:
         super().__init__(renderer)
@@ -331,10 +342,11 @@ class CodesToItem(_ItemText):
 
 
 class SharedCodes(Prompted):
-    """The first codes of several items -> the words that set their titles apart; rows are such prefixes.
+    """A prefix of codes -> the words that are typical of its items' titles. Rows are prefixes shared by several items.
 
     Args:
-        codes: int [N, L].
+        renderer: renders the prompts.
+        codes: int [N, L], semantic IDs.
         titles: of the N items.
     """
 

@@ -1,7 +1,8 @@
-"""The examples of a training run as one fixed list, and the batches that are made of them.
+"""The examples of a training run as one fixed list, and the batches made from them.
 
-The list depends on the configuration and the seed alone, not on the batch size of a process or the number of
-processes. So a resumed run, and a run on more processes, see the same examples in the same steps.
+The list depends on the data, the configuration with its seed, and the global batch size (examples per optimizer step),
+not on how processes share a batch. So a resumed run, or a run with the same global batch on more processes, trains on
+the same examples in the same steps.
 """
 
 import itertools
@@ -33,21 +34,21 @@ from llmrec.tasks.examples import (
 )
 from llmrec.tasks.render import Example, Renderer, Task
 
-WINDOW = 64  # global batches that are sorted by length together
+WINDOW = 64  # number of global batches whose examples are sorted by length together
 
 
 class Mixture:
-    """A map-style dataset over all epochs, in the order it is to be consumed.
+    """A map-style dataset of the examples of all epochs, in training order.
 
     Args:
-        tasks: by name.
+        tasks: task name -> task.
         config: the rates.
         epochs: how often the mixture is drawn.
-        global_batch: examples per optimizer step, over all processes; like lengths share a step.
-        seed: of the draw, the order, and each example's own randomness.
+        global_batch: examples per optimizer step, over all processes. Examples of similar length share a step.
+        seed: of the drawn rows, of their order, and of the random choices in each example.
 
     Raises:
-        UserError: not one example, as when every user has a single training item and no item has text.
+        UserError: there is no example, e.g. because every user has one training item and no item has text.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Mixture:
         for epoch in range(epochs):
             begun = -len(self.plan) % global_batch
             self.plan = np.concatenate([self.plan, self._epoch(list(tasks), config, epoch, global_batch, begun)])
-        # A last step of fewer examples would fall on some processes only; a run smaller than one step keeps it.
+        # Drop an incomplete last step: some processes would get no examples. A run shorter than one step keeps it.
         self.plan = self.plan[: len(self.plan) // global_batch * global_batch or None]
         self.counts = {name: int((self.plan[:, 0] == i).sum()) for i, name in enumerate(tasks)}
         if not len(self.plan):
@@ -71,9 +72,10 @@ class Mixture:
     def _epoch(
         self, names: list[TaskName], config: TasksConfig, epoch: int, global_batch: int, begun: int
     ) -> np.ndarray:
-        """int64 [n, 2]: (task, row), shuffled, then grouped by length within windows of whole batches.
+        """The examples of one epoch, int64 [n, 2] of (task, row): shuffled, then sorted by length inside windows.
 
-        The first `begun` examples fill up the batch that the epoch before left short.
+        A window is `WINDOW` whole batches; the batches of a window are shuffled again. The first `begun` examples
+        complete the last batch of the previous epoch.
         """
         rng = np.random.default_rng((self.seed, epoch))
         parts = []
@@ -86,7 +88,7 @@ class Mixture:
         plan = rng.permutation(np.concatenate(parts))
         lengths = np.array([self.tasks[task].length(row) for task, row in plan], dtype=np.int64)
         window = WINDOW * global_batch
-        # Only whole batches move, so that the short ones at both ends stay there.
+        # Only whole batches are sorted; the incomplete batches at both ends keep their places.
         for start in range(begun, len(plan) - global_batch + 1, window):
             stop = min(start + window, start + (len(plan) - start) // global_batch * global_batch)
             by_length = start + np.argsort(lengths[start:stop], kind="stable")
@@ -103,7 +105,7 @@ class Mixture:
 
 
 def validation_examples(renderer: Renderer, cases: EvalExamples) -> Sequence[Example]:
-    """History -> target of each case in the first phrasing, the one that answers are asked with."""
+    """One sequential example (history -> target) per case, in the first phrasing, which the recommender uses."""
     return [
         Example(
             renderer.prompt("sequential", 0, history=renderer.history(history)),
@@ -119,25 +121,25 @@ IGNORE = -100
 
 
 ROOM = 64
-"""Tokens of a packed row, or as many as the longest example has: longer rows waste less on padding, and more on
-attention, whose masked part is computed too."""
+"""Tokens per packed row, or the length of the longest example if that is more. Longer rows have less padding but cost
+more attention, because attention between different examples is computed and then masked."""
 
 
 def predicting(labels: torch.Tensor) -> torch.Tensor:
-    """bool [B, T]: the positions whose *next* token is a label in labels [B, T]; where logits are needed."""
+    """The positions whose *next* token is labelled, where logits are needed: bool [B, T] from labels int64 [B, T]."""
     return torch.nn.functional.pad(labels[:, 1:] != IGNORE, (0, 1))
 
 
 class Collator:
     """Tokenizes a batch of examples.
 
-    Padding is on the right, where causal attention never looks; so neither form needs an attention mask.
+    Padding is on the right, where causal attention never looks. So no batch, packed or not, needs an attention mask.
 
     Args:
         renderer: of the same catalogue and tokenizer.
-        max_length: tokens per example at most; longer ones lose the end of their answer.
-        packed: put several examples into a row; else each has its own.
-        with_items: say also which items are learnt, and where.
+        max_length: most tokens per example; a longer one is cut at the end of its answer.
+        packed: put several examples into one row; otherwise each example has its own row.
+        with_items: also return which items are targets, and where they start.
     """
 
     def __init__(self, renderer: Renderer, max_length: int, packed: bool = False, with_items: bool = False) -> None:
@@ -151,11 +153,15 @@ class Collator:
         self._levels = len(renderer.vocabulary.ids)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """A batch, int64 [B, T] each.
+        """Make one batch.
+
+        Args:
+            examples: of the batch; B rows hold all of them.
 
         Returns:
-            `input_ids`; `labels`, -100 where nothing is learnt; packed also `position_ids`; with items also `items`,
-            the row of the catalogue where the first token of a learnt item stands, else -1.
+            int64 [B, T] each: `input_ids`; `labels`, the token ids, or -100 where a token is no target; if packed,
+            `position_ids`; with items, `items`: at the first token of each target item its row in the catalogue, and -1
+            elsewhere.
         """
         prompts = self.renderer.encode_prompts([example.prompt for example in examples])
         answers = self.renderer.encode_answers(examples)
@@ -174,7 +180,8 @@ class Collator:
                 labels = self._labels(ids[i], len(prompts[i]), examples[i].every_item)
                 batch["labels"][place] = labels
                 items[place] = self._items(labels, examples[i].items)
-                positions[row, start:] = np.arange(shape[1] - start)  # padding continues the last example
+                # The padding continues the positions of the last example.
+                positions[row, start:] = np.arange(shape[1] - start)
                 start += lengths[i]
         if self.packed:
             batch["position_ids"] = positions
@@ -183,14 +190,14 @@ class Collator:
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _labels(self, ids: np.ndarray, prompt: int, every_item: bool) -> np.ndarray:
-        """int64 [T] of the token ids of one example, whose first `prompt` are its prompt."""
-        learnt = np.arange(len(ids)) >= max(prompt, 1)  # nothing comes before the first token that could tell it
+        """Labels int64 [T] of one example with token ids int64 [T]; its first `prompt` tokens are the prompt."""
+        learnt = np.arange(len(ids)) >= max(prompt, 1)  # no position predicts the first token
         if every_item:
             learnt[np.flatnonzero(self._is_item[ids[:prompt]])[self._levels :]] = True
         return np.where(learnt, ids, IGNORE)
 
     def _items(self, labels: np.ndarray, items: Sequence[int]) -> np.ndarray:
-        """int64 [T]: at the first token of each learnt item its row, else -1; an item that was cut off has none."""
+        """int64 [T]: the row of each target item at its first token, else -1; an item that was cut off has no entry."""
         tokens = np.flatnonzero((labels != IGNORE) & self._is_item[labels]) if items else np.empty(0, np.int64)
         starts = tokens[:: self._levels][: len(tokens) // self._levels]
         rows = np.full(len(labels), -1, np.int64)
@@ -199,7 +206,7 @@ class Collator:
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """The numbers of examples that share each row of at most `room` tokens: the longest first, each where it fits."""
+    """Pack examples into rows of at most `room` tokens by first-fit decreasing: the example numbers of each row."""
     rows: list[list[int]] = []
     left: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -213,7 +220,7 @@ def pack(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 TITLE_TOKENS = 16
-"""Tokens of a title in a history told in titles, at most."""
+"""Task titles-to-item cuts a title to this many tokens."""
 
 
 def build_tasks(
@@ -228,14 +235,14 @@ def build_tasks(
 
     Args:
         config: the rates.
-        catalog: the items.
-        sequences: per user, int [n], training items in time order; of the validation and test parts nothing.
+        catalog: the N items.
+        sequences: per user, int [n], training items in time order; without validation and test events.
         renderer: of the same catalogue.
-        users: the users' ids, for what `intentions` knows of them.
-        intentions: what people want, in words.
+        users: the users' ids, in the order of `sequences`; needed for the preferences in `intentions`.
+        intentions: intentions of items and preferences of users, in words.
 
     Raises:
-        UserError: a task without a prompt file; preferences that nobody told.
+        UserError: a task has no prompt file, or the mixture has the task preference and no user has preferences.
     """
     wanted = [name for name, rate in config.mixture.items() if rate > 0]
     for name in wanted:
@@ -280,7 +287,7 @@ class Span:
 
     Attributes:
         text: as the tokenizer decodes it.
-        trained: whether its tokens are learnt.
+        trained: whether its tokens are targets of the loss.
     """
 
     text: str
@@ -290,15 +297,19 @@ class Span:
 def show_tasks(
     tasks: Mapping[TaskName, Task], config: TasksConfig, renderer: Renderer, context: int, n: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Per task `task`, `paper`, `rate`, `rows`, `examples_per_epoch` and `examples`: `tokens` and `spans` of n of them.
+    """Statistics and example texts of each task.
 
     Args:
         tasks: those of the mixture.
         config: its rates.
         renderer: of the same catalogue and tokenizer.
-        context: tokens per example at most.
-        n: examples of each task; rows and phrasings are drawn by the seed.
-        seed: of the draws; that of a training shows the mixture of its first epoch.
+        context: most tokens per example.
+        n: most examples of each task.
+        seed: of the drawn rows and phrasings.
+
+    Returns:
+        One dict per task with `task`, `paper`, `rate`, `rows`, `examples_per_epoch` and `examples`, a list of up to n
+        dicts with `tokens` (their number) and `spans` (the fields of each `Span`).
     """
     counts = Mixture(dict(tasks), config, 1, 1, seed).counts
     collator = Collator(renderer, context)
@@ -321,7 +332,7 @@ def show_tasks(
 
 
 def spans_of(example: Example, collator: Collator) -> tuple[int, list[Span]]:
-    """How many tokens an example has, and its text cut where learning begins and ends, from the tensors themselves."""
+    """The number of tokens of an example, and its spans, cut where the labels of its batch begin and end."""
     batch = collator([example])
     ids, learnt = batch["input_ids"][0].tolist(), (batch["labels"][0] != IGNORE).tolist()
     edges = [0, *(at for at in range(1, len(ids)) if learnt[at] != learnt[at - 1]), len(ids)]
@@ -331,5 +342,5 @@ def spans_of(example: Example, collator: Collator) -> tuple[int, list[Span]]:
 
 
 def marked(spans: Sequence[Mapping[str, Any]]) -> str:
-    """The text with what is learnt in double brackets."""
+    """The text, with the trained spans in double brackets."""
     return "".join(f"{OPEN}{span['text']}{CLOSE}" if span["trained"] else span["text"] for span in spans)
