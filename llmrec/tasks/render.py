@@ -1,7 +1,7 @@
-"""From the values of a task to the exact text and tokens that a model sees, in training and when it is asked.
+"""From the values of a task to the exact text and tokens that the model reads, in training and in recommendation.
 
-The chat template of a tokenizer may be a stranger's. It is rendered in a child process under limits of time, memory and
-output, and never sees a request.
+The chat template of a tokenizer can be untrusted code from its author. So a child process renders it, with limits on
+time, memory and output, and the template never sees a request.
 """
 
 import json
@@ -30,24 +30,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECONDS = 10
-"""Time that a template may take."""
+"""Time limit of a chat template, in seconds."""
 MEMORY = 2**29
-"""Bytes that a template may take."""
+"""Memory limit of a chat template, in bytes."""
 OUTPUT = 2**20
-"""Characters that a template may write."""
+"""Output limit of a chat template, in characters."""
 MARK = "llmrec turn {} 7f3a"
-"""In place of a turn."""
+"""Placeholder that stands for a turn while the chat template is rendered."""
 
 
 def chat_format(tokenizer: "PreTrainedTokenizerBase", turns: int) -> list[str]:
-    """The `turns` + 1 texts that the chat template writes before, between and behind the turns.
+    """The texts that the chat template writes before, between and after the turns of a conversation.
 
     Args:
         tokenizer: with a chat template.
-        turns: odd; the user has the first and the last, the assistant every second.
+        turns: their number, odd. User and assistant alternate; the user has the first and the last turn.
+
+    Returns:
+        `turns` + 1 texts.
 
     Raises:
-        UserError: the template fails, takes too long, writes too much, or does not write each turn once, in order.
+        UserError: the template fails, takes too long, takes too much memory, writes too much, or does not write each
+            turn once, in order.
     """
     marks = [MARK.format(at) for at in range(turns)]
     left, found = _render_apart(tokenizer, marks), []
@@ -62,10 +66,14 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", turns: int) -> list[str]:
 
 
 def _render_apart(tokenizer: "PreTrainedTokenizerBase", turns: list[str]) -> str:
-    """The rendered conversation, from a child process."""
+    """Render a conversation in a child process and return its text.
+
+    Raises:
+        UserError: the template fails or exceeds a limit.
+    """
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses no lock of another thread
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child needs no lock that another thread may hold
         child = os.fork()
     if not child:
         _render_in_child(tokenizer, turns, reading, writing)
@@ -88,11 +96,11 @@ def _render_apart(tokenizer: "PreTrainedTokenizerBase", turns: list[str]) -> str
 
 
 def _render_in_child(tokenizer: "PreTrainedTokenizerBase", turns: list[str], reading: int, writing: int) -> None:
-    """Render, write the answer as JSON, and end the process."""
+    """Render, write the answer as JSON to the pipe `writing`, and end the process."""
     try:
         os.close(reading)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        with suppress(OSError):  # only Linux tells so
+        with suppress(OSError):  # only Linux has this file
             used = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         answer = {"text": _render(tokenizer, turns)}
@@ -118,7 +126,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", turns: list[str]) -> str:
 
 
 def _read(pipe: int) -> dict[str, str] | None:
-    """What the child has written; None if it ended without an answer, or too late."""
+    """The answer of the child process; None if there is none within `SECONDS`, or it is too long or not JSON."""
     content, end = bytearray(), time.monotonic() + SECONDS
     while (left := end - time.monotonic()) > 0:
         ready, _, _ = select.select([pipe], [], [], left)
@@ -141,11 +149,11 @@ class Example:
     """One rendered example.
 
     Attributes:
-        prompt: all the text before the answer, chat markers included.
-        answer: the text to learn.
-        ends: whether the end-of-sequence token follows the answer (text answers; a semantic ID has a fixed length).
-        every_item: whether the items of the prompt's history, but the first, are learnt too.
-        items: rows of the catalogue of the items that are learnt, in the order of their tokens.
+        prompt: all the text before the answer, including the markers of the chat template.
+        answer: the text that the model learns to write.
+        ends: whether the end-of-sequence token follows the answer. It follows a text; a semantic ID has a fixed length.
+        every_item: whether the items of the prompt's history, except the first, are targets too.
+        items: rows of the catalogue of the target items, in the order of their tokens.
     """
 
     prompt: str
@@ -159,11 +167,11 @@ class Renderer:
     """Renders prompts for one tokenizer, catalogue and set of templates.
 
     Args:
-        tokenizer: holds the item tokens.
-        vocabulary: those tokens.
+        tokenizer: with the item tokens.
+        vocabulary: the item tokens.
         codes: int [N, L], the semantic ID of every item.
-        templates: per task name.
-        max_history: most recent items shown.
+        templates: task name -> template.
+        max_history: a prompt shows at most this many items of a history, the most recent ones.
     """
 
     def __init__(
@@ -182,17 +190,17 @@ class Renderer:
         self.item_text = [vocabulary.text(row) for row in codes]
         self._chat = bool(tokenizer.chat_template)
         self._chat_formats: dict[int, list[str]] = {}
-        # Whether the tokenizer puts a beginning of sequence before plain text; a chat template writes its own.
+        # The beginning-of-sequence token, if the tokenizer puts it before plain text. A chat template writes its own.
         front = [] if self._chat else tokenizer("")["input_ids"][:1]
         self._start = [token for token in front if token == tokenizer.bos_token_id]
-        # Longest first, so that no token hides inside another's remains.
+        # Longest first: a shorter token must not match inside a longer one and leave the rest of it in the text.
         reserved = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
 
     def clean(self, text: str) -> str:
-        """`text` without anything the tokenizer would read as an item token or a control token, on one line."""
+        """`text` on one line, without anything that the tokenizer would read as an item token or a control token."""
         text = " ".join(text.split())
-        # More than once for tokens that contain a space: taking one out may bring the parts of another together.
+        # Repeat for tokens that contain a space: removing one token can join the parts of another.
         while (cleaned := " ".join(self._reserved.sub(" ", text).split())) != text:
             text = cleaned
         return text
@@ -204,17 +212,17 @@ class Renderer:
             return []
         encoded = self.tokenizer(cleaned, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [
-            # Up to where the first token too many starts: a character of several tokens goes as a whole.
+            # Cut where token number max_tokens + 1 starts. A character of several tokens is removed as a whole.
             text[: offsets[max_tokens][0]].rstrip() if len(offsets) > max_tokens else text
             for text, offsets in zip(cleaned, encoded["offset_mapping"], strict=True)
         ]
 
     def request(self, text: str) -> str:
-        """A request in plain words as prompts hold it, in training and when asked: cleaned, in lower case."""
+        """The form of a request in prompts, in training and in recommendation: cleaned, in lower case."""
         return self.clean(text.lower())
 
     def shown(self, items: Sequence[int] | np.ndarray) -> Sequence[int] | np.ndarray:
-        """The items of a history that a prompt shows: the last `max_history`, oldest first."""
+        """The part of a history that a prompt shows: the last `max_history` items, oldest first."""
         return items[-self.max_history :]
 
     def history(self, items: Sequence[int] | np.ndarray) -> str:
@@ -222,7 +230,7 @@ class Renderer:
         return "".join(self.item_text[item] for item in self.shown(items))
 
     def prompt(self, task: str, phrasing: int, **values: str) -> str:
-        """The full prompt of a task, in the tokenizer's chat format when it has one; else its turns on one line."""
+        """The full prompt of a task: in the tokenizer's chat format if it has one, otherwise the turns on one line."""
         spoken = self.templates[task].fill(phrasing, values)
         if not self._chat:
             return " ".join([*(turn.strip() for turn in spoken[:-1]), spoken[-1]])
@@ -231,20 +239,26 @@ class Renderer:
         return "".join(chain.from_iterable(zip(around[:-1], said, strict=True))) + around[-1]
 
     def chat_format(self, number: int) -> list[str]:
-        """What the chat template writes before, between and behind so many turns, the user's first and last.
+        """The texts that the chat template writes before, between and after the turns of a conversation.
 
-        The template is rendered once for each number of turns, under limits of time and memory, with marks in place of
-        the turns. It never sees what a user asks, so that no request can make it take longer.
+        The template is rendered once for each number of turns, with limits on time and memory, and with placeholders
+        for the turns. It never sees a request, so no request can slow it down.
+
+        Args:
+            number: of turns, odd; the user has the first and the last.
+
+        Returns:
+            `number` + 1 texts.
 
         Raises:
-            UserError: the template fails, takes too long, writes too much, or does not write each turn once, in order.
+            UserError: as `chat_format` of this module.
         """
         if number not in self._chat_formats:
             self._chat_formats[number] = chat_format(self.tokenizer, number)
         return self._chat_formats[number]
 
     def check_chat_format(self, subject: str) -> None:
-        """Render the chat template for all numbers of turns that prompts have.
+        """Render the chat template for each number of turns that the prompts have.
 
         Raises:
             UserError: as `chat_format`; the message begins with `subject`.
@@ -259,13 +273,13 @@ class Renderer:
             raise UserError(f"{subject}: {error.with_flags}") from None
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts; a plain one starts with the beginning-of-sequence token if the tokenizer does so."""
-        # Not verbose: whether a prompt fits is checked by the callers, with an error of ours.
+        """Token ids of prompts; without a chat template, after the beginning-of-sequence token if the tokenizer adds it."""
+        # Not verbose: the callers check that a prompt fits, and raise their own error.
         encoded = self.tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
         return [self._start + ids for ids in encoded]
 
     def encode_answers(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Token ids of the answers, with the end-of-sequence token where it belongs."""
+        """Token ids of the answers, with the end-of-sequence token after those with `ends`."""
         encoded = self.tokenizer([example.answer for example in examples], add_special_tokens=False)["input_ids"]
         eos = self.tokenizer.eos_token_id
         return [
@@ -275,12 +289,12 @@ class Renderer:
 
 
 class Task(Protocol):
-    """Rows of one task; `example` draws a phrasing, and whatever else is random, from `rng`."""
+    """The rows of one task. `example` draws the phrasing, and all other random choices, from `rng`."""
 
     def __len__(self) -> int: ...
 
     def length(self, row: int) -> int:
-        """About how many tokens the example has; examples of like length are batched together."""
+        """The approximate number of tokens of the example; examples of similar length share a batch."""
         ...
 
     def example(self, row: int, rng: np.random.Generator) -> Example: ...
@@ -294,13 +308,13 @@ class Prompted:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
         self.levels = len(renderer.vocabulary.ids)
-        self.overhead = 12  # tokens of a phrasing, roughly: only for batching
+        self.overhead = 12  # approximate tokens of a phrasing, used only for batching
 
     def prompt(self, rng: np.random.Generator, **values: str) -> str:
-        """The prompt of the values in a phrasing drawn by `rng`."""
+        """The prompt with the values, in a phrasing drawn from `rng`."""
         phrasing = int(rng.integers(len(self.renderer.templates[self.name].templates)))
         return self.renderer.prompt(self.name, phrasing, **values)
 
     def asking_for(self, prompt: str, item: int) -> Example:
-        """The example whose answer is the semantic ID of an item, a row of the catalogue."""
+        """The example whose answer is the semantic ID of `item`, a row of the catalogue."""
         return Example(prompt, self.renderer.item_text[item], ends=False, items=(item,))

@@ -1,4 +1,4 @@
-"""One YAML file per task: its inputs, what it answers, several phrasings, the paper."""
+"""Prompt templates: one YAML file per task, with its inputs, the kind of its answer, its phrasings and the paper."""
 
 import string
 from collections.abc import Mapping
@@ -33,10 +33,11 @@ class Template:
 
     Attributes:
         name: of the task.
-        paper: where the task comes from.
-        inputs: placeholders that every phrasing holds, once each.
-        answer: whether the answer is a semantic ID or text.
-        templates: the phrasings: a text, or of a conversation the turns, the user's first and last.
+        paper: the paper that the task comes from.
+        inputs: the placeholders. Every phrasing holds each of them once.
+        answer: whether the answer is a semantic ID (item) or text.
+        templates: the phrasings. A phrasing is a text, or the list of turns of a conversation, the user's first and
+            last.
     """
 
     name: str
@@ -46,26 +47,27 @@ class Template:
     templates: list[str | list[str]]
 
     def fill(self, phrasing: int, values: dict[str, str]) -> list[str]:
-        """The turns of phrasing `phrasing` with `values` in place; values are never parsed again."""
+        """The turns of phrasing number `phrasing`, filled with `values`. Braces inside a value stay as they are."""
         return [turn.format_map(values) for turn in turns(self.templates[phrasing])]
 
 
 def turns(phrasing: str | list[str]) -> list[str]:
-    """The turns of a phrasing: one, or of a conversation several."""
+    """The turns of a phrasing: one for a text, several for a conversation."""
     return [phrasing] if isinstance(phrasing, str) else phrasing
 
 
 def load_template(path: Path) -> Template:
-    """Read and check one YAML.
+    """Read and check one YAML file.
 
     Raises:
-        UserError: a missing file, bad YAML, a missing or unknown key, a phrasing whose placeholders are wrong.
+        UserError: the file is missing, is not YAML, has a missing, unknown or wrong key, or a phrasing with wrong
+            placeholders.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such prompt file; --tasks.prompts needs one YAML per task.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
         raise UserError(f"{path}: not valid YAML: {error}") from None
     keys = {"name": str, "paper": str, "inputs": list, "answer": str, "templates": list}
     if not isinstance(raw, dict) or raw.keys() != keys.keys():
@@ -87,12 +89,12 @@ def load_template(path: Path) -> Template:
 
 
 def _check_phrasing(path: Path, template: Template, phrasing: Any) -> None:
-    """Raise UserError unless `phrasing` is text, or an odd number of texts, with every placeholder once."""
+    """Raise UserError unless `phrasing` is a text, or a list of an odd number of texts, with each placeholder once."""
     spoken = phrasing if isinstance(phrasing, list) else [phrasing]
     if not all(isinstance(turn, str) for turn in spoken) or len(spoken) % 2 == 0:
         raise UserError(f"{path}: template {phrasing!r}: expected text, or turns of text, the user's first and last.")
     try:
-        # A conversion or format, as in {text!r} or {text:>9}, belongs to what is found and refused.
+        # Keep a conversion or format, as in {text!r} or {text:>9}: it then differs from the inputs and is refused.
         holes = [
             name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
             for turn in spoken
@@ -106,7 +108,14 @@ def _check_phrasing(path: Path, template: Template, phrasing: Any) -> None:
 
 
 def load_templates(folder: str | Path | None = None) -> dict[str, Template]:
-    """The tasks' templates from `folder`, or the shipped ones; of tasks that nobody asks with, those that are there."""
+    """Read the templates in `folder`, or the shipped ones.
+
+    Returns:
+        Task name -> template; a file may be missing except for the tasks in `ASKED`.
+
+    Raises:
+        UserError: a file is missing or wrong.
+    """
     root = Path(folder) if folder is not None else resource_folder("prompts")
     paths = {name: root / f"{name}.yaml" for name in TASKS}
     return {name: load_template(path) for name, path in paths.items() if name in ASKED or path.exists()}
@@ -121,9 +130,9 @@ def save_templates(templates: dict[str, Template], folder: Path) -> None:
 
 
 def tokenizer_texts(catalog: Catalog, templates: Mapping[str, Template]) -> list[str]:
-    """What the tokenizer of a model made here is trained on: item texts and prompts."""
+    """The texts that train the tokenizer of a model made here: item texts, also in lower case, and prompt templates."""
     texts = catalog.texts(catalog.whole_text)
-    # Requests come in lower case.
+    # Prompts hold requests in lower case.
     return (
         texts
         + [text.lower() for text in texts]

@@ -17,44 +17,44 @@ class TrainConfig:
     lora: AdapterConfig = field(default_factory=AdapterConfig)
     """The adapter of method lora."""
     dense: DenseConfig = field(default_factory=DenseConfig)
-    """A head for dense retrieval, trained beside the codes."""
+    """A head for dense retrieval, trained together with the codes."""
     rows_first: float = 0.0
-    """Share of the steps, before all others and with a schedule of their own, that train the new token rows alone
+    """Share of the steps, at the start, that train only the new token rows, with a learning rate schedule of their own
     (OpenOneRec, arXiv 2512.24762)."""
     epochs: int = 20
     """Passes over the task mixture."""
     batch_size: int = 32
-    """Examples per optimizer step and process, before accumulation is divided out."""
+    """Examples per optimizer step and process. One forward pass takes batch_size / accumulation of them."""
     accumulation: int = 1
-    """Forward passes that make one optimizer step; each sees batch_size / accumulation examples."""
+    """Forward passes per optimizer step; each takes batch_size / accumulation examples."""
     packing: bool = True
-    """Put several examples into one row of the batch instead of padding each; none attends to another."""
+    """Put several examples into one row of the batch instead of padding each. Examples do not attend to each other."""
     learning_rate: float = 2e-3
-    """Peak of the cosine schedule."""
+    """Peak learning rate of the cosine schedule."""
     warmup: float = 0.05
-    """Share of the steps in which the rate rises."""
+    """Share of the steps, at the start, in which the learning rate rises to its peak."""
     weight_decay: float = 0.1
-    """AdamW's."""
+    """Weight decay of AdamW."""
     dropout: float = 0.1
-    """Share of the activations that training drops, on the token embeddings and on the output of each attention and
-    feed-forward block. Method full only."""
+    """Dropout rate in training, on the token embeddings and on the output of each attention and feed-forward block.
+    Method full only."""
     code_dropout: float = 0.0
-    """Share of the codes after the first that are hidden in the items of the history. The model then relies less on
-    single items and more on their first codes. Method full only."""
+    """Share of the codes at levels 2 to L that training hides in the input. The model then relies less on single items
+    and more on their first codes. Method full only."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Clip gradients to this norm."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic under autocast; weights stay float32. Auto: bfloat16 where the hardware multiplies it faster."""
+    """Arithmetic under autocast; weights stay float32. auto: bfloat16 where the hardware multiplies it faster."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     evaluations: int = 10
-    """How often the validation loss is taken and a checkpoint written, evenly over the run."""
+    """Number of times that the run computes the validation loss and writes a checkpoint, at regular intervals."""
     patience: int = 0
-    """Stop after so many evaluations without a better validation loss, and keep the best; 0: train to the end."""
+    """Stop after this many evaluations without a better validation loss and keep the best model; 0: never stop early."""
     validation_users: int = 2000
-    """Validation events in the validation loss, drawn once; one per user under leave-one-out."""
+    """Most events in the validation loss, a random sample drawn once. Under leave-one-out a user has one event."""
     seed: int = 0
-    """Of the order of examples, dropout and the adapter."""
+    """Random seed of the examples and their order, of dropout, and of the initial adapter and dense head."""
 
     def __post_init__(self) -> None:
         check_fields(

@@ -1,8 +1,8 @@
-"""The loss that trains a dense head beside the codes: at every item that is learnt, its vector among all items'.
+"""The loss that trains a dense head together with the codes: the head must find each target item by its text vector.
 
-LIGER (arXiv 2411.18814): cross-entropy of the cosine between the hidden state and the items' vectors over a
-temperature, all items with training events competing. It is taken before an item's first code, and again before its
-second: what retrieval inside a first code needs (COBRA, arXiv 2503.02453).
+LIGER (arXiv 2411.18814): softmax cross-entropy with logits cos(query, vector of item) / temperature. The query comes
+from the hidden state; all items with training events compete. The loss is computed at two positions per target item:
+before its first code, and before its second code, as retrieval inside a first code needs it (COBRA, arXiv 2503.02453).
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COMPETING = 32_768
-"""Items that compete in one step at most, its own targets among them; of more a random sample does."""
+"""If more items than this have training events, a random sample of at most this many competes with the targets."""
 DEPTHS = 2
-"""Places of an item where the loss is taken: before its first code, and before its second."""
+"""Number of codes of an item before which the loss is computed: the first and the second."""
 
 
 class DenseLoss(nn.Module):
-    """The loss, with the head that it trains.
+    """The loss and the head that it trains.
 
     Args:
-        head: to be trained.
-        levels: of the semantic IDs.
+        head: the head to train.
+        levels: L, of the semantic IDs.
         vectors: float32 [N, D], of the items' texts.
-        sequences: per user, int [n], training items: what competes is an item that occurs in them.
+        sequences: per user, int [n], training items. The items that occur in them compete.
 
     Attributes:
-        items: int64 [B, T], where the items of the batch begin (`Collator`, with items); to be set before each call.
+        items: int64 [B, T], `items` of the batch from a `Collator` with items. The caller sets it before each call.
     """
 
     texts: torch.Tensor
@@ -56,7 +56,7 @@ class DenseLoss(nn.Module):
 
     @contextmanager
     def watching(self, model: "PreTrainedModel") -> Iterator[None]:
-        """Within, what `model` hands to its output head is kept for the loss."""
+        """In this context, each forward pass of `model` keeps its last hidden states for the loss."""
         hook = model.get_output_embeddings().register_forward_pre_hook(self._keep)
         try:
             yield
@@ -67,20 +67,20 @@ class DenseLoss(nn.Module):
         self._hidden = inputs[0]
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch, after the model's own forward under `watching` and with `items` set.
+        """The loss of a batch. Before it, the model runs on the batch under `watching`, and the caller sets `items`.
 
         Args:
-            labels: int64 [B, T].
+            labels: int64 [B, T], -100 where a token is no target.
 
         Returns:
-            Sum over the learnt items, mean over the depths.
+            Scalar: the mean over the `DEPTHS` positions of an item, summed over the target items.
         """
         assert self._hidden is not None, "the model has run under `watching`"
         assert self.items is not None, "the items of the batch are set"
         at, target = self._targets(self.items)
         where = predicting(labels)
         hidden = self._hidden if self._hidden.dim() == 2 else self._hidden[where]
-        # Rows of `hidden` are the predicting positions in order.
+        # `hidden` holds one row per predicting position, in order: row[p] is that of flat position p.
         row = where.flatten().cumsum(0) - 1
         texts = self.texts
         if len(texts) > COMPETING:
@@ -93,7 +93,12 @@ class DenseLoss(nn.Module):
         return total / min(DEPTHS, self.levels)
 
     def _targets(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Flat positions int64 [P] before the codes of items int64 [B, T], and the items' places in `texts`."""
+        """Where the loss is computed, from items int64 [B, T].
+
+        Returns:
+            int64 [P], flat positions just before the first `DEPTHS` codes of each item, and int64 [P], the rows of
+            these items in `texts`.
+        """
         first = (items >= 0).flatten().nonzero()[:, 0]
         place = self.place[items.flatten()[first]]
         first, place = first[place >= 0], place[place >= 0]
