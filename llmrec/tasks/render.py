@@ -273,7 +273,7 @@ class Renderer:
             raise UserError(f"{subject}: {error.with_flags}") from None
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of prompts; without a chat template, after the beginning-of-sequence token if the tokenizer adds it."""
+        """Token ids of prompts; without a chat template they start with the BOS token if the tokenizer adds it."""
         # Not verbose: the callers check that a prompt fits, and raise their own error.
         encoded = self.tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
         return [self._start + ids for ids in encoded]

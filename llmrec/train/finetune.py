@@ -1,4 +1,4 @@
-"""Teach a language model the item tokens: all of its weights, or a LoRA adapter and the new rows."""
+"""Fine-tune a language model on the item tokens: all of its weights, or a LoRA adapter and the new token rows."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
-    """Whether `model` can be trained as `config` says.
+    """Check that `model` can be trained as `config` says.
 
     Raises:
-        UserError: a base of 8 or 4 bits that would be trained in full or merged, an unknown LoRA target, or rows that
-            come first when the weights are spread over processes.
+        UserError: a base of 8 or 4 bits would be trained in full or merged with its adapter; a LoRA target is unknown;
+            or `rows_first` or a dense head is on while FSDP or ZeRO-3 splits the weights over processes.
     """
     if config.rows_first and spread_over_processes():
         raise UserError(
@@ -66,11 +66,11 @@ class BlockDropout:
     """Drops out token embeddings and the outputs of attention and feed-forward blocks while a model trains.
 
     Args:
-        model: hooked in place, until `remove`.
+        model: gets hooks, which `remove` takes away.
         rate: share of activations set to 0, in [0, 1).
 
     Raises:
-        UserError: the model has no modules of the names that such blocks go by.
+        UserError: the model has no modules named self_attn, attn or mlp.
     """
 
     def __init__(self, model: "PreTrainedModel", rate: float) -> None:
@@ -95,12 +95,12 @@ class BlockDropout:
 
 
 class CodeDropout:
-    """Hides codes that a model reads while it trains: their embeddings become 0. What is to be said stays the same.
+    """Hides random item tokens in the input while a model trains: their embeddings become 0. Labels do not change.
 
     Args:
-        model: hooked in place, until `remove`.
+        model: gets a hook, which `remove` takes away.
         token_ids: int64 [M], the item tokens that may be hidden.
-        rate: share of them, in [0, 1).
+        rate: share of these tokens in the input that is hidden, in [0, 1).
     """
 
     def __init__(self, model: "PreTrainedModel", token_ids: np.ndarray, rate: float) -> None:
@@ -125,12 +125,14 @@ class CodeDropout:
 
 @torch.no_grad()
 def check_packing(model: "PreTrainedModel") -> None:
-    """Run a row twice, with another first example the second time: the second example's logits must not change a bit.
+    """Check that examples in one packed row do not see each other.
 
-    Each run has one row. Where two rows share a run, some processors sum each row in another order.
+    The model reads a row of two examples, then a row with a different first example and the same second one. The logits
+    of the second example must be equal to the last bit. Each row has a forward pass of its own, because some processors
+    sum the rows of one pass in different orders.
 
     Raises:
-        UserError: they don't, or the model takes no positions.
+        UserError: the logits differ, or the model takes no position ids.
     """
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     if not takes_positions or not _apart(model):
@@ -153,7 +155,7 @@ def _apart(model: "PreTrainedModel") -> bool:
 def pretrain(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], config: BaseConfig
 ) -> None:
-    """Train a model made here on plain text, in place: `config.pretrain_epochs` passes, next token, AdamW."""
+    """Train a model made here on plain text, in place: next-token loss, AdamW, `config.pretrain_epochs` passes."""
     import tempfile
 
     from transformers import DataCollatorForLanguageModeling
@@ -178,15 +180,15 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a fine-tuning learns from.
+    """The data of a fine-tuning.
 
     Attributes:
-        catalog: the items.
+        catalog: the N items.
         sequences: per user, int [n], training items (rows of the catalogue) in time order.
         validation: cases for the validation loss, or None.
         users: the users' ids, in the order of `sequences`.
-        intentions: what people want, in words, or None.
-        vectors: float32 [N, D], of the items' texts, for a dense head to learn from, or None.
+        intentions: intentions of items and preferences of users, in words, or None.
+        vectors: float32 [N, D], of the items' texts, which train a dense head, or None.
     """
 
     catalog: Catalog
@@ -211,23 +213,23 @@ def finetune(
     config: TrainConfig,
     folder: Path,
 ) -> "tuple[PreTrainedModel | PeftModel, DenseHead | None]":
-    """Train on the task mixture; resumes from `folder` when a checkpoint is there.
+    """Train on the task mixture; resume from the checkpoint in `folder` if there is one.
 
     Args:
         model: with rows for the item tokens; changed in place.
         renderer: of the same tokenizer and catalogue.
-        data: what to learn from.
+        data: the training data.
         tasks: the mixture.
         config: method and schedule.
         folder: for checkpoints and the log.
 
     Returns:
-        The trained model: the same object (full), or a PEFT model around it (lora); and the dense head, if there is
-        one to be trained.
+        The trained model: `model` itself (full), or a PEFT model around it (lora); and the trained dense head, or None
+        if `config.dense.weight` is 0.
 
     Raises:
-        UserError: nothing to train on, prompts that don't fit the model's context, a method that doesn't fit it, or a
-            dense head without text vectors.
+        UserError: there are no training examples, the prompts do not fit into the model's context, the method does not
+            fit the model, or the dense head has no text vectors.
     """
     from accelerate import PartialState
     from torch.utils.data import Subset
@@ -272,7 +274,7 @@ def finetune(
 def _dense_loss(
     model: "PreTrainedModel", renderer: Renderer, data: TrainingData, config: TrainConfig
 ) -> DenseLoss | None:
-    """The loss of a dense head made by the configuration's seed; None if there is to be none."""
+    """The loss and its new dense head, initialised with the configuration's seed; None if its weight is 0."""
     if not config.dense.weight:
         return None
     if data.vectors is None:
@@ -294,7 +296,7 @@ def _learn_rows(
     folder: Path,
     learn: Callable[..., Any],
 ) -> None:
-    """Train the rows of the item tokens alone, and put them into `model`."""
+    """Train only the rows of the item tokens, and put them into `model`."""
     rows = with_rows(model, item_ids).train()
     evaluations = max(1, round(config.rows_first * config.evaluations))
     learn(rows, examples, config=replace(config, evaluations=evaluations, patience=0), folder=folder)
@@ -312,8 +314,8 @@ def _learn(
     learn: Callable[..., Any],
     dense: DenseLoss | None,
 ) -> "PreTrainedModel | PeftModel":
-    """Train `model` by the configuration's method; it comes back, or a PEFT model around it."""
-    torch.manual_seed(config.seed)  # of the adapter, whether or not anything was drawn before
+    """Train `model` by the configuration's method. Returns `model` (full) or a PEFT model around it (lora)."""
+    torch.manual_seed(config.seed)  # the same initial adapter, whatever was drawn before
     trained = model if config.method == "full" else with_adapter(model, vocabulary.all_ids, config.lora)
     with ExitStack() as hooks:
         if dense is not None:
@@ -327,7 +329,7 @@ def _learn(
 
 @contextmanager
 def _fast_attention(model: "PreTrainedModel") -> Iterator[None]:
-    """Plain matrix products on CPUs, where torch's fused kernel is half as fast on short sequences."""
+    """On CPUs, use eager attention in this context: torch's fused kernel is half as fast on short sequences."""
     from accelerate import PartialState
 
     before = model.config._attn_implementation
@@ -336,11 +338,13 @@ def _fast_attention(model: "PreTrainedModel") -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_attn_implementation(before)  # as after loading, so that scores are the same to the last bit
+        model.set_attn_implementation(
+            before
+        )  # the same kernel as after loading, so that scores are equal to the last bit
 
 
 def _keeps_logits(model: "PreTrainedModel") -> bool:
-    """Whether the forward pass takes a mask as `logits_to_keep`; code from elsewhere may take a number only."""
+    """Whether the forward pass takes a mask as `logits_to_keep`; models outside transformers may take only a number."""
     ours = type(model).__module__.startswith("transformers.")
     return ours and "logits_to_keep" in inspect.signature(model.forward).parameters
 

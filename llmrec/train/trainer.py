@@ -1,4 +1,4 @@
-"""The training loop on transformers.Trainer: loss, log, checkpoints, and models spread over processes."""
+"""The training loop on transformers.Trainer: loss, log, checkpoints, and models split over processes."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def spread_over_processes() -> bool:
-    """Whether `accelerate launch` was told so."""
+    """Whether `accelerate launch` uses FSDP or DeepSpeed ZeRO-3, which split the weights over processes."""
     fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     return fsdp or (deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3")
@@ -48,12 +48,12 @@ def empty_copy(model: nn.Module) -> nn.Module:
     }
     whole = copy.deepcopy(model, parameters)
     for module in whole.modules():
-        module._forward_hooks.clear()  # dropout, which belongs to the training
+        module._forward_hooks.clear()  # the hooks of dropout are for training only
     return whole
 
 
 def gather(trainer: "Trainer", whole: nn.Module) -> nn.Module:
-    """Put the trained weights into `whole`, an `empty_copy`: on the first process, which alone writes."""
+    """On the first process, the only one that writes files: put the trained weights into `whole`, an `empty_copy`."""
     state = trainer.accelerator.get_state_dict(trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model)
     if trainer.is_world_process_zero():
         whole.load_state_dict(state)
@@ -63,7 +63,7 @@ def gather(trainer: "Trainer", whole: nn.Module) -> nn.Module:
 log = get_logger(__name__)
 
 
-WHOLE = "whole"  # a checkpoint without this file was cut off while it was written
+WHOLE = "whole"  # file in a complete checkpoint; without it, the writing was interrupted
 
 
 HEAD = "dense_head.safetensors"
@@ -73,7 +73,7 @@ Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
 
 
 class _Trainer(Trainer):
-    """Computes logits only where something is learnt; collates the validation its own way."""
+    """Computes logits only where the next token is labelled; validation batches have their own collator."""
 
     keeps_logits = True
     dense: DenseLoss | None = None
@@ -93,7 +93,7 @@ class _Trainer(Trainer):
             self.dense.items = items
         if self.keeps_logits:
             inputs = {**inputs, "logits_to_keep": predicting(inputs["labels"])}
-        # With a cache, transformers would not look for examples that share a row.
+        # With a cache, transformers would not separate the examples that share a row.
         return super().compute_loss(model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -110,9 +110,14 @@ def answer_loss(
     """Mean cross-entropy over the labelled tokens of the optimizer step.
 
     Args:
-        outputs: `.logits` [P, V] at the P positions of `predicting(labels)`, or [B, T, V] at all.
-        labels: int64 [B, T], -100 where nothing is learnt.
-        num_items_in_batch: labelled tokens in the whole step, over accumulation and processes; default: here.
+        outputs: `.logits`, [P, V] at the P positions of `predicting(labels)`, or [B, T, V] at all positions, for a
+            vocabulary of V tokens.
+        labels: int64 [B, T], -100 where a token is no target.
+        num_items_in_batch: labelled tokens of the whole optimizer step, over all its forward passes and processes;
+            default: those of `labels`.
+
+    Returns:
+        Scalar: the sum over this batch, divided by `num_items_in_batch`.
     """
     where = predicting(labels)
     logits = outputs.logits if outputs.logits.dim() == 2 else outputs.logits[where]
@@ -122,9 +127,11 @@ def answer_loss(
 
 
 def objective(dense: DenseLoss | None, weight: float) -> Callable[..., torch.Tensor]:
-    """`answer_loss`, plus in training `weight` times the mean of `dense` where every labelled token is an item's.
+    """The training loss: answer_loss + weight * L * dense / n, with n the labelled tokens of the optimizer step.
 
-    Both are sums over the labelled tokens of the optimizer step, so that it may be cut into batches anyhow.
+    If all labelled tokens are item tokens, n / L is the number of target items, so the second term is `weight` times
+    the mean of `dense` per item. Both terms are sums over a batch divided by n, so the sum over the step does not
+    depend on how it is split into batches. The second term is absent without `dense` and in validation.
     """
 
     def total(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
@@ -138,9 +145,9 @@ def objective(dense: DenseLoss | None, weight: float) -> Callable[..., torch.Ten
 
 
 class _Report(TrainerCallback):
-    """Log lines to `log.jsonl` and the logger, a progress bar on a terminal, a mark on whole checkpoints.
+    """Writes `log.jsonl` and log lines, shows a progress bar on a terminal, and marks complete checkpoints.
 
-    Checkpoints get the dense head too, which is none of the model's own parts.
+    It also saves the dense head in each checkpoint, because the head is not part of the model.
     """
 
     def __init__(self, folder: Path, dense: DenseLoss | None) -> None:
@@ -154,10 +161,10 @@ class _Report(TrainerCallback):
             self.bar = progress_bar("train", state.max_steps, state.global_step)
 
     def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that an interrupted run took after its last checkpoint: they come again."""
+        """Remove the lines of steps after `step`, the last checkpoint of an interrupted run: these steps run again."""
         path = self.folder / "log.jsonl"
         if path.exists():
-            # A killed run may have left half a last line.
+            # The last line of a killed run may be incomplete.
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
             write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
@@ -189,19 +196,19 @@ class _Report(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole checkpoint below `folder`."""
+    """The latest complete checkpoint in `folder`; None if there is none."""
     whole = [path for path in _checkpoints(folder) if (path / WHOLE).exists()]
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
 def claim(folder: Path) -> None:
-    """Mark the folder of a training, in which checkpoints come and go, and remove those that were cut off.
+    """Mark `folder` as a training folder of llmrec, and remove its incomplete checkpoints.
 
     Raises:
         UserError: there are checkpoints that another program made.
     """
     cut_off = [path for path in _checkpoints(folder) if not (path / WHOLE).exists()]
-    # A stage of a run directory has a key; its folder for the first steps lies in it.
+    # The folder of a stage holds a key; the training of `rows_first` uses a folder inside it.
     ours = any(is_ours(path, (MARK, KEY)) for path in (folder, folder.parent))
     if not ours and (others := [path for path in cut_off if any(path.iterdir())]):
         raise UserError(
@@ -214,7 +221,7 @@ def claim(folder: Path) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """What transformers takes for checkpoints below `folder`."""
+    """The folders in `folder` that transformers takes for checkpoints."""
     return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
@@ -229,28 +236,28 @@ def run_trainer(
     validation_collator: Collate | None = None,
     dense: DenseLoss | None = None,
 ) -> nn.Module:
-    """Train `model` in place, resuming from the last whole checkpoint in `folder` if there is one.
+    """Train `model` in place; resume from the last complete checkpoint in `folder` if there is one.
 
     Args:
         model: the model, or a PEFT model around it.
-        train: examples in the order they are to be seen, all epochs.
-        validation: examples for the validation loss; None to do without.
+        train: the examples of all epochs, in training order.
+        validation: examples for the validation loss; None: no validation.
         collator: examples -> batch with `labels`.
         config: the schedule. With patience, the model ends with the weights of the best validation loss.
         folder: for checkpoints and `log.jsonl`.
-        keeps_logits: the model's forward takes a mask as `logits_to_keep`.
+        keeps_logits: whether the model's forward takes a mask as `logits_to_keep`.
         validation_collator: validation examples -> batch with one example per row; default: `collator`.
-        dense: trained beside the model, in place; resumed and kept at its best with it.
+        dense: trained together with the model, in place. It is resumed, and restored to its best state, with the model.
 
     Returns:
-        `model`, or a copy of it if the training has spread its weights over the processes.
+        `model`, or a copy of it if the training splits the weights over the processes.
 
     Raises:
         UserError: `folder` holds checkpoints that another program made.
     """
     whole = empty_copy(model) if spread_over_processes() else model
     if dense is not None:
-        model.dense_loss = dense  # a part of it while it trains: for the optimizer, the device and the other processes
+        model.dense_loss = dense  # a submodule in training, so that Trainer optimizes, moves and synchronises it
     trainer = _Trainer(
         model=model,
         args=_arguments(model, config, folder, len(train), validation is not None, dense is not None),
@@ -262,7 +269,7 @@ def run_trainer(
     )
     trainer.keeps_logits, trainer.validation_collator = keeps_logits, validation_collator or collator
     trainer.dense = dense
-    # Both write to stdout, which belongs to the answers.
+    # Both callbacks write to stdout, which is only for the output of a command.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if config.patience and validation is not None:
@@ -282,7 +289,7 @@ def run_trainer(
         del model.dense_loss
         if config.patience and trainer.state.best_model_checkpoint is not None:
             dense.head.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / HEAD))
-    # Else the model would answer under the training's autocast until it is saved and loaded.
+    # Without this line, the model would keep the training's autocast until it is saved and loaded.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return model if whole is model else gather(trainer, whole)
 
@@ -311,7 +318,7 @@ def _arguments(
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=bf16,
-        use_cache=cast(Any, model).config.use_cache,  # else it would be off in the checkpoint, for all who load it
+        use_cache=cast(Any, model).config.use_cache,  # otherwise the saved configuration would turn the cache off
         use_cpu=state.device.type == "cpu",
         logging_steps=max(1, every // 4),
         eval_strategy="steps" if validate else "no",
@@ -322,11 +329,11 @@ def _arguments(
         load_best_model_at_end=best,
         metric_for_best_model="eval_loss" if best else None,
         greater_is_better=False if best else None,
-        restore_callback_states_from_checkpoint=best,  # a resumed run remembers how much patience is spent
+        restore_callback_states_from_checkpoint=best,  # a resumed run keeps its count of evaluations without progress
         prediction_loss_only=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        # A dense head is used behind the forward pass, where DDP would take it for unused.
+        # The loss uses the dense head after the forward pass, so DDP would take its parameters for unused.
         ddp_find_unused_parameters=False if dense else None,
         dataloader_pin_memory=state.device.type == "cuda",
         disable_tqdm=not sys.stderr.isatty(),
