@@ -1,9 +1,9 @@
-"""Tokenizers side by side: each fitted on the same embeddings and, if asked, a recommender trained on each.
+"""Compare item tokenizers: fit each on the same embeddings and, on request, train a recommender on each.
 
-Every fit is a run directory of its own below DIR/compare/, so that a stopped comparison goes on where it was:
+Each fit has its own run directory in DIR/compare/, so that a stopped comparison continues where it stopped:
 
     DIR/compare/NAME/seed-0/           tokenize/, and with a recommender base/ train/ model/ evaluate/
-    DIR/compare/comparison.json        everything, with the settings
+    DIR/compare/comparison.json        all results and settings
     DIR/compare/comparison.md, .png    the table and the picture
 """
 
@@ -22,8 +22,8 @@ from llmrec.rundir import RunDirectory
 log = get_logger(__name__)
 
 Comparison = dict[str, Any]
-"""What comparison.json holds: `seeds`, `protocol` and `baselines` of the recommenders (null without them), and
-`methods` -> name -> `tokenize` (its settings), `runs` (one per seed: `report`, `metrics`), `mean` and `std`."""
+"""The content of comparison.json: `seeds`; `protocol` and `baselines` of the evaluation (null without recommenders);
+and `methods`, name -> `tokenize` (its settings), `runs` (one per seed: `report`, `metrics`), `mean` and `std`."""
 
 COMPARE = pipeline.COMPARE
 SHARED = ("data", "embed")
@@ -31,18 +31,23 @@ DOWNSTREAM = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
 
 def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, downstream: bool) -> Comparison:
-    """Fit each contender under `seeds` seeds and collect the figures.
+    """Fit each contender with `seeds` different seeds and collect the figures.
 
     Args:
-        contenders: name -> configuration; they differ in their `tokenize` sections alone.
-        run: holds or gets the data and the embeddings that all share.
-        seeds: the configured seeds of tokenizer, base and training, and the `seeds - 1` after them.
-        downstream: train and evaluate a recommender on each tokenizer too, as each configuration says.
+        contenders: name -> configuration; they differ only in their `tokenize` sections.
+        run: the run directory whose data and embeddings all contenders use; missing stages are run first.
+        seeds: number of fits per contender. Fit i adds i = 0, 1, ... to the configured seeds of tokenizer, base model
+            and training.
+        downstream: also train and evaluate a recommender on each tokenizer, as its configuration says.
+
+    Returns:
+        The content of comparison.json, which is also written, with the table and the picture.
 
     Raises:
-        UserError: a tokenizer that can't be fitted on these embeddings; what was finished stands.
+        UserError: a tokenizer can't be fitted on these embeddings, or llmrec did not make a folder that it needs.
+            Finished fits are kept.
     """
-    for name in contenders:  # before anything is computed
+    for name in contenders:  # claim all folders before any computation
         for offset in range(seeds):
             _open(run, name, offset)
     pipeline.run(next(iter(contenders.values())), run, until="embed")
@@ -76,7 +81,7 @@ def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, dow
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
-    """The table: a header, a row per method, and with recommenders a row per baseline; spread over seeds as ±."""
+    """The table: a header, a row per method and, with recommenders, a row per baseline; ± is the std over seeds."""
     seeds, downstream = comparison["seeds"], comparison["protocol"] is not None
     header = ["method", "codes", "usage", "perplexity", "collisions", "after", "distortion", "jaccard@20", "fit s"]
     table = [header + (list(DOWNSTREAM) if downstream else [])]
@@ -116,7 +121,7 @@ def _open(run: RunDirectory, name: str, offset: int) -> RunDirectory:
     """The run directory of one fit.
 
     Raises:
-        UserError: something that llmrec did not make has its name, or the name of one of its stages.
+        UserError: a file or folder that llmrec did not make has the name of the fit's folder or of one of its stages.
     """
     if run.main:
         with run.reporting():
@@ -127,7 +132,7 @@ def _open(run: RunDirectory, name: str, offset: int) -> RunDirectory:
 
 
 def _claim(run: RunDirectory) -> None:
-    """Make and mark the folder of the comparison; one that an earlier version made lacks the mark."""
+    """Make and mark the folder of the comparison. A folder from an earlier version has no mark yet and gets one."""
     run.claim(pipeline.NAMES)
     folder = run.path(COMPARE)
     if not is_ours(folder, (MARK,)) and not folder.is_symlink() and any(folder.glob("*/seed-*/.lock")):
@@ -136,13 +141,13 @@ def _claim(run: RunDirectory) -> None:
 
 
 def _share(run: RunDirectory, name: str, offset: int) -> RunDirectory:
-    """The run directory of one fit, whose shared stages are links to those of `run`."""
+    """The run directory of one fit. Its folders of the shared stages are symbolic links to those of `run`."""
     child = _open(run, name, offset)
     for stage in SHARED:
         link = child.path(stage)
         if run.main and not link.exists():
             with child.reporting():
-                if link.is_symlink():  # it points to where the run directory used to be
+                if link.is_symlink():  # a broken link: the run directory was moved
                     link.unlink()
                 link.symlink_to(run.path(stage).resolve(), target_is_directory=True)
     run.wait()
@@ -150,7 +155,7 @@ def _share(run: RunDirectory, name: str, offset: int) -> RunDirectory:
 
 
 def _one(config: Config, run: RunDirectory, downstream: bool) -> dict[str, Any]:
-    """Fit, and train if asked; the report and the metrics (or None)."""
+    """Fit a tokenizer and, if `downstream`, train on it. Returns `seed`, `report` and `metrics` (or None)."""
     pipeline.run(config, run, until="evaluate" if downstream else "tokenize")
     report = json.loads((run.path("tokenize") / "report.json").read_text("utf-8"))
     return {
@@ -161,7 +166,7 @@ def _one(config: Config, run: RunDirectory, downstream: bool) -> dict[str, Any]:
 
 
 def _figures(one: Mapping[str, Any]) -> dict[str, float]:
-    """One number per column; usage is the worst level's, perplexity the levels' mean."""
+    """One number per column of the table. Usage is the minimum over the levels, perplexity the mean over the levels."""
     report, metrics = one["report"], one["metrics"]
     names = ("collision_rate", "collision_rate_after", "distortion", "neighbour_jaccard@20", "fit_seconds")
     figures = {"usage": min(report["usage"]), "perplexity": mean(report["perplexity"])}
@@ -172,7 +177,7 @@ def _figures(one: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _plot(comparison: Comparison, file: BinaryIO) -> None:
-    """One panel per figure, one bar per method, the spread over seeds as its whisker."""
+    """Draw one panel per figure and one bar per method; the error bar is the standard deviation over seeds."""
     from matplotlib.figure import Figure
 
     methods = comparison["methods"]

@@ -1,8 +1,8 @@
-"""What fine-tuning takes, from a model's shape: parameters, memory, operations. No weights are loaded.
+"""The cost of fine-tuning, from the shapes of a model: parameters, memory, operations. No weights are loaded.
 
-The model stands on torch's meta device, where tensors have shapes and no content, and the code that trains makes its
-adapter; so parameters are counted and not calculated, and operations and kept tensors are those of a forward and a
-backward pass that only pretends to compute.
+The model is on torch's meta device, where tensors have shapes but no content. The training code adds its adapter there,
+so parameters are counted, not predicted by a formula. Operations and kept tensors come from a forward and a backward
+pass on the meta device.
 """
 
 import inspect
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llmrec.tasks.render import Renderer
 
 AUTOCAST = 0.7
-"""Bytes that autograd keeps under autocast to bfloat16, against float32: .67 to .75 in Qwen3, Llama and GPT-2."""
+"""Bytes that autograd keeps under bfloat16 autocast / in float32: 0.67 to 0.75 in Qwen3, Llama and GPT-2."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Batch:
     """The shape of a forward pass.
 
     Attributes:
-        rows: sequences, B.
-        tokens: of each, padding included, T.
-        learnt: positions in all whose next token is learnt; logits are computed there.
+        rows: B, sequences.
+        tokens: T, tokens of each sequence, including padding.
+        learnt: positions in the whole batch whose next token is labelled; logits are computed there.
     """
 
     rows: int
@@ -51,21 +51,25 @@ class Batch:
 
     @classmethod
     def of(cls, batch: Mapping[str, torch.Tensor]) -> Self:
-        """The shape of what a `Collator` made."""
+        """The shape of a batch from a `Collator`."""
         rows, tokens = batch["input_ids"].shape
         return cls(rows, tokens, int(predicting(batch["labels"]).sum()))
 
     @property
     def size(self) -> int:
-        """Tokens in all, padding included."""
+        """B * T, tokens of the batch, including padding."""
         return self.rows * self.tokens
 
 
 def skeleton(name: str, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The model that a path or Hub id names, on the meta device; of the checkpoint only `config.json` is read.
+    """The model of a path or Hub id, on the meta device. It reads only `config.json` of the checkpoint.
+
+    Args:
+        name: path or Hub id.
+        trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
-        UserError: it can't be read, or describes no causal language model.
+        UserError: `config.json` can't be read, or describes no causal language model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -82,14 +86,18 @@ def skeleton(name: str, trust_remote_code: bool = False) -> "PreTrainedModel":
 
 
 def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batch) -> dict[str, int]:
-    """Bytes on a GPU at the height of a training step, per kind and in `total`; only `activations` is an estimate.
+    """Peak GPU memory of a training step.
 
     Args:
         model: on the meta device, with rows for the item tokens.
-        trained: the same, or the PEFT model around it.
+        trained: `model` itself, or the PEFT model around it.
         config: method, arithmetic, checkpointing.
-        bits: of a frozen linear weight.
-        batch: the largest forward pass.
+        bits: per frozen linear weight.
+        batch: the shape of the largest forward pass.
+
+    Returns:
+        Bytes of `weights`, `half_precision_copies`, `gradients`, `optimizer` and `activations`, and their sum `total`.
+        Only `activations` is an estimate.
     """
     trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     rows = model.get_output_embeddings().weight.shape[0]
@@ -107,7 +115,7 @@ def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batc
     if config.gradient_checkpointing:
         text = model.config.get_text_config()
         inputs = 4 * batch.size * text.hidden_size * text.num_hidden_layers
-        kept = inputs + kept // text.num_hidden_layers  # one layer at a time is computed again
+        kept = inputs + kept // text.num_hidden_layers  # the backward pass recomputes one layer at a time
     found = {
         "weights": 4 * (_count(trained) - quantized) + quantized * bits // 8,
         "half_precision_copies": 2 * sum(p.numel() for p in matrices) if half and bits == 32 else 0,
@@ -119,7 +127,7 @@ def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batc
 
 
 def operations(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> int:
-    """Floating point operations of a forward and a backward pass over `batch`."""
+    """Floating point operations of a forward and a backward pass over a batch of this shape."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -131,9 +139,12 @@ def operations(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> i
 
 
 def _kept(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> tuple[int, int]:
-    """Bytes that autograd keeps of a float32 forward pass over `batch`, and of these, with their gradient, of logits.
+    """Bytes that autograd keeps in a float32 forward pass over `batch`.
 
-    Attention probabilities are left out: the fused kernels of a GPU don't keep them.
+    Attention probabilities do not count: the fused kernels of a GPU do not keep them.
+
+    Returns:
+        Bytes of all kept tensors except logits, and bytes of the kept logits and their gradients.
     """
     from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -160,7 +171,7 @@ def _kept(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> tuple[
 def _loss(model: Any, trained: Any, batch: Batch) -> torch.Tensor:
     ids = torch.zeros(batch.rows, batch.tokens, dtype=torch.int64, device="meta")
     columns = torch.zeros(-(-batch.learnt // batch.rows), dtype=torch.int64, device="meta")
-    # With a mask, transformers does not look at the (absent) content for examples that share a row.
+    # Without a mask, transformers would read the positions to find packed examples; meta tensors have no content.
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = columns
@@ -172,18 +183,18 @@ def _count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-SAMPLE = 50  # steps whose batches are tokenized
+SAMPLE = 50  # most steps whose batches are tokenized
 
 
-DEDUP = 16  # codes of a dedup level that no tokenizer has made yet
+DEDUP = 16  # assumed codes of the dedup level while no tokenizer is fitted
 
 
-UTILISATION = 0.35  # share of a GPU's peak that fine-tuning on it reaches, an assumption
+UTILISATION = 0.35  # assumed share of a GPU's peak that fine-tuning reaches
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What is learned from: `TrainingData` without validation, and in words where it comes from."""
+    """The training data, as `TrainingData` without validation, and `source`, which says in words where it is from."""
 
     catalog: Catalog
     sequences: Sequence[np.ndarray]
@@ -193,17 +204,22 @@ class Learned:
 
 
 def estimate(config: Config, run: Path | None, users: int, length: int, tflops: float | None) -> dict[str, Any]:
-    """Parameters, data, work per epoch, bytes on one GPU, and time if `tflops` is given.
+    """Estimate what the fine-tuning of a configuration costs.
 
     Args:
         config: of the run.
-        run: its directory with the `prepare` stage done; None: the files of the configuration, if they are here.
-        users: made-up ones where there is no data.
-        length: items in the training history of each of them.
-        tflops: peak of the GPU, in 10^12 operations a second, in the arithmetic of `--train.dtype`.
+        run: the run directory, with the `prepare` stage done; None: read the files of the configuration if they exist.
+        users: number of made-up users if there is no data; the number of made-up items is the same.
+        length: items in the training history of each made-up user.
+        tflops: peak of the GPU in the arithmetic of `--train.dtype`, in 10^12 operations per second; None: no time.
+
+    Returns:
+        `base`, `method`, `parameters`, `data`, `epochs`, `steps`, `per_epoch` (examples and tokens), `bytes` (on one
+        GPU), `operations` (of the whole training), `seconds` (None without `tflops`) and `notes` (on what is left out
+        or assumed).
 
     Raises:
-        UserError: data or base model can't be read.
+        UserError: the data or the base model can't be read, or the method does not fit the model.
     """
     from llmrec.model.adapter import with_adapter
     from llmrec.tasks.mixture import Collator, Mixture, build_tasks
@@ -241,7 +257,7 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
 
 
 def _learned(config: Config, run: Path | None, users: int, length: int) -> Learned:
-    """The data of the run; else of the configuration; else made-up users."""
+    """The data of `run`, if given; otherwise of the files of the configuration; if these are missing, made-up users."""
     path = config.data.path
     if run is not None:
         told = run / "intentions"
@@ -265,7 +281,7 @@ def _of(prepared: Prepared, source: str, intentions: Intentions | None) -> Learn
 
 
 def _model_and_renderer(config: Config, run: Path | None, learned: Learned, notes: list[str]) -> "tuple[Any, Renderer]":
-    """The model on the meta device with rows for the item tokens, and the renderer of its tokenizer."""
+    """The model on the meta device, with rows for the item tokens, and a renderer with its tokenizer."""
     import torch
 
     from llmrec.model.base import load_tokenizer, make_base
@@ -288,7 +304,7 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
 
 
 def _codes(config: Config, run: Path | None, items: int, notes: list[str]) -> tuple[list[int], np.ndarray]:
-    """Level sizes and semantic IDs of the run, or random ones of the configured sizes."""
+    """Codes per level [L] and semantic IDs int [N, L] of the run; or random IDs with the configured level sizes."""
     from llmrec.quantize.tokenizer import ItemTokenizer
 
     if run is not None and (run / "tokenize").is_dir():
@@ -313,9 +329,12 @@ def _parameters(trained: Any, renderer: "Renderer") -> dict[str, int]:
 
 
 def _work(mixture: "Mixture", collate: "Collator", train: TrainConfig) -> dict[str, Any]:
-    """Steps, and per epoch examples, tokens, tokens with padding and learnt tokens, from a sample of the steps.
+    """Count the work of the training, from a sample of at most `SAMPLE` steps.
 
-    `largest` and `usual` are the shapes of two forward passes: of the longest examples, and of about mean size.
+    Returns:
+        `epochs`; `steps` of the whole training; `per_epoch`, with `examples`, `tokens`, `padded_tokens`,
+        `learnt_tokens` (the labelled ones) and `sampled` (whether some steps were not counted); and the shapes of two
+        forward passes, `largest` (with the longest examples) and `usual` (the one closest to the mean size).
     """
     from llmrec.tasks.mixture import IGNORE
 
@@ -345,7 +364,7 @@ def _work(mixture: "Mixture", collate: "Collator", train: TrainConfig) -> dict[s
 
 
 def _batches(mixture: "Mixture", collate: "Collator", train: TrainConfig, step: int) -> list[dict[str, Any]]:
-    """What the forward passes of one optimizer step are given."""
+    """The batches of the forward passes of one optimizer step."""
     numbers = range(step * train.batch_size, min((step + 1) * train.batch_size, len(mixture)))
     examples = [mixture[number] for number in numbers]
     at_once = train.batch_size // train.accumulation
@@ -353,7 +372,7 @@ def _batches(mixture: "Mixture", collate: "Collator", train: TrainConfig, step: 
 
 
 def _longest_step(mixture: "Mixture", train: TrainConfig) -> int:
-    """The step of the first epoch with the most tokens, roughly."""
+    """The step of the first epoch with the most tokens, by the approximate lengths of the examples."""
     plan = mixture.plan[: -(-len(mixture) // train.epochs)]
     lengths = np.array([mixture.tasks[task].length(row) for task, row in plan])
     return int(np.add.reduceat(lengths, np.arange(0, len(lengths), train.batch_size)).argmax())

@@ -50,7 +50,7 @@ class TrainConfig:
     evaluations: int = 10
     """Number of times that the run computes the validation loss and writes a checkpoint, at regular intervals."""
     patience: int = 0
-    """Stop after this many evaluations without a better validation loss, and keep the best model; 0: never stop so."""
+    """Stop after this many evaluations without a better validation loss; keep the best model. 0: train to the end."""
     validation_users: int = 2000
     """Most events in the validation loss, a random sample drawn once. Under leave-one-out a user has one event."""
     seed: int = 0

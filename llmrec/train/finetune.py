@@ -338,9 +338,8 @@ def _fast_attention(model: "PreTrainedModel") -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_attn_implementation(
-            before
-        )  # the same kernel as after loading, so that scores are equal to the last bit
+        # The same kernel as after loading, so that scores are equal to the last bit.
+        model.set_attn_implementation(before)
 
 
 def _keeps_logits(model: "PreTrainedModel") -> bool:
