@@ -72,8 +72,8 @@ class DataConfig:
     path: str | None = None
     """The events: a file or a folder. For format datasets: NAME[:CONFIG][@SPLIT]; NAME may be a local folder."""
     items: str | None = None
-    """The items. table: a file. datasets: a file or a dataset. amazon: a file, needed only if no matching meta_* file is
-    in the folder of the reviews. The other formats find the items themselves. Without it (table, datasets) the items
+    """The items. table: a file. datasets: a file or a dataset. amazon: a file, needed only if the folder of the reviews
+    has no matching meta_* file. The other formats find the items themselves. Without it (table, datasets) the items
     have no text; then set --data.empty_text keep."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Names of the columns of tables (formats table, recbole and datasets)."""
