@@ -117,7 +117,7 @@ class Interactions:
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> Self:
-        """Read a file that `to_parquet` wrote; the order of rows stays. Raises UserError if it is missing or damaged."""
+        """Read a file that `to_parquet` wrote, in its order; raises UserError if it is missing or damaged."""
         frame = read_table(path)
         for name in ("user_id", "item_id", "timestamp"):
             require_column(frame, name, path, "as to_parquet writes it")
@@ -275,7 +275,7 @@ class Split:
         return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
 
     def calibration_examples(self, catalog: Catalog) -> "EvalExamples":
-        """One case for each validation event, with warm or cold target, to fit the weights of combined rankings.
+        """One case for each validation event with a history, for warm and cold items: to learn the fusion weights.
 
         The cold users of the protocol are left out.
 
