@@ -1,4 +1,4 @@
-"""The catalogue: every item a shop can recommend, with its text."""
+"""The catalogue: all items that can be recommended, with their texts."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,24 +16,28 @@ log = get_logger(__name__)
 
 
 class Catalog:
-    """N items: a frame with `item_id` (unique, not empty), `title` and further text fields, "" where missing.
+    """N items: a frame with `item_id` (unique, not empty), `title` and further text fields; a missing text is "".
 
-    A row's position is the item's number everywhere else in llmrec.
+    All other modules of llmrec identify an item by its row number in this frame.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
-        """`frame` must already be as described; use `from_frame` for anything else."""
+        """`frame` must already have the form above; `from_frame` accepts other frames."""
         self.frame = frame
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame, source: str = "the items") -> Self:
-        """A catalogue of any frame with `item_id`: lists are joined with ", ", numbers written out.
+        """Build a catalogue from any frame with an `item_id` column.
 
-        Columns that hold no text (images, nested records) are left out, and the log says so.
+        Lists are joined with ", ", and numbers become text. Columns that hold no text (images, nested records) are
+        left out, and a log message names them.
+
+        Args:
+            frame: one row per item.
+            source: name of the data in messages.
 
         Raises:
-            UserError: without an `item_id` column, with an empty or a repeated item id, or with no item;
-                `source` names the data in the message.
+            UserError: there is no `item_id` column, an item id is empty or repeated, or there are no items.
         """
         require_column(frame, "item_id", source, "the column of item ids")
         ids = id_column(frame["item_id"], source)
@@ -52,13 +56,17 @@ class Catalog:
         """Read a CSV, TSV, JSONL or parquet file (text files also .gz).
 
         Raises:
-            UserError: for a missing or unreadable file, a missing column, or what `from_frame` refuses.
+            UserError: for a missing or unreadable file, a missing column, or a frame that `from_frame` refuses.
         """
         return cls.from_table(read_table(path), str(path), item_column, title_column)
 
     @classmethod
     def from_table(cls, frame: pl.DataFrame, source: str, item_column: str, title_column: str) -> Self:
-        """A catalogue of a frame with ids and titles in columns of any name; raises as `from_frame` does."""
+        """Build a catalogue from a frame whose columns of ids and titles have other names.
+
+        Raises:
+            UserError: for a missing column, or a frame that `from_frame` refuses.
+        """
         require_column(frame, item_column, source, "--data.columns.item")
         require_column(frame, title_column, source, "--data.columns.title")
         return cls.from_frame(frame.rename(_renaming(frame, item_column, title_column)), source)
@@ -86,16 +94,19 @@ class Catalog:
 
     @property
     def whole_text(self) -> str:
-        """The template of all fields, the title first, as sentences."""
+        """The template of all fields, the title first: "{title}. {brand}. {categories}"."""
         return ". ".join(f"{{{field}}}" for field in self.fields)
 
     def texts(self, template: str) -> list[str]:
-        """N texts of a template such as `"{title}. {brand}. {categories}"`.
+        """Fill a template such as `"{title}. {brand}. {categories}"` for each item.
 
-        An empty field goes with its label and the punctuation after it; white space is collapsed.
+        An empty field is left out together with its label and the punctuation after it. White space is collapsed.
+
+        Returns:
+            N texts, in row order.
 
         Raises:
-            UserError: for a field that the catalogue lacks, or a malformed template.
+            UserError: for a malformed template, or a field that the catalogue does not have.
         """
         slots = parse_template(template, self.fields)
         used = list(dict.fromkeys(slot.field for slot in slots))
@@ -106,21 +117,21 @@ class Catalog:
         return self.frame.row(self.index[item_id], named=True)
 
     def take_rows(self, rows: Sequence[int] | pl.Series) -> "Catalog":
-        """The catalogue of the given rows, in that order."""
+        """A catalogue of the given rows, in the given order."""
         return Catalog(self.frame[rows])
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write the frame as it is."""
+        """Write the frame to a parquet file."""
         self.frame.write_parquet(path)
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> Self:
-        """Read what `to_parquet` wrote; raises UserError for a missing, damaged or different file."""
+        """Read a file that `to_parquet` wrote; raises UserError for a missing, damaged or different file."""
         return cls.from_frame(read_table(path), str(path))
 
 
 def _renaming(frame: pl.DataFrame, item_column: str, title_column: str) -> dict[str, str]:
-    """Old and new names of columns; one that already has a wanted name gives way and keeps its text."""
+    """Old -> new column names; another column that already has the new name "x" is renamed to "x_"."""
     wanted = {item_column: "item_id", title_column: "title"}
     in_the_way = [name for name in wanted.values() if name in frame.columns and name not in wanted]
     return {old: new for old, new in wanted.items() if old != new} | {name: f"{name}_" for name in in_the_way}
@@ -139,7 +150,7 @@ def _check_unique(ids: pl.Series, source: str) -> None:
 
 
 def _as_text(values: pl.Series) -> pl.Series | None:
-    """The column as text with "" for missing, or None when it holds no text."""
+    """The column as text with "" for missing values, or None if its type holds no text."""
     if isinstance(values.dtype, pl.List | pl.Array):
         inner = values.dtype.inner
         if isinstance(inner, pl.DataType) and (inner.is_nested() or inner == pl.Binary):

@@ -1,4 +1,4 @@
-"""Where the data comes from and what is kept of it: section `data` of the configuration."""
+"""Section `data` of the configuration: the source of the data, the filters and the split."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,13 +17,13 @@ class ColumnsConfig:
     user: str = "user_id"
     """Column of user ids."""
     item: str = "item_id"
-    """Column of item ids, in the events and in the items alike."""
+    """Column of item ids; it has the same name in the events and in the items."""
     time: str | None = "timestamp"
-    """Column of times: numbers or ISO dates; null if the rows of each user stand in time order."""
+    """Column of times: numbers or ISO dates. null: there is none, and the rows of each user are in time order."""
     rating: str | None = None
-    """Column of ratings; null for none."""
+    """Column of ratings; null if there is none."""
     review: str | None = None
-    """Column of review texts; null for none."""
+    """Column of review texts; null if there is none."""
     title: str = "title"
     """Column of the items' titles."""
 
@@ -33,22 +33,23 @@ class ColumnsConfig:
 
 @dataclass
 class ColdConfig:
-    """Items and users that have no training events, beyond those that the split leaves so."""
+    """Items and users that lose their training events, in addition to those that have none after the split."""
 
     items: Literal["natural", "held-out"] = "natural"
-    """Which test targets are cold, that is, have no training events. natural: those that the split leaves without (few
-    under leave-one-out, see LIGER, arXiv 2411.18814; more under timestamp). held-out: also a share of the distinct test
-    targets, drawn by the seed; their events leave the train and the validation part (TIGER, arXiv 2305.05065)."""
+    """Which test targets are cold, that is, have no training events. natural: only those that have none after the split
+    (few with leave-one-out, see LIGER, arXiv 2411.18814; more with timestamp). held-out: in addition, a random share of
+    the distinct test targets; their events are removed from the train and the validation part (TIGER, arXiv
+    2305.05065)."""
     share: float = 0.05
-    """Share of the distinct test targets that held-out makes cold."""
+    """Share of the distinct test targets that `held-out` makes cold."""
     simulated_share: float = 0.0
-    """Share of the distinct validation targets whose events leave the train and the test part and stay in the
-    validation part, so that settings can be chosen on them as on cold items."""
+    """Share of the distinct validation targets that become cold items for validation: their events are removed from
+    the train and the test part and stay in the validation part. Settings can then be chosen for cold items too."""
     users: float = 0.0
-    """Share of the users with a test event, drawn by the seed, that training does not see. Their first `history` events
-    are the history, the next event is the test target, later events are dropped."""
+    """Share of the users with a test event that become cold users: training has none of their events. The seed draws
+    them. Their first `history` events are the history, the next event is the test target, later events are dropped."""
     history: int = 3
-    """Events in the history of such a user; at most all but one of the user's events."""
+    """Events in the history of a cold user; a user with too few events uses all but the last one."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.cold", at_least={1: ("history",)}, shares=("share", "simulated_share", "users"))
@@ -64,52 +65,55 @@ class DataConfig:
     """Catalogue and interactions: source, filters, split."""
 
     format: Format = "synthetic"
-    """Kind of data. synthetic: a made-up shop; table: events and items as CSV, TSV, JSONL or parquet;
-    lc-rec: D.inter.json with D.item.json; amazon: reviews and metadata of 2014, 2018 or 2023 as published;
-    movielens: the folder of a release; recbole: D.inter with D.item; minionerec: the folder with train,
-    valid, test and index or info; datasets: a Hugging Face dataset."""
+    """Format of the data. synthetic: a generated shop; table: events and items as CSV, TSV, JSONL or parquet;
+    lc-rec: D.inter.json and D.item.json; amazon: reviews and metadata of 2014, 2018 or 2023 as published;
+    movielens: the folder of a release; recbole: D.inter and D.item; minionerec: a folder with the subfolders
+    train, valid, test and index or info; datasets: a Hugging Face dataset."""
     path: str | None = None
-    """The events: a file or folder; for datasets NAME[:CONFIG][@SPLIT], where NAME may be a local folder."""
+    """The events: a file or a folder. For format datasets: NAME[:CONFIG][@SPLIT]; NAME may be a local folder."""
     items: str | None = None
-    """The items' file where it must be named: for table; for amazon if not beside the reviews as meta_*; for
-    datasets, where it may also be a dataset. Items known by id only need --data.empty_text keep."""
+    """The items. table: a file. datasets: a file or a dataset. amazon: a file, needed only if the folder of the reviews
+    has no matching meta_* file. The other formats find the items themselves. Without it (table, datasets) the items
+    have no text; then set --data.empty_text keep."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Names of the columns of tables (formats table, recbole and datasets)."""
     synthetic_items: int = 3000
-    """Items of the synthetic shop."""
+    """Number of items of the synthetic shop."""
     synthetic_users: int = 4500
-    """Users of the synthetic shop."""
+    """Number of users of the synthetic shop."""
     min_rating: float | None = None
-    """Drop events rated lower, or not rated; null keeps all."""
+    """Drop events with a lower rating or without one; null keeps all events."""
     user_core: int = 5
-    """Keep users with at least so many events, together with item_core until nothing changes; 1 keeps all."""
+    """Keep users with at least this many events; 1 keeps all. This filter and item_core repeat until both hold."""
     item_core: int = 5
-    """Keep items with at least so many events; 1 keeps all."""
+    """Keep items with at least this many events; 1 keeps all."""
     min_length: int = 3
-    """Drop users with fewer events after the core filter; leave-one-out needs 3 for a history of one."""
+    """Drop users with fewer events than this after the core filter. leave-one-out needs at least 3: a history of one
+    event, a validation target and a test target."""
     duplicates: Literal["keep", "drop-repeats", "drop-adjacent"] = "keep"
-    """A user's further events with the same item: keep them, drop all but the first, or drop those that
-    directly follow one another. Events alike in user, item and time always count once."""
+    """What to do if a user has several events with the same item. keep: keep all; drop-repeats: keep only the first;
+    drop-adjacent: drop an event whose previous event of that user has the same item. Events with equal user, item
+    and time always count once."""
     unknown_items: Literal["drop", "fail"] = "drop"
-    """Events with items that the catalogue lacks: drop and count them, or fail."""
+    """Events with items that are not in the catalogue. drop: drop and count them; fail: stop with an error."""
     empty_text: Literal["drop", "fail", "keep"] = "drop"
-    """Items without any text: drop and count them (and their events), fail, or keep them."""
+    """Items without any text. drop: drop and count them and their events; fail: stop with an error; keep: keep them."""
     unused_items: Literal["keep", "drop"] = "drop"
-    """Items without an event after filtering: keep them in the catalogue as cold items, or drop them."""
+    """Items without an event after the filters. keep: they stay in the catalogue as cold items; drop: drop them."""
     split: Literal["leave-one-out", "timestamp"] = "leave-one-out"
-    """leave-one-out: each user's last event tests, the one before validates; timestamp: two moments cut the
-    log for all users."""
+    """leave-one-out: each user's last event is the test target, the one before it the validation target. timestamp: two
+    points in time, the same for all users, divide the log into train, validation and test part."""
     valid_share: float = 0.1
     """Share of the events in the validation part (timestamp split)."""
     test_share: float = 0.1
     """Share of the events in the test part (timestamp split)."""
     cold: ColdConfig = field(default_factory=ColdConfig)
-    """Which items and users training does not see."""
+    """Which items and users have no training events."""
     regime: Regime = "catalogue-known"
-    """What training may see of a cold item. catalogue-known: its text and codes, never its interactions; strict:
-    nothing, not even when the encoder and the tokenizer are fitted; it is added to the trained bundle."""
+    """What training may use of a cold item. catalogue-known: its text and codes, but no interactions. strict: nothing;
+    the encoder and the tokenizer are fitted without it too, and it is added to the bundle after training."""
     seed: int = 0
-    """Seed of the synthetic shop, of the order of a user's events that bear the same time, and of the draws of cold
+    """Seed of the synthetic shop, of the order of a user's events with equal times, and of the random choice of cold
     items and users."""
 
     def __post_init__(self) -> None:
@@ -136,7 +140,7 @@ class DataConfig:
 
     @property
     def event_columns(self) -> dict[str, str | None]:
-        """Our names of the events' columns -> the file's, None where it has none."""
+        """Column names of the events: name in llmrec -> name in the file, None if the file has no such column."""
         return {
             "user_id": self.columns.user,
             "item_id": self.columns.item,
@@ -147,6 +151,6 @@ class DataConfig:
 
     @property
     def source(self) -> str:
-        """`path` of a format that reads files."""
+        """The `path`, for formats that read files (all but synthetic)."""
         assert self.path is not None, "checked by __post_init__"
         return self.path

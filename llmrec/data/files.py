@@ -1,4 +1,4 @@
-"""Files of the user as frames and records; every way they can be wrong is one UserError line."""
+"""Read the user's files as frames and records; each kind of mistake in them raises a UserError of one line."""
 
 import gzip
 import json
@@ -16,18 +16,18 @@ from llmrec.data.text import leaves, parse_literal
 from llmrec.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-"""Kinds of table; all but parquet also with .gz."""
+"""Suffixes of tables; all except .parquet may be followed by .gz."""
 
-_ENCODING = "utf-8-sig"  # UTF-8, with or without the mark that some editors put first
+_ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
 _POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
 EXPANSION = 64
-"""Times that a stored table may be larger in memory than its file."""
+"""Factor by which a stored table may be larger in memory than its file."""
 SMALL = 2**26
-"""Bytes that a stored table may take in memory, whatever the size of its file."""
+"""Bytes in memory that a stored table may always take, even if its file is very small."""
 
 
 def require_file(path: str | Path, flag: str = "--data.path") -> Path:
-    """`path` as a Path; raises UserError naming `flag` unless it is a file."""
+    """`path` as a Path; if it is not a file, raises a UserError that names `flag`."""
     path = Path(path)
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "nothing there"
@@ -36,7 +36,7 @@ def require_file(path: str | Path, flag: str = "--data.path") -> Path:
 
 
 def require_folder(path: str | Path, flag: str = "--data.path") -> Path:
-    """`path` as a Path; raises UserError naming `flag` unless it is a folder."""
+    """`path` as a Path; if it is not a folder, raises a UserError that names `flag`."""
     path = Path(path)
     if not os.path.isdir(path):
         found = "a file" if os.path.isfile(path) else "nothing there"
@@ -45,17 +45,19 @@ def require_folder(path: str | Path, flag: str = "--data.path") -> Path:
 
 
 def require_column(frame: pl.DataFrame, column: str, source: str | Path, flag: str) -> None:
-    """Raise UserError naming `flag` unless `frame` has `column`."""
+    """If `frame` does not have `column`, raise a UserError that names `flag`."""
     if column not in frame.columns:
         found = ", ".join(frame.columns) or "no columns"
         raise UserError(f"{source}: no column {column!r} ({flag}); found: {found}")
 
 
 def id_column(values: pl.Series, source: str) -> pl.Series:
-    """The ids as text; whole floats lose their ".0" so that they meet the same ids written as integers.
+    """The ids as text.
+
+    Float ids that are all whole numbers lose their ".0", so that they equal the same ids written as integers.
 
     Raises:
-        UserError: for ids that are neither text nor numbers, or missing in some row.
+        UserError: for ids that are neither text nor numbers, or a row without an id.
     """
     if values.dtype.is_float() and (values == values.round()).all():
         values = values.cast(pl.Int64, strict=False)
@@ -69,7 +71,7 @@ def id_column(values: pl.Series, source: str) -> pl.Series:
 
 
 def open_text(path: Path, encoding: str) -> IO[str]:
-    """The file's text, unpacked when its name ends in .gz."""
+    """Open the file as text; a file whose name ends in .gz is decompressed."""
     opener = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding=encoding, newline="\n")
 
@@ -88,14 +90,20 @@ def _all_lines(path: Path, encoding: str) -> Iterator[str]:
 
 
 def read_lines(path: Path, encoding: str = _ENCODING) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of all lines that are not blank; raises UserError."""
+    """Yield (line number, line) for each line that is not blank.
+
+    Line numbers start at 1. Lines come without their line ends.
+
+    Raises:
+        UserError: for a file that cannot be read or is not text in this encoding.
+    """
     for number, line in enumerate(_all_lines(path, encoding), 1):
         if line.strip():
             yield number, line.rstrip("\r\n")
 
 
 def read_json(path: Path) -> Any:
-    """The JSON document in a file; raises UserError with the line of the first mistake."""
+    """The JSON document in a file; for malformed JSON raises UserError, if possible with the line of the mistake."""
     text = "".join(_all_lines(path, _ENCODING))
     try:
         return _parse_json(text)
@@ -106,7 +114,7 @@ def read_json(path: Path) -> Any:
 
 
 def _parse_json(text: str) -> Any:
-    """json.loads that also raises ValueError for a key that stands twice and for half a surrogate pair."""
+    """json.loads that also raises ValueError for a repeated key and for a lone surrogate (half of a pair)."""
     value = json.loads(text, object_pairs_hook=_unique_keys)
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()
@@ -122,12 +130,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_records(path: Path, python_literals: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, record) from a file with one JSON object a line.
+    """Yield (line number, record) from a file with one JSON object per line; line numbers start at 1.
 
     With `python_literals` a line may also be a Python dict, as in the Amazon metadata of 2014.
 
     Raises:
-        UserError: with the file and line of the first line that is no such record.
+        UserError: for the first line that is not such a record; the message has the file and the line number.
     """
     for number, line in read_lines(path):
         try:
@@ -145,19 +153,19 @@ def read_records(path: Path, python_literals: bool = False) -> Iterator[tuple[in
 
 
 def records_frame(path: Path) -> pl.DataFrame:
-    """All fields of a file with one JSON object a line; as text where they are not all numbers."""
+    """A file with one JSON object per line as a frame: one column per field, null where an object lacks the field."""
     columns: dict[str, list[Any]] = {}
     count = 0
     for count, (_, record) in enumerate(read_records(path), 1):
         for name, value in record.items():
             column = columns.setdefault(name, [])
-            column += [None] * (count - 1 - len(column))  # the records before that lack the field
+            column += [None] * (count - 1 - len(column))  # earlier records lack the field
             column.append(value)
     return pl.DataFrame([_column(name, values + [None] * (count - len(values))) for name, values in columns.items()])
 
 
 def _column(name: str, values: list[Any]) -> pl.Series:
-    """Lists and records as their values joined with ", "; numbers stay numbers where all values are such."""
+    """A column of JSON values: lists and objects become their values joined with ", "; mixed types become text."""
     flat = [", ".join(map(str, leaves(value))) if isinstance(value, list | dict) else value for value in values]
     try:
         return pl.Series(name, flat, strict=True)
@@ -166,10 +174,16 @@ def _column(name: str, values: list[Any]) -> pl.Series:
 
 
 def read_table(path: str | Path, flag: str = "--data.path") -> pl.DataFrame:
-    """A CSV or TSV file (all columns as text), one JSON object a line, or parquet; text files also as .gz.
+    """Read a table: CSV or TSV (all columns as text), a file with one JSON object per line, or parquet.
+
+    All except parquet may be compressed as .gz.
+
+    Args:
+        path: the file; its suffix decides how it is read.
+        flag: the setting that the path came from, for messages.
 
     Raises:
-        UserError: for a missing, unreadable or unknown kind of file; `flag` names the setting it came from.
+        UserError: for a file that is missing or unreadable, or has an unknown suffix.
     """
     path = require_file(path, flag)
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
@@ -183,10 +197,15 @@ def read_table(path: str | Path, flag: str = "--data.path") -> pl.DataFrame:
 
 
 def read_separated(path: Path, separator: str, quoted: bool = True) -> pl.DataFrame:
-    """A CSV file with a header, all columns as text, so that an id such as 0042 stays as it is.
+    """Read a table with a header and a separator between columns; all columns are text, so the id 0042 stays 0042.
+
+    Args:
+        path: the file.
+        separator: one character, such as ",".
+        quoted: whether double quotes around a value are quotation marks.
 
     Raises:
-        UserError: for what is no such file; `quoted` says whether values may stand in double quotes.
+        UserError: for a file that is not such a table.
     """
     try:
         return pl.read_csv(
@@ -206,10 +225,13 @@ def _read_parquet(path: Path) -> pl.DataFrame:
 
 
 def read_stored(path: Path) -> pl.DataFrame:
-    """A parquet table that llmrec wrote, read only if it stays of a plausible size in memory: it may be a stranger's.
+    """Read a parquet table that llmrec wrote, with a check of its size in memory.
+
+    The file may come from a stranger, and a small file can expand to a very large table. The rows, the values, the
+    uncompressed bytes and the bytes of text must each be at most max(SMALL, EXPANSION * size of the file).
 
     Raises:
-        UserError: the file is missing, damaged, or far larger in memory than on the disk.
+        UserError: the file is missing or damaged, or its table is too large.
     """
     import pyarrow.parquet as pq
     from pyarrow import ArrowException, types
@@ -240,7 +262,7 @@ def read_stored(path: Path) -> pl.DataFrame:
 
 
 def _text_bytes(column: Any) -> int:
-    """Bytes of a text column as it would be without its dictionary."""
+    """Size in bytes of a dictionary-encoded text column without the dictionary encoding."""
     import pyarrow.compute as pc
 
     total = 0

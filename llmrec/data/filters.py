@@ -1,4 +1,4 @@
-"""What is dropped from a log before it is split, step by step, and the account of it."""
+"""Filters that drop events and items before the split, and a summary of what each step dropped."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -13,28 +13,28 @@ from llmrec.errors import UserError
 
 @dataclass(frozen=True)
 class Step:
-    """What was left after one step, and what it took."""
+    """The counts after one filter step."""
 
     step: str
-    """What was done"""
+    """name of the step"""
     users: int
     items: int
     """items with events"""
     interactions: int
     dropped: int
-    """events gone in this step"""
+    """events that this step dropped"""
     catalogue: int
     """items of the catalogue, with or without events"""
 
 
 @dataclass
 class Summary:
-    """The steps from the files to the log that is split."""
+    """The filter steps, from the log as read to the log that the split takes."""
 
     steps: list[Step] = field(default_factory=list)
 
     def add(self, step: str, catalog: Catalog, log: Interactions) -> None:
-        """Record what is left after `step`; raises UserError when that is nothing."""
+        """Record the counts after `step`; raises UserError if no event is left."""
         before = self.steps[-1] if self.steps else None
         if before and before.interactions == len(log):
             users, items = before.users, before.items
@@ -52,17 +52,17 @@ class Summary:
         return "; ".join(counts)
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """The steps as JSON-ready records."""
+        """The steps as a list of dicts that JSON can hold."""
         return [asdict(step) for step in self.steps]
 
     @classmethod
     def from_dict(cls, records: list[dict[str, Any]]) -> "Summary":
-        """The summary that `to_dict` wrote."""
+        """The summary of the records that `to_dict` returned."""
         return cls([Step(**record) for record in records])
 
 
 def known_items(log: Interactions, catalog: Catalog, policy: Literal["drop", "fail"]) -> Interactions:
-    """Only events with items of the catalogue; raises UserError instead under policy `fail`."""
+    """The events whose items are in the catalogue; with policy `fail`, raises UserError if there are others."""
     known = log.frame["item_id"].is_in(catalog.frame["item_id"].implode())
     if known.all():
         return log
@@ -76,7 +76,11 @@ def known_items(log: Interactions, catalog: Catalog, policy: Literal["drop", "fa
 
 
 def items_with_text(catalog: Catalog, policy: Literal["drop", "fail", "keep"]) -> Catalog:
-    """Only items with some text; under policy `fail`, or when no item has any, raises UserError instead."""
+    """The items with some text; policy `keep` keeps all items.
+
+    Raises:
+        UserError: with policy `fail` for an item without text; with policy `drop` if no item has text.
+    """
     if policy == "keep":
         return catalog
     has_text = catalog.frame.select(
@@ -95,7 +99,7 @@ def items_with_text(catalog: Catalog, policy: Literal["drop", "fail", "keep"]) -
 
 
 def min_rating(log: Interactions, least: float) -> Interactions:
-    """Only events rated at least `least`; raises UserError for a log without ratings."""
+    """The events with a rating of at least `least`; raises UserError for a log without ratings."""
     if "rating" not in log.frame.columns:
         raise UserError(
             f"--data.min_rating {least}: the log has no ratings; name their column with --data.columns.rating"
@@ -104,16 +108,20 @@ def min_rating(log: Interactions, least: float) -> Interactions:
 
 
 def exact_duplicates(log: Interactions) -> Interactions:
-    """One event for each user, item and time; a log without timestamps stays as it is."""
+    """Keep one event for each combination of user, item and time; a log without timestamps stays as it is."""
     if not log.has_timestamps:
         return log
-    # Equal events are neighbours: they share the time and the hash that a timed log is sorted by.
+    # Equal events are adjacent rows: a log with times is sorted by user, time and a hash of user and item.
     same = _as_the_row_before("user_id") & _as_the_row_before("timestamp") & _as_the_row_before("item_id")
     return Interactions(log.frame.filter(~same))
 
 
 def repeats(log: Interactions, policy: Literal["drop-repeats", "drop-adjacent"]) -> Interactions:
-    """Drop a user's later events with an item: all of them, or those that directly follow the same item."""
+    """Drop a user's repeated events with an item.
+
+    `drop-repeats` keeps only the first event of each user and item. `drop-adjacent` drops an event if the user's
+    previous event has the same item.
+    """
     if policy == "drop-repeats":
         return Interactions(log.frame.filter(pl.struct("user_id", "item_id").is_first_distinct()))
     return Interactions(log.frame.filter(~(_as_the_row_before("user_id") & _as_the_row_before("item_id"))))
@@ -124,7 +132,7 @@ def _as_the_row_before(column: str) -> pl.Expr:
 
 
 def k_core(log: Interactions, user_core: int, item_core: int) -> Interactions:
-    """The largest part of the log where every user has `user_core` events and every item `item_core`."""
+    """The largest part of the log in which each user has at least `user_core` events and each item `item_core`."""
     users, items = log.frame["user_id"].rle_id().to_numpy(), numbered(log.frame["item_id"])
     rows = np.arange(len(log))
     while True:

@@ -1,4 +1,4 @@
-"""The log: who did something with which item, and when."""
+"""The log of interactions (user, item, time), and its split into train, validation and test part."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,23 +22,29 @@ _FLAGS = {
 
 
 class Interactions:
-    """E events: `user_id`, `item_id` (text), `timestamp` (int64, seconds or milliseconds as found; null
-    throughout when only the order is known), optionally `rating` (float64) and `review` (text).
+    """E events, one per row of a frame.
 
-    A user's rows stand together, in time order.
+    Columns: `user_id` and `item_id` (text), `timestamp` (int64, seconds or milliseconds as in the source; null in all
+    rows if only the order is known), optionally `rating` (float64) and `review` (text). The rows of a user are
+    adjacent and in time order.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
-        """`frame` must already be as described; use `from_frame` for anything else."""
+        """`frame` must already have the form above; `from_frame` accepts other frames."""
         self.frame = frame
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame, source: str = "the interactions", seed: int = 0) -> Self:
-        """A log of a frame with `user_id`, `item_id` and optionally `timestamp`, `rating`, `review`.
+        """Build a log from a frame with `user_id`, `item_id` and optionally `timestamp`, `rating`, `review`.
 
-        Rows are sorted by user and time. A user's events of one moment are shuffled by `seed`, whatever their
-        order in the file: many logs know only the day and list a day's items by id. Without timestamps, a
-        user's rows keep their order.
+        Rows are sorted by user and time. A user's events with equal times are shuffled: many logs store only the day
+        and list the items of a day by id, so their order in the file means nothing. Without timestamps, the rows of a
+        user keep their order.
+
+        Args:
+            frame: one row per event.
+            source: name of the data in messages.
+            seed: seed of the shuffle.
 
         Raises:
             UserError: for a missing column, an empty id, or a timestamp or rating that cannot be read.
@@ -69,10 +75,10 @@ class Interactions:
     ) -> Self:
         """Read a CSV, TSV, JSONL or parquet file (text files also .gz).
 
-        `time_column=None` says that the rows of each user already stand in time order.
+        `time_column=None` means that the rows of each user are already in time order.
 
         Raises:
-            UserError: for a missing or unreadable file, a missing column, or what `from_frame` refuses.
+            UserError: for a missing or unreadable file, a missing column, or a frame that `from_frame` refuses.
         """
         columns = {
             "user_id": user_column,
@@ -96,22 +102,22 @@ class Interactions:
         return len(self) > 0 and not self.frame["timestamp"].null_count()
 
     def leave_one_out(self) -> "Split":
-        """Each user's last event is the test target, the one before it the validation target."""
+        """Split: each user's last event is the test target, the one before it the validation target."""
 
         return leave_one_out(self)
 
     def timestamp_split(self, valid_share: float = 0.1, test_share: float = 0.1) -> "Split":
-        """Cut the log at two moments, for all users alike; raises UserError without timestamps."""
+        """Split at two points in time, the same for all users; raises UserError for a log without timestamps."""
 
         return timestamp_split(self, valid_share, test_share)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write the frame as it is."""
+        """Write the frame to a parquet file."""
         self.frame.write_parquet(path)
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> Self:
-        """Read what `to_parquet` wrote, in its order; raises UserError for a missing or damaged file."""
+        """Read a file that `to_parquet` wrote, in its order; raises UserError if it is missing or damaged."""
         frame = read_table(path)
         for name in ("user_id", "item_id", "timestamp"):
             require_column(frame, name, path, "as to_parquet writes it")
@@ -119,7 +125,16 @@ class Interactions:
 
 
 def select_columns(frame: pl.DataFrame, columns: dict[str, str | None], source: str) -> pl.DataFrame:
-    """The events' columns under our names; `columns` maps ours to the file's, None where there is none."""
+    """Select the columns of the events and give them the names that llmrec uses.
+
+    Args:
+        frame: the table as read.
+        columns: name in llmrec -> name in the table, None if the table has no such column.
+        source: name of the data in messages.
+
+    Raises:
+        UserError: for a missing column.
+    """
     wanted = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
     for ours, theirs in wanted.items():
         require_column(frame, theirs, source, f"--data.columns.{_FLAGS[ours]}")
@@ -127,28 +142,28 @@ def select_columns(frame: pl.DataFrame, columns: dict[str, str | None], source: 
 
 
 def numbered(values: pl.Series) -> np.ndarray:
-    """int64 [E], each value's place among the sorted distinct values."""
+    """int64 [E], the position of each value among the sorted distinct values: [b, a, b] -> [1, 0, 1]."""
     distinct = pl.DataFrame({"value": values.unique().sort()}).with_row_index("number")
     found = pl.DataFrame({"value": values}).join(distinct, on="value", how="left", maintain_order="left")
     return found["number"].to_numpy().astype(np.int64)
 
 
 def _order(frame: pl.DataFrame, seed: int) -> np.ndarray:
-    """Rows by user, by time, and by a hash of user, item and seed; without times, by user as they stood.
+    """Row numbers sorted by user, time, and a hash of user, item and seed; without times, by user in file order.
 
-    Three sorts of single numbers take a quarter of the time of one by several columns.
+    Three sorts by one number each take a quarter of the time of one sort by several columns.
     """
     users = numbered(frame["user_id"])
     if frame["timestamp"].null_count():
         return np.argsort(users, kind="stable")
     shuffled = np.argsort(frame.select(pl.struct("user_id", "item_id").hash(seed)).to_series(), kind="stable")
     moments, moment = np.unique(frame["timestamp"].to_numpy(), return_inverse=True)
-    keys = users * len(moments) + moment  # below E squared, which int64 holds
+    keys = users * len(moments) + moment  # below E squared, so int64 suffices
     return shuffled[np.argsort(keys[shuffled], kind="stable")]
 
 
 def _as_timestamps(values: pl.Series, source: str) -> pl.Series:
-    """Integers as they are; dates and ISO times as seconds since 1970 (UTC)."""
+    """Times as int64: numbers stay, without fractions; dates and ISO times become seconds since 1970 (UTC)."""
     if values.null_count() == len(values):
         return pl.Series("timestamp", [None] * len(values), dtype=pl.Int64)
     times = _parse_times(values)
@@ -163,13 +178,13 @@ def _as_timestamps(values: pl.Series, source: str) -> pl.Series:
 
 
 def _parse_times(values: pl.Series) -> pl.Series:
-    """Int64 with null for what cannot be read."""
+    """Times as Int64, null for a value that cannot be read."""
     if values.dtype in (pl.Date, pl.Datetime):
         return values.dt.epoch("s")
     if values.dtype == pl.String:
         texts = values.str.strip_chars()
         times = texts.cast(pl.Int64, strict=False)
-        if times.null_count():  # fractions and dates, each slower to read than the kind before
+        if times.null_count():  # try integers, fractions, dates: the fastest first
             times = times.fill_null(texts.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False))
         if times.null_count():
             dates = [_parse_date(text) if time is None else None for text, time in zip(texts, times, strict=True)]
@@ -201,10 +216,10 @@ def _as_numbers(values: pl.Series, source: str) -> pl.Series:
 
 
 class Split:
-    """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), not decreasing along a user's rows.
+    """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), which does not decrease within a user.
 
-    `protocol` says how it was made: kind, events per part, the cut timestamps where there are any, and what
-    `llmrec.data.prepare` made of it.
+    `protocol` describes the split: its kind, the number of events per part, the cut timestamps if there are any, and
+    the cold-start settings that `llmrec.data.prepare` applied.
     """
 
     def __init__(self, frame: pl.DataFrame, protocol: dict[str, Any]) -> None:
@@ -234,10 +249,10 @@ class Split:
         return self.part(TEST)
 
     def sequences(self, catalog: Catalog) -> "Sequences":
-        """The log as arrays over the catalogue's rows; users in the order of their rows.
+        """The log as arrays, with items as rows of the catalogue and users in the order of the frame.
 
         Raises:
-            UserError: for an item that the catalogue lacks.
+            UserError: for an item that is not in the catalogue.
         """
         items = item_rows(self.frame["item_id"], catalog.frame["item_id"])
         users = self.frame["user_id"].rle().struct.unnest()
@@ -250,21 +265,22 @@ class Split:
         )
 
     def validation_examples(self, catalog: Catalog) -> "EvalExamples":
-        """Validation examples to stop a training by: those of `calibration_examples` with a warm target.
+        """The validation cases for early stopping: the cases of `calibration_examples` whose target is a warm item.
 
         Raises:
-            UserError: for an item that the catalogue lacks.
+            UserError: for an item that is not in the catalogue.
         """
         sequences = self.sequences(catalog)
         cases = self._validation(sequences)
         return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
 
     def calibration_examples(self, catalog: Catalog) -> "EvalExamples":
-        """All validation events, those of cold items included, to fit the weights of rankings on. Users that the
-        protocol sets apart as cold are left out.
+        """One case for each validation event with a history, for warm and cold items: to learn the fusion weights.
+
+        The cold users of the protocol are left out.
 
         Raises:
-            UserError: for an item that the catalogue lacks.
+            UserError: for an item that is not in the catalogue.
         """
         return self._validation(self.sequences(catalog))
 
@@ -275,14 +291,14 @@ class Split:
         return cases.where(sequences.parts[sequences.offsets[cases.users]] == TRAIN)
 
     def with_frame(self, frame: pl.DataFrame, **protocol: Any) -> "Split":
-        """The split of other events, with their counts and `protocol` in its protocol."""
+        """A split of other events: the same protocol, updated with the new event counts and `protocol`."""
         return Split(frame, {**self.protocol, **protocol, "events": _events(frame)})
 
 
 def leave_one_out(log: Interactions) -> Split:
-    """A user's last event is the test target, the one before it the validation target, the rest training.
+    """Each user's last event is the test target, the one before it the validation target, the rest is for training.
 
-    Users with fewer than three events only train: they have no history to ask with.
+    All events of users with fewer than three events are for training: no history would be left for validation.
     """
     lengths = log.frame["user_id"].rle().struct.field("len").to_numpy()
     ends = np.cumsum(lengths)[lengths >= 3]
@@ -294,10 +310,11 @@ def leave_one_out(log: Interactions) -> Split:
 
 
 def timestamp_split(log: Interactions, valid_share: float = 0.1, test_share: float = 0.1) -> Split:
-    """Train before the first cut, validate from it on, test from the second on; same cuts for all users.
+    """Split the log at two timestamps, the same for all users.
 
-    The cuts are the timestamps at which `valid_share + test_share` and `test_share` of the events remain;
-    events of one moment stay together, so the real shares may differ and stand in the protocol.
+    Events before the first cut are for training, events from the first cut on for validation, events from the second
+    cut on for testing. Shares `valid_share + test_share` and `test_share` of the events lie at or after the cuts.
+    Events with equal times stay in one part, so the real shares may differ; the protocol has the real counts.
 
     Raises:
         UserError: for a log without timestamps, shares that leave no training part, or an empty part.

@@ -1,6 +1,6 @@
-"""From the files of the user to a checked catalogue and a split log, and the `data` folder of a run.
+"""Prepare the user's files as a checked catalogue and a split log; save and load the `data` folder of a run.
 
-The split can be followed by a cold-start protocol, which takes the training events of more items or users away.
+After the split, a cold-start protocol can make further items or users cold: it removes their training events.
 """
 
 import json
@@ -26,12 +26,13 @@ log = get_logger(__name__)
 
 
 def hold_out(split: Split, config: DataConfig) -> Split:
-    """The split with the cold users, held-out items and simulated cold items of `config`, and these in its protocol.
+    """Apply the cold-start settings of `config.cold` to a split, and record them in its protocol.
 
-    Held-out items have test events alone, simulated ones validation events alone; no cold user has a training event.
+    Cold users have no training events. Held-out items have only test events, and simulated cold items only validation
+    events.
 
     Raises:
-        UserError: a share that draws none, or draws that leave no training event.
+        UserError: a share is so small that nothing is drawn, or no training event is left.
     """
     users = held = simulated = 0
     if config.cold.users:
@@ -56,7 +57,11 @@ def hold_out(split: Split, config: DataConfig) -> Split:
 
 
 def _keep_in(split: Split, part: int, field: str, config: DataConfig) -> tuple[Split, int]:
-    """Draw from the targets of `part`, take their events out of every part but that, and count the drawn."""
+    """Draw items among the targets of `part` and remove their events from the other parts.
+
+    Returns:
+        The new split, and the number of items drawn.
+    """
     catalog = Catalog(split.frame.select(pl.col("item_id").unique().sort()))
     targets = np.unique(split.sequences(catalog).cases(part).targets)
     drawn = _draw([catalog.ids[row] for row in targets], part, field, config)
@@ -65,7 +70,14 @@ def _keep_in(split: Split, part: int, field: str, config: DataConfig) -> tuple[S
 
 
 def _cold_users(split: Split, config: DataConfig) -> tuple[Split, int]:
-    """Draw from the users with a test event: a short history (in the validation part), one test event, no more."""
+    """Draw cold users among the users with a test event.
+
+    The first events of a cold user become the history (in the validation part), the next event is the test target, and
+    later events are dropped.
+
+    Returns:
+        The new split, and the number of users drawn.
+    """
     frame = split.frame
     candidates = frame.filter(pl.col("part") == TEST)["user_id"].unique().sort().to_list()
     drawn = _draw(candidates, TRAIN, "users", config)
@@ -73,13 +85,23 @@ def _cold_users(split: Split, config: DataConfig) -> tuple[Split, int]:
     history = pl.min_horizontal(pl.lit(config.cold.history), pl.len().over("user_id").cast(pl.Int64) - 1)
     part = pl.when(place < history).then(VALID).when(place == history).then(TEST).cast(pl.UInt8)
     cold = pl.col("user_id").is_in(drawn)
-    # A user's place without a part is after the test event: dropped.
+    # The events of a cold user after the test event have no part (null) and are dropped.
     frame = frame.with_columns(part=pl.when(cold).then(part).otherwise(pl.col("part"))).drop_nulls("part")
     return split.with_frame(frame), len(drawn)
 
 
 def _draw(ids: Sequence[str], stream: int, field: str, config: DataConfig) -> list[str]:
-    """The share of the sorted `ids` that `config.cold.field` asks for; each `stream` has random numbers of its own."""
+    """Draw a share of the sorted `ids`; the result is sorted too.
+
+    Args:
+        ids: the candidates.
+        stream: number of the random stream; together with `config.seed` it seeds the draw.
+        field: the field of `config.cold` that has the share.
+        config: the data section.
+
+    Raises:
+        UserError: the share is so small that nothing is drawn.
+    """
     share = getattr(config.cold, field)
     count = round(share * len(ids))
     if not count:
@@ -94,7 +116,7 @@ def _draw(ids: Sequence[str], stream: int, field: str, config: DataConfig) -> li
 
 @dataclass(frozen=True)
 class Prepared:
-    """A catalogue, its split log, and the account of what was dropped on the way."""
+    """A catalogue, its split log, and the summary of what the filters dropped."""
 
     catalog: Catalog
     split: Split
@@ -102,9 +124,10 @@ class Prepared:
 
     @property
     def for_training(self) -> "Prepared":
-        """What the stages before the bundle may see.
+        """The data that the stages before the bundle may use.
 
-        Under the strict regime the items with training events, in catalogue order, and the events of these; else all.
+        In the strict regime: the items with training events, in catalogue order, and the events of these items.
+        Otherwise: everything.
         """
         if not self._strict:
             return self
@@ -115,7 +138,10 @@ class Prepared:
 
     @property
     def cold_items(self) -> Catalog | None:
-        """The items that come in after training: under the strict regime those without training events, if any."""
+        """In the strict regime, the items without training events, which are added after training; otherwise None.
+
+        None also if all items have training events.
+        """
         if not self._strict:
             return None
         frame = self.catalog.frame.filter(~pl.col("item_id").is_in(self._trained.implode()))
@@ -131,11 +157,11 @@ class Prepared:
 
 
 def prepare(config: DataConfig) -> Prepared:
-    """Read, check, filter and split.
+    """Read, check, filter and split the data.
 
     Raises:
-        UserError: for files that are missing or malformed, items the policies refuse, an emptied log, or shares of
-            cold items or users that draw none.
+        UserError: for missing or malformed files, items that a policy does not allow (`unknown_items` or `empty_text`
+            is `fail`), filters that leave no event, or shares so small that no cold item or user is drawn.
     """
     catalog, events = read(config)
     summary = Summary()
@@ -191,7 +217,7 @@ def save(prepared: Prepared, folder: str | Path) -> None:
 
 
 def load(folder: str | Path) -> Prepared:
-    """Read what `save` wrote.
+    """Read the folder that `save` wrote.
 
     Raises:
         UserError: for a missing or damaged file.

@@ -1,4 +1,4 @@
-"""Interactions as arrays: each user's items in time order, and the cases that a ranking is asked."""
+"""Interactions as arrays: each user's items in time order, and the evaluation cases (history, target)."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ PARTS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class EvalExamples:
-    """n questions with known answers: what does this user take next, after this history?"""
+    """n evaluation cases: the history of a user, and the target (the item that the user takes next)."""
 
     users: np.ndarray
-    """int32 [n], rows of `Sequences.users`"""
+    """int32 [n], indices into `Sequences.users`"""
     histories: list[np.ndarray]
     """n arrays of catalogue rows, int32, oldest first, none empty"""
     targets: np.ndarray
@@ -28,7 +28,7 @@ class EvalExamples:
         return len(self.targets)
 
     def sample(self, n: int, seed: int) -> "EvalExamples":
-        """At most n of the cases, drawn without replacement by `seed`, in their old order."""
+        """At most n random cases, drawn without replacement with `seed`; their order stays."""
         if n >= len(self):
             return self
         chosen = np.zeros(len(self), bool)
@@ -36,14 +36,14 @@ class EvalExamples:
         return self.where(chosen)
 
     def where(self, chosen: np.ndarray) -> "EvalExamples":
-        """The cases of a mask (bool [n])."""
+        """The cases where the mask `chosen` (bool [n]) is true."""
         histories = [self.histories[row] for row in np.flatnonzero(chosen)]
         return EvalExamples(self.users[chosen], histories, self.targets[chosen])
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """The log as arrays: user u's events are `items[offsets[u]:offsets[u + 1]]` in time order."""
+    """The log of E events as arrays: the items of user u are `items[offsets[u]:offsets[u + 1]]`, in time order."""
 
     users: list[str]
     """U user ids"""
@@ -52,33 +52,39 @@ class Sequences:
     items: np.ndarray
     """int32 [E], rows of the catalogue"""
     parts: np.ndarray
-    """uint8 [E], not decreasing within a user"""
+    """uint8 [E], TRAIN, VALID or TEST; not decreasing within a user"""
     times: np.ndarray | None = None
-    """int64 [E], seconds or milliseconds as the log has them; None where only the order is known"""
+    """int64 [E], in the log's unit (seconds or milliseconds); None if only the order of the events is known"""
 
     def __len__(self) -> int:
         return len(self.users)
 
     def history(self, user: int, part: int) -> np.ndarray:
-        """Row `user`'s items of the parts before `part`, int32, oldest first."""
+        """The items of user number `user` in the parts before `part`, int32, oldest first."""
         start, stop = self.offsets[user], self.offsets[user + 1]
         return self.items[start : start + np.searchsorted(self.parts[start:stop], part)]
 
     def train_sequences(self) -> list[np.ndarray]:
-        """U arrays of the users' training items, some perhaps empty."""
+        """The training items of each user: U int32 arrays, oldest first; some may be empty."""
         return [self.history(user, VALID) for user in range(len(self))]
 
     def cases(self, part: int, every: bool = False) -> EvalExamples:
-        """One case for each user with an event in `part` and one before it, or one for each such event.
+        """The evaluation cases of one part; each needs a history of at least one event.
 
-        The target is the user's first event in `part`, and the history is all that came in earlier parts; or with
-        `every` each event is a target, and the history is all that came before it.
+        Args:
+            part: TRAIN, VALID or TEST.
+            every: False: one case per user. The target is the user's first event in `part`, and the history is all
+                events of earlier parts. True: one case per event in `part`. The event is the target, and the history
+                is all events of the user before it.
+
+        Returns:
+            The n cases, in the order of the log.
         """
         starts = np.repeat(self.offsets[:-1], np.diff(self.offsets))
         place = np.arange(len(self.items)) - starts
         chosen = (self.parts == part) & (place > 0)
         if not every:
-            earlier = np.append(part, self.parts[:-1])  # of the event before; the log's first has none
+            earlier = np.append(part, self.parts[:-1])  # part of the event before; the log's first event has none
             chosen &= earlier != part
         targets = np.flatnonzero(chosen)
         return EvalExamples(
@@ -88,15 +94,22 @@ class Sequences:
         )
 
     def train_counts(self, n_items: int) -> np.ndarray:
-        """int64 [N], training events of each catalogue row; 0 marks a cold item."""
+        """int64 [N], the number of training events of each catalogue row; a cold item has 0."""
         return np.bincount(self.items[self.parts == TRAIN], minlength=n_items).astype(np.int64)
 
 
 def item_rows(events: pl.Series, item_ids: pl.Series) -> np.ndarray:
-    """int32 [E], the place of each of the log's `events` (item ids) among the distinct `item_ids`.
+    """The row of each event's item in the catalogue.
+
+    Args:
+        events: E item ids, one per event.
+        item_ids: N distinct item ids of the catalogue.
+
+    Returns:
+        int32 [E], positions in `item_ids`.
 
     Raises:
-        UserError: for an item that is not among them.
+        UserError: for an event whose item is not in `item_ids`.
     """
     items = pl.DataFrame({"item_id": item_ids}).with_row_index("item")
     rows = pl.DataFrame({"item_id": events}).join(items, on="item_id", how="left", maintain_order="left")

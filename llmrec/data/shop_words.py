@@ -1,7 +1,7 @@
 """The vocabulary of the synthetic shop: departments, brands, style lines, product categories.
 
-Within a department the categories stand in the order in which people buy them: the first successor of a
-category is the next one in the list.
+The categories of a department are listed in the order in which users buy them: the first successor of a category is
+the next one in the list.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Category:
-    """A shelf of the shop: nouns and sizes go into titles, features into descriptions and reviews."""
+    """A product category: titles use its nouns and sizes, descriptions and reviews use its features."""
 
     name: str
     nouns: tuple[str, ...]
@@ -19,7 +19,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Department:
-    """Categories that share brands, materials and style lines (line -> what the line is made for)."""
+    """Categories that share brands, materials and style lines; `styles` maps a style line to its purpose."""
 
     name: str
     brands: tuple[str, ...]
@@ -35,7 +35,7 @@ COLORS = (
 
 
 def _categories(table: str) -> tuple[Category, ...]:
-    """Read lines of `name | noun, noun | size, size | feature, feature`."""
+    """Parse one category per line, written as `name | noun, noun | size, size | feature, feature`."""
 
     def line(text: str) -> Category:
         name, *lists = (cell.strip() for cell in text.split("|"))

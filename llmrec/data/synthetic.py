@@ -1,8 +1,9 @@
-"""A synthetic shop with planted taste and order, so that right answers are known.
+"""A synthetic shop: it draws items and events from a known distribution, so the best possible ranking is known.
 
-What a user buys next depends on the category bought last (a successor graph) and on the brands and style
-lines of the history. Both show in the titles: an item-level model sees few observations of each pair, a model
-that reads text and order generalises. `SyntheticShop.next_item_probabilities` is the generator itself.
+The user's next item depends on the category of the last item (a successor graph) and on the brands and style lines in
+the history. The titles show category, brand and style line. A model of item ids sees each pair of items only a few
+times; a model that reads text and order can generalise. `SyntheticShop.next_item_probabilities` returns the
+distribution that the events are drawn from.
 """
 
 import numpy as np
@@ -14,42 +15,42 @@ from llmrec.data.shop_words import COLORS, COMPLAINTS, DEPARTMENTS, DESCRIPTIONS
 from llmrec.errors import UserError
 
 JUMP = 0.1
-"""Share of events that ignore the successor graph and go to a bestseller of the whole shop."""
+"""Share of events that ignore the successor graph and take a bestseller of the whole shop instead (a jump)."""
 MAIN_SUCCESSOR = 0.75
-"""Share of the other events that go to a category's first successor; the rest go to its second."""
+"""Share of the other events that go to the first successor of the last category; the rest go to the second one."""
 BRAND_BOOST = 20.0
-"""Weight of the brand last bought in the department, over any other brand."""
+"""Weight of the brand that the user bought last in the department; any other brand has weight 1."""
 STYLE_BOOST = 0.5
-"""Weight added to a style line in proportion to its share of the user's purchases in the department."""
+"""The weight of a style line is 1 + STYLE_BOOST * its share of the user's purchases in the department."""
 SHELF_SKEW = 0.1
 """Zipf exponent of item popularity inside a category."""
 BESTSELLER_SKEW = 0.9
-"""Zipf exponent of the bestsellers that jumps go to."""
+"""Zipf exponent of item popularity in the whole shop, for jumps."""
 STOP = 0.8
-"""Probability that a user stops after each event from the sixth on."""
+"""Probability that a user stops after an event, for each event from the sixth on."""
 MIN_EVENTS, MAX_EVENTS = 6, 12
 
-_REPEAT = 1e-9  # weight factor of an item already bought: possible only when all the others are sold out
-_EPOCH = 1_672_531_200  # 2023-01-01 in unix seconds
+_REPEAT = 1e-9  # weight factor of an item that the user already has: bought again only if no other item is left
+_EPOCH = 1_672_531_200  # 2023-01-01 in Unix seconds
 _DAY = 86_400
 
 
 class SyntheticShop:
-    """A generated catalogue and log, together with the distribution they were drawn from.
+    """A generated catalogue and log, and the distribution that the events are drawn from.
 
     Args:
-        items: catalogue size N, 50 to 50,000.
-        users: number of users U, at least 1.
+        n_items: catalogue size N, 50 to 50,000.
+        n_users: number of users U, at least 1.
         seed: the same seed gives the same shop, byte for byte.
 
     Attributes:
         catalog: titles, descriptions, brands, categories and attributes.
         interactions: 6 to 12 events per user, with rating and review.
-        categories: int64 [N], row of each item's category in `successors`.
-        successors: int64 [C, 2], the first and the second successor of each category.
+        categories: int64 [N], the category of each item, as a row of `successors`.
+        successors: int64 [number of categories, 2], the first and the second successor of each category.
 
     Raises:
-        UserError: items or users out of range.
+        UserError: `n_items` or `n_users` is out of range.
     """
 
     def __init__(self, n_items: int = 3000, n_users: int = 4500, seed: int = 0) -> None:
@@ -70,7 +71,7 @@ class SyntheticShop:
         self.interactions = Interactions.from_frame(self._event_frame(self._walk(n_users, rng), rng))
 
     def next_item_probabilities(self, histories: list[np.ndarray]) -> np.ndarray:
-        """The generator's own distribution of the next item, the best any recommender can know.
+        """The true distribution of the next item: no recommender can rank better on average.
 
         Args:
             histories: B non-empty int arrays of catalogue rows, oldest first.
@@ -90,7 +91,7 @@ class SyntheticShop:
         return probabilities
 
     def _stock(self, n_items: int, rng: np.random.Generator) -> None:
-        """Choose what each item is; a category holds items in proportion to the visits it will get."""
+        """Draw each item's category and attributes; a category's size is proportional to its expected visits."""
         visits = visitors = self._start
         for _ in range(MIN_EVENTS - 1):
             visitors = visitors @ self._follow
@@ -109,7 +110,7 @@ class SyntheticShop:
         self._bestsellers = rng.permutation(_zipf(n_items, BESTSELLER_SKEW))
 
     def _shelf_probabilities(self, events: np.ndarray, category: int) -> np.ndarray:
-        """Distribution [B, n] over the n items of a category for events [B, T] (-1 is padding)."""
+        """float64 [B, n], the distribution over the n items of a category, given events [B, T] (-1 is padding)."""
         rows = self._rows[category]
         here = (events >= 0) & (self._departments[self.categories[events]] == self._departments[category])
         brands, styles = self._variants[events, 0], self._variants[events, 1]
@@ -122,14 +123,14 @@ class SyntheticShop:
         return weights / weights.sum(axis=1, keepdims=True)
 
     def _bestseller_probabilities(self, events: np.ndarray) -> np.ndarray:
-        """Distribution [B, N] of a jump for events [B, T] (-1 is padding)."""
+        """float64 [B, N], the distribution of the item of a jump, given events [B, T] (-1 is padding)."""
         weights = np.tile(self._bestsellers, (len(events), 1))
         rows, columns = np.nonzero(events >= 0)
         weights[rows, events[rows, columns]] *= _REPEAT
         return weights / weights.sum(axis=1, keepdims=True)
 
     def _walk(self, users: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw all users' purchases side by side: int64 [U, MAX_EVENTS], -1 after a user's last event."""
+        """Draw the purchases of all users in parallel: item rows, int64 [U, MAX_EVENTS], -1 after the last event."""
         lengths = np.minimum(MIN_EVENTS - 1 + rng.geometric(STOP, size=users), MAX_EVENTS)
         events = np.full((users, MAX_EVENTS), -1)
         for step in range(MAX_EVENTS):
@@ -148,7 +149,7 @@ class SyntheticShop:
         return events
 
     def _words(self, item: int) -> dict[str, str]:
-        """The words of one item, by the names that the sentence templates use."""
+        """The words of one item; the keys are the field names of the sentence templates."""
         department, shelf = self._shelves[self.categories[item]]
         brand, style, noun, size, color = self._variants[item]
         line = list(department.styles)[style]
@@ -211,28 +212,32 @@ class SyntheticShop:
 
 
 def synthetic(n_items: int = 3000, n_users: int = 4500, seed: int = 0) -> tuple[Catalog, Interactions]:
-    """The catalogue and the log of a `SyntheticShop`."""
+    """The catalogue and the log of a `SyntheticShop` with these arguments."""
     shop = SyntheticShop(n_items, n_users, seed)
     return shop.catalog, shop.interactions
 
 
 def _zipf(n: int, exponent: float) -> np.ndarray:
-    """Zipf's distribution over n ranks, float64 [n]."""
+    """The Zipf distribution over n ranks, float64 [n]."""
     weights = np.arange(1, n + 1) ** -exponent
     return weights / weights.sum()
 
 
 def _draw(probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One column per row, drawn by the rows' probabilities [B, n]; int64 [B]."""
+    """Draw one column index for each row of `probabilities` [B, n], with these probabilities; int64 [B]."""
     cumulative = np.cumsum(probabilities, axis=1)
     return (cumulative > rng.random((len(cumulative), 1)) * cumulative[:, -1:]).argmax(axis=1)
 
 
 def _successors(sizes: list[int]) -> np.ndarray:
-    """First and second successor of each category, int64 [C, 2], for departments of the given sizes.
+    """The first and the second successor of each category, for departments with `sizes` categories each.
 
-    The first is the next in the department (the last leads back to the first); the second lies three further
-    on or, for every other category where there are several departments, in the department that follows.
+    The first successor is the next category of the department; after the last category comes the first one. The
+    second successor is the category three places further in the same department. If there are several departments,
+    every second category has its second successor in the next department instead.
+
+    Returns:
+        int64 [number of categories, 2].
     """
     first = np.cumsum([0, *sizes])
     pairs = []

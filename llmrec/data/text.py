@@ -1,4 +1,4 @@
-"""Text of the catalogue: cleaning what shops publish, and filling a template with an item's fields."""
+"""Text of the catalogue: clean the published fields, and fill a template with the fields of an item."""
 
 import ast
 import html
@@ -14,24 +14,25 @@ from llmrec.errors import UserError
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|\\U0000[dD][89a-fA-F]")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,500}>|<!--.*?-->")
 _NON_TEXT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-# What closes the field before it ("{title}. {brand}"); opening brackets and quotes belong to the next field.
+# The punctuation that closes a field, such as ". " in "{title}. {brand}"; opening brackets and quotes belong to the
+# next field.
 _CLOSING = re.compile(r"[^\w({\[\"'“‘]*")
 
 
 def parse_literal(text: str) -> Any:
-    """The Python literal written in `text`; raises ValueError for anything else, and runs none of it."""
+    """The value of the Python literal in `text`; raises ValueError for any other text, and never runs code."""
     if _SURROGATE.search(text):
         raise ValueError("not a Python literal: half a surrogate pair, which is no text")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # about texts such as "[5in x 3in]"
+            warnings.simplefilter("ignore", SyntaxWarning)  # texts such as "[5in x 3in]" cause one
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"not a Python literal: {error}") from None
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """The single values in nested lists and records, in order, None left out."""
+    """Yield the single values in nested lists and dicts, in order, without None."""
     stack = [value]
     while stack:
         top = stack.pop()
@@ -44,10 +45,13 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def clean_text(value: Any, separator: str = ", ") -> str:
-    """One line of plain text from a published value: lists (also written as `"['a', 'b']"`) joined without
-    repeats, HTML tags and entities gone, white space collapsed; None and NaN are ""."""
+    """A published value as one line of plain text.
+
+    The values of a list (also one written as `"['a', 'b']"`) are joined with `separator`, without repeats. HTML tags
+    are removed, entities decoded, and white space is collapsed. None and NaN become "".
+    """
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        with suppress(ValueError):  # or a text that only looks like a list
+        with suppress(ValueError):  # a text that only looks like a list stays a text
             value = parse_literal(value)
     texts = (_plain(str(leaf)) for leaf in leaves(value) if leaf == leaf)
     return separator.join(dict.fromkeys(text for text in texts if text))
@@ -66,15 +70,21 @@ def clean_record(record: dict[str, Any]) -> dict[str, str]:
 
 
 class Slot(NamedTuple):
-    """A field of a template with the text that stands and falls with it."""
+    """A field of a template and the literal text around it, which is left out if the field is empty."""
 
     lead: str
+    """the text before the field"""
     field: str
     close: str
+    """the closing punctuation after the field"""
 
 
 def parse_template(template: str, fields: list[str]) -> list[Slot]:
-    """Split `"{title}. by {brand}"` into slots; UserError for a malformed template or an unknown field."""
+    """Split a template such as `"{title}. by {brand}"` into slots.
+
+    Raises:
+        UserError: for a malformed template, an unknown field, or a template without fields.
+    """
     try:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
@@ -83,7 +93,7 @@ def parse_template(template: str, fields: list[str]) -> list[Slot]:
     literal = ""
     for piece, field, spec, conversion in pieces:
         literal += piece
-        if field is None:  # an escaped brace, or the end
+        if field is None:  # an escaped brace, or the end of the template
             continue
         if field not in fields or spec or conversion:
             raise UserError(
@@ -103,13 +113,13 @@ def parse_template(template: str, fields: list[str]) -> list[Slot]:
 
 
 def fill_template(slots: list[Slot], values: dict[str, str]) -> str:
-    """The template's text for one item; an empty field goes with its lead and its closing punctuation."""
+    """The text for one item; an empty field is left out together with its lead and its closing punctuation."""
     present = [(slot, value) for slot in slots if (value := values[slot.field].strip())]
     parts: list[str] = []
     for slot, value in present:
         close = slot.close
         if slot is present[-1][0] and slot is not slots[-1]:
-            close = close.rstrip(" ,;:|/-–—")  # nothing follows that these would separate
+            close = close.rstrip(" ,;:|/-–—")  # no field follows, so no separator is needed
         if close.startswith(".") and value.endswith((".", "!", "?", "…")):
             close = close[1:]
         parts += [slot.lead, value, close]

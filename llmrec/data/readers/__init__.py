@@ -1,4 +1,4 @@
-"""Readers of the formats that data comes in; each module has `files(config)` and `read(config)`."""
+"""Readers of the data formats; each module has the functions `files(config)` and `read(config)`."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ READERS = {
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
-    """The catalogue and the whole log, each user's events in time order, nothing filtered yet.
+    """Read the catalogue and the whole log, before any filter; each user's events are in time order.
 
     Raises:
         UserError: for a missing or malformed file, with its name and, where known, the line.
@@ -32,7 +32,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
 
 
 def input_files(config: DataConfig) -> list[Path]:
-    """The files that `read` will read; none for the synthetic shop and for datasets on a hub.
+    """The files that `read` reads; an empty list for the synthetic shop and for datasets on the Hugging Face Hub.
 
     Raises:
         UserError: for a file that is missing.

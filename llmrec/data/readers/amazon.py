@@ -1,4 +1,4 @@
-"""Amazon reviews and metadata of 2014, 2018 and 2023 as published: one record a line, plain or gzipped.
+"""Amazon reviews and metadata of 2014, 2018 and 2023 as published: one record per line, plain or gzipped.
 
 2014 and 2018: https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/; 2023: https://amazon-reviews-2023.github.io.
 """
@@ -20,7 +20,7 @@ from llmrec.errors import UserError
 log = get_logger(__name__)
 
 _SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz")
-# Ours -> the names of 2014 and 2018, and of 2023.
+# Name in llmrec -> name in the releases of 2014 and 2018, and in the release of 2023.
 _REVIEW_2018 = {
     "user_id": "reviewerID",
     "item_id": "asin",
@@ -46,7 +46,7 @@ _ITEM_FIELDS = {
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The reviews and the metadata; `path` is the reviews' file or the folder of both."""
+    """The files of reviews and metadata; `config.path` is the file of reviews or the folder of both."""
     path = Path(config.source)
     if os.path.isdir(path):
         reviews = _only(
@@ -77,7 +77,7 @@ def _only(found: list[Path], folder: Path, what: str, flag: str) -> Path:
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
-    """Reviews as events (with rating and text) and metadata as items."""
+    """Read the reviews as events (with rating and review text) and the metadata as items."""
     reviews, metadata = files(config)
     return _items(metadata), Interactions.from_frame(_events(reviews), str(reviews), config.seed)
 
@@ -109,7 +109,7 @@ def _items(path: Path) -> Catalog:
         item = record.get("parent_asin", record.get("asin"))
         if not isinstance(item, str) or not item:
             raise UserError(f"{path}, line {number}: expected a text parent_asin or asin, found {item!r}")
-        if item in rows:  # the published files hold some items several times
+        if item in rows:  # the published files contain some items more than once
             repeated += 1
         else:
             rows[item] = {"item_id": item, **_item_fields(record)}
@@ -125,6 +125,6 @@ def _item_fields(record: dict[str, Any]) -> dict[str, str]:
         ours: next((record[name] for name in names if record.get(name)), "") for ours, names in _ITEM_FIELDS.items()
     }
     fields = clean_record(found)
-    if "getTime()" in fields["title"]:  # a script of the page instead of the title, as the 2018 authors warn
+    if "getTime()" in fields["title"]:  # a script of the web page, not a title; the authors of 2018 warn of it
         fields["title"] = ""
     return fields

@@ -14,7 +14,7 @@ from llmrec.errors import UserError
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The files of what is local; nothing for what a hub holds."""
+    """The local files; a dataset on the Hub has none."""
     found: list[Path] = []
     for name in (config.source, config.items):
         path = Path(_parse(name)[0]) if name else None
@@ -26,7 +26,10 @@ def files(config: DataConfig) -> list[Path]:
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
-    """Events by the configured columns; `items` is another dataset or a file."""
+    """Read the events from the configured columns, and the items from another dataset or a file.
+
+    Without `config.items`, the catalogue has the item ids of the events, with empty titles.
+    """
     events = select_columns(_load(config.source, "--data.path"), config.event_columns, config.source)
     log = Interactions.from_frame(events, config.source, config.seed)
     if config.items is None:
@@ -37,7 +40,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
 
 
 def _parse(name: str) -> tuple[str, str | None, str | None]:
-    """Name or folder, configuration, split."""
+    """Split NAME[:CONFIG][@SPLIT] into name or folder, configuration and split."""
     if os.path.exists(Path(name)):
         return name, None, None
     name, _, split = name.partition("@")
@@ -56,7 +59,7 @@ def _load(source: str, flag: str) -> pl.DataFrame:
             loaded = datasets.load_from_disk(name)
         else:
             loaded = datasets.load_dataset(name, config)
-    except Exception as error:  # the library names no common class, and what fails here is the user's path
+    except Exception as error:  # datasets has no common error class; the likely cause is the user's path
         raise UserError(f"{flag}: {source}: cannot be loaded as a dataset: {error}") from None
     if isinstance(loaded, dict):
         names = list(loaded)

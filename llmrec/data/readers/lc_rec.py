@@ -1,4 +1,4 @@
-"""LC-Rec folders (https://arxiv.org/abs/2311.09049): users' items in time order, and the items' texts."""
+"""LC-Rec folders (https://arxiv.org/abs/2311.09049): each user's items in time order, and the texts of the items."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from llmrec.errors import UserError
 
 
 def files(config: DataConfig) -> list[Path]:
-    """D.inter.json and, if there, D.item.json; `path` is the folder or D.inter.json itself."""
+    """The file D.inter.json and, if it exists, D.item.json; `config.path` is the folder or D.inter.json."""
     path = Path(config.source)
     if os.path.isdir(path):
         found = sorted(path.glob("*.inter.json"))
@@ -30,7 +30,7 @@ def files(config: DataConfig) -> list[Path]:
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
-    """Sequences and items; without D.item.json, a catalogue of the ids alone."""
+    """Read the sequences and the items; without D.item.json, the items have only their ids and no text."""
     inter, *items = files(config)
     log = Interactions.from_frame(_events(inter), str(inter))
     return (read_items(items[0]) if items else without_text(log, str(inter))), log
@@ -49,7 +49,7 @@ def _events(path: Path) -> pl.DataFrame:
 
 
 def read_items(path: Path) -> Catalog:
-    """The catalogue of a D.item.json: item -> {title, description, brand, categories, ...}."""
+    """Read the catalogue from a D.item.json file: item -> {title, description, brand, categories, ...}."""
     rows = []
     for item, record in _mapping(path, "item -> {title, ...}").items():
         if not isinstance(record, dict):

@@ -1,7 +1,7 @@
-"""MiniOneRec folders (https://arxiv.org/abs/2510.24431): windows of histories, joined to sequences again.
+"""MiniOneRec folders (https://arxiv.org/abs/2510.24431): the windows of each user are joined to one sequence.
 
-Each row of train, valid or test holds a user's last (at most ten) items and the next one; a user's rows stand
-in time order, and the parts follow one another in time. A part that is missing leaves the rest as it is.
+Each row of train, valid or test is a window: the last (at most ten) items of a user's history, and the next item. A
+user's rows are in time order; train comes first, then valid, then test. Parts may be missing.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ _PARTS = ("train", "valid", "test")
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The parts that are there, in time order, then the items (index/*.item.json, or else info/*.txt)."""
+    """The files of the existing parts, in time order, then the file of items (index/*.item.json or info/*.txt)."""
     folder = require_folder(config.source)
     parts = [file for part in _PARTS if (file := _single(folder, f"{part}/*.csv")) is not None]
     if not parts:
@@ -42,7 +42,7 @@ def _single(folder: Path, pattern: str) -> Path | None:
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
-    """Whole sequences, whatever part their rows stand in, and the items."""
+    """Read the items, and each user's whole sequence, joined over all parts."""
     *parts, items = files(config)
     sequences: dict[str, list[str]] = {}
     gaps = 0
@@ -60,7 +60,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
 
 
 def _windows(path: Path) -> list[tuple[str, list[str]]]:
-    """(user, history and target) of each row."""
+    """One (user, items) pair per row; the items are the history and the target."""
     frame = read_separated(path, ",")
     names = ["user_id", "history_item_id", "item_id"]
     for name in names:
@@ -83,7 +83,13 @@ def _windows(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def _extend(sequence: list[str], window: list[str]) -> bool:
-    """Append to a sequence what the window adds after their longest overlap; False when they do not meet."""
+    """Append the items of `window` after its longest overlap with the end of `sequence`.
+
+    Example: [1, 2, 3] and the window [2, 3, 4] give [1, 2, 3, 4].
+
+    Returns:
+        False if there is no overlap and `sequence` was not empty: then the whole window is appended.
+    """
     for overlap in range(min(len(sequence), len(window)), 0, -1):
         if sequence[-overlap:] == window[:overlap]:
             sequence += window[overlap:]
@@ -94,7 +100,7 @@ def _extend(sequence: list[str], window: list[str]) -> bool:
 
 
 def _info(path: Path) -> Catalog:
-    """Items of an info file: semantic ID, title and item id between tabs."""
+    """Read the items of an info file; each line has semantic ID, title and item id, separated by tabs."""
     rows = []
     for number, line in read_lines(path):
         values = line.split("\t")

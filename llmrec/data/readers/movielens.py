@@ -17,7 +17,7 @@ _MOVIE = ["item_id", "title", "categories"]
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The files of the layout whose ratings are in the folder."""
+    """The files of the first layout whose ratings file is in the folder."""
     folder = require_folder(config.source)
     for layout in _LAYOUTS:
         if (folder / layout[0]).is_file():
@@ -26,7 +26,7 @@ def files(config: DataConfig) -> list[Path]:
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
-    """Ratings as events; movies as items with title and categories (the genres)."""
+    """Read the ratings as events, and the movies as items with title and categories (the genres)."""
     ratings, *movies = files(config)
     if ratings.suffix == ".csv":
         events = _csv(
@@ -52,7 +52,7 @@ def _csv(path: Path, names: dict[str, str]) -> pl.DataFrame:
 
 
 def _fields(path: Path, separator: str, names: list[str]) -> pl.DataFrame:
-    """A table without a header, in latin-1 as the older releases are."""
+    """Read a table without a header; its encoding is latin-1, as in the older releases."""
     rows = []
     for number, line in read_lines(path, encoding="latin-1"):
         values = line.split(separator)
@@ -63,7 +63,7 @@ def _fields(path: Path, separator: str, names: list[str]) -> pl.DataFrame:
 
 
 def _items_100k(movies: Path, genres: Path) -> pl.DataFrame:
-    """Titles with the names of the genres whose flags, in the order of u.genre, are 1."""
+    """Item ids, titles and genres; u.item has one 0/1 flag per genre, in the order of u.genre."""
     names = _fields(genres, "|", ["genre", "number"])["genre"].to_list()
     if not names:
         raise UserError(f"{genres}: no genres; expected a line such as Action|1 for each")

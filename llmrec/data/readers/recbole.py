@@ -16,7 +16,7 @@ _TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 def files(config: DataConfig) -> list[Path]:
-    """D.inter and, if there, D.item; `path` is the folder or D.inter itself."""
+    """The file D.inter and, if it exists, D.item; `config.path` is the folder or D.inter."""
     path = Path(config.source)
     if os.path.isdir(path):
         found = sorted(path.glob("*.inter"))
@@ -30,7 +30,11 @@ def files(config: DataConfig) -> list[Path]:
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
-    """Events by the configured columns, items with all of theirs; sequences stay texts joined by spaces."""
+    """Read the events from the configured columns, and the items with all columns.
+
+    A sequence field (token_seq, float_seq) stays one text with spaces between its values. Without D.item, the items
+    have only their ids and no text.
+    """
     inter, *items = files(config)
     events = select_columns(_read_atomic(inter), config.event_columns, str(inter))
     log = Interactions.from_frame(events, str(inter), config.seed)
@@ -41,7 +45,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
 
 
 def _read_atomic(path: Path) -> pl.DataFrame:
-    """All columns as text under their bare names; the header's `name:type` is checked."""
+    """Read all columns as text; a column with the header `name:type` gets the name `name`, and the type is checked."""
     frame = read_separated(path, "\t", quoted=False)
     names = [header.rpartition(":") for header in frame.columns]
     for header, (name, _, kind) in zip(frame.columns, names, strict=True):

@@ -11,13 +11,13 @@ from llmrec.data.interactions import Interactions, select_columns
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The events and, if given, the items."""
+    """The file of events and, if `config.items` names one, the file of items."""
     events = require_file(config.source)
     return [events, require_file(config.items, "--data.items")] if config.items else [events]
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
-    """Both tables; without one of items, a catalogue of the events' item ids."""
+    """Read both tables; without a table of items, the catalogue has the item ids of the events, with empty titles."""
     events, *items = files(config)
     frame = select_columns(read_table(events), config.event_columns, str(events))
     log = Interactions.from_frame(frame, str(events), config.seed)
@@ -27,5 +27,5 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
 
 
 def without_text(log: Interactions, source: str) -> Catalog:
-    """A catalogue of the items that the log names, with empty titles."""
+    """A catalogue of the items in the log, with empty titles."""
     return Catalog.from_frame(log.frame.select(pl.col("item_id").unique(maintain_order=True)), source)
