@@ -234,14 +234,19 @@ def nearest(x: Rows, queries: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
         found = np.hstack([found, rows + where.start])
         best = np.argsort(-scores, axis=1, kind="stable")[:, : k + 1]
         scores, found = np.take_along_axis(scores, best, 1), np.take_along_axis(found, best, 1)
-    # if more than k items have the query's vector, the query itself may be missing: drop the last one then
+    # if more than k other items have the query's vector, the query itself may be missing: drop the last one then
     is_self = found == queries[:, None]
     is_self[~is_self.any(axis=1), -1] = True
     return found[~is_self].reshape(len(queries), k)
 
 
 def jaccard(before: np.ndarray, after: np.ndarray) -> float:
-    """Return |A & B| / |A | B| of two sets of k neighbours, rows of integers [Q, k], mean over queries; 1 if k = 0."""
+    """Return the Jaccard overlap of two lists of neighbours, intersection / union, mean over queries; 1 if k = 0.
+
+    Args:
+        before: items, integers [Q, k].
+        after: the same, of the second list.
+    """
     k = before.shape[1]
     if k == 0:
         return 1.0
