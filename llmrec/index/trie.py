@@ -383,15 +383,10 @@ def _ends(counts: np.ndarray) -> np.ndarray:
 
 
 def _merged_counts(ends: np.ndarray, inserted: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """Return the lengths of runs after insertions.
+    """Return the lengths [n + m] of the runs with bounds `ends` [n + 1] after two changes.
 
-    Args:
-        ends: bounds of the old runs, [n + 1].
-        inserted: old runs before which an empty run is inserted, [m].
-        more: runs, in the numbering after insertion, that get longer by 1 for each time they occur here.
-
-    Returns:
-        Lengths, [n + m].
+    First, an empty run is inserted before each of the runs `inserted` [m]. Then, in the new numbering, a run gets
+    longer by 1 for each time that it occurs in `more`.
     """
     counts = np.insert(np.diff(ends), inserted, 0)
     np.add.at(counts, more, 1)

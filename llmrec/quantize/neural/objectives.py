@@ -70,7 +70,7 @@ def diversity(codes: Tensor, codebook: Tensor, groups: Tensor, generator: torch.
 
     For each item, draw another code from the group of its code. The loss is the cross entropy of predicting the drawn
     code by a softmax over the inner products of the item's code with all other codes, mean over items (scalar). It is
-    infinite for a code that is alone in its group.
+    infinite if an item's code is alone in its group.
 
     Args:
         codes: the items' codes, int64 [B].
