@@ -1,1 +1,1 @@
-"""What a catalogue looks like to a decoder: the trie of semantic IDs, and the dense index of item vectors."""
+"""The catalogue as the decoder reads it: the trie of semantic IDs, and the dense index of item vectors."""

@@ -1,10 +1,11 @@
-"""Items as vectors beside their tokens: one space for what a language model is about to say and what items' texts say.
+"""Dense retrieval of items: one vector space for the model's hidden states and the items' text vectors.
 
-A head is trained with the model, by the cosine of its hidden state and the next item (LIGER, arXiv 2411.18814). What it
-learns of texts carries over to items that no training has seen, whose codes tell a model little.
+A head maps both into that space. It is trained with the language model, on the cosine of the hidden state and the
+target item (LIGER, arXiv 2411.18814). What it learns from texts also holds for cold items, whose codes the model has
+hardly learned.
 
-    index = DenseIndex.of(head, text_vectors)       # N items
-    index.log_probabilities(hidden)                 # [B, N]
+    index = DenseIndex.of(head, text_vectors)       # text_vectors [N, D]
+    index.log_probabilities(hidden)                 # hidden [B, H] -> [B, N]
 """
 
 import copy
@@ -22,17 +23,17 @@ from llmrec.errors import UserError
 from llmrec.model.adapter import TEMPERATURE, DenseHead
 
 BLOCK = 65_536
-"""Items whose vectors are made at a time."""
+"""Number of items whose vectors are computed at once."""
 
 
 @dataclass(frozen=True)
 class DenseIndex:
-    """A trained head and the vectors of a catalogue's N items, in the catalogue's order.
+    """A trained head, and the vectors of the N items of a catalogue, in catalogue order.
 
     Attributes:
-        head: on the CPU or wherever `to` has put it.
-        vectors: float32 [N, d], unit rows: the items in the head's space.
-        texts: float32 [N, D], unit rows: the items' text vectors, as an encoder made them.
+        head: the trained head, on the same device as the vectors.
+        vectors: the items in the space of the head, float32 [N, d], rows of length 1.
+        texts: the items' text vectors from the encoder, float32 [N, D], scaled to rows of length 1.
     """
 
     head: DenseHead
@@ -41,10 +42,14 @@ class DenseIndex:
 
     @classmethod
     def of(cls, head: DenseHead, texts: np.ndarray) -> Self:
-        """The index of items with text vectors `texts`, float32 [N, D].
+        """Build the index of N items from their text vectors.
+
+        Args:
+            head: a trained head. It is set to evaluation mode and frozen.
+            texts: text vectors of the items, float32 [N, D].
 
         Raises:
-            UserError: D is not the head's.
+            UserError: D differs from the head's `text_dims`.
         """
         if texts.ndim != 2 or texts.shape[1] != head.text_dims:
             raise UserError(
@@ -62,10 +67,15 @@ class DenseIndex:
         return len(self.vectors)
 
     def log_probabilities(self, hidden: torch.Tensor, is_cold: torch.Tensor | None = None) -> torch.Tensor:
-        """Of each item being next after hidden states [B, H]: float32 [B, N].
+        """Return the log-probability that each item is next: log softmax over items of cosine / temperature.
 
-        A softmax over the items; of `new`, bool [N], over the others, so that they change nobody's score. Where all
-        are new, over all.
+        Args:
+            hidden: hidden states, float [B, H].
+            is_cold: bool [N], the cold items. If given, only warm items are in the sum of the softmax, so that cold
+                items do not change the scores of other items. If None or if all items are cold, all are in the sum.
+
+        Returns:
+            float32 [B, N].
         """
         weight = self.head.query.weight
         logits = self.head.queries(hidden.to(weight.device, weight.dtype)) @ self.vectors.T / TEMPERATURE
@@ -74,45 +84,45 @@ class DenseIndex:
         return logits - logits[:, ~is_cold].logsumexp(-1, keepdim=True)
 
     def with_items(self, texts: np.ndarray) -> Self:
-        """The index with more items, of text vectors float32 [n, D], after the old ones; raises as `of`."""
+        """Return the index with n more items, of text vectors `texts`, float32 [n, D], at the end. Raises as `of`."""
         more = self.of(self.head, texts)
         vectors, texts_ = torch.cat([self.vectors, more.vectors]), torch.cat([self.texts, more.texts])
         return replace(self, vectors=vectors, texts=texts_)
 
     def with_texts(self, rows: np.ndarray, texts: np.ndarray) -> Self:
-        """The index in which the items `rows`, int [n], have other texts, of vectors float32 [n, D]; raises as `of`."""
+        """Return the index with text vectors `texts`, float32 [n, D], for the items `rows`, int [n]. Raises as `of`."""
         changed, at = self.of(self.head, texts), torch.as_tensor(rows)
         vectors, texts_ = self.vectors.clone(), self.texts.clone()
         vectors[at], texts_[at] = changed.vectors, changed.texts
         return replace(self, vectors=vectors, texts=texts_)
 
     def rows(self, rows: np.ndarray) -> Self:
-        """The index of the items `rows`, int [n], alone."""
+        """Return the index of only the items `rows`, int [n], in that order."""
         at = torch.as_tensor(rows)
         return replace(self, vectors=self.vectors[at], texts=self.texts[at])
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on `device`."""
+        """Return the index on `device`, with a copy of the head."""
         return replace(
             self, head=copy.deepcopy(self.head).to(device), vectors=self.vectors.to(device), texts=self.texts.to(device)
         )
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
+        """Write the index to `path` as one safetensors file."""
         tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        # Half as long: an encoder's own vectors are no more exact.
+        # float16 halves the bytes; the encoder's own vectors are not more exact than that.
         tensors |= {"items": self.vectors, "texts": self.texts.half()}
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote; the index is on the CPU.
 
         Raises:
-            UserError: the file is damaged, or another.
+            UserError: the file can't be read, is damaged, or is no dense index.
         """
         try:
-            # Copies: what safetensors maps may lie at any offset, where sums come in another order.
+            # Clone: safetensors may map a tensor at an unaligned address, where sums can run in another order.
             tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
             if damaged := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
                 raise ValueError(f"{damaged[0]} holds NaN or infinity")

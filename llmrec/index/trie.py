@@ -1,6 +1,7 @@
-"""The catalogue's semantic IDs as a trie in flat arrays: which codes may follow a prefix, which items end there.
+"""A trie of the catalogue's semantic IDs in flat arrays: the codes that may follow a prefix, and its items.
 
-Items come and go (`with_items`, `without_items`) by merging into the sorted arrays: passes over memory, no sorting.
+`with_items` adds items and `without_items` removes items: both make linear passes over the sorted arrays, and do not
+sort the catalogue again.
 """
 
 from collections.abc import Sequence
@@ -18,19 +19,20 @@ from llmrec.errors import UserError
 
 @dataclass(frozen=True)
 class ItemTrie:
-    """Nodes of level l are the distinct prefixes of length l + 1, numbered in lexicographic order.
+    """A trie of semantic IDs. The nodes of level l are the distinct prefixes of l + 1 codes, in lexicographic order.
 
-    All arrays are int32 (32 bytes per item where few items share a prefix); the cost of a step depends on the number
-    of beams and children alone. Tries are not changed in place: those that come of one may share arrays with it.
+    All arrays are int32: 32 bytes per item if few items share a prefix. The cost of a decoding step depends only on
+    the number of beams and of children. A trie is never changed in place; a trie made from another may share arrays
+    with it.
 
     Attributes:
-        level_sizes: C_l per level.
-        node_codes: per level [nodes]: the last code of each node.
-        parents: per level [nodes]: its parent on the level before (0, the root, on the first).
-        starts: per level [parents + 1]: the children of parent p are nodes `starts[p]:starts[p + 1]`.
-        firsts: per level [nodes + 1]: the items below node n are `order[firsts[n]:firsts[n + 1]]`.
-        order: [items that were not removed]: sorted by semantic ID, in catalogue order where they share one.
-        leaves: [N]: each item's node on the last level; -1 for items that were removed.
+        level_sizes: C_l of each level, [L].
+        node_codes: per level, [nodes]: the last code of the node's prefix.
+        parents: per level, [nodes]: the node's parent on the level before; 0, the root, on the first level.
+        starts: per level, [parents + 1]: the children of parent p are the nodes `starts[p]:starts[p + 1]`.
+        firsts: per level, [nodes + 1]: the items below node n are `order[firsts[n]:firsts[n + 1]]`.
+        order: rows of all items that are not removed, sorted by semantic ID; equal semantic IDs in catalogue order.
+        leaves: [N]: the item's node on the last level; -1 for an item that is removed.
     """
 
     level_sizes: list[int]
@@ -43,16 +45,20 @@ class ItemTrie:
 
     @classmethod
     def build(cls, codes: np.ndarray, level_sizes: Sequence[int]) -> Self:
-        """Build from codes int [N, L], vectorised over items.
+        """Build the trie of a catalogue.
+
+        Args:
+            codes: semantic IDs, int [N, L].
+            level_sizes: C_l of each level, [L].
 
         Raises:
-            UserError: no items, or a code outside its level.
+            UserError: `codes` is not [N, L] with N > 0, or a code is outside its level.
         """
         _check(codes, level_sizes)
         order = _sorted_rows(codes, level_sizes)
         changed = np.zeros(len(codes), dtype=bool)
         changed[0] = True
-        above = np.array([0, len(codes)])  # first item of each parent, and the end; the root has them all
+        above = np.array([0, len(codes)])  # first item of each parent, then the end; the root has all items
         node_codes, starts, firsts = [], [], []
         for level in range(codes.shape[1]):
             column = codes[order, level]
@@ -74,7 +80,7 @@ class ItemTrie:
         order: np.ndarray,
         rows: int,
     ) -> Self:
-        """The trie of these arrays, with those that follow from them; `rows` is N."""
+        """Make the trie from these arrays; compute `parents` and `leaves` from them. `rows` is N."""
         parents = [np.repeat(np.arange(len(start) - 1, dtype=np.int32), np.diff(start)) for start in starts]
         leaves = np.full(rows, -1, np.int32)
         leaves[order] = np.repeat(np.arange(len(firsts[-1]) - 1, dtype=np.int32), np.diff(firsts[-1]))
@@ -87,17 +93,21 @@ class ItemTrie:
         )
 
     def with_items(self, codes: np.ndarray) -> Self:
-        """The trie with more items, of codes int [M, L], as rows N to N + M - 1 of the catalogue; on the CPU.
+        """Return the trie with M items added, as rows N to N + M - 1 of the catalogue; both tries are on the CPU.
+
+        Args:
+            codes: semantic IDs of the added items, int [M, L].
 
         Raises:
-            UserError: no codes, or a code outside its level.
+            UserError: `codes` is not [M, L] with M > 0, or a code is outside its level.
         """
         _check(codes, self.level_sizes)
         new_order = _sorted_rows(codes, self.level_sizes)
         changed = np.zeros(len(codes), dtype=bool)
         changed[0] = True
-        # Per added item: `at` is its node on this level, or the node that its own node is inserted before; `node` is
-        # the same in the merged numbering. An item without a node on one level has none on the levels below.
+        # Per added item, on the current level: if the item's prefix has a node in this trie, `exists` is True and `at`
+        # is that node; else `at` is the node before which the prefix's new node is inserted. `node` is the number of
+        # the prefix's node in the merged trie. A prefix without a node has none on the deeper levels either.
         at = node = np.zeros(len(codes), np.int64)
         exists, inserted = np.ones(len(codes), bool), np.empty(0, np.int64)
         node_codes, starts, firsts = [], [], []
@@ -121,10 +131,13 @@ class ItemTrie:
         return self._of(self.level_sizes, node_codes, starts, firsts, order, self.n_items + len(codes))
 
     def without_items(self, rows: np.ndarray) -> Self:
-        """The trie without the items `rows`, int [E]; the others keep their rows; on the CPU.
+        """Return the trie without some items; the others keep their row numbers; both tries are on the CPU.
+
+        Args:
+            rows: items to remove, int [E].
 
         Raises:
-            UserError: a row outside the catalogue, or no item would be left.
+            UserError: a row is outside the catalogue, or no item would be left.
         """
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.n_items:
             raise UserError(f"Items to remove: rows {rows.min()} to {rows.max()} of a catalogue of {self.n_items}.")
@@ -154,33 +167,33 @@ class ItemTrie:
 
     @property
     def n_items(self) -> int:
-        """N, the rows of the catalogue, with those of items that were removed."""
+        """N, the number of rows of the catalogue, including the rows of removed items."""
         return len(self.leaves)
 
     @property
     def device(self) -> torch.device:
-        """Where the arrays are."""
+        """Device of the arrays."""
         return self.order.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Size of all arrays together, in bytes."""
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def to(self, device: torch.device | str) -> Self:
-        """The same trie on `device`."""
+        """Return the same trie on `device`."""
         return self._from_tensors({name: tensor.to(device) for name, tensor in self._tensors().items()})
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
+        """Write the trie to `path` as one safetensors file."""
         save_file(self._tensors() | {"level_sizes": torch.tensor(self.level_sizes)}, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote; the arrays stay memory-mapped.
+        """Read a file that `save` wrote; the arrays stay memory-mapped.
 
         Raises:
-            UserError: the file is damaged, or another.
+            UserError: the file can't be read, is damaged, or is no trie.
         """
         try:
             tensors = load_file(path)
@@ -189,7 +202,7 @@ class ItemTrie:
             raise UserError(f"{path}: not a trie that llmrec saved: {error}.") from None
 
     def matches_codes(self, codes: np.ndarray) -> bool:
-        """Whether the items' semantic IDs are `codes`, int [N, L], with none removed."""
+        """Return whether the trie holds exactly the semantic IDs `codes`, int [N, L], and no item is removed."""
         if codes.shape != (self.n_items, self.levels) or not self._is_sound():
             return False
         paths = self.paths(torch.arange(self.n_items, device=self.device))
@@ -197,7 +210,7 @@ class ItemTrie:
         return all(np.array_equal(mine, column) for mine, column in zip(own, codes.T, strict=True))
 
     def _is_sound(self) -> bool:
-        """Whether every pointer leads where it should: no array has another length, type or a value out of range."""
+        """Return whether the arrays have valid types, lengths and values, agree with each other, and miss no item."""
         tensors = [self.order, self.leaves, *self.node_codes, *self.parents, *self.starts, *self.firsts]
         if any(tensor.dtype != torch.int32 or tensor.dim() != 1 for tensor in tensors):
             return False
@@ -218,7 +231,16 @@ class ItemTrie:
         return torch.equal(self.leaves[self.order.long()].long(), ends)
 
     def step(self, level: int, parents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The nodes of `level` reached from `parents` by `codes`, both int64 [R]; -1 where there is none."""
+        """Return the child on `level` of each of `parents` that has the given code.
+
+        Args:
+            level: of the children, from 0.
+            parents: nodes of the level before, int64 [R]; 0 is the root for level 0, and -1 has no children.
+            codes: a code for each parent, int64 [R].
+
+        Returns:
+            Nodes of `level`, int64 [R]; -1 where no child has the code.
+        """
         safe = parents.clamp(min=0)
         end = self.starts[level][safe + 1].long()
         at = self._lower(level, self.starts[level][safe].long(), end, codes)
@@ -227,7 +249,10 @@ class ItemTrie:
         return torch.where(exists, at, -1)
 
     def _lower(self, level: int, low: torch.Tensor, high: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The first of the sibling nodes `low:high` of `level` whose code is not below; `high` if none. int64 [R]."""
+        """Return, by binary search, the first node in `low:high` of `level` whose code is >= `codes`; `high` if none.
+
+        The nodes `low:high` are siblings, so that their codes are sorted. All arguments and the result are int64 [R].
+        """
         last = len(self.node_codes[level]) - 1
         for _ in range(self.level_sizes[level].bit_length()):
             middle = (low + high) // 2
@@ -236,7 +261,11 @@ class ItemTrie:
         return low
 
     def children(self, level: int, parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All children on `level` of `parents` int64 [R] (-1 has none), as a flat ragged list.
+        """Return all children of `parents` as one flat list.
+
+        Args:
+            level: of the children, from 0.
+            parents: nodes of the level before, int64 [R]; -1 has no children.
 
         Returns:
             `(rows, nodes)`, both int64 [total]: `nodes[i]` is a child of `parents[rows[i]]`.
@@ -247,24 +276,24 @@ class ItemTrie:
         return ranges(start, stop)
 
     def codes(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
-        """The last code of each node of `level`, int64, shaped as `nodes`."""
+        """Return the last code of the prefix of each of `nodes`, nodes of `level`; int64, same shape as `nodes`."""
         return self.node_codes[level][nodes].long()
 
     def counts(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
-        """How many items lie below each node of `level`, int64, shaped as `nodes`."""
+        """Return the number of items below each of `nodes`, nodes of `level`; int64, same shape as `nodes`."""
         return (self.firsts[level][nodes + 1] - self.firsts[level][nodes]).long()
 
     def single_leaf(self, level: int, nodes: torch.Tensor) -> torch.Tensor:
-        """Whether only one semantic ID goes on from each node of `level`, bool, shaped as `nodes`."""
+        """Return whether all items below a node of `level` share one semantic ID; bool, same shape as `nodes`."""
         first, last = self.firsts[level][nodes].long(), self.firsts[level][nodes + 1].long() - 1
         return self.leaves[self.order[first]] == self.leaves[self.order[last]]
 
     def items_of(self, leaf: int) -> torch.Tensor:
-        """The items (rows of the catalogue, int64) whose semantic ID ends in node `leaf` of the last level."""
+        """Return the items (rows of the catalogue, int64) whose semantic ID is node `leaf` of the last level."""
         return self.order[self.firsts[-1][leaf] : self.firsts[-1][leaf + 1]].long()
 
     def paths(self, items: torch.Tensor) -> list[torch.Tensor]:
-        """Per level, the node of each of `items` int64 [E], which were not removed; int64 [E]."""
+        """Return L tensors int64 [E]: per level, the node of each of `items`, int64 [E]. No item may be removed."""
         node = self.leaves[items].long()
         nodes = [node]
         for level in range(self.levels - 1, 0, -1):
@@ -273,7 +302,7 @@ class ItemTrie:
         return nodes[::-1]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        """Every array by name; those of a level as `name.level`."""
+        """Return all arrays by name; an array of one level is named e.g. `starts.0`."""
         tensors: dict[str, torch.Tensor] = {}
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
@@ -296,20 +325,29 @@ class ItemTrie:
 
 
 def _is_partition(bounds: torch.Tensor, parts: int, of: int) -> bool:
-    """Whether `bounds` [parts + 1] cut 0 ... of into so many parts, none of them empty."""
+    """Return whether `bounds` [parts + 1] rise strictly from 0 to `of`: they cut range(of) into non-empty parts."""
     return (
         len(bounds) == parts + 1 and int(bounds[0]) == 0 and int(bounds[-1]) == of and bool((bounds.diff() > 0).all())
     )
 
 
 def _is_permutation(order: torch.Tensor) -> bool:
-    """Whether `order` [N] names each of 0 ... N - 1 once."""
+    """Return whether `order` [N] contains each of 0 ... N - 1 exactly once."""
     inside = bool((order >= 0).all()) and bool((order < len(order)).all())
     return inside and bool((torch.bincount(order.long(), minlength=len(order)) == 1).all())
 
 
 def ranges(start: torch.Tensor, stop: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All integers of the ranges `start[r]:stop[r]`, int64 [R] each, as `(rows, values)`, both int64 [total]."""
+    """List all integers of the ranges `start[r]:stop[r]`, one range after the other.
+
+    Args:
+        start: int64 [R].
+        stop: int64 [R], at least `start`.
+
+    Returns:
+        `(rows, values)`, both int64 [total]: `values[i]` is in the range `rows[i]`. For start [5, 0] and stop [7, 1],
+        they are [0, 0, 1] and [5, 6, 0].
+    """
     count = stop - start
     rows = torch.repeat_interleave(torch.arange(len(start), device=start.device), count)
     first = torch.repeat_interleave(start - (count.cumsum(0) - count), count)
@@ -324,7 +362,10 @@ def _check(codes: np.ndarray, level_sizes: Sequence[int]) -> None:
 
 
 def _sorted_rows(codes: np.ndarray, level_sizes: Sequence[int]) -> np.ndarray:
-    """Stable lexicographic order of the rows of `codes` [N, L]; by one key where that fits 63 bits."""
+    """Return the stable lexicographic order of the rows of `codes`, int [N, L], as row numbers, int64 [N].
+
+    If the product of the level sizes is below 2^63, the sort uses one int64 key per row, which is faster.
+    """
     if float(np.prod(np.asarray(level_sizes, float))) >= 2**63:
         return np.lexsort(codes.T[::-1])
     key = np.zeros(len(codes), np.int64)
@@ -335,14 +376,18 @@ def _sorted_rows(codes: np.ndarray, level_sizes: Sequence[int]) -> np.ndarray:
 
 
 def _ends(counts: np.ndarray) -> np.ndarray:
-    """Where runs of these lengths begin, and where the last ends: int32 [n + 1]."""
+    """Return the bounds of consecutive runs of the lengths `counts` [n], int32 [n + 1]: [2, 3] gives [0, 2, 5]."""
     ends = np.zeros(len(counts) + 1, np.int32)
     np.cumsum(counts, out=ends[1:])
     return ends
 
 
 def _merged_counts(ends: np.ndarray, inserted: np.ndarray, more: np.ndarray) -> np.ndarray:
-    """The lengths of the runs `ends`, with empty runs `inserted` before the given ones, and one longer per `more`."""
+    """Return the lengths [n + m] of the runs with bounds `ends` [n + 1] after two changes.
+
+    First, an empty run is inserted before each of the runs `inserted` [m]. Then, in the new numbering, a run gets
+    longer by 1 for each time that it occurs in `more`.
+    """
     counts = np.insert(np.diff(ends), inserted, 0)
     np.add.at(counts, more, 1)
     return counts

@@ -1,6 +1,6 @@
-"""The network of an RQ-VAE, and where its codes start.
+"""The network of an RQ-VAE, and the functions that place, reset and fill its codes.
 
-MLP encoder, residual chain of codebooks, MLP decoder (TIGER, arXiv 2305.05065).
+The network is an MLP encoder, a residual chain of L codebooks and an MLP decoder (TIGER, arXiv 2305.05065).
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,27 @@ from llmrec.quantize.neural.estimators import JOINS, SQVAE, build_sampler
 
 
 class Quantized(NamedTuple):
-    """What the residual chain makes of a batch of latents."""
+    """The output of the residual chain for a batch of latents."""
 
     codes: Tensor
-    """Of every level, int64 [B, L]."""
+    """Code of each level, int64 [B, L]."""
     joined: Tensor
-    """What the decoder gets: the value of the codes' sum, the gradient of the estimator; float32 [B, d]."""
+    """Input of the decoder, float32 [B, d]: the sum of the codes' vectors, with the gradient of the estimator."""
     vectors: list[Tensor]
-    """The codes themselves, with the gradient to their codebook; L times float32 [B, d]."""
+    """Vectors of the codes, L tensors float32 [B, d]; their gradient goes to their codebooks."""
     loss: Tensor
     """Quantization loss, summed over levels; scalar."""
 
 
 class ResidualAutoencoder(nn.Module):
-    """Encoder, L codebooks over its output, decoder; both ends see items standardised by `mean` and `std`."""
+    """Encoder, L codebooks over its output, and decoder.
+
+    The encoder reads, and the decoder writes, items standardised by `mean` and `std` (float32 [D] each).
+
+    Args:
+        dims: D, the dimensions of an item's embedding.
+        config: sizes of the levels and, in `rq_vae`, of the network.
+    """
 
     mean: Tensor
     std: Tensor
@@ -49,31 +56,35 @@ class ResidualAutoencoder(nn.Module):
         self.beta = settings.beta
         self.sinkhorn = settings.sinkhorn or [0.0] * config.levels
         self.training_dtype = torch.float32
-        """Arithmetic of the networks' matrix products in training; in use they compute in float32."""
+        """Dtype of the matrix products of encoder and decoder in training; in inference they run in float32."""
         self.register_buffer("mean", torch.zeros(dims))
         self.register_buffer("std", torch.ones(dims))
 
     def standardise(self, x: Tensor) -> Tensor:
-        """Items as the encoder takes them; `x` and result float32 [B, D]."""
+        """Return (x - mean) / std, the input of the encoder; `x` and the result are float32 [B, D]."""
         return (x - self.mean) / self.std.where(self.std > 0, 1.0)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents (float32 [B, d]) of the standardised items `x` [B, D]."""
+        """Return the latents, float32 [B, d], of the standardised items `x`, float32 [B, D]."""
         with self._arithmetic():
             z = self.encoder(x)
         return z.float()
 
     def decode(self, z: Tensor) -> Tensor:
-        """Standardised items (float32 [B, D]) of the latents `z` [B, d]."""
+        """Return the standardised items, float32 [B, D], that the latents `z`, float32 [B, d], decode to."""
         with self._arithmetic():
             x = self.decoder(z)
         return x.float()
 
     def quantize(self, z: Tensor) -> Quantized:
-        """The residual chain over the latents `z` [B, d]; in training it samples, balances and updates as configured.
+        """Quantize the latents `z`, float32 [B, d], level by level.
 
-        The residual subtracts the raw code: a straight-through copy would cut the later levels' commitment gradient
-        to `z`. Detached, since each codebook answers for its own level alone.
+        Level l picks a code for the residual r_l, and r_(l+1) = r_l - code. In training mode, the levels also sample
+        soft codes, balance the batch over the codes and update moving averages, as the configuration says.
+
+        The chain subtracts the detached code. With a straight-through copy, r - copy has no gradient, so the
+        commitment losses of later levels would not reach `z`. Without the detach, the losses of later levels would
+        also move the codebooks of earlier ones.
         """
         residual, total, loss = z, torch.zeros_like(z), z.new_zeros(())
         indices, vectors = [], []
@@ -94,7 +105,7 @@ class ResidualAutoencoder(nn.Module):
         return Quantized(torch.stack(indices, dim=1), joined, vectors, loss)
 
     def sum_of_codes(self, index: Tensor) -> Tensor:
-        """Sum (float32 [B, d]) of the codes `index` (int64 [B, l]) of the first l levels."""
+        """Return the sum, float32 [B, d], of the vectors of the codes `index`, int64 [B, l], of the first l levels."""
         total = self.mean.new_zeros(len(index), self.latent)
         for codebook, chosen in zip(self.codebooks, index.T, strict=False):
             total = total + codebook.effective()[chosen]
@@ -106,10 +117,10 @@ class ResidualAutoencoder(nn.Module):
 
 
 def _mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them. They start as LC-Rec's do: Xavier normal weights, biases of 0.
+    """Linear layers with ReLU between them; initialised as in LC-Rec: Xavier normal weights, biases of 0.
 
-    Torch's default start shrinks the differences between items in each layer. After LC-Rec's seven layers all items
-    have the same latent, and so the same codes.
+    Torch's default initialisation shrinks the differences between items in each layer: after LC-Rec's seven layers,
+    all items have the same latent and so the same codes.
     """
     layers: list[nn.Module] = []
     for width, following in pairwise(widths):
@@ -122,7 +133,13 @@ def _mlp(widths: list[int]) -> nn.Sequential:
 
 @torch.no_grad()
 def place_codes(model: ResidualAutoencoder, data: Tensor, config: TokenizeConfig) -> None:
-    """Place all codebooks of `model` as `config` says, on the standardised items `data` (float32 [B, D])."""
+    """Initialise all codebooks of `model` from a sample of items, level by level on the residuals.
+
+    Args:
+        model: its codebooks are changed, and sigma^2 of an SQ-VAE sampler.
+        data: standardised items, float32 [B, D].
+        config: `rq_vae.init` says how to initialise.
+    """
     residual = model.encode(data)
     for level, codebook in enumerate(model.codebooks):
         if isinstance(codebook, PlacedCodebook):
@@ -135,10 +152,10 @@ def place_codes(model: ResidualAutoencoder, data: Tensor, config: TokenizeConfig
 
 
 def _start(residual: Tensor, config: TokenizeConfig, level: int) -> Tensor:
-    """Codes [C, d] for the first `residual` [B, d] of a level."""
+    """Initial codes, float32 [C, d], of `level`, from its residuals `residual`, float32 [B, d]."""
     codes = config.level_sizes[level]
     if config.rq_vae.init == "random":
-        # as in VQ-VAE (arXiv 1711.00937), blind to the data
+        # as in VQ-VAE (arXiv 1711.00937); does not look at the data
         return torch.empty(codes, residual.shape[1], device=residual.device).uniform_(-1 / codes, 1 / codes)
     place = kmeans if config.rq_vae.init == "kmeans++" else balanced_kmeans
     centroids = place(residual.cpu().numpy(), codes, config.iterations, config.seed + level)
@@ -146,17 +163,19 @@ def _start(residual: Tensor, config: TokenizeConfig, level: int) -> Tensor:
 
 
 ROUNDS = 20
-"""Most rounds of filling a level: a moved code may take another's last item."""
+"""Most rounds that `fill_unused` spends on a level: a moved code may take the last item of another code."""
 
 
 @torch.no_grad()
 def reset_unused(model: ResidualAutoencoder, data: Tensor, used: list[Tensor], generator: torch.Generator) -> None:
-    """Move every code not `used` (L times bool [C]) onto a residual of its level, drawn by its squared error.
+    """Move each unused code onto the residual of a randomly drawn item.
+
+    The probability of an item is proportional to the squared distance of its residual to the nearest code.
 
     Args:
         model: its codebooks are changed, the first level first.
         data: standardised items to draw from, float32 [B, D], B at least C.
-        used: all set to False for the next round.
+        used: L tensors bool [C], True for a code that items used. All are set to False here, for the next round.
         generator: draws the items; on the CPU.
     """
     residual = model.encode(data)
@@ -170,9 +189,14 @@ def reset_unused(model: ResidualAutoencoder, data: Tensor, used: list[Tensor], g
 
 @torch.no_grad()
 def fill_unused(model: ResidualAutoencoder, z: Tensor, generator: torch.Generator) -> None:
-    """Move every code that none of all latents `z` [N, d] takes onto one of them, as `reset_unused` does.
+    """Move each code that no item uses onto the residual of a drawn item, as `reset_unused` does.
 
-    For the end of training: codes that few items take follow their items too slowly, and some fall behind.
+    Call it after training: a code with few items follows them too slowly and may end up with none.
+
+    Args:
+        model: its codebooks are changed, the first level first.
+        z: latents of all items, float32 [N, d].
+        generator: draws the items; on the CPU.
     """
     for codebook in model.codebooks:
         for _ in range(ROUNDS):
@@ -185,15 +209,15 @@ def fill_unused(model: ResidualAutoencoder, z: Tensor, generator: torch.Generato
 
 
 def _move(codebook: Codebook, residual: Tensor, dead: Tensor, generator: torch.Generator) -> None:
-    """Move the codes `dead` onto drawn rows of `residual` [B, d]."""
+    """Move the codes `dead`, int64 [n], onto drawn rows of `residual`, float32 [B, d]."""
     assert isinstance(codebook, MovableCodebook), "the configuration lets only these be reset"
-    # items that are on their codes have a chance too, should there be too few others
+    # an item that equals its code keeps a tiny weight: multinomial needs len(dead) items of weight above 0
     weights = _left_by(codebook, residual).square().sum(1).clamp_min(torch.finfo(torch.float32).tiny).cpu()
     rows = torch.multinomial(weights, len(dead), generator=generator).to(residual.device)
     codebook.reset(dead, residual[rows])
 
 
 def _left_by(codebook: Codebook, residual: Tensor) -> Tensor:
-    """What the nearest codes leave of `residual` [B, d]."""
+    """Return `residual` minus its nearest codes, both float32 [B, d]: the residual of the next level."""
     codes = codebook.effective()
     return residual - codes[codebook.select(residual, codes)]

@@ -1,4 +1,8 @@
-"""The codebooks of an RQ-VAE, one per level: learned, moving averages, fixed with a learned map (SimVQ), and grids."""
+"""The codebooks of an RQ-VAE, one per level.
+
+Their codes are learned by gradient, are moving averages, are frozen vectors under a learned linear map (SimVQ,
+arXiv 2411.02038), or are the points of a fixed grid (FSQ, arXiv 2309.15505).
+"""
 
 from abc import ABC, abstractmethod
 
@@ -11,16 +15,23 @@ from llmrec.quantize.config import TokenizeConfig
 
 
 class Codebook(nn.Module, ABC):
-    """C codes of d dimensions: how they are found, learned and moved."""
+    """C codes of d dimensions: how residuals select them and how they learn."""
 
     @abstractmethod
     def effective(self) -> Tensor:
-        """The codes as training and decoding see them, float32 [C, d]."""
+        """Return the vectors of the codes, float32 [C, d], that training, encoding and decoding use."""
 
     def select(self, residual: Tensor, codes: Tensor, epsilon: float = 0.0) -> Tensor:
-        """Index (int64 [B]) into `codes` [C, d], which `effective` gave, for each residual [B, d].
+        """Select a code for each residual.
 
-        The nearest code; with `epsilon` above 0, the code that LC-Rec's uniform mapping of the batch gives.
+        Args:
+            residual: float32 [B, d].
+            codes: the result of `effective`, float32 [C, d].
+            epsilon: 0 selects the nearest code; above 0, LC-Rec's uniform mapping (`uniform_mapping`, arXiv
+                2311.09049) spreads the batch evenly over the codes.
+
+        Returns:
+            Rows of `codes`, int64 [B].
         """
         if epsilon == 0:
             return nearest_code(residual, codes)
@@ -28,44 +39,53 @@ class Codebook(nn.Module, ABC):
             return uniform_mapping(squared_distances(residual, codes), epsilon).argmax(1)
 
     def loss(self, residual: Tensor, code: Tensor, beta: float) -> Tensor:
-        """Mean over elements of |sg r - c|^2 + beta |r - sg c|^2, scalar; `residual` and `code` are [B, d]."""
+        """Return the codebook loss plus `beta` times the commitment loss, a scalar.
+
+        With sg the stop-gradient, it is the mean over elements of (sg(r) - c)^2 + beta (r - sg(c))^2, where r is
+        `residual` and c is `code`, both float32 [B, d].
+        """
         return F.mse_loss(code, residual.detach()) + beta * F.mse_loss(residual, code.detach())
 
     def update(self, residual: Tensor, index: Tensor) -> None:
-        """Learn, without gradients, from the residuals [B, d] that took the codes `index` [B]; most don't."""
+        """Update the codes without gradients; does nothing unless a subclass overrides it.
+
+        Args:
+            residual: float32 [B, d].
+            index: the code of each residual, int64 [B].
+        """
 
 
 class PlacedCodebook(Codebook):
-    """Its codes need a place to start."""
+    """A codebook whose codes must be initialised from outside."""
 
     @abstractmethod
     def place(self, codes: Tensor) -> None:
-        """Start from `codes` [C, d]."""
+        """Initialise the codes with `codes`, float32 [C, d]."""
 
 
 class MovableCodebook(PlacedCodebook):
-    """Its codes can be moved in the course of training, too."""
+    """A codebook whose single codes can also be moved during training."""
 
     @abstractmethod
     def reset(self, dead: Tensor, vectors: Tensor) -> None:
-        """Move the codes `dead` (int64 [n]) onto `vectors` [n, d]."""
+        """Set the codes `dead`, int64 [n], to `vectors`, float32 [n, d]."""
 
 
 @torch.no_grad()
 def nearest_code(residual: Tensor, codes: Tensor) -> Tensor:
-    """Row of the code [C, d] nearest to each residual [B, d], int64 [B]."""
-    # |r - c|^2 without |r|^2, which does not change the order
+    """Return the row of `codes`, float32 [C, d], nearest to each row of `residual`, float32 [B, d], as int64 [B]."""
+    # |r - c|^2 - |r|^2: |r|^2 is the same for all codes, so the order does not change
     return torch.addmm(codes.square().sum(1), residual, codes.T, alpha=-2).argmin(1)
 
 
 def squared_distances(residual: Tensor, codes: Tensor) -> Tensor:
-    """Squared distance (float32 [B, C]) of every residual [B, d] to every code [C, d]."""
+    """Return the squared distance, float32 [B, C], of each residual, float32 [B, d], to each code, float32 [C, d]."""
     cross = torch.addmm(codes.square().sum(1), residual, codes.T, alpha=-2)
     return (cross + residual.square().sum(1, keepdim=True)).clamp_min(0)
 
 
 class LearnedCodebook(MovableCodebook):
-    """Codes that are parameters; the codebook loss draws them to their residuals."""
+    """Codes that are parameters; the gradient of the codebook loss moves each code towards its residuals."""
 
     def __init__(self, codes: int, dims: int) -> None:
         super().__init__()
@@ -84,7 +104,7 @@ class LearnedCodebook(MovableCodebook):
 
 
 SMOOTHING = 1e-5
-"""Count added to every code, so that an unused one divides by more than 0."""
+"""Added to the moving count of each code, so that the sum of an unused code is not divided by 0."""
 
 
 RESET_COUNT = 1.0
@@ -92,7 +112,15 @@ RESET_COUNT = 1.0
 
 
 class EMACodebook(MovableCodebook):
-    """Codes s_k / n_k of the moving sum s_k and the moving count n_k of their residuals; no gradient."""
+    """Codes c_k = s_k / n_k, with s_k the moving sum and n_k the moving count of the residuals of code k.
+
+    As in arXiv 2203.01941, the codes get no gradient: s_k <- decay s_k + (1 - decay) (sum of the batch), and n_k alike.
+
+    Args:
+        codes: C.
+        dims: d.
+        decay: share of the old average that an update keeps, 0 to 1.
+    """
 
     codes: Tensor
     sums: Tensor
@@ -109,7 +137,7 @@ class EMACodebook(MovableCodebook):
         return self.codes
 
     def loss(self, residual: Tensor, code: Tensor, beta: float) -> Tensor:
-        """The commitment loss alone: averages follow no gradient."""
+        """Return the commitment loss alone, `beta` times the mean squared error: the codes get no gradient."""
         return beta * F.mse_loss(residual, code)
 
     @torch.no_grad()
@@ -134,7 +162,7 @@ class EMACodebook(MovableCodebook):
 
 
 class FixedLinearCodebook(PlacedCodebook):
-    """C W^T with C frozen once placed and W a learned matrix that starts as the identity."""
+    """Codes C W^T (arXiv 2411.02038): `place` sets C, which then stays frozen; W is learned, from the identity on."""
 
     frozen: Tensor
 
@@ -153,7 +181,10 @@ class FixedLinearCodebook(PlacedCodebook):
 
 
 class SimVQCodebook(Codebook):
-    """W(C) with C drawn from N(0, 1 / d) once and W a learned linear map with bias, in lookup and decoding alike."""
+    """Codes C W^T + b (SimVQ, arXiv 2411.02038): C is drawn once from N(0, 1 / d) and frozen; W and b are learned.
+
+    Both the search for the nearest code and the decoding use the mapped codes.
+    """
 
     frozen: Tensor
 
@@ -167,7 +198,15 @@ class SimVQCodebook(Codebook):
 
 
 class GridBound(nn.Module):
-    """Latents [B, levels * axes] squeezed into the grid's range, axis by axis, 0 staying 0."""
+    """Last layer of an FSQ encoder: it maps each axis of the latents into the range of the grid, and 0 to 0.
+
+    For latents z, float32 [B, levels * axes]: (tanh(z + shift) * reach - offset) / scale.
+
+    Args:
+        grid: number of values per axis of one level, e.g. [8, 6, 5].
+        symmetric: round about 0, so that an axis of v values gets 2 (v // 2) + 1 of them.
+        levels: L.
+    """
 
     reach: Tensor
     offset: Tensor
@@ -178,7 +217,7 @@ class GridBound(nn.Module):
         super().__init__()
         values = torch.tensor(grid * levels, dtype=torch.float64)
         scale = values.div(2, rounding_mode="floor")
-        # 1 + 1e-3: tanh alone would round to the outermost values at infinity only
+        # 1 + 1e-3: without it, the shift of an axis of 2 values would be atanh(1) = infinity
         reach = scale if symmetric else (values - 1) * (1 + 1e-3) / 2
         offset = torch.zeros_like(values) if symmetric else 0.5 * (values % 2 == 0)
         for name, buffer in {
@@ -194,7 +233,17 @@ class GridBound(nn.Module):
 
 
 class GridCodebook(Codebook):
-    """All points of a grid over one level's slice of the bounded latent; index = sum over axes of digit * basis."""
+    """The codes are all points of a grid (FSQ, arXiv 2309.15505); each level has its own slice of the latent's axes.
+
+    The latent is the output of `GridBound`. The number of a code is the sum over axes of digit * basis: with 8, 6 and
+    5 values per axis, digit_0 + 8 digit_1 + 48 digit_2.
+
+    Args:
+        grid: number of values per axis of one level.
+        symmetric: as in `GridBound`.
+        level: number of this level, from 0.
+        levels: L.
+    """
 
     codes: Tensor
     scale: Tensor
@@ -218,12 +267,12 @@ class GridCodebook(Codebook):
 
     @torch.no_grad()
     def select(self, residual: Tensor, codes: Tensor, epsilon: float = 0.0) -> Tensor:
-        """Index (int64 [B]) of the grid point that every axis of the bounded `residual` [B, d] rounds to."""
+        """Round each axis of `residual`, float32 [B, d], to the grid; return the number of that point, int64 [B]."""
         digits = (residual[:, self.slice] * self.scale).round().long() + self.scale
         return (digits * self.basis).sum(1)
 
     def loss(self, residual: Tensor, code: Tensor, beta: float) -> Tensor:
-        """0: a grid neither moves nor needs the encoder's commitment."""
+        """Return 0: the points of a grid do not move, and the encoder needs no commitment loss."""
         return residual.new_zeros(())
 
 
@@ -231,7 +280,7 @@ __all__ = ["Codebook", "MovableCodebook", "PlacedCodebook", "build_codebooks", "
 
 
 def build_codebooks(config: TokenizeConfig) -> list[Codebook]:
-    """The codebooks [L] that `config` asks for, not placed yet."""
+    """Return the L codebooks that `config` asks for; each `PlacedCodebook` still needs `place`."""
     settings = config.rq_vae
     codebooks: list[Codebook] = []
     for level, codes in enumerate(config.level_sizes):

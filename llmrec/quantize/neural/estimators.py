@@ -1,4 +1,7 @@
-"""How gradients pass a quantizer: straight-through, rotation, Gumbel-softmax, SQ-VAE."""
+"""Gradient estimators of a quantizer: straight-through, rotation, reflection, Gumbel-softmax and SQ-VAE.
+
+Rotation and reflection are those of arXiv 2410.06424, SQ-VAE is that of arXiv 2205.07547. sg is the stop-gradient.
+"""
 
 import math
 from collections.abc import Callable
@@ -12,25 +15,38 @@ from llmrec.quantize.neural.codebooks import squared_distances
 
 
 def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized` with the gradient of `z`; nothing flows to the codebooks."""
+    """Return z + sg(quantized - z): the value of `quantized`, the gradient to `z`, none to the codebooks.
+
+    Args:
+        z: latents, float32 [B, d].
+        quantized: sums of their codes, float32 [B, d].
+    """
     return z + (quantized - z).detach()
 
 
 LEAST_NORM = 1e-6
-"""Norm below which a vector counts as 0 and has no direction."""
+"""A vector with a norm below this counts as 0 and has no direction."""
 
 
 ANTIPODAL = 1e-3
-"""Length of the sum of two unit vectors below which rounding leaves no axis between them."""
+"""Two directions count as opposite if the sum of their unit vectors is shorter than this: rounding errors would
+decide the direction of so short a sum."""
 
 
 def rotate(z: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized` [B, d] as sg(lambda R) z, row by row; nothing flows to the codebooks.
+    """Return sg(lambda R) z per row: the value of `quantized`, a rotated gradient to `z`, none to the codebooks.
 
-    R is the rotation, in the plane of both, of the direction of z onto that of its code, lambda the ratio of their
-    norms. It is applied as two reflections, (I - 2 q q^T)(I - 2 r r^T) with r halfway between the directions: O(d),
-    and orthogonal whatever the rounding. Where the code points away from z there is no r, and the second
-    reflection alone takes z there.
+    R rotates the direction of z onto the direction q of `quantized`, in the plane of the two; lambda is
+    |quantized| / |z|. The rotation is applied as two reflections, R = (I - 2 q q^T)(I - 2 r r^T), where r is the unit
+    vector halfway between the two directions. This costs O(d) per row, and R is orthogonal in spite of rounding. If
+    the directions are opposite, r does not exist, and the reflection I - 2 q q^T alone maps z onto its code.
+
+    Args:
+        z: latents, float32 [B, d].
+        quantized: sums of their codes, float32 [B, d].
+
+    Returns:
+        float32 [B, d].
     """
     with torch.no_grad():
         direction, code, ratio = directions(z, quantized)
@@ -42,22 +58,34 @@ def rotate(z: Tensor, quantized: Tensor) -> Tensor:
 
 
 def directions(z: Tensor, quantized: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit rows of both [B, d], 0 for a row of norm 0, and |quantized| / |z| [B, 1], 1 where z is 0."""
+    """Directions and ratio of norms of `z` and `quantized`, float32 [B, d] each.
+
+    Returns:
+        The unit rows of `z` and of `quantized`, float32 [B, d] each, about 0 for a row of norm 0; and
+        |quantized| / |z|, float32 [B, 1], which is 1 where z is 0.
+    """
     z_norm, code_norm = z.norm(dim=1, keepdim=True), quantized.norm(dim=1, keepdim=True)
     ratio = torch.where(z_norm > LEAST_NORM, code_norm / z_norm, 1)
     return z / z_norm.clamp_min(LEAST_NORM), quantized / code_norm.clamp_min(LEAST_NORM), ratio
 
 
 def mirror(z: Tensor, normal: Tensor) -> Tensor:
-    """Rows of `z` [B, d] mirrored at the plane orthogonal to the unit row of `normal` [B, d]; kept where it is 0."""
+    """Return (I - 2 n n^T) z per row, n the unit row of `normal`; z itself where n is 0. All are float32 [B, d]."""
     return z - 2 * (z * normal).sum(1, keepdim=True) * normal
 
 
 def reflect(z: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized` [B, d] as sg(lambda R) z, row by row; nothing flows to the codebooks.
+    """Return sg(lambda R) z per row: the value of `quantized`, a reflected gradient to `z`, none to the codebooks.
 
-    R = I - 2 s s^T mirrors the direction of z onto that of its code (the identity where they are the same), lambda
-    is the ratio of their norms.
+    R = I - 2 s s^T mirrors the direction of z onto that of `quantized`; R is the identity if they are the same.
+    lambda is |quantized| / |z|.
+
+    Args:
+        z: latents, float32 [B, d].
+        quantized: sums of their codes, float32 [B, d].
+
+    Returns:
+        float32 [B, d].
     """
     with torch.no_grad():
         direction, code, ratio = directions(z, quantized)
@@ -68,7 +96,12 @@ def reflect(z: Tensor, quantized: Tensor) -> Tensor:
 
 
 class Gumbel(nn.Module):
-    """Soft codes sampled from softmax(-|r - c|^2) at a constant temperature."""
+    """Gumbel-softmax: soft codes sampled from softmax(-|r - c|^2) at a constant temperature.
+
+    Args:
+        temperature: above 0; the smaller, the closer a sample is to a single code.
+        beta: weight of the commitment loss.
+    """
 
     def __init__(self, temperature: float, beta: float) -> None:
         super().__init__()
@@ -76,9 +109,16 @@ class Gumbel(nn.Module):
         self.beta = beta
 
     def forward(self, residual: Tensor, codes: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Soft code (float [B, d]), the code it leans to most (int64 [B]) and loss (scalar) of `residual` [B, d].
+        """Sample a soft code for each residual.
 
-        The loss is the codebook and commitment loss of the soft code.
+        Args:
+            residual: float32 [B, d].
+            codes: float32 [C, d].
+            level: not used.
+
+        Returns:
+            The soft codes, float32 [B, d]; the code of largest weight in each, int64 [B]; and the loss, a scalar:
+            codebook loss plus beta times commitment loss, both of the soft code.
         """
         weights = sample(-squared_distances(residual, codes), self.temperature)
         code = weights @ codes
@@ -87,24 +127,38 @@ class Gumbel(nn.Module):
 
 
 def sample(logits: Tensor, temperature: float) -> Tensor:
-    """One draw of relaxed one-hot rows [B, C] whose argmax is distributed as softmax(logits)."""
+    """Draw one Gumbel-softmax sample per row.
+
+    Args:
+        logits: float32 [B, C].
+        temperature: above 0.
+
+    Returns:
+        Weights, float32 [B, C]: each row sums to 1, and its argmax has the distribution softmax(logits).
+    """
     noise = torch.empty_like(logits).exponential_().log_()
     return ((logits - noise) / temperature).softmax(1)
 
 
 COOLING = 1e-5
-"""Rate at which the temperature falls, per step."""
+"""The temperature after n steps is the initial one times exp(-COOLING n)."""
 
 
 LEAST_VARIANCE = 1e-6
-"""Smallest sigma^2 to start from."""
+"""Lower bound of the initial sigma^2."""
 
 
 class SQVAE(nn.Module):
-    """Soft codes sampled from p(k | r) ~ exp(-|r - c_k|^2 / 2 sigma^2), sigma^2 learned per level.
+    """SQ-VAE (arXiv 2205.07547): soft codes sampled from p(k | r) ~ exp(-|r - c_k|^2 / (2 sigma^2)).
 
-    The loss is the paper's regulariser over D, the dimensions of the input: with a reconstruction error that is a mean
-    over as many elements, their sum is the evidence bound per element, under a fixed variance of 1/2.
+    Each level learns its own sigma^2. The loss is the paper's regulariser divided by D, the dimensions of the input.
+    The reconstruction error is a mean over D elements too, so the sum of both is the negative evidence lower bound
+    per element, for a decoder of fixed variance 1/2 and up to a constant.
+
+    Args:
+        temperature: initial temperature of the samples, above 0.
+        levels: L.
+        dims: D.
     """
 
     def __init__(self, temperature: float, levels: int, dims: int) -> None:
@@ -116,16 +170,25 @@ class SQVAE(nn.Module):
 
     @property
     def temperature(self) -> float:
-        """Temperature of the present step, which draws once per level."""
+        """Temperature at the current training step; a step draws one sample per level."""
         return self.initial_temperature * math.exp(-COOLING * self.draws / len(self.log_variance))
 
     @torch.no_grad()
     def start(self, level: int, residual: Tensor, code: Tensor) -> None:
-        """Set sigma^2 of `level` to the variance per dimension that `residual` [B, d] has around `code` [B, d]."""
+        """Set sigma^2 of `level` to the mean of (residual - code)^2 over all elements; both are float32 [B, d]."""
         self.log_variance[level] = (residual - code).square().mean().clamp_min(LEAST_VARIANCE).log()
 
     def forward(self, residual: Tensor, codes: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Soft code (float [B, d]), the code it leans to most (int64 [B]) and loss (scalar) of `residual` [B, d]."""
+        """Sample a soft code for each residual.
+
+        Args:
+            residual: float32 [B, d].
+            codes: float32 [C, d].
+            level: number of the level, from 0.
+
+        Returns:
+            The soft codes, float32 [B, d]; the code of largest weight in each, int64 [B]; and the loss, a scalar.
+        """
         precision = 0.5 * torch.exp(-self.log_variance[level])
         logits = -squared_distances(residual, codes) * precision
         weights = sample(logits, self.temperature)
@@ -135,13 +198,13 @@ class SQVAE(nn.Module):
 
 
 def regulariser(logits: Tensor, residual: Tensor, code: Tensor, precision: Tensor) -> Tensor:
-    """Mean over rows of sum p log p + |r - c|^2 / 2 sigma^2, at least -log C, scalar.
+    """Return the mean over rows of sum_k p_k log p_k + |r - c|^2 / (2 sigma^2), a scalar of at least -log C.
 
     Args:
-        logits: unnormalised log p, [B, C].
-        residual: r [B, d].
-        code: c [B, d].
-        precision: 1 / 2 sigma^2, scalar.
+        logits: unnormalised log p, float32 [B, C].
+        residual: r, float32 [B, d].
+        code: c, the soft code, float32 [B, d].
+        precision: 1 / (2 sigma^2), scalar.
     """
     log_p = logits.log_softmax(1)
     return (log_p.exp() * log_p).sum(1).mean() + precision * (residual - code).square().sum(1).mean()
@@ -155,7 +218,7 @@ JOINS: dict[Estimator, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def build_sampler(settings: RQVAEConfig, levels: int, dims: int) -> Gumbel | SQVAE | None:
-    """The stochastic estimator that `settings` asks for, if any; inputs have `dims` dimensions."""
+    """Return the stochastic estimator that `settings` asks for, or None; `dims` is D, the dimensions of the input."""
     if settings.estimator == "gumbel":
         return Gumbel(settings.temperature, settings.beta)
     if settings.estimator == "sq-vae":

@@ -1,4 +1,8 @@
-"""Terms of an RQ-VAE's loss beside the reconstruction: contrastive, collaborative, diversity, cohesion, spread."""
+"""The loss of an RQ-VAE: reconstruction, quantization, and five optional terms.
+
+The optional terms are contrastive reconstruction (CoST, arXiv 2404.14774), collaborative alignment and diversity
+(LETTER, arXiv 2405.07314), cohesion and spread (R3-VAE, arXiv 2604.11440).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,25 +14,25 @@ from llmrec.quantize.neural.autoencoder import Quantized, ResidualAutoencoder
 
 
 def contrastive_reconstruction(x: Tensor, reconstruction: Tensor, temperature: float) -> Tensor:
-    """-log softmax_j(cos(x_i, reconstruction_j) / temperature) at j = i, mean over the batch (scalar).
+    """Return -log softmax_j(cos(x_i, reconstruction_j) / temperature) at j = i, mean over the batch (scalar).
 
     Args:
         x: items, floats [B, D].
         reconstruction: their reconstructions, floats [B, D]; row i belongs to row i of `x`.
-        temperature: positive; smaller ones sharpen.
+        temperature: above 0; a smaller one gives the most similar items more weight.
     """
     cosines = F.normalize(x, dim=1) @ F.normalize(reconstruction, dim=1).T
     return F.cross_entropy(cosines / temperature, torch.arange(len(x), device=x.device))
 
 
 def collaborative_alignment(quantized: Tensor, vectors: Tensor, temperature: float) -> Tensor:
-    """-log softmax_j(<quantized_i, vectors_j> / temperature) at j = i, mean over the rows that have a vector (scalar).
+    """Return -log softmax_j(<quantized_i, vectors_j> / temperature) at j = i, mean over rows i with a vector (scalar).
 
     Args:
         quantized: sums of codes, floats [B, d].
-        vectors: frozen collaborative vectors, floats [B, d]. A row of zeros marks an item without behaviour; it is
-            neither asked nor offered as an answer. 0 if all rows are such.
-        temperature: positive; smaller ones sharpen.
+        vectors: frozen collaborative vectors, floats [B, d]. A row of zeros marks an item without interactions; it is
+            left out both as i and as j. If all rows are zeros, the result is 0.
+        temperature: above 0; a smaller one gives the most similar items more weight.
     """
     known = vectors.any(dim=1)
     scores = quantized[known] @ vectors[known].T / temperature
@@ -37,11 +41,19 @@ def collaborative_alignment(quantized: Tensor, vectors: Tensor, temperature: flo
 
 
 ITERATIONS = 10
-"""Of the constrained k-means, as in LETTER's code."""
+"""Iterations of the constrained k-means that groups the codes, as in LETTER's code."""
 
 
 def group_codes(codebook: Tensor, groups: int, seed: int) -> Tensor:
-    """Group (int64 [C], 0 to groups - 1) of every code of `codebook` (floats [C, d]); group sizes differ by at most 1.
+    """Cluster the codes by constrained k-means into groups whose sizes differ by at most 1.
+
+    Args:
+        codebook: floats [C, d].
+        groups: number of groups.
+        seed: of the k-means.
+
+    Returns:
+        Group of each code, int64 [C], 0 to groups - 1.
 
     Raises:
         ValueError: fewer than two codes per group.
@@ -54,54 +66,64 @@ def group_codes(codebook: Tensor, groups: int, seed: int) -> Tensor:
 
 
 def diversity(codes: Tensor, codebook: Tensor, groups: Tensor, generator: torch.Generator) -> Tensor:
-    """Cross entropy (scalar) of finding, by inner product, another code of the group of each item's code.
+    """Pull the codes of a group together, and codes of different groups apart.
+
+    For each item, draw another code from the group of its code. The loss is the cross entropy of predicting the drawn
+    code by a softmax over the inner products of the item's code with all other codes, mean over items (scalar). It is
+    infinite if an item's code is alone in its group.
 
     Args:
         codes: the items' codes, int64 [B].
-        codebook: floats [C, d]; the only receiver of gradient.
-        groups: of `group_codes`, int64 [C]; infinite for a code alone in its group.
-        generator: draws the other code. On the CPU whatever the device, so that all devices draw alike.
+        codebook: floats [C, d]; only it gets a gradient.
+        groups: result of `group_codes`, int64 [C].
+        generator: draws the other codes; on the CPU, so that the draws are the same on every device.
     """
     answers = _mates(codes, groups, torch.rand(len(codes), generator=generator).to(codes.device))
     scores = codebook[codes] @ codebook.T
-    # a code is most like itself: unmasked, the term would only shorten the codes
+    # mask the code itself: it scores highest, and the term would only make the codes shorter
     scores = scores.scatter(1, codes[:, None], float("-inf"))
     return F.cross_entropy(scores, answers)
 
 
 def _mates(codes: Tensor, groups: Tensor, draws: Tensor) -> Tensor:
-    """Another code (int64 [B]) of each code's group, uniform by `draws` (floats [B] in [0, 1))."""
+    """Pick, for each of `codes`, another code of its group: int64 [B].
+
+    `groups`, int64 [C], is the group of each code. `draws`, floats [B] uniform in [0, 1), make the choice uniform.
+    """
     members = groups.argsort(stable=True)
     sizes = groups.bincount()
     starts = sizes.cumsum(0) - sizes
     places = torch.empty_like(members)
     places[members] = torch.arange(len(members), device=members.device) - starts[groups[members]]
     own = groups[codes]
-    steps = 1 + (draws * (sizes[own] - 1)).long()  # 1 to size - 1, so never back to the code itself
+    steps = 1 + (draws * (sizes[own] - 1)).long()  # 1 to size - 1, so never the code itself
     return members[starts[own] + (places[codes] + steps) % sizes[own]]
 
 
 SHARPNESS = 2.0
-"""Weight of a cosine distance in `spread`, as in the paper."""
+"""Factor of the cosine distance in `spread`, as in the paper."""
 
 
 def cohesion(vectors: Tensor, target: Tensor) -> Tensor:
-    """Cosine distance between an item and what each prefix of its semantic ID stands for, mean over items and levels.
+    """Return the cosine distance of the latent to the sum of the first l codes, mean over items and l (scalar).
 
-    Low if already the first codes point where the item does, not only the sum of all.
+    l is 1, 2, ... L. The term is low if already the first codes have the direction of the latent, not only all L.
 
     Args:
-        vectors: the codes of every item, floats [B, L, d].
-        target: what their sum stands for (the latent), floats [B, d].
+        vectors: vectors of each item's codes, floats [B, L, d].
+        target: latents of the items, floats [B, d].
     """
     prefixes = vectors.cumsum(dim=1)
     return 1 - F.cosine_similarity(prefixes, target[:, None], dim=2).mean()
 
 
 def spread(codebook: Tensor) -> Tensor:
-    """log mean exp(-2 * cosine distance) over the pairs of different rows of `codebook` (floats [C, d], C > 1).
+    """Return log mean exp(-2 * cosine distance) over all pairs of different codes (scalar, at most 0).
 
-    A scalar of at most 0, which it is if all codes point one way; orthogonal codes give -2.
+    If all codes have the same direction, it is 0; if they are orthogonal, it is -2.
+
+    Args:
+        codebook: floats [C, d], C > 1.
     """
     unit = F.normalize(codebook, dim=1)
     rows, columns = torch.triu_indices(len(unit), len(unit), offset=1, device=unit.device)
@@ -110,7 +132,13 @@ def spread(codebook: Tensor) -> Tensor:
 
 
 class Loss:
-    """Terms of `settings` over a model; call `start_epoch` before the batches of every epoch."""
+    """The loss of a model on a batch of items; call `start_epoch` before the first batch of each epoch.
+
+    Args:
+        settings: terms and their weights.
+        model: the network to train.
+        seed: of the grouping and the draws of the diversity term.
+    """
 
     def __init__(self, settings: LossConfig, model: ResidualAutoencoder, seed: int) -> None:
         self._settings = settings
@@ -120,7 +148,7 @@ class Loss:
         self._groups: list[Tensor] = []
 
     def start_epoch(self) -> None:
-        """Group the codes anew for the diversity term."""
+        """Group the present codes for the diversity term, if it has a weight."""
         if self._settings.diversity:
             self._groups = [
                 group_codes(codebook.effective().detach(), self._settings.diversity_groups, self._seed)
@@ -128,11 +156,11 @@ class Loss:
             ]
 
     def __call__(self, x: Tensor, collaborative: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Loss (scalar) and codes (int64 [B, L]) of a batch of standardised items.
+        """Return the loss (scalar) and the codes, int64 [B, L], of a batch of standardised items.
 
         Args:
-            x: float32 [B, D].
-            collaborative: vectors of the same items, float32 [B, d], if the loss asks for them.
+            x: standardised items, float32 [B, D].
+            collaborative: collaborative vectors of the same items, float32 [B, d]; None leaves that term out.
         """
         settings, model = self._settings, self._model
         z = model.encode(x)
@@ -161,7 +189,7 @@ class Loss:
                 return x.new_zeros(())
 
     def _of_codebooks(self, quantized: Quantized) -> Tensor:
-        """Terms that bear on the codebooks alone, summed over levels."""
+        """Sum over levels of the terms that only the codebooks get a gradient from: diversity and spread."""
         settings, loss = self._settings, quantized.loss.new_zeros(())
         for level, codebook in enumerate(self._model.codebooks):
             if settings.diversity:
@@ -174,10 +202,15 @@ class Loss:
 
 
 def latent_reconstruction(model: ResidualAutoencoder, z: Tensor, reconstruction: Tensor, target_detach: bool) -> Tensor:
-    """Mean over elements of |f(x') - z|^2 (scalar), f the encoder of `model` and x' the `reconstruction` [B, D].
+    """Return the mean over elements of (f(x') - z)^2 (scalar): the error is measured where items are quantized.
 
-    Our reading of DEX-VQ, of which only a figure is public: items are compared where they are quantized. An encoder
-    that is constant brings it to 0, so another term must keep the latents `z` [B, d] apart. `target_detach` keeps
-    its gradient from `z`.
+    This is our reading of DEX-VQ, of which only a figure is public. A constant encoder has a loss of 0, so another
+    term must keep the latents apart.
+
+    Args:
+        model: f is its encoder.
+        z: latents of the items, float32 [B, d].
+        reconstruction: x', the decoder's output, float32 [B, D].
+        target_detach: let no gradient of this term flow into `z`.
     """
     return F.mse_loss(model.encode(reconstruction), z.detach() if target_detach else z)

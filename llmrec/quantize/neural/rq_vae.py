@@ -1,6 +1,6 @@
 """RQ-VAE: an autoencoder whose latent vector is residual-quantized (TIGER, arXiv 2305.05065).
 
-By default the input is standardised per dimension and unused codes are reset: without both, unit-norm text
+By default, the input is standardised per dimension, and unused codes are reset. Without both, unit-norm text
 embeddings tend to collapse onto a few codes.
 """
 
@@ -20,17 +20,20 @@ from llmrec.quantize.neural.objectives import Loss
 log = get_logger(__name__)
 
 INIT_POINTS_PER_CODE = 32
-"""Items per code in the first batch, on which the codes are placed; and from which they are reset."""
+"""Items per code in the random sample on whose latents codes are initialised, and in each one for resets."""
 
 PLACED_ON_ITEMS = ("kmeans++", "constrained-kmeans")
-"""Initialisations that need an item per code."""
+"""Values of `init` that need at least as many different items as codes."""
 
 COLLAPSED = 1e-3
-"""Share of the latents' first variance below which training has drawn them together."""
+"""Training warns of a collapse if the variance of the latents ends below this share of its initial value."""
 
 
 class RQVAE(Quantizer):
-    """Codes of the encoder's output; reconstruction by the decoder. Trains on the GPU if there is one."""
+    """Method rq-vae: the codes quantize the encoder's output, and the decoder reconstructs the item from them.
+
+    It runs on the GPU if there is one.
+    """
 
     model: ResidualAutoencoder
 
@@ -47,9 +50,15 @@ class RQVAE(Quantizer):
         return self._decode(codes)
 
     def last_level_costs(self, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Squared distance (float32 [N, C]) of the latents of `x` [N, D] less `codes` [N, L-1] to the last codes.
+        """Cost of each code of the last level for each item, measured in the latent space as in LC-Rec.
 
-        In the latent space, as LC-Rec measures it.
+        Args:
+            x: embeddings, floats [N, D].
+            codes: the first L - 1 codes of each item, integers [N, L - 1].
+
+        Returns:
+            float32 [N, C]: |r - c|^2, with r the latent minus the sum of the first L - 1 codes, and c a code of the
+            last level.
         """
         costs = np.empty((len(x), self.level_sizes[-1]), np.float32)
         with torch.inference_mode():
@@ -99,7 +108,7 @@ class RQVAE(Quantizer):
                 self._fill(data)
 
     def _checked(self, collaborative: np.ndarray | None) -> Tensor | None:
-        """The vectors for the collaborative term, None if it has no weight."""
+        """Return the collaborative vectors, float32 [N, latent], or None if their term has no weight."""
         settings = self._config.rq_vae
         if not settings.loss.collaborative:
             return None
@@ -112,15 +121,15 @@ class RQVAE(Quantizer):
         return torch.from_numpy(np.ascontiguousarray(collaborative, np.float32))
 
     def _measure(self, x: np.ndarray) -> None:
-        """Take mean and standard deviation per dimension from the items `x`."""
+        """Set `mean` and `std` of the model to those of the items `x`, floats [N, D], per dimension."""
         std = x.std(0, dtype=np.float64)
-        # a dimension constant up to rounding: 0 to the encoder, its mean from the decoder
+        # a dimension that is constant up to rounding: the encoder gets about 0, the decoder returns the mean
         std[std < 1e-6 * std.max()] = 0
         self.model.mean.copy_(torch.from_numpy(x.mean(0, dtype=np.float64)))
         self.model.std.copy_(torch.from_numpy(std))
 
     def _train(self, data: Tensor, vectors: Tensor | None) -> None:
-        """All epochs over the standardised items `data` [N, D]."""
+        """Train for all epochs on the items `data`, float32 [N, D], and the collaborative `vectors` [N, d], if any."""
         settings = self._config.rq_vae
         rng = torch.Generator().manual_seed(self._config.seed)
         first = data[torch.randperm(len(data), generator=rng)[: self.codes * INIT_POINTS_PER_CODE].to(data.device)]
@@ -138,7 +147,7 @@ class RQVAE(Quantizer):
                     f"rq-vae diverged in epoch {epoch} (loss {mean}); "
                     f"lower --tokenize.rq_vae.learning_rate (now {settings.learning_rate})"
                 )
-            # a code reset in the last epochs would not have time to find its place
+            # no reset in the last epochs: the moved codes would not have enough training left
             every = settings.reset_every
             if every and epoch % every == 0 and epoch + every <= settings.epochs:
                 reset_unused(self.model, data[order[: self.codes * INIT_POINTS_PER_CODE]], used, rng)
@@ -158,7 +167,10 @@ class RQVAE(Quantizer):
         optimizer: torch.optim.Optimizer,
         used: list[Tensor],
     ) -> float:
-        """One pass over `data` in `order`; marks the codes it used. Mean loss per item."""
+        """Train one epoch over `data`, float32 [N, D], in `order`, int64 [N].
+
+        Sets True in `used` (L tensors bool [C]) for each code that an item takes. Returns the mean loss per item.
+        """
         total = torch.zeros((), device=data.device)
         for rows in order.split(self._config.rq_vae.batch_size):
             value, codes = loss(data[rows], vectors if vectors is None else vectors[rows])
@@ -172,7 +184,7 @@ class RQVAE(Quantizer):
 
     @torch.no_grad()
     def _fill(self, data: Tensor) -> None:
-        """Leave no code unused by the items `data`, as they will be encoded."""
+        """Move the codes that no item of `data`, float32 [N, D], takes in inference; see `fill_unused`."""
         z = torch.cat([self.model.encode(block) for block in data.split(BLOCK)])
         fill_unused(self.model, z, torch.Generator().manual_seed(self._config.seed))
 
@@ -182,7 +194,7 @@ class RQVAE(Quantizer):
 
 
 def _optimizer(settings: RQVAEConfig, model: ResidualAutoencoder) -> torch.optim.Optimizer:
-    """The optimizer that `settings` names; codebooks and a sampler's parameters don't decay."""
+    """Return the optimizer of `settings`; weight decay applies to encoder and decoder, not to codebooks or sampler."""
     networks = [*model.encoder.parameters(), *model.decoder.parameters()]
     decaying = {id(parameter) for parameter in networks}
     others = [parameter for parameter in model.parameters() if id(parameter) not in decaying]

@@ -1,4 +1,4 @@
-"""How good semantic IDs are: figures, a table, a picture and words."""
+"""The report on the quality of semantic IDs: figures, a table, a picture, and the words of the largest codes."""
 
 from llmrec.quantize.report.report import Report, measure, save_picture
 

@@ -1,6 +1,6 @@
-"""The figures of the report on semantic IDs: use, collisions, distortion, and how far neighbourhoods are kept.
+"""The figures of the report on semantic IDs: code usage, collisions, distortion, and nearest neighbours kept.
 
-Vectors are read a part at a time, so that a report on a million items copies none of them whole.
+Vectors are read in blocks, so that a report on a million items never holds a copy of all of them.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Rows(Protocol):
-    """N vectors of D dimensions: an array, perhaps memory-mapped, or what makes the rows it is asked for."""
+    """N vectors of D dimensions: an array (possibly memory-mapped), or an object that computes rows on request."""
 
     def __len__(self) -> int: ...
 
@@ -24,7 +24,7 @@ class Rows(Protocol):
 
 
 class Reconstruction:
-    """What `quantizer` decodes of `codes` [N, L], row by row when asked."""
+    """The vectors, float32 [N, D], that `quantizer` decodes from `codes`, integers [N, L]; decoded on request."""
 
     def __init__(self, quantizer: Quantizer, codes: np.ndarray) -> None:
         self._quantizer = quantizer
@@ -38,27 +38,40 @@ class Reconstruction:
 
 
 def blocks(x: Rows) -> Iterator[tuple[slice, np.ndarray]]:
-    """Where each block stands in `x` [N, D], and its rows, float32."""
+    """Iterate over `x` [N, D] in blocks: yield the slice of the rows, and the rows as float32 [B, D]."""
     for start in range(0, len(x), BLOCK):
         where = slice(start, min(start + BLOCK, len(x)))
         yield where, np.asarray(x[where], np.float32)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """The rows of `x` [N, D] scaled to length 1; a row of zeros stays."""
+    """Return the rows of `x`, floats [N, D], scaled to length 1; a row of zeros stays zeros."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 PAIRS = 20_000
-"""Most pairs of items per level whose cosine is taken."""
+"""Most pairs of items per level that `prefix_cohesion` averages over."""
 
 
 def code_figures(codes: np.ndarray, level_sizes: list[int]) -> dict[str, Any]:
-    """Usage, perplexity, normalised entropy and Gini per level, and collisions, of codes [N, L].
+    """Compute the use of the codes per level, and the collisions.
 
-    Of the shares p of items per code: perplexity exp(H) with H = -sum p log p, entropy H / log C, and Gini, 0 for even
-    use and 1 - 1/C for a single code. `collision_groups` maps the size of a group of items with equal codes to the
-    number of such groups.
+    With p_k the share of the items that have code k, and H = -sum_k p_k log p_k:
+
+    - `usage`: share of the C codes that items use;
+    - `perplexity`: exp(H), between 1 and C;
+    - `entropy`: H / log C, between 0 and 1;
+    - `gini`: 0 if all codes have equally many items, 1 - 1/C if one code has all;
+    - `collision_rate`: of the whole codes, as the function of that name;
+    - `max_collision`: items in the largest group of items with equal codes;
+    - `collision_groups`: maps the size of a group of items with equal codes (as text) to the number of such groups.
+
+    Args:
+        codes: integers [N, L].
+        level_sizes: C of each level, [L].
+
+    Returns:
+        The figures by name; the first four are lists [L].
     """
     levels = [_use(np.bincount(codes[:, level], minlength=size)) for level, size in enumerate(level_sizes)]
     sizes = collision_groups(codes)[1]
@@ -72,7 +85,7 @@ def code_figures(codes: np.ndarray, level_sizes: list[int]) -> dict[str, Any]:
 
 
 def _use(counts: np.ndarray) -> dict[str, float]:
-    """How evenly `counts` (integers [C], items per code) are spread."""
+    """Compute the first four figures of `code_figures` from the items per code, `counts`, integers [C]."""
     share = np.sort(counts) / counts.sum()
     used = share[share > 0]
     entropy = float(-(used * np.log(used)).sum())
@@ -86,14 +99,19 @@ def _use(counts: np.ndarray) -> dict[str, float]:
 
 
 def collision_rate(codes: np.ndarray) -> float:
-    """(N - distinct rows) / N of codes [N, L]."""
+    """Return (N - number of distinct rows) / N for `codes`, integers [N, L]."""
     return 1 - len(collision_groups(codes)[1]) / len(codes)
 
 
 def distortion(x: Rows, reconstruction: Rows) -> float | None:
-    """Mean squared error of the reconstruction [N, D] over the variance of `x` [N, D]; 0 is perfect.
+    """Return sum |x_i - reconstruction_i|^2 / sum |x_i - mean(x)|^2 over the N items; 0 is perfect.
 
-    None where all items are equal, which leaves nothing to compare with.
+    Args:
+        x: embeddings [N, D].
+        reconstruction: [N, D].
+
+    Returns:
+        None if all items are equal: the denominator is 0.
     """
     error = sum(_squares(block - reconstruction[where]) for where, block in blocks(x))
     variance = _total_variance(x)
@@ -101,9 +119,15 @@ def distortion(x: Rows, reconstruction: Rows) -> float | None:
 
 
 def distortion_by_level(x: Rows, quantizer: "Quantizer", codes: np.ndarray) -> list[float | None] | None:
-    """`distortion` by the first 1, 2, ... L codes of `codes` [N, L] alone [L].
+    """Return the `distortion` of reconstructions from only the first 1, 2, ... L codes, as a list [L].
 
-    None for a quantizer whose first codes reconstruct nothing without the rest.
+    Args:
+        x: embeddings [N, D].
+        quantizer: decodes.
+        codes: integers [N, L].
+
+    Returns:
+        None if the quantizer cannot decode the first codes alone. An entry is None if all items are equal.
     """
     errors = np.zeros(quantizer.levels)
     for where, block in blocks(x):
@@ -117,7 +141,7 @@ def distortion_by_level(x: Rows, quantizer: "Quantizer", codes: np.ndarray) -> l
 
 
 def _total_variance(x: Rows) -> float:
-    """Squared distance of all rows to their mean."""
+    """Sum over the rows of their squared distance to the mean row."""
     mean = sum(block.sum(axis=0, dtype=np.float64) for _, block in blocks(x)) / len(x)
     return sum(_squares(block - mean.astype(np.float32)) for _, block in blocks(x))
 
@@ -127,9 +151,15 @@ def _squares(block: np.ndarray) -> float:
 
 
 def prefix_cohesion(x: Rows, codes: np.ndarray, seed: int) -> list[float | None]:
-    """Mean cosine between two items that share their first 1, 2, ... L codes [L].
+    """Return the mean cosine between two items with the same first 1, 2, ... L codes, as a list [L].
 
-    Over all such pairs, or a seeded sample of `PAIRS`; None at a level where no two items share theirs.
+    Args:
+        x: embeddings [N, D].
+        codes: integers [N, L].
+        seed: of the sample of `PAIRS` pairs, drawn at a level with more pairs than that.
+
+    Returns:
+        An entry is None at a level where no two items share the prefix.
     """
     rng = np.random.default_rng(seed)
     cohesion: list[float | None] = []
@@ -140,17 +170,20 @@ def prefix_cohesion(x: Rows, codes: np.ndarray, seed: int) -> list[float | None]
 
 
 def _pairs(codes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows i < j (int64 [P] each) with equal `codes` [N, m]: each unordered pair once, or `PAIRS` drawn at random."""
+    """Return pairs of items with equal `codes` [N, m] as two arrays of rows, int64 [P] each.
+
+    Each unordered pair occurs once. If there are more than `PAIRS`, a random sample of `PAIRS`, with replacement.
+    """
     group, sizes = collision_groups(codes)
     order = np.argsort(group, kind="stable")
     first = np.cumsum(sizes) - sizes
     ends = np.cumsum(sizes * (sizes - 1) // 2)
     number = np.arange(ends[-1]) if ends[-1] <= PAIRS else rng.integers(ends[-1], size=PAIRS)
-    # pair p of a group: the largest j with j (j - 1) / 2 <= p, and i = p - j (j - 1) / 2
+    # a group numbers its pairs (i, j), i < j, as p = j (j - 1) / 2 + i; so j is the largest with j (j - 1) / 2 <= p
     inside = np.searchsorted(ends, number, side="right")
     p = number - (ends - sizes * (sizes - 1) // 2)[inside]
     j = ((1 + np.sqrt(1 + 8 * p.astype(np.float64))) / 2).astype(np.int64)
-    j -= j * (j - 1) // 2 > p  # where the square root was rounded up
+    j -= j * (j - 1) // 2 > p  # corrects a square root that was rounded up
     i = p - j * (j - 1) // 2
     return order[first[inside] + i], order[first[inside] + j]
 
@@ -164,21 +197,29 @@ def _mean_cosine(x: Rows, left: np.ndarray, right: np.ndarray) -> float:
 
 
 NEIGHBOURS = 20
-"""k, length of the lists."""
+"""k, the number of nearest neighbours per item."""
 
 
 MAX_QUERIES = 1000
-"""Items whose neighbours are compared; a seeded sample in a larger catalogue."""
+"""Most items whose neighbours are compared; if there are more, a seeded sample."""
 
 
 PERSISTENCE = 0.9
-"""p of rank-biased overlap: the weight of each place against the one above it."""
+"""p of rank-biased overlap: the weight of a rank divided by the weight of the rank before it."""
 
 
 def nearest(x: Rows, queries: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
-    """Rows of `x` [N, D] nearest by cosine to its rows `queries` [Q], nearest first, themselves left out.
+    """Find the nearest neighbours, by cosine, of some rows of `x` among all its rows.
 
-    Returns int64 [Q, min(k, N - 1)]. Streams over `x`: always against all N, never a copy of them.
+    Reads `x` block by block, so that no copy of all N rows is made.
+
+    Args:
+        x: vectors [N, D].
+        queries: rows of `x`, integers [Q].
+        k: number of neighbours.
+
+    Returns:
+        Rows of `x`, int64 [Q, min(k, N - 1)], nearest first, without the query itself.
     """
     import faiss
 
@@ -193,14 +234,19 @@ def nearest(x: Rows, queries: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
         found = np.hstack([found, rows + where.start])
         best = np.argsort(-scores, axis=1, kind="stable")[:, : k + 1]
         scores, found = np.take_along_axis(scores, best, 1), np.take_along_axis(found, best, 1)
-    # among k + 1 items with equal vectors the item itself may be missing: then the last one goes
+    # if more than k other items have the query's vector, the query itself may be missing: drop the last one then
     is_self = found == queries[:, None]
     is_self[~is_self.any(axis=1), -1] = True
     return found[~is_self].reshape(len(queries), k)
 
 
 def jaccard(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean Jaccard overlap of two lists of neighbours [Q, k] each; 1 where there are no neighbours to lose."""
+    """Return the Jaccard overlap of two lists of neighbours, intersection / union, mean over queries; 1 if k = 0.
+
+    Args:
+        before: items, integers [Q, k].
+        after: the same, of the second list.
+    """
     k = before.shape[1]
     if k == 0:
         return 1.0
@@ -209,10 +255,19 @@ def jaccard(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def rank_biased_overlap(before: np.ndarray, after: np.ndarray, p: float = PERSISTENCE) -> float:
-    """Mean rank-biased overlap of two ranked lists [Q, k] each: 1 for equal lists, 0 for lists without a common item.
+    """Return the rank-biased overlap of two ranked lists, mean over queries.
 
-    The estimate that takes the agreement at depth k to hold further down (RBO_ext; Webber, Moffat and Zobel 2010,
-    "A similarity measure for indefinite rankings").
+    It is 1 for equal lists and 0 for lists without a common item. It is the extrapolated RBO_ext, which assumes that
+    the agreement at depth k also holds at greater depths (Webber, Moffat and Zobel 2010, "A similarity measure for
+    indefinite rankings").
+
+    Args:
+        before: items, integers [Q, k], best first.
+        after: the same, of the second list.
+        p: persistence, 0 to 1; the larger, the more the lower ranks count.
+
+    Returns:
+        0 to 1; 1 if k = 0.
     """
     k = before.shape[1]
     if k == 0:
@@ -224,10 +279,10 @@ def rank_biased_overlap(before: np.ndarray, after: np.ndarray, p: float = PERSIS
 
 
 def _overlaps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Items common to the first 1, 2, ... k of both lists, int64 [Q, k]."""
+    """Return the number of items that the first 1, 2, ... k places of both lists share, int64 [Q, k]."""
     k = before.shape[1]
     place = np.arange(k)
-    # an item at places i and j counts from depth max(i, j) on
+    # an item at place i of one list and j of the other is shared from depth max(i, j) on
     deeper = np.maximum(place[:, None], place[None, :])
     common = np.zeros((len(before), k), np.int64)
     query, i, j = np.nonzero(before[:, :, None] == after[:, None, :])
@@ -236,12 +291,17 @@ def _overlaps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def companions(behaviour: "Behaviour", rows: np.ndarray) -> list[np.ndarray]:
-    """Items that occur together with each of the items `rows` [Q] in the training log."""
+    """Return, for each of the items `rows`, integers [Q], the items that occur together with it in the training log."""
     pairs = behaviour.pairs
     return [pairs.indices[pairs.indptr[row] : pairs.indptr[row + 1]] for row in rows]
 
 
 def embedding_hit_rate(companions: list[np.ndarray], neighbours: np.ndarray) -> float:
-    """Mean share of an item's companions (Q arrays, none empty) among its nearest neighbours [Q, k]."""
+    """Return the share of an item's companions that are among its nearest neighbours, mean over items.
+
+    Args:
+        companions: Q arrays of items, none of them empty.
+        neighbours: items, int64 [Q, k].
+    """
     shares = [np.isin(known, near).mean() for known, near in zip(companions, neighbours, strict=True)]
     return float(np.mean(shares))

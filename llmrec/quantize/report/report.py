@@ -1,4 +1,4 @@
-"""The report on semantic IDs: figures, what the first-level codes stand for in words, and a picture."""
+"""The report on semantic IDs: figures, typical items and words of each first-level code, and a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,24 +33,26 @@ if TYPE_CHECKING:
     from llmrec.collaborative.behaviour import Behaviour
 
 TYPICAL = 3
-"""Items shown per code."""
+"""Most typical items listed per code."""
 
 
 WORDS = 5
-"""Words shown per code."""
+"""Most words listed per code."""
 
 
 def describe_codes(x: Rows, first: np.ndarray, item_ids: Sequence[str], titles: Sequence[str]) -> list[dict[str, Any]]:
-    """Each first-level code in use, the one with most items first, by its typical items and its words.
+    """Describe each first-level code that items use, by typical items and by words of their titles.
 
     Args:
         x: embeddings [N, D].
         first: integers [N], the items' first codes.
-        item_ids, titles: of the N items.
+        item_ids: of the N items.
+        titles: of the N items.
 
     Returns:
-        Per code `code`, `items` (how many), `typical` (`item_id` and `title` of the items whose embeddings are nearest
-        to the code's mean by cosine, nearest first) and `words`.
+        One dictionary per code, the code with most items first: `code`; `items`, their number; `typical`, the
+        `item_id` and `title` of the items whose embeddings are nearest by cosine to the mean of the code's items,
+        nearest first; and `words`, see `telling_words`.
     """
     used, place, sizes = np.unique(first, return_inverse=True, return_counts=True)
     typical = _typical(x, place, len(used))
@@ -67,7 +69,7 @@ def describe_codes(x: Rows, first: np.ndarray, item_ids: Sequence[str], titles: 
 
 
 def _typical(x: Rows, group: np.ndarray, groups: int) -> list[np.ndarray]:
-    """The `TYPICAL` rows of each group nearest to its mean by cosine, nearest first; `group` int64 [N]."""
+    """Return, per group, the `TYPICAL` rows nearest by cosine to its mean, nearest first; `group` is int64 [N]."""
     means = np.zeros((groups, x[:1].shape[1]))
     for where, block in blocks(x):
         np.add.at(means, group[where], block)
@@ -81,18 +83,26 @@ def _typical(x: Rows, group: np.ndarray, groups: int) -> list[np.ndarray]:
 
 
 def telling_words(titles: Sequence[str], group: np.ndarray, groups: int) -> list[list[str]]:
-    """For each group of titles the `WORDS` words, best first, that most tell its titles from the others.
+    """Find the words that best distinguish the titles of each group from all titles.
 
-    With p the share of the group's titles that have the word and q that of all titles, a word's worth is
-    p log(p / q): TF-IDF with the group as the document. Only a word commoner in the group than elsewhere counts, and
-    in a group of several titles one that at least two of them have.
+    The score of a word is p log(p / q), with p the share of the group's titles, and q the share of all titles, that
+    contain the word: TF-IDF with the group as the document. A word needs a score above 0 and, in a group of two or
+    more titles, at least two titles that contain it.
+
+    Args:
+        titles: of the N items.
+        group: group of each title, integers [N], 0 to groups - 1.
+        groups: number of groups.
+
+    Returns:
+        Per group at most `WORDS` words, best first.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
     vectorizer = CountVectorizer(binary=True, token_pattern=r"(?u)\b[^\W\d_]\w+\b", dtype=np.float32)
     try:
         has = vectorizer.fit_transform(titles)
-    except ValueError:  # sklearn: empty vocabulary
+    except ValueError:  # sklearn raises it if no title has a word
         return [[] for _ in range(groups)]
     vocabulary = vectorizer.get_feature_names_out()
     sizes = np.bincount(group, minlength=groups)
@@ -110,7 +120,7 @@ def telling_words(titles: Sequence[str], group: np.ndarray, groups: int) -> list
 
 
 def _one_hot(group: np.ndarray, groups: int) -> "csr_array":
-    """float32 [groups, N] with a one for each member."""
+    """Return a float32 matrix [groups, N] that is 1 where item n belongs to group g, else 0."""
     from scipy.sparse import csr_array
 
     ones = np.ones(len(group), np.float32)
@@ -118,18 +128,18 @@ def _one_hot(group: np.ndarray, groups: int) -> "csr_array":
 
 
 SHOWN_CODES = 5
-"""First-level codes that the text describes; report.json has all."""
+"""Number of first-level codes that the text output describes; report.json describes all."""
 
 
 class Report(dict[str, Any]):
-    """The figures of report.json; printing it gives a table."""
+    """The figures of report.json; `str` formats them as a table."""
 
     def __str__(self) -> str:
         return "\n".join([self._levels(), self._whole()])
 
     @property
     def headline(self) -> str:
-        """Method, items, and the sizes of the codebooks."""
+        """One line with the method, the number of items, and the sizes of the codebooks."""
         sizes = self["level_sizes"]
         alike = len(set(sizes)) == 1
         codebooks = (
@@ -171,7 +181,7 @@ class Report(dict[str, Any]):
         return "\n".join(lines)
 
     def words(self, most: int = SHOWN_CODES) -> str:
-        """The `most` largest first-level codes in words, their typical items below each; empty without titles."""
+        """Return the words and typical items of the `most` largest first-level codes as text; empty without titles."""
         lines = []
         for entry in (self["words"] or [])[:most]:
             words = ", ".join(entry["words"]) or "no common word"
@@ -192,18 +202,23 @@ def measure(
     item_ids: Sequence[str] = (),
     titles: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Every figure of the report but the method's name and the times.
+    """Compute all figures of the report, except the method's name and the times.
 
-    All describe `codes`, as the quantizer gave them, but for `collision_rate_after`, the collisions that re-assignment
-    left in the levels of content, and `unique_after`, whether the whole semantic IDs tell all items apart.
+    Two figures describe `settled`, all others describe `codes`: `collision_rate_after` is the collision rate of the
+    first L levels of `settled`, and `unique_after` says whether all items have different semantic IDs.
 
     Args:
         x: embeddings [N, D], read in blocks.
-        codes: int32 [N, L].
-        settled: int32 [N, L'], the semantic IDs after collisions were settled.
+        codes: int32 [N, L], as the quantizer gave them.
+        settled: int32 [N, L'], L' >= L: the semantic IDs after collisions are resolved.
+        quantizer: made `codes`.
         seed: of the samples of items and pairs.
-        behaviour: of the training log; without it `emb_hr@20` is None.
-        item_ids, titles: of the N items; without titles `words` is None.
+        behaviour: of the training log; without it, `emb_hr@20` is None.
+        item_ids: of the N items.
+        titles: of the N items; without them, `words` is None.
+
+    Returns:
+        The figures by name.
     """
     reconstruction = Reconstruction(quantizer, codes)
     by_level = distortion_by_level(x, quantizer, codes)
@@ -224,7 +239,10 @@ def measure(
 
 
 def _neighbourhood(x: Rows, reconstruction: Rows, seed: int, behaviour: "Behaviour | None") -> dict[str, Any]:
-    """`neighbour_jaccard@20`, `rbo@20` and `emb_hr@20`; each space is searched once for all of them."""
+    """Compute `neighbour_jaccard@20`, `rbo@20` and `emb_hr@20`.
+
+    One search among the embeddings and one among the reconstructions serve all three figures.
+    """
     asked = sample(np.arange(len(x)), MAX_QUERIES, seed)
     known = np.empty(0, np.int64)
     if behaviour is not None:
@@ -256,14 +274,21 @@ def _short(title: str, most: int = 80) -> str:
 
 
 MAP_ITEMS = 10_000
-"""Most items on the map; a seeded sample of a larger catalogue."""
+"""Most items on the map; of a larger catalogue, a seeded sample."""
 LABELS = 12
-"""First-level codes, the largest, that the map names by their most telling word."""
+"""Number of first-level codes, the largest ones, that the map labels with their best word."""
 BLUE, ORANGE = "#3b6fb6", "#e08a3c"
 
 
 def save_picture(report: Report, path: Path, x: Rows, first: np.ndarray) -> None:
-    """Draw `report` as a PNG; `x` are the embeddings [N, D], `first` (integers [N]) the items' first codes."""
+    """Draw the report and write it as a PNG.
+
+    Args:
+        report: its figures.
+        path: of the PNG.
+        x: embeddings [N, D].
+        first: the items' first codes, integers [N].
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7.5), layout="constrained")
@@ -287,7 +312,7 @@ def _draw_use(axes: "Axes", report: Report) -> None:
 
 
 def _draw_distortion(axes: "Axes", report: Report) -> None:
-    """Level by level, or a single bar for a method whose first codes alone reconstruct nothing."""
+    """Draw the distortion after each level, or one bar if the method cannot decode its first codes alone."""
     by_level, whole = report["distortion_by_level"], report["distortion"]
     values = by_level or [whole]
     levels = np.arange(1, len(values) + 1) if by_level else np.array([report["levels"]])
@@ -309,7 +334,7 @@ def _draw_collisions(axes: "Axes", report: Report) -> None:
 
 
 def _draw_map(axes: "Axes", report: Report, x: Rows, first: np.ndarray) -> None:
-    """Items on the two leading principal components, coloured by first code; the largest codes by their words."""
+    """Draw the items on the two leading principal components, coloured by first code; label the largest codes."""
     from matplotlib.patheffects import withStroke
 
     rows = sample(np.arange(len(x)), MAP_ITEMS, seed=0)
@@ -327,7 +352,10 @@ def _draw_map(axes: "Axes", report: Report, x: Rows, first: np.ndarray) -> None:
 
 
 def _colours(means: np.ndarray) -> np.ndarray:
-    """A colour [C, 3] per code from its mean [C, 2] on the map: the hue turns with the direction, in three shades."""
+    """Return an RGB colour per code, floats [C, 3] in 0 to 1, from its mean position on the map, floats [C, 2].
+
+    Codes sorted by the angle of their mean get evenly spaced hues, and three shades in turn.
+    """
     from matplotlib.colors import hsv_to_rgb
 
     turn = np.argsort(np.argsort(np.arctan2(means[:, 1], means[:, 0]), kind="stable"))
@@ -336,10 +364,14 @@ def _colours(means: np.ndarray) -> np.ndarray:
 
 
 def _project(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """Coordinates [N, 2] of `x` [N, D] on its leading principal components, and the share of variance they keep."""
+    """Project `x`, float32 [N, D], onto its two leading principal components.
+
+    Returns:
+        Coordinates, float32 [N, 2], and the share of the variance that the two components keep.
+    """
     centred = x - x.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred)
     place = np.zeros((len(x), 2), np.float32)
-    leading = vectors[:, ::-1][:, :2]  # one column only of a single dimension
+    leading = vectors[:, ::-1][:, :2]  # has only one column if D = 1
     place[:, : leading.shape[1]] = centred @ leading
     return place, float(values[::-1][:2].sum() / max(values.sum(), 1e-30))
