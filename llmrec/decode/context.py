@@ -148,7 +148,7 @@ def _as(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
 
 
 BLOCK = {False: 2**20, True: 2**26}
-"""Number of logits per block of the log-sum-exp over the vocabulary: on a CPU (False, 4 MB), on a GPU (True, 256 MB)."""
+"""Logits per block of the log-sum-exp over the vocabulary: on a CPU (False, 4 MB) and on a GPU (True, 256 MB)."""
 
 
 class ItemHead:
