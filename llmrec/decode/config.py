@@ -41,8 +41,8 @@ class DecodeConfig:
     quota: float = 0.1
     """Ranking quota: share of a list that is for cold items, 0 to 1."""
     quota_prefix: int = 0
-    """Ranking quota: number of first codes that a cold item must share with a beam. 0: all content levels, that is without
-    the last level that only separates items with the same codes, as in TIGER."""
+    """Ranking quota: number of first codes that a cold item must share with a beam. 0: all content levels, as in TIGER;
+    a last level that only separates items with the same codes is not one."""
     specgr_threshold: float = -1.4
     """Ranking specgr: the model accepts a proposed item if its mean log-probability per code is above this."""
     warm_floor: float = 1.0
