@@ -1,1 +1,1 @@
-"""The command line: `llmrec COMMAND`, one thin file per command."""
+"""The command line: `llmrec COMMAND`, one small file per command."""

@@ -1,4 +1,4 @@
-"""`llmrec add-items`: new items become recommendable, without training; old ones change their text or go."""
+"""`llmrec add-items`: add items to a bundle, change their text or remove them, without training."""
 
 import json
 import time
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, change the bundle's items, say what became of them."""
+    """Parse the flags, change the bundle's items, print how many were added, updated and removed."""
     options = _parser().parse_args(arguments)
     if options.items is None and not options.remove:
         raise UserError("nothing to do: give --items FILE, --remove ID ..., or both.")
@@ -47,42 +47,45 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="llmrec add-items",
-        description="Give a bundle new items, or change or remove some, without training. A new item gets its semantic "
-        "ID from its text, by the encoder and the quantizer of the bundle; nobody else's changes. In place, the "
-        "bundle is the old one or the new one at any moment, whatever is interrupted.",
+        description="Add items to a bundle, change or remove items, without training. The encoder and the quantizer of "
+        "the bundle compute the semantic ID of an added item from its text; other items keep theirs. If the command is "
+        "interrupted, the bundle is either the complete old one or the complete new one.",
     )
     parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
     parser.add_argument(
         "--items",
         metavar="FILE",
-        help="CSV, TSV, JSONL or parquet, one item a row: an id, a title, and any fields of the bundle's catalogue",
+        help="CSV, TSV, JSONL or parquet, one item per row: an id, a title, and any fields of the bundle's catalogue",
     )
     parser.add_argument(
         "--encoder",
         metavar="DIR_OR_HUB_ID",
-        help="the sentence-transformers model that embedded the bundle's items; a name in the bundle is not followed",
+        help="the sentence-transformers model that embedded the bundle's items; for safety, a model name stored in the "
+        "bundle is not loaded",
     )
-    parser.add_argument("--item-column", default="item_id", metavar="NAME", help="of the ids (default item_id)")
-    parser.add_argument("--title-column", default="title", metavar="NAME", help="of the titles (default title)")
+    parser.add_argument("--item-column", default="item_id", metavar="NAME", help="column of the ids (default item_id)")
+    parser.add_argument("--title-column", default="title", metavar="NAME", help="column of the titles (default title)")
     parser.add_argument(
         "--if-exists",
         choices=("refuse", "update"),
         default="refuse",
-        help="an item that is there already: change nothing and say so (refuse, the default), or give it the new text; "
-        "it keeps its semantic ID, by which the model knows it (update)",
+        help="if an item of --items is already in the bundle: stop with an error and change nothing (refuse, the "
+        "default), or replace its text and keep its semantic ID, which the model was trained on (update)",
     )
     parser.add_argument(
-        "--remove", nargs="+", action="extend", metavar="ID", help="items that go, before those of --items come"
+        "--remove", nargs="+", action="extend", metavar="ID", help="items to remove, before those of --items are added"
     )
     parser.add_argument(
-        "--out", metavar="DIR2", help="write a new bundle there, instead of in place; needed for one of the Hub"
+        "--out",
+        metavar="DIR2",
+        help="write a new bundle to this folder, instead of in place; needed if --model is a Hub id",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     return parser
 
 
 def _read(path: str, item_column: str, title_column: str) -> "Catalog":
-    """The items of a file."""
+    """Read the items of a file."""
     from llmrec.data import Catalog
     from llmrec.data.files import read_table, require_column
 
@@ -92,4 +95,4 @@ def _read(path: str, item_column: str, title_column: str) -> "Catalog":
     return Catalog.from_table(frame, path, item_column, title_column)
 
 
-COMMAND = Command("new items become recommendable, without training; or change or remove some", main)
+COMMAND = Command("add, change or remove items of a bundle, without training", main)

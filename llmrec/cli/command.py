@@ -1,4 +1,4 @@
-"""What a command is, and the parsers that commands share."""
+"""The `Command` class, and the parsers and flags that commands share."""
 
 import argparse
 import os
@@ -19,12 +19,12 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """One word after `llmrec`.
+    """A command of the command line: the first word after `llmrec`.
 
     Attributes:
-        summary: one line for the overview.
-        main: does it, given the words that follow.
-        resumable: the same command goes on where it was stopped.
+        summary: one line for `llmrec --help`.
+        main: runs the command, given the words after its name.
+        resumable: whether the same command, run again, continues where it was stopped.
     """
 
     summary: str
@@ -33,27 +33,29 @@ class Command:
 
 
 class PlainParser(argparse.ArgumentParser):
-    """argparse whose errors are one line of ours."""
+    """An argparse parser that raises a one-line UserError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which bundle is asked, and on what it runs; `load_model` reads them."""
+    """Add the flags that choose the bundle and the device; `load_model` reads them."""
     parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
     parser.add_argument(
         "--base",
         metavar="DIR_OR_HUB_ID",
-        help="the base model of a bundle that is an adapter; needed where it is not on this machine: a name in a "
-        "bundle is not followed to the Hub",
+        help="the base model, if the bundle contains only an adapter; needed if the base model is not on this machine, "
+        "because a model name stored in a bundle is not downloaded from the Hub",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a base model brings along")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that the base model contains"
+    )
 
 
 def load_model(options: argparse.Namespace, **decode: Any) -> "Recommender":
-    """The bundle that the flags of `add_model_flags` name; `decode`: further fields of its `DecodeConfig`."""
+    """Load the bundle that the flags of `add_model_flags` choose; `decode`: further fields of its `DecodeConfig`."""
     from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(
@@ -64,7 +66,7 @@ def load_model(options: argparse.Namespace, **decode: Any) -> "Recommender":
 
 
 class _HelpAll(argparse.Action):
-    """Prints every flag."""
+    """Action of `--help-all`: prints every flag."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -75,7 +77,7 @@ class _HelpAll(argparse.Action):
 
 
 class _Help(_HelpAll):
-    """Prints the flags that are no fields of the configuration, and of the fields those that people set first."""
+    """Action of `--help`: prints the command's own flags and the configuration fields that people set first."""
 
     def __call__(self, parser: argparse.ArgumentParser, *others: Any) -> NoReturn:
         from llmrec.config import SET_FIRST, Config
@@ -85,14 +87,23 @@ class _Help(_HelpAll):
         for action in parser._actions:
             if action.dest.partition(".")[0] in Config.__dataclass_fields__ and action.dest not in SET_FIRST:
                 action.help = argparse.SUPPRESS
-                hidden += not any(name.startswith(f"{action.dest}.") for name in names)  # a field, and no group
+                hidden += not any(
+                    name.startswith(f"{action.dest}.") for name in names
+                )  # a field, not a group of fields
         parser.print_help()
         print(f"\n{hidden} more fields, with their meaning: {parser.prog} --help-all")
         parser.exit()
 
 
 def config_parser(command: str, summary: str, own_flags: str = "", needs_run: bool = True) -> Any:
-    """A parser for `--config`, `--run`, `--json` and every `--section.key`; `own_flags` shows a command's others."""
+    """A jsonargparse parser for `--config`, `--run`, `--json` and every `--section.key`.
+
+    Args:
+        command: name of the command.
+        summary: its description.
+        own_flags: further flags of the command, for the usage line; the caller adds them.
+        needs_run: whether `--run` is required.
+    """
     from dataclasses import fields
 
     from jsonargparse import ArgumentParser, set_parsing_settings
@@ -123,10 +134,10 @@ def config_parser(command: str, summary: str, own_flags: str = "", needs_run: bo
 
 
 def parse(parser: Any, arguments: Sequence[str]) -> Any:
-    """Parse into dataclasses, with jsonargparse's errors as one line of ours.
+    """Parse `arguments` into dataclasses; turn jsonargparse's errors into one-line UserErrors.
 
     Raises:
-        UserError: an unknown key, with the closest known one; a value of the wrong type; a missing file.
+        UserError: an unknown key (the message names the closest known one), a value of the wrong type, a missing file.
     """
     from jsonargparse import ArgumentError
 
@@ -142,9 +153,10 @@ def parse(parser: Any, arguments: Sequence[str]) -> Any:
 
 
 def _configs_first(arguments: Sequence[str]) -> list[str]:
-    """The words with every `--config FILE` in front, so that a flag overrules the file wherever it stands.
+    """Move every `--config FILE` to the front, so that flags override the file in any order; return all words.
 
-    `--config configs/quickstart.yaml` finds the shipped file from any directory.
+    If FILE does not exist, the shipped file of that name is used: `--config configs/quickstart.yaml` works in any
+    directory.
     """
     configs, others = [], []
     words = iter(arguments)
@@ -154,7 +166,7 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
             continue
         name = next(words, "") if word == "--config" else word.removeprefix("--config=")
         path = Path(name)
-        if not os.path.exists(path):  # False, too, for what no path can be
+        if not os.path.exists(path):  # also False for strings that can't be a path
             path = resource_folder("configs") / name.removeprefix("configs/")
         if not os.path.isfile(path):
             raise UserError(f"--config {name}: no such file.")
@@ -163,7 +175,7 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
 
 
 def _with_new_name(word: str) -> str:
-    """A flag of version 0.1 as it is called today, with a line that says so."""
+    """Replace a flag's name of version 0.1 by its new name, with a warning; other words are returned unchanged."""
     from llmrec.config import RENAMED
 
     flag, sign, value = word.partition("=")
@@ -175,10 +187,11 @@ def _with_new_name(word: str) -> str:
 
 
 def _read_yaml(path: Path) -> str:
-    """The sections of a configuration file as YAML, keys of version 0.1 under their new names.
+    """Read the sections of a configuration file; return them as YAML, with new names for keys of version 0.1.
 
     Raises:
-        UserError: the file does not hold sections; the message names the line, which jsonargparse would not.
+        UserError: the file is not YAML or has no sections. For malformed YAML the message names the line, which
+            jsonargparse's message would not.
     """
     import yaml
 
@@ -189,7 +202,12 @@ def _read_yaml(path: Path) -> str:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"--config {path}{line}: malformed YAML: {error.problem}.") from None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date
+    except (
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, or an impossible date
         raise UserError(f"--config {path}: malformed YAML: {error}.") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: found {content!r:.40}, expected sections such as `train:`.")
@@ -209,7 +227,7 @@ def _read_yaml(path: Path) -> str:
 
 
 def _readable(message: str, parser: Any) -> str:
-    """One line, with the closest known key where a key is unknown."""
+    """Shorten a message of jsonargparse to one line; for an unknown key, name the closest known key."""
     import re
     from difflib import get_close_matches
 

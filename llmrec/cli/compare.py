@@ -1,4 +1,4 @@
-"""`llmrec compare-tokenizers`: one table of tokenizers on the same embeddings."""
+"""`llmrec compare-tokenizers`: compare tokenizers on the same embeddings in one table."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from llmrec.cli.stages import configuration
 from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
 
-SUMMARY = "tokenizers side by side on the same embeddings, with or without a recommender on each"
+SUMMARY = "compare tokenizers on the same embeddings, with or without training a recommender on each"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,10 +21,12 @@ def main(arguments: Sequence[str]) -> None:
         type=str,
         required=True,
         metavar="A,B,C",
-        help=f"the tokenizers, or YAML files with a `tokenize` section: {', '.join(tokenizer_names())}",
+        help=f"tokenizers to compare, or YAML files with a `tokenize` section; known: {', '.join(tokenizer_names())}",
     )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="fits of each, under seeds of their own")
-    parser.add_argument("--downstream", action="store_true", help="train and evaluate a recommender on each, too")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="fit each tokenizer N times, with different seeds"
+    )
+    parser.add_argument("--downstream", action="store_true", help="also train and evaluate a recommender on each")
     options = parse(parser, arguments)
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: expected at least 1")
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _settings(methods: Sequence[str]) -> dict[str, list[str]]:
-    """Name -> the words that lay a tokenizer over the configuration."""
+    """Tokenizer name -> the command-line words that select it on top of the configuration."""
     from pathlib import Path
 
     from llmrec.quantize.methods import preset_files, require_known

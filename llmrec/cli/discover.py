@@ -1,4 +1,4 @@
-"""`llmrec discover`: items that are missing, as free semantic IDs that the model would recommend."""
+"""`llmrec discover`: find missing items, that is likely semantic IDs that no item of the catalogue has."""
 
 import json
 import time
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, load the bundle, search, describe."""
+    """Parse the flags, load the bundle, search, print the descriptions."""
     options = _parser().parse_args(arguments)
     if not options.history and options.histories is None and options.prompt is None:
         raise UserError('nothing to go by: give --history ID ..., --histories FILE, --prompt "text", or both.')
@@ -39,24 +39,28 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> PlainParser:
     parser = PlainParser(
         prog="llmrec discover",
-        description="Semantic IDs that no item has and that the model would recommend, described in words.",
+        description="Find semantic IDs that no item has and that the model would recommend; describe them in words.",
     )
     add_model_flags(parser)
     who = parser.add_mutually_exclusive_group()
-    who.add_argument("--history", nargs="+", metavar="ID", help="item ids of one person, oldest first")
+    who.add_argument("--history", nargs="+", metavar="ID", help="item ids of one user, oldest first")
     who.add_argument(
-        "--histories", metavar="FILE", help="a segment: one person's item ids per line, between spaces or commas"
+        "--histories",
+        metavar="FILE",
+        help="several users: the item ids of one user per line, separated by spaces or commas",
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="what is asked for, in plain words")
-    parser.add_argument("--k", type=int, default=10, help="answers (default 10)")
-    parser.add_argument("--neighbours", type=int, default=5, metavar="N", help="items to describe by (default 5)")
-    parser.add_argument("--beams", type=int, default=100, help="beams of the search (default 100); at least K are used")
+    parser.add_argument("--prompt", metavar="TEXT", help="the request in plain words")
+    parser.add_argument("--k", type=int, default=10, help="number of results (default 10)")
+    parser.add_argument(
+        "--neighbours", type=int, default=5, metavar="N", help="nearest items that describe each result (default 5)"
+    )
+    parser.add_argument("--beams", type=int, default=100, help="beams of the search (default 100); at least --k")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     return parser
 
 
 def _histories(options: Namespace) -> list[list[str]]:
-    """The histories of the request; line n of the file is the n-th."""
+    """The histories of --history or --histories, in the order of the file's lines."""
     if options.histories is None:
         return [options.history] if options.history else []
     path = Path(options.histories)
@@ -73,7 +77,7 @@ def _histories(options: Namespace) -> list[list[str]]:
 
 
 def _lines(found: Sequence["Discovery"]) -> list[str]:
-    """What a person reads."""
+    """The output in plain text."""
     lines = []
     for each in found:
         lines.append(f"{each.rank:>3}  {each.semantic_id}  {each.score:8.3f}")
@@ -85,4 +89,4 @@ def _lines(found: Sequence["Discovery"]) -> list[str]:
     return lines
 
 
-COMMAND = Command("semantic IDs that no item has and that the model would recommend, in words", main)
+COMMAND = Command("find likely semantic IDs that no item has, and describe them in words", main)

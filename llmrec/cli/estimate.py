@@ -1,4 +1,4 @@
-"""`llmrec estimate`: what a configuration's fine-tuning will take."""
+"""`llmrec estimate`: estimate the parameters, memory, tokens and time of a configuration's fine-tuning."""
 
 import json
 from collections.abc import Sequence
@@ -10,14 +10,16 @@ from llmrec.cli.stages import configuration
 from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
 
-SUMMARY = "parameters, memory, tokens and time of a fine-tuning, before it is begun; no weights are loaded"
+SUMMARY = "estimate parameters, memory, tokens and time of fine-tuning before it starts; loads no weights"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, estimate, print."""
+    """Parse the flags, estimate, print."""
     parser = config_parser("estimate", SUMMARY, "[--tflops X] [--users 1000] [--length 10]", needs_run=False)
-    parser.add_argument("--tflops", type=float, metavar="X", help="peak of the GPU, for a time: 165 of an RTX 4090")
-    parser.add_argument("--users", type=int, default=1000, help="made-up users, where the data is not here")
+    parser.add_argument(
+        "--tflops", type=float, metavar="X", help="peak TFLOP/s of the GPU, to estimate the time; RTX 4090: 165"
+    )
+    parser.add_argument("--users", type=int, default=1000, help="number of made-up users, used if the data is missing")
     parser.add_argument("--length", type=int, default=10, help="items in the training history of a made-up user")
     options = parse(parser, arguments)
     for name, least in (("users", 2), ("length", 2)):

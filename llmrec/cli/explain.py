@@ -1,4 +1,4 @@
-"""`llmrec explain`: an item's codes, codes that items begin with, or a history, in words."""
+"""`llmrec explain`: describe an item's semantic ID, a prefix of semantic IDs, or a history in words."""
 
 import json
 from argparse import Namespace
@@ -11,7 +11,7 @@ from llmrec.console import say
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, load the bundle, answer."""
+    """Parse the flags, load the bundle, print the description."""
     options = _parser().parse_args(arguments)
     answer = _answer(options)
     if options.json:
@@ -26,12 +26,25 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> PlainParser:
-    parser = PlainParser(prog="llmrec explain", description="What item tokens stand for, in words.")
+    parser = PlainParser(prog="llmrec explain", description="Describe the meaning of item tokens in words.")
     add_model_flags(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--item", metavar="ID", help="what the model says this item is, beside its title")
-    what.add_argument("--prefix", metavar="TOKENS", help='what items that start so share, such as "<a_12><b_3>"')
-    what.add_argument("--history", nargs="+", metavar="ID", help="what somebody likes who took these, oldest first")
+    what.add_argument(
+        "--item",
+        metavar="ID",
+        help="print the model's description of this item, from its semantic ID alone, and its title",
+    )
+    what.add_argument(
+        "--prefix",
+        metavar="TOKENS",
+        help='print what items whose semantic IDs begin with these tokens have in common, such as "<a_12><b_3>"',
+    )
+    what.add_argument(
+        "--history",
+        nargs="+",
+        metavar="ID",
+        help="print the model's description of the taste of a user with these items, oldest first",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     return parser
 
@@ -47,4 +60,4 @@ def _answer(options: Namespace) -> dict[str, Any]:
     return asdict(describe(recommender, options.prefix))
 
 
-COMMAND = Command("an item's codes, codes that items begin with, or a history, in words", main)
+COMMAND = Command("describe an item's semantic ID, a prefix of semantic IDs, or a history in words", main)

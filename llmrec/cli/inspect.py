@@ -1,4 +1,4 @@
-"""`llmrec inspect`: what a run or a bundle holds, in words and numbers."""
+"""`llmrec inspect`: print the contents of a run or a bundle."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from llmrec.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse and describe."""
-    parser = PlainParser(prog="llmrec inspect", description="What a run or a bundle holds.")
+    """Parse the flags, print the contents."""
+    parser = PlainParser(prog="llmrec inspect", description="Print the contents of a run or a bundle.")
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--run", metavar="DIR", help="a run directory")
     group.add_argument("--model", metavar="DIR_OR_HUB_ID", help="a bundle")
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """Stages with their seconds, the data's numbers, the tokenizer's report, the metrics."""
+    """The finished stages with their seconds and memory, sizes of the data, the tokenizer's report, the metrics."""
     from llmrec.data.prepare import load
     from llmrec.pipeline import FOLDERS
 
@@ -68,8 +68,8 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
 
 def describe_bundle(name: str) -> dict[str, Any]:
-    """The header, the catalogue's size and fields, its items without training events, the fusion's weights, some items
-    with their codes, the bytes of each part and file, the tokenizer's report."""
+    """The header; the size of the catalogue, its number of cold items and its fields; the weights of the fusion; three
+    items with their codes; the bytes of each part and file; the tokenizer's report."""
     from dataclasses import asdict
 
     from llmrec.recommender import bundle
@@ -107,7 +107,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _print_report(figures: dict[str, Any]) -> None:
-    """The tokenizer's report as its table and words."""
+    """Print the tokenizer's report: its table, and the words that describe the first codes."""
     from llmrec.quantize.report import Report
 
     if "level_sizes" not in figures:  # before schema 2 of the tokenizer
@@ -119,7 +119,7 @@ def _print_report(figures: dict[str, Any]) -> None:
 
 
 def _print(content: Any, indent: int = 0) -> None:
-    """Nested dictionaries as indented lines."""
+    """Print nested dictionaries as indented lines."""
     for key, value in content.items():
         pad = "  " * indent
         if isinstance(value, dict):
@@ -139,4 +139,4 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-COMMAND = Command("what a run or a bundle holds, in words and numbers", main)
+COMMAND = Command("print the contents of a run or a bundle", main)

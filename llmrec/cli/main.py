@@ -1,4 +1,4 @@
-"""The `llmrec` program: picks the command, and turns a user's mistake into one line and exit code 2."""
+"""The `llmrec` program: selects the command, and prints a UserError as one line with exit code 2."""
 
 import os
 import sys
@@ -16,7 +16,9 @@ COMMANDS = {
     "prepare": stages.command("prepare", "prepare", "read, filter and split the data"),
     "embed": stages.command("embed", "embed", "items -> vectors"),
     "tokenize": stages.command("tokenize", "tokenize", "vectors -> semantic IDs"),
-    "intentions": stages.command("intentions", "intentions", "what people want, in words, from --intentions.source"),
+    "intentions": stages.command(
+        "intentions", "intentions", "extract what users want, in words, from --intentions.source"
+    ),
     "train": stages.command("train", "model", "fine-tune the language model and write the bundle"),
     "evaluate": stages.command("evaluate", "evaluate", "full ranking beside the baselines"),
     "compare-tokenizers": compare.COMMAND,
@@ -40,7 +42,12 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 the user's input, 1 a defect of ours."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 for success, 2 for an error in the user's input, 130 if stopped by the keyboard. A defect of
+        the program raises its exception, which gives exit code 1.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -56,12 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(COMMANDS)}"
         print(f"llmrec: no command {printable(repr(arguments[0]))}{hint}", file=sys.stderr)
         return 2
-    # transformers 5 announces names of version 6, some of which only peft can change.
+    # transformers 5 warns about names that change in version 6. Only peft can change some of them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
     try:
         command.main(arguments[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"llmrec: {printable(error.with_flags)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`llmrec recommend`: the best items for a history, a request in plain words, or both."""
+"""`llmrec recommend`: recommend items for a history, a request in plain words, or both."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, load the bundle, answer."""
+    """Parse the flags, load the bundle, print the recommendations."""
     options = _parser().parse_args(arguments)
     if options.beams < 1:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
@@ -50,21 +50,23 @@ def _parser() -> PlainParser:
 
     add_model_flags(parser)
     several("--history", "ID", "item ids, oldest first")
-    parser.add_argument("--prompt", metavar="TEXT", help="what is asked for, in plain words")
-    parser.add_argument("--k", type=int, default=10, help="answers (default 10)")
-    several("--exclude", "ID", "items that must not come out")
-    parser.add_argument("--include-seen", action="store_true", help="let items of the history come out too")
-    several("--allow", "ID", "only these items may come out")
-    several("--where", "FIELD=VALUE", "only items whose field has this value")
-    parser.add_argument("--boost", metavar="FILE", help="CSV with columns item_id,offset: what to add to the scores")
-    several("--max-per", "FIELD=M", "at most M answers with the same text in that field")
-    parser.add_argument("--max-per-code", type=int, metavar="M", help="at most M answers with the same first code")
-    parser.add_argument("--beams", type=int, default=20, help="beams of the search (default 20); at least K are used")
+    parser.add_argument("--prompt", metavar="TEXT", help="the request in plain words")
+    parser.add_argument("--k", type=int, default=10, help="number of results (default 10)")
+    several("--exclude", "ID", "items that are never recommended")
+    parser.add_argument("--include-seen", action="store_true", help="items of the history may also be recommended")
+    several("--allow", "ID", "recommend only these items")
+    several("--where", "FIELD=VALUE", "recommend only items whose field has this value")
+    parser.add_argument(
+        "--boost", metavar="FILE", help="CSV with columns item_id,offset; the offset is added to the score"
+    )
+    several("--max-per", "FIELD=M", "at most M results with the same text in this field")
+    parser.add_argument("--max-per-code", type=int, metavar="M", help="at most M results with the same first code")
+    parser.add_argument("--beams", type=int, default=20, help="beams of the search (default 20); at least --k")
     parser.add_argument(
         "--ranking",
         choices=["auto", *get_args(RankingName)],
         default="auto",
-        help="how items are ranked (default auto)",
+        help="how items are ranked, see `llmrec run --help-all`, --decode.ranking (default auto)",
     )
     parser.add_argument(
         "--cold-bonus",
@@ -72,16 +74,25 @@ def _parser() -> PlainParser:
         type=float,
         default=0.0,
         metavar="X",
-        help="ranking fusion: added to the score of cold items, which have no training events",
+        help="ranking fusion: X is added to the score of cold items, which have no training events (default 0)",
     )
-    parser.add_argument("--phrasings", type=int, default=1, help="ask in so many phrasings, take the mean (default 1)")
-    parser.add_argument("--exact", action="store_true", help="the provably best answers by their codes alone")
+    parser.add_argument(
+        "--phrasings",
+        type=int,
+        default=1,
+        help="number of phrasings of the prompt; the mean of their scores counts (default 1)",
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="find the exact k best items by the probability of their codes alone, with more forward passes",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     return parser
 
 
 def _request(options: Namespace) -> "Request":
-    """The request that the flags make."""
+    """Make the request from the flags."""
     from llmrec.recommender.request import Request
 
     limits = _pairs("--max-per", options.max_per or (), "brand=2")
@@ -117,7 +128,7 @@ def _pairs(flag: str, words: Sequence[str], example: str) -> dict[str, str]:
 
 
 def _offsets(path: Path) -> dict[str, float]:
-    """Item id -> offset of a CSV file."""
+    """Read the offsets of a CSV file: item id -> offset."""
     offsets: dict[str, float] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -137,4 +148,4 @@ def _offsets(path: Path) -> dict[str, float]:
     return offsets
 
 
-COMMAND = Command("the best items for a history, a request in plain words, or both", main)
+COMMAND = Command("recommend items for a history, a request in plain words, or both", main)

@@ -1,4 +1,4 @@
-"""`llmrec serve`: a bundle over HTTP."""
+"""`llmrec serve`: serve a bundle over HTTP."""
 
 import socket
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from llmrec.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, load the bundle, listen until stopped."""
+    """Parse the flags, load the bundle, answer requests until stopped."""
     parser = PlainParser(
         prog="llmrec serve", description="Serve a bundle over HTTP: POST /recommend, GET /health, GET /docs."
     )
@@ -29,10 +29,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, before a model is loaded.
+    """Open a socket on an address. `main` does this before it loads the model, so that an error appears at once.
 
     Raises:
-        UserError: no such address or port, or another program listens there.
+        UserError: the address or port does not exist, or another program uses it.
     """
     if not 0 <= port < 65536:
         raise UserError(f"--port {port}: expected 0 to 65535; 0 takes a free one.")
@@ -47,4 +47,4 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-COMMAND = Command("a bundle over HTTP", main)
+COMMAND = Command("serve a bundle over HTTP", main)

@@ -1,4 +1,4 @@
-"""The commands that do one stage, or all of them."""
+"""The commands that run the stages of the pipeline, up to one stage or all."""
 
 import json
 import os
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 def open_run(folder: str | Path, verify: bool = False) -> RunDirectory:
-    """The run directory for this process; under `accelerate launch` only the first one writes."""
+    """Open the run directory; under `accelerate launch` only the first process writes to it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return RunDirectory(folder, verify=verify)
     import torch
     from accelerate import PartialState
 
-    # Not told that it is on CPUs, it would take every process for the only one.
+    # Without `cpu=True` on a machine without accelerators, every process would be the main process.
     state = PartialState(cpu=not torch.accelerator.is_available())
     return RunDirectory(folder, main=state.is_main_process, wait=state.wait_for_everyone, verify=verify)
 
 
 def command(name: str, until: str, summary: str) -> Command:
-    """The command `name`: every stage up to `until`; those that stand are skipped."""
+    """Make the command `name`, which runs every stage up to `until`; it skips finished stages."""
 
     def main(arguments: Sequence[str]) -> None:
         parser = config_parser(name, summary, "[--verify]")
         parser.add_argument(
             "--verify",
             action="store_true",
-            help="read every file of the finished stages and compare its SHA-256 with the one recorded, not only its "
-            "size; a stage with a damaged file is made again",
+            help="compare the SHA-256 of every file of the finished stages with the recorded one, not only its size; a "
+            "stage with a damaged file runs again",
         )
         options = parse(parser, arguments)
         if until == "intentions" and options.intentions.source == "none":
@@ -53,7 +53,7 @@ def command(name: str, until: str, summary: str) -> Command:
 
 
 def configuration(options: Any) -> "Config":
-    """The sections of parsed options."""
+    """Make a `Config` from the sections of parsed options."""
     from dataclasses import fields
 
     from llmrec.config import Config
@@ -62,7 +62,7 @@ def configuration(options: Any) -> "Config":
 
 
 def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
-    """The table of an evaluation, or where a stage's files are; as JSON, the metrics or the manifest."""
+    """Print the result: the evaluation's table, or the folder of another stage. As JSON: metrics or manifest."""
     from llmrec import pipeline
 
     folder = run.path({"prepare": "data"}.get(until, until))
@@ -77,7 +77,9 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
         return
     say(*f"{protocol_line(metrics)}\n\n{table(metrics)}\n".split("\n"))
     protocol, cold = metrics["protocol"], metrics.get("cold_candidates")
-    if cold and (protocol["cold"]["kind"] == "held-out" or protocol["regime"] == "strict"):  # else they are a few
+    if cold and (
+        protocol["cold"]["kind"] == "held-out" or protocol["regime"] == "strict"
+    ):  # otherwise there are only a few cold targets
         for name in ("warm", "cold"):
             say(*f"{name} targets\n\n{table(metrics, name)}\n".split("\n"))
         say(*f"{cold_candidates_line(cold)}\n\n{table(cold)}\n".split("\n"))

@@ -1,4 +1,4 @@
-"""`llmrec tasks show`: real rendered training examples of a configuration, with what is learnt marked."""
+"""`llmrec tasks show`: print training examples of a configuration as the model sees them, learnt tokens marked."""
 
 import json
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from llmrec.config import Config
     from llmrec.rundir import RunDirectory
 
-SUMMARY = "show: real training examples of every task, with what is learnt marked"
+SUMMARY = "show: print real training examples of every task; the text that the model learns is marked"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Do the stages that the tasks need, unless they stand, and print."""
+    """Run the stages that the tasks need, unless they are finished, and print the examples."""
     words = list(arguments)
     if not words or (words[0] != "show" and not {"-h", "--help"} & set(words)):
         found = words[0] if words else "nothing"
         raise UserError(f"tasks: found {found}, expected `llmrec tasks show --config C --run DIR`.")
     parser = config_parser("tasks show", SUMMARY, "[--task NAME,...] [--examples 2]")
-    parser.add_argument("--task", type=str, metavar="NAME,...", help="only these tasks, by commas")
-    parser.add_argument("--examples", type=int, default=2, help="of each task (default 2)")
+    parser.add_argument("--task", type=str, metavar="NAME,...", help="only these tasks, separated by commas")
+    parser.add_argument("--examples", type=int, default=2, help="number of examples of each task")
     options = parse(parser, words[1:] if words[0] == "show" else words)
     if options.examples < 1:
         raise UserError(f"--examples {options.examples}: expected at least 1.")
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[str, Any]]:
-    """What training would see, n examples of each task; the stages before it are made first."""
+    """n training examples of each task, as training would use them; first runs the stages before training."""
     from llmrec import pipeline
     from llmrec.data.prepare import load
     from llmrec.model.base import load_tokenizer

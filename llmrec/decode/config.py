@@ -1,4 +1,4 @@
-"""How answers are decoded."""
+"""The configuration of decoding: how the search finds and ranks items."""
 
 import math
 from dataclasses import dataclass
@@ -16,41 +16,47 @@ WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota")
 
 @dataclass
 class DecodeConfig:
-    """Beam search over the catalogue."""
+    """Beam search over the catalogue and the ranking of its results."""
 
     beams: int = 20
-    """Beams per request (K); widened to the number of answers where more are asked for."""
+    """Beams per request (K). The search uses k beams if a request asks for k > K results."""
     scoring: Scoring = "auto"
-    """A code's probability: among the whole vocabulary (vocab, as `generate` has it), among the level's codes
-    (level), or among the codes that continue the prefix to an item (catalogue: sums to 1 over the catalogue);
-    auto is catalogue, as accurate as vocab on Beauty and more so on the made-up shop, and faster; or vocab where items
-    are not all there is (--decode.constraint none, level) and for models that take no tree attention mask."""
+    """The softmax that gives a code's probability. vocab: over the whole vocabulary, as in `generate`. level: over the
+    level's codes. catalogue: over the codes that continue the prefix to an item, so the probabilities sum to 1 over the
+    catalogue (over its warm items, if it has cold ones). auto: vocab with --decode.constraint none or level and for
+    models that do not support a tree attention mask, else catalogue, which is faster than vocab, as accurate on Beauty
+    and more accurate on the made-up shop."""
     constraint: Constraint = "trie"
-    """What beams may spell: items only (trie), any code of the level (level), anything (none); the latter two are for
-    measuring what the constraint is worth, and their invalid answers are dropped."""
+    """The tokens that a beam may continue with. trie: codes that lead to an item. level: all codes of the level. none:
+    all tokens. Use level and none only to measure the effect of the constraint; results that are not items are
+    dropped."""
     ranking: Literal["auto", RankingName] = "auto"
-    """How items are ranked: by the beams alone (beam); with a share of each list for new items that begin as a beam
-    does (quota, TIGER); by the dense head alone (dense); beams and all new items by the dense head (liger); beams over
-    first codes, dense inside (cascade, COBRA); drafts of the dense head that the model verifies (specgr); all of these
-    and the items' texts with calibrated weights (fusion). auto is fusion where the bundle has been calibrated, else
-    beam. A new item is one without training events. All but beam and quota need --train.dense.weight."""
+    """How items are ranked. beam: by beam search alone. quota (TIGER): a share of each list is for cold items that
+    share their first codes with a beam. dense: by the dense head alone. liger: the dense head ranks the items of the
+    beams and all cold items. cascade (COBRA): beams choose first codes, the dense head ranks the items below them.
+    specgr: the dense head proposes items, the model accepts those with likely codes, and beams fill up the list.
+    fusion: the weighted sum of the scores of the model, the dense head and the items' texts, with calibrated weights.
+    auto: fusion if the bundle has been calibrated, else beam. A cold item has no training events. All but beam and
+    quota need --train.dense.weight."""
     quota: float = 0.1
-    """Ranking quota: share of a list that is for new items."""
+    """Ranking quota: share of a list that is for cold items, 0 to 1."""
     quota_prefix: int = 0
-    """Ranking quota: codes that a new item must share with a beam; 0: all that tell content, as TIGER has it."""
+    """Ranking quota: number of first codes that a cold item must share with a beam. 0: all content levels, as in TIGER;
+    a last level that only separates items with the same codes is not one."""
     specgr_threshold: float = -1.4
-    """Ranking specgr: least mean log-probability per code of an accepted draft."""
+    """Ranking specgr: the model accepts a proposed item if its mean log-probability per code is above this."""
     warm_floor: float = 1.0
-    """Ranking fusion, when it is calibrated: items with training events keep a recall@10 of so many times that of the
-    beams alone, measured on validation cases."""
+    """Ranking fusion, used by calibration: least recall@10 of warm targets, as a multiple of the recall@10 of beam
+    search alone, on validation examples."""
     cold_bonus: float = 0.0
-    """Ranking fusion: added to the score of new items, beyond what was calibrated: more of them, or fewer."""
+    """Ranking fusion: added to the score of cold items, on top of the calibrated bonus. A larger value puts more cold
+    items into the lists, a negative one fewer."""
     batch_size: int = 32
-    """Requests decoded together."""
+    """Number of requests decoded together."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic: auto is bfloat16 on a GPU or a CPU with bfloat16 matrix units, else float32."""
+    """Data type of the computation. auto: bfloat16 on a GPU or a CPU with bfloat16 matrix units, else float32."""
     device: str = "auto"
-    """Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    """Device of the model: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
         at_least = {0: ("quota", "quota_prefix", "warm_floor"), 1: ("beams", "batch_size")}

@@ -1,7 +1,8 @@
-"""The model as decoding runs it: its layers, its rows of the item tokens, and a key/value cache that stays in place.
+"""The model during decoding: its layers, its output rows of the item tokens, and a key/value cache without copies.
 
-The common start of all prompts of a batch is run once, the rest of each prompt row by row. The beams of a user are run
-as further query positions under a tree attention mask: each sees its prompt and its own ancestors.
+The model reads the tokens that all prompts of a batch begin with once, for all rows; then it reads the rest of each
+prompt. The beams of a user are extra query positions under a tree attention mask: a beam attends to its prompt and to
+its own earlier codes.
 """
 
 import copy
@@ -38,13 +39,22 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers' "sdpa" computes of query [B, G x h, Q, D] and key, value [B, h, S, D], by its interface.
+    """Grouped-query attention without copies of keys and values; same interface and result as transformers' "sdpa".
 
-    The G query heads of a key head (Ainslie et al. 2023, arXiv 2305.13245) become G x Q queries of that head; "sdpa"
-    copies keys and values G times instead when there is a mask.
+    G query heads share one key head (Ainslie et al. 2023, arXiv 2305.13245). This function treats them as G x Q queries
+    of that key head. If there is a mask, "sdpa" copies keys and values G times instead.
+
+    Args:
+        module: the attention layer.
+        query: [B, G x h, Q, D].
+        key: [B, h, S, D].
+        value: [B, h, S, D].
+        attention_mask: [B, 1, Q, S], additive or bool; for None or one mask per head, "sdpa" itself runs.
+        scaling: factor of the scores; None: 1 / sqrt(D).
+        kwargs: further arguments of the interface.
 
     Returns:
-        [B, Q, G x h, D], and None for the weights.
+        [B, Q, G x h, D], and None for the attention weights.
     """
     groups = query.shape[1] // key.shape[1]
     biased = kwargs.get("position_bias") is not None
@@ -63,7 +73,7 @@ def grouped_attention(
 
 
 def group_heads(model: "PreTrainedModel") -> None:
-    """Make `model` attend by `grouped_attention` if it attends by "sdpa"."""
+    """Switch `model` to `grouped_attention` if it uses "sdpa"."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
@@ -78,14 +88,14 @@ _last_token_only: ContextVar[bool] = ContextVar("_last_token_only", default=Fals
 
 
 class Body:
-    """A model as decoding runs it.
+    """A model prepared for decoding.
 
     Attributes:
-        model: a copy of the modules in the decoder's arithmetic, see `decoding_copy`.
+        model: a copy of the model's modules with weights of type `dtype`, see `decoding_copy`.
         dtype: of its weights.
-        width: H, of its hidden states.
-        window: positions that a sliding attention sees; None if every layer sees all.
-        layer_types: kinds of attention that its layers have, empty where the configuration names none.
+        width: H, the size of its hidden states.
+        window: number of positions in the window of sliding attention; None if every layer attends to all positions.
+        layer_types: the attention types of its layers; empty if the model's configuration does not name them.
     """
 
     def __init__(self, model: "PreTrainedModel", dtype: torch.dtype) -> None:
@@ -98,10 +108,10 @@ class Body:
 
 
 def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
-    """A copy of the modules of `model`, whose own state nothing done to the copy changes.
+    """Copy the modules of `model`; changes to the copy do not change `model`.
 
-    Parameters that are `dtype` already are shared with `model`, others converted once. Buffers keep their type: rotary
-    frequencies lose too much in bfloat16.
+    Parameters that already have type `dtype` are shared with `model`; others are converted once. Buffers keep their
+    type, because rotary frequencies lose too much precision in bfloat16.
     """
     parameters = {id(parameter): _as(parameter, dtype) for parameter in model.parameters()}
     own = copy.deepcopy(model, parameters)
@@ -115,8 +125,11 @@ def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedMo
 
 @contextmanager
 def last_token_only() -> Iterator[None]:
-    """Within, only the last hidden state of each row is right: the last layer's feed-forward, which nothing else and
-    no cache depends on, computes that one alone."""
+    """Context manager: the last layer's feed-forward block computes only the last position of each row.
+
+    Inside, only the last hidden state of each row is correct. The key/value cache is complete, because no keys or
+    values depend on that block.
+    """
     token = _last_token_only.set(True)
     try:
         yield
@@ -135,17 +148,18 @@ def _as(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
 
 
 BLOCK = {False: 2**20, True: 2**26}
-"""Logits computed at a time where only their sum matters, on a CPU (4 MB) and on a GPU (256 MB)."""
+"""Logits per block of the log-sum-exp over the vocabulary: on a CPU (False, 4 MB) and on a GPU (True, 256 MB)."""
 
 
 class ItemHead:
-    """The output head of a model, as far as item tokens go.
+    """Scores of codes from hidden states, by the rows of the output head that belong to the item tokens.
 
     Args:
-        model: causal language model; its head's bias and soft cap are honoured.
+        model: causal language model. The bias of its head and its soft cap of the logits are applied.
         vocabulary: the item tokens.
-        scoring: as above.
-        dtype: of the product with the whole vocabulary. Codes' own logits are float32: 8 bits would tie them.
+        scoring: see `DecodeConfig.scoring`; not auto.
+        dtype: of the product with the whole vocabulary. The logits of codes are computed in float32: with the 8
+            significant bits of bfloat16, many of them would be equal.
     """
 
     def __init__(
@@ -166,7 +180,10 @@ class ItemHead:
         return self._logits(hidden, self.weight, self.bias).log_softmax(-1)
 
     def level(self, hidden: torch.Tensor, level: int) -> torch.Tensor:
-        """Scores of the level's codes, float32 [R, C]: log-probabilities, but for `catalogue` yet to be normalised."""
+        """Scores of the level's codes, float32 [R, C], after `hidden` [R, H].
+
+        They are log-probabilities; with scoring `catalogue` they are logits, which the caller normalises.
+        """
         logits = self._logits(hidden, self._rows[level], self._biases[level])
         if self.scoring == "level":
             return logits.log_softmax(-1)
@@ -175,7 +192,7 @@ class ItemHead:
         return logits
 
     def _normaliser(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Log-sum-exp of all tokens' logits, float32 [R], by blocks of the vocabulary that stay in the caches."""
+        """Log-sum-exp of the logits of all tokens, float32 [R]; in blocks of the vocabulary, for the CPU's caches."""
         block = max(1, BLOCK[hidden.device.type == "cuda"] // len(hidden))
         biases = [None] * len(self.weight) if self.bias is None else self.bias.split(block)
         parts = [
@@ -190,18 +207,19 @@ class ItemHead:
 
 
 SHARED_FROM = 16
-"""Tokens that prompts must have in common to be run apart; a pass of their own for fewer costs more than it spares."""
+"""Least number of common first tokens for which the model reads them in a forward pass of their own; for fewer, that
+pass costs more than it saves."""
 
 
 class Context:
-    """The prompts of a batch and the tree of beams behind them.
+    """The key/value cache of the prompts of a batch, followed by that of the tree of beams.
 
     Args:
-        body: the model that runs.
-        ids: prompts, or their rests after `shared`, int64 [B, T], padded on the left.
-        mask: int64 [B, T], 1 for tokens.
-        shared: tokens that all prompts begin with.
-        room: slots that the tree may take; more are made when they are not enough.
+        body: the model.
+        ids: the prompts without their `shared` tokens, int64 [B, T], padded on the left.
+        mask: int64 [B, T], 1 for tokens, 0 for padding.
+        shared: the first tokens of all prompts.
+        room: number of slots (positions in the cache) to allocate for the tree; the cache grows if it needs more.
     """
 
     def __init__(
@@ -220,7 +238,10 @@ class Context:
 
     @torch.inference_mode()
     def start(self) -> torch.Tensor:
-        """The hidden states after the prompts, [B, 1, H], which are run once; what was added behind them goes."""
+        """The last hidden state of each prompt, [B, 1, H]; also removes the tree.
+
+        The first call runs the model; later calls return the same tensor.
+        """
         if self._hidden is None:
             with last_token_only():
                 if self.shared.shape[1]:
@@ -234,35 +255,36 @@ class Context:
         return self._hidden
 
     def _prompt(self, ids: torch.Tensor) -> torch.Tensor:
-        """Run the tokens `ids` [B or 1, Q] of the prompts that come next."""
+        """Run the model on the next tokens `ids` [B or 1, Q] of the prompts."""
         rows, queries = ids.shape
         end = queries if ids is self.shared else self.seen.shape[1]
         seen, positions = self.seen[:rows, :end], self.positions[:rows, :end]
         here = positions[:, end - queries :]
         if queries == end and (self.body.window is None or end <= self.body.window):
-            return self._run(ids, seen.long(), here)  # the model's own causal mask, its fastest
+            return self._run(ids, seen.long(), here)  # the model's own causal mask is the fastest
         causal = torch.ones((queries, end), dtype=torch.bool, device=ids.device).tril(end - queries)
-        # A row of padding must see something, itself, or its softmax is not a number.
+        # A padding position must attend to at least one position, itself; otherwise its softmax is NaN.
         sees = (causal & seen[:, None, :]) | causal.triu(end - queries)
         return self._run(ids, self._masks(sees, here, positions), here)
 
     def extend(
         self, tokens: torch.Tensor, depth: torch.Tensor, ancestors: torch.Tensor, running: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one more token of each beam where `running`.
+        """Run the model on one more token of each beam for which `running` is true.
 
         Args:
             tokens: int64 [B, K].
-            depth: int64 [B, K], how many codes come before them.
-            ancestors: int64 [B, K, depth], slots of the tree that each sees; -1 for none.
+            depth: int64 [B, K], number of codes before each token.
+            ancestors: int64 [B, K, depth], the slots of the tree that each beam attends to; -1 for none.
             running: bool [B, K].
 
         Returns:
-            Their hidden states [B, K, H] (zeros elsewhere), and the ancestors with their own slots.
+            The hidden states [B, K, H], zeros where not `running`; and int64 [B, K, depth + 1], `ancestors` with the
+            slot of each new token appended.
         """
         size, k = running.shape
         slots, tree = int(running.sum(1).max()), self.slots
-        # Running beams first, in their order; a user with fewer than `slots` of them runs some in vain.
+        # Running beams come first, in their order. A user with fewer than `slots` of them also runs some in vain.
         chosen = (~running).long().argsort(dim=1, stable=True)[:, :slots]
         slot = torch.full((size, k), -1, dtype=torch.int64, device=running.device)
         slot.scatter_(1, chosen, tree + torch.arange(slots, device=running.device).expand(size, -1))
@@ -271,7 +293,7 @@ class Context:
             return torch.zeros((size, k, self.body.width), device=running.device), ancestors
         self.slots += slots
         seen = ancestors.gather(1, chosen[:, :, None].expand(-1, -1, ancestors.shape[2]))
-        # One column more, for the -1s, which goes again.
+        # The -1s are written to one extra column, which is cut off below.
         visible = torch.zeros((size, slots, self.slots + 1), dtype=torch.bool, device=running.device)
         visible.scatter_(2, torch.where(seen < 0, self.slots, seen), True)
         sees = torch.cat([self.seen[:, None, :].expand(-1, slots, -1), visible[:, :, :-1]], dim=2)
@@ -290,7 +312,13 @@ class Context:
     def _masks(
         self, sees: torch.Tensor, at: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The 4-D mask of `sees` (bool [B, Q, S]) as the model takes it; queries stand `at` [B, Q], `keys` [B, S]."""
+        """The additive attention mask [B, 1, Q, S] that the model expects; one per attention type if it has two types.
+
+        Args:
+            sees: bool [B, Q, S], whether a query attends to a key.
+            at: int64 [B, Q], positions of the queries.
+            keys: int64 [B, S], positions of the keys.
+        """
         window = self.body.window
         if window is None:
             return self._additive(sees)
@@ -305,11 +333,11 @@ class Context:
 
 
 class Slots(DynamicLayer):
-    """One layer's keys and values, written into room made once: appending copies none of the earlier ones.
+    """The keys and values of one layer in preallocated tensors: appending does not copy the earlier ones.
 
     Args:
-        size: B. What is appended first may have one row, which then stands for all.
-        capacity: tokens to make room for; doubled when they are more.
+        size: B. The first tensors appended may have one row, which is then written to all B rows.
+        capacity: number of tokens to allocate; about doubled when more are appended.
     """
 
     def __init__(self, size: int, capacity: int) -> None:
@@ -322,7 +350,7 @@ class Slots(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [B, heads, Q, D] of each; returns all there is, as views [B, heads, used, D]."""
+        """Append keys and values, [B, heads, Q, D] each; return all keys and values, as views [B, heads, used, D]."""
         start, self.used = self.used, self.used + key_states.shape[2]
         both = (key_states, value_states)
         if not self.room or self.used > self.capacity:
@@ -338,7 +366,7 @@ class Slots(DynamicLayer):
 
 
 def shared_start(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens to run once for all `prompts`: those that all begin with, but never a whole prompt; 0 if few."""
+    """The number of tokens that all `prompts` begin with, less than a whole prompt; 0 if fewer than `SHARED_FROM`."""
     if len(prompts) < 2:
         return 0
     shortest = min(len(prompt) for prompt in prompts)

@@ -1,4 +1,4 @@
-"""Which items may come out, per request: kept exact by asking, at every prefix, whether an allowed item is below it."""
+"""Filters of the allowed items per request. They are exact: the search visits only prefixes of allowed items."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Filter:
 
     Attributes:
         allowed: rows of the catalogue, int [E]; None: all.
-        excluded: rows of the catalogue, int [E], which must not come out, allowed or not.
+        excluded: rows of the catalogue, int [E], which are never returned, even if they are in `allowed`.
     """
 
     allowed: np.ndarray | None = None
@@ -23,33 +23,33 @@ class Filter:
 
     @classmethod
     def of_mask(cls, mask: np.ndarray) -> "Filter":
-        """The filter that lets through the rows where `mask` (bool [N]) is true, as the shorter of the two lists."""
+        """The filter that allows the rows where `mask` (bool [N]) is true; it stores the shorter of the two lists."""
         if 2 * np.count_nonzero(mask) <= len(mask):
             return cls(allowed=np.flatnonzero(mask))
         return cls(excluded=np.flatnonzero(~mask))
 
     def normal(self) -> "Filter":
-        """The same with sorted unique rows, in only one of the two lists."""
+        """The same filter with sorted unique rows, in only one of the two lists."""
         excluded = np.unique(self.excluded) if self.excluded is not None else np.empty(0, np.int64)
         if self.allowed is None:
             return Filter(excluded=excluded.astype(np.int64))
         return Filter(allowed=np.setdiff1d(self.allowed, excluded).astype(np.int64))
 
     def allows(self, items: np.ndarray) -> np.ndarray:
-        """bool [n]: which of `items` may come out; of a normal filter."""
+        """bool [n]: which of `items` int [n] may be returned. The filter must be a result of `normal`."""
         if self.allowed is not None:
             return _contains(self.allowed, items)
         return ~_contains(self.excluded, items)
 
 
 class Restriction:
-    """The filters of a batch, on the trie: the children of a prefix that lead to an allowed item.
+    """Applies the filters of a batch to the trie: finds the children of a prefix that have an allowed item below.
 
-    Costs grow with the lengths of the lists, not with the catalogue.
+    The cost grows with the lengths of the filters' lists, not with the size of the catalogue.
 
     Args:
         trie: of the catalogue.
-        filters: of the B requests.
+        filters: B filters, one per request.
     """
 
     def __init__(self, trie: ItemTrie, filters: Sequence[Filter]) -> None:
@@ -58,14 +58,23 @@ class Restriction:
         self.listed = torch.tensor([each.allowed is not None for each in self.filters], device=trie.device)
         self._alive = self._nodes([each.allowed for each in self.filters])[0]
         nodes, counts = self._nodes([each.excluded for each in self.filters])
-        # A node is gone when all of its items are.
+        # A node is excluded if all items below it are.
         self._gone = [
             key[count == trie.counts(level, key % self._width(level))]
             for level, (key, count) in enumerate(zip(nodes, counts, strict=True))
         ]
 
     def children(self, level: int, requests: torch.Tensor, parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `ItemTrie.children`, of `parents` int64 [R] of `requests` int64 [R]: those with an allowed item below."""
+        """Like `ItemTrie.children`, but only children with an allowed item below.
+
+        Args:
+            level: of the children.
+            requests: int64 [R], the request of each parent, from 0.
+            parents: int64 [R], nodes; -1 has no children.
+
+        Returns:
+            `(rows, nodes)`, both int64 [total]: `nodes[i]` is a child of `parents[rows[i]]`.
+        """
         listed = self.listed[requests]
         rows, nodes = self.trie.children(level, torch.where(listed, -1, parents))
         key = requests[rows] * self._width(level) + nodes
@@ -84,7 +93,15 @@ class Restriction:
         return len(self.trie.node_codes[level])
 
     def _nodes(self, lists: Sequence[np.ndarray | None]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Per level, sorted keys `request * nodes + node` of the listed items' nodes, and the items that each has."""
+        """The nodes above the listed items, per level.
+
+        Args:
+            lists: B lists of rows of the catalogue; None is an empty list.
+
+        Returns:
+            Per level, sorted unique keys `request * nodes of the level + node`, int64 [n]; and per level, the number
+            of listed items below each, int64 [n].
+        """
         filled = [np.empty(0, np.int64) if rows is None else rows for rows in lists]
         request = np.repeat(np.arange(len(filled)), [len(rows) for rows in filled])
         requests = torch.from_numpy(request).to(self.trie.device)
@@ -99,7 +116,7 @@ class Restriction:
 
 
 def _found(sorted_keys: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """bool: which of `keys` are among `sorted_keys`, both int64."""
+    """bool [n]: which of `keys` int64 [n] are in `sorted_keys` int64 [m]."""
     if not len(sorted_keys):
         return torch.zeros_like(keys, dtype=torch.bool)
     at = torch.searchsorted(sorted_keys, keys).clamp_(max=len(sorted_keys) - 1)
@@ -114,15 +131,17 @@ def _contains(sorted_rows: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
 
 
 Ask = Callable[[Filter], tuple[np.ndarray, np.ndarray]]
-"""From a filter to items int64 [n] that it lets through, best first, and their scores float32 [n]; none if none is."""
+"""A function that ranks items under a filter.
+
+It returns allowed items int64 [n], best first, and their scores float32 [n]; empty arrays if no item is allowed."""
 
 
 @dataclass(frozen=True)
 class Quota:
-    """At most `most` answers of each group.
+    """A limit of the results per group: at most `most` of each.
 
     Attributes:
-        groups: int64 [N], from 0: the group of each item; -1: of none, and never too many.
+        groups: int64 [N], the group of each item, from 0; -1 for items without a group, which have no limit.
         most: at least 1.
     """
 
@@ -131,16 +150,17 @@ class Quota:
 
 
 def diverse(ask: Ask, allowed: np.ndarray, k: int, quotas: Sequence[Quota]) -> tuple[np.ndarray, np.ndarray]:
-    """The k items that a walk down the whole ranking picks when it passes over those whose group is full.
+    """The k best items that satisfy all quotas, chosen greedily.
 
-    The ranking is asked for in pieces, each without what was taken and what is full, so that a group which fills the
-    top of it costs one more search, not one over all of its items.
+    The result is that of a walk down the whole ranking that skips items whose group is full. The function gets the
+    ranking in pieces: each call of `ask` excludes the chosen items and those of full groups. A group with many items at
+    the top of the ranking therefore costs one more search, not a search as long as the group.
 
     Args:
-        ask: the ranking; exact as far as this is.
+        ask: ranks items under a filter. The result is exact if this is.
         allowed: bool [N].
-        k: answers at most; fewer only if no other item has room.
-        quotas: all of them hold.
+        k: number of results at most; fewer only if no other allowed item satisfies the quotas.
+        quotas: every item must satisfy all of them.
 
     Returns:
         Items int64 [n] and scores float32 [n], best first.
@@ -163,6 +183,6 @@ def diverse(ask: Ask, allowed: np.ndarray, k: int, quotas: Sequence[Quota]) -> t
                     left[group] -= 1
                     if not left[group]:
                         allowed[quota.groups == group] = False
-    # A beam may find a better item in a later piece, since it is narrower than the catalogue.
+    # Beam search is not exact: a later piece may contain an item with a higher score.
     taken.sort(key=lambda pair: -pair[0])
     return np.array([item for _, item in taken], np.int64), np.array([score for score, _ in taken], np.float32)

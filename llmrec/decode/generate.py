@@ -1,12 +1,12 @@
-"""Beam search through `generate`, for models that take no tree attention mask; and which search a model gets.
+"""Beam search by `generate`, for models that do not support a tree attention mask; and the choice of the search.
 
-The trie is a logits processor: a token that leads to the prefix of no real item gets -inf. It works on all beams of all
-requests at once; the only Python loop runs over the levels of the prefix.
+The trie is a logits processor: it sets the score of a token to -inf if the prefix with that token is not the prefix of
+an item. It works on all beams of all requests at once; the only Python loop is over the levels of the prefix.
 
     constraint = TrieConstraint(trie, vocabulary, prompt_length=ids.shape[1], beams=20)
     model.generate(ids, num_beams=20, max_new_tokens=trie.levels, logits_processor=[constraint])
 
-    search = make_search(model, vocabulary, trie, config)    # a TreeSearch where the model allows it
+    search = make_search(model, vocabulary, trie, config)    # a TreeSearch if the model supports it
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class TrieConstraint(LogitsProcessor):
-    """Keeps the scores of tokens that continue the semantic ID of an allowed item.
+    """Logits processor: keeps the scores of tokens that continue the semantic ID of an allowed item, others are -inf.
 
     Args:
         trie: of the catalogue.
-        vocabulary: of the same levels.
-        prompt_length: T, the padded length of the prompts; what follows is the semantic ID.
+        vocabulary: the item tokens, of the same levels as the trie.
+        prompt_length: T, the padded length of the prompts; the semantic ID begins after it.
         beams: K, rows per request.
-        restriction: of the batch's requests; None allows every item.
+        restriction: the allowed items of each request of the batch; None allows every item.
     """
 
     def __init__(
@@ -59,14 +59,21 @@ class TrieConstraint(LogitsProcessor):
         self.code_of_token = self.code_of_token.to(trie.device)
 
     def nodes(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The trie node of each row's generated prefix: int64 [R], -1 where the prefix is not one."""
+        """The trie node of each row's generated prefix: int64 [R], -1 where it is not the prefix of an item."""
         node = torch.zeros(len(input_ids), dtype=torch.int64, device=input_ids.device)
         for level, tokens in enumerate(input_ids[:, self.prompt_length :].T):
             node = self.trie.step(level, node, codes_of(tokens, self.token_of_code[level], self.code_of_token))
         return node
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [R, V] of the next token, -inf but for children of each row's prefix; R = requests x beams.
+        """Set the scores of all tokens to -inf that do not lead to a child of the row's node.
+
+        Args:
+            input_ids: int64 [R, T + level], R = requests x beams.
+            scores: float [R, V], of the next token.
+
+        Returns:
+            float [R, V].
 
         Raises:
             NotNumbersError: a score that is kept is NaN.
@@ -87,7 +94,7 @@ class TrieConstraint(LogitsProcessor):
 
 
 class PrefilledPrompts(PrefilledBatch):
-    """A batch of prompts that `generate` runs anew each time."""
+    """A batch of prompts. No cache is kept: each ranking runs the model on them again."""
 
     def __init__(self, prompts: list[Sequence[int]], search: "GenerateSearch") -> None:
         self.prompts = prompts
@@ -101,7 +108,7 @@ class PrefilledPrompts(PrefilledBatch):
 
 
 class GenerateSearch(BeamSearch):
-    """`generate` under the trie's logits processor; scoring vocab, constraint trie, no offsets."""
+    """Beam search by `generate` with the trie as logits processor. Only scoring vocab, constraint trie, no offsets."""
 
     auto_scoring = "vocab"
 
@@ -113,11 +120,11 @@ class GenerateSearch(BeamSearch):
     ) -> tuple[np.ndarray, np.ndarray]:
         if offsets is not None:
             raise UserError("--boost: score offsets need a model that takes tree attention masks; leave them out.")
-        # At least 2: of a single beam `generate` makes a greedy search, which reports no score.
+        # At least 2: with a single beam, `generate` does a greedy search, which returns no scores.
         return self._generate(prefilled.prompts, max(2, width), restriction)
 
     def arithmetic(self) -> torch.autocast:
-        """The configured one, for what runs within."""
+        """Context manager: autocast to the configured dtype; float32 is left as it is."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.inference_mode()
@@ -152,7 +159,7 @@ class GenerateSearch(BeamSearch):
         return leaves.cpu().numpy(), scores.cpu().numpy()
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache | None:
-        """The cache of all prompt tokens but the last, one row per request; None for prompts of one token."""
+        """The key/value cache of all prompt tokens but the last, one row per request; None for prompts of one token."""
         if ids.shape[1] < 2:
             return None
         cache = DynamicCache(config=self.model.config)
@@ -160,7 +167,7 @@ class GenerateSearch(BeamSearch):
         return cache
 
     def run(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
-        """The hidden states [B, T, H] of token ids int64 [B, T]; what is padding, `mask` says with 0."""
+        """The hidden states [B, T, H] of token ids int64 [B, T]; `mask`, int64 [B, T], is 0 for padding."""
         output = self.model.base_model(
             input_ids=ids,
             attention_mask=mask,
@@ -173,7 +180,7 @@ class GenerateSearch(BeamSearch):
 
 @contextmanager
 def plain_generation(model: "PreTrainedModel") -> Iterator[None]:
-    """No sampling, temperature or penalty from the generation config that came with the base model."""
+    """Context manager: ignore the generation config of the base model, such as its sampling, temperature or penalty."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -184,7 +191,7 @@ def plain_generation(model: "PreTrainedModel") -> Iterator[None]:
 
 log = get_logger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-"""Largest difference of log-probabilities between a tree and plain sequences that passes for rounding."""
+"""Largest difference of log-probabilities between a tree and plain sequences that counts as a rounding error."""
 
 
 def make_search(
@@ -195,11 +202,13 @@ def make_search(
     pad_token_id: int = 0,
     is_cold: np.ndarray | None = None,
 ) -> BeamSearch:
-    """The fastest search that is exact for `model`, told apart by a trial on a few tokens; arguments as `BeamSearch`.
+    """Make the fastest search that is correct for `model`; arguments as in `BeamSearch`.
+
+    A trial on a few tokens decides: `TreeSearch` if the model supports a tree attention mask, else `GenerateSearch`.
 
     Raises:
-        UserError: the model can only go through `generate`, and `config` asks for what that does not offer; or the
-            vocabulary does not fit the trie or the model.
+        UserError: the model needs `GenerateSearch`, which does not support the scoring or constraint of `config`; or
+            the vocabulary does not fit the trie or the model.
     """
     check_fit(model, vocabulary, trie)
     search = TreeSearch(model, vocabulary, trie, config, pad_token_id, is_cold)
@@ -216,10 +225,10 @@ def make_search(
 
 
 def make_exact(search: BeamSearch) -> ExactSearch:
-    """The exact search over what `search` was made for.
+    """Make the exact search for the same model, vocabulary, trie and configuration as `search`.
 
     Raises:
-        UserError: it goes through `generate`, or not by the trie.
+        UserError: `search` is a `GenerateSearch`, or its constraint is not trie.
     """
     if not isinstance(search, TreeSearch):
         raise UserError("--exact: this model takes no tree attention mask, which the exact search needs; leave it out.")
@@ -231,7 +240,7 @@ def make_exact(search: BeamSearch) -> ExactSearch:
 
 
 def check_fit(model: Any, vocabulary: ItemVocabulary, trie: ItemTrie) -> None:
-    """Raise UserError unless the trie's codes are the vocabulary's and the model has rows for all of them."""
+    """Raise UserError unless trie and vocabulary have equal level sizes and the model has rows for all item tokens."""
     if vocabulary.level_sizes != list(trie.level_sizes):
         raise UserError(
             f"The trie has levels of {list(trie.level_sizes)} codes, the model's item tokens {vocabulary.level_sizes}; "
@@ -246,9 +255,12 @@ def check_fit(model: Any, vocabulary: ItemVocabulary, trie: ItemTrie) -> None:
 
 @torch.inference_mode()
 def check_tree_support(search: TreeSearch) -> str | None:
-    """Why the model can't be trusted with a tree attention mask; None if it can.
+    """Test whether the model computes the right log-probabilities under a tree attention mask.
 
-    Two beams of one or two tokens after a padded prompt are run as a tree and as plain sequences.
+    The test runs two beams of one or two tokens after a padded prompt, as a tree and as plain sequences.
+
+    Returns:
+        None if the results agree within `TOLERANCE`; else the reason why the model can't be used with such a mask.
     """
     tokens = search.head.tokens[:2]
     prompt = [search.pad_token_id, *(int(level[0]) for level in tokens)]
@@ -268,6 +280,6 @@ def check_tree_support(search: TreeSearch) -> str | None:
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:120]
     if torch.isnan(expected).any():
-        return None  # not the tree's doing; the search will name the level
+        return None  # the tree is not the cause; the search will report the level
     difference = float((tree - expected).abs().max())
     return None if difference <= TOLERANCE[search.dtype] else f"its log-probabilities differ by {difference:.2g}"

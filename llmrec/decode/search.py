@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEAD = -1e8
-"""A beam at or below this score never came alive: `generate` starts all beams but the first at -1e9."""
+"""A beam is alive if its score is above this: `generate` starts all beams but the first, unused, at -1e9."""
 
 
 class NotNumbersError(RuntimeError):
-    """The model's scores are not numbers; the message names the level."""
+    """The model's scores contain NaN; the message names the level."""
 
 
 def require_numbers(scores: torch.Tensor, level: int, levels: int) -> None:
@@ -32,12 +32,15 @@ def require_numbers(scores: torch.Tensor, level: int, levels: int) -> None:
 
 
 def codes_of(tokens: torch.Tensor, level_tokens: torch.Tensor, code_of_token: torch.Tensor) -> torch.Tensor:
-    """The codes of `tokens` (int64) at one level, of the same shape; -1 for other levels' tokens and for words.
+    """Convert item tokens of one level to codes.
 
     Args:
-        tokens: token ids.
-        level_tokens: int64 [C], the level's.
-        code_of_token: `ItemVocabulary.code_of_token`, of any size that holds the item tokens.
+        tokens: token ids, int64 of any shape.
+        level_tokens: int64 [C], the item tokens of the level, by code.
+        code_of_token: `ItemVocabulary.code_of_token`; it may be of any size that contains all item tokens.
+
+    Returns:
+        int64, the shape of `tokens`: the codes; -1 for item tokens of other levels and for words.
     """
     codes = code_of_token[tokens.clamp(max=len(code_of_token) - 1)]
     own = level_tokens[codes.clamp(min=0, max=len(level_tokens) - 1)] == tokens
@@ -51,11 +54,11 @@ class Ranking:
     Attributes:
         items: int64 [B, K], rows of the catalogue, -1 where fewer than K were found.
         scores: float32 [B, K], log-probability of the semantic ID given the prompt, plus the item's offset; -inf
-            where there is no item. Items that share a semantic ID share its probability.
-        width: how many beams (exact search: answers) were looked for per request.
-        beams: how many beams came alive, over all requests.
-        invalid: how many of them spell no item of the catalogue.
-        invalid_first: for how many requests the best beam spells none.
+            where there is no item. Items with the same semantic ID all get its full log-probability.
+        width: number of beams per request (exact search: number of semantic IDs searched for).
+        beams: number of beams that are alive, summed over all requests.
+        invalid: number of these beams whose codes are not the semantic ID of an item.
+        invalid_first: number of requests whose best beam is invalid.
     """
 
     items: np.ndarray
@@ -67,7 +70,7 @@ class Ranking:
 
     @classmethod
     def joined(cls, n: int, k: int, parts: Sequence[tuple[Sequence[int], "Ranking"]]) -> Self:
-        """The ranking of n requests, of which each part has those of the given numbers."""
+        """Join the rankings of parts of n requests; each part comes with the indices of its requests."""
         items = np.full((n, k), -1, dtype=np.int64)
         scores = np.full((n, k), -np.inf, dtype=np.float32)
         for chosen, part in parts:
@@ -77,11 +80,11 @@ class Ranking:
 
 
 class Prompt(list[int]):
-    """The token ids of one request, and beside them the items that it tells of.
+    """The token ids of one request, together with the items of its history.
 
     Attributes:
-        history: int64 [n], rows of the catalogue that the prompt shows, oldest first. Tokens alone would not tell items
-            apart that share a semantic ID.
+        history: int64 [n], rows of the catalogue that the prompt shows, oldest first. The tokens alone can't
+            distinguish items that share a semantic ID.
     """
 
     def __init__(self, tokens: Iterable[int], history: Sequence[int] | np.ndarray = ()) -> None:
@@ -90,10 +93,10 @@ class Prompt(list[int]):
 
 
 class PrefilledBatch(ABC):
-    """A batch of B prompts that a search has read.
+    """A batch of B prompts that the model has read.
 
     Attributes:
-        prompts: token ids; rankings that go by items need `Prompt`s.
+        prompts: token ids; a ranking that uses the items of the history needs `Prompt`s.
     """
 
     prompts: list[Sequence[int]]
@@ -101,29 +104,29 @@ class PrefilledBatch(ABC):
     @property
     @abstractmethod
     def hidden(self) -> torch.Tensor:
-        """What the model's output head gets to see after each prompt: float [B, H]."""
+        """The last hidden state of each prompt, the input of the model's output head: float [B, H]."""
 
 
 class BeamSearch(ABC):
     """Constrained beam search with a causal language model.
 
-    With as many beams as there are items the result is the exact ranking of the whole catalogue.
+    With as many beams as items, the result is the exact ranking of the whole catalogue.
 
     Args:
         model: any causal language model of transformers, or a PEFT model around it, with rows for the item tokens.
         vocabulary: the item tokens.
         trie: of the catalogue.
         config: beams, scoring, batch size, arithmetic, device.
-        pad_token_id: to pad prompts on the left; its positions are masked, any token serves.
-        new: bool [N], items without training events. Scoring catalogue is a distribution over the others, so that what
-            comes later changes nobody's score.
+        pad_token_id: pads prompts on the left. These positions are masked, so any token can be used.
+        is_cold: bool [N], items without training events. Scoring catalogue is a distribution over the warm items only,
+            so that the scores of warm items do not change when cold items are added.
 
     Attributes:
-        config: with the scoring that auto stands for.
+        config: scoring auto is replaced by the scoring that it selects.
     """
 
     auto_scoring: ClassVar[Scoring] = "catalogue"
-    """What scoring auto is under the trie."""
+    """The scoring that auto selects with constraint trie."""
 
     def __init__(
         self,
@@ -137,7 +140,8 @@ class BeamSearch(ABC):
         self.device = resolve_device(config.device)
         self.dtype = resolve_dtype(config.dtype, self.device)
         model = model.to(self.device).eval()
-        # A PEFT model's adapter sits in the layers of its base model; its wrapper would compute the prompt's logits.
+        # The layers of the base model contain the adapter of a PEFT model. The PEFT wrapper is not needed; it would
+        # compute the logits of the whole prompt.
         self.model = getattr(model, "get_base_model", lambda: model)()
         self.vocabulary = vocabulary
         self.trie = trie.to(self.device)
@@ -158,18 +162,18 @@ class BeamSearch(ABC):
 
         Args:
             prompts: token ids per request, of any lengths >= 1.
-            k: answers per request; the search uses max(k, beams) beams, at most one per item.
-            filters: per request, which items may come out. Exact: k distinct allowed items are returned whenever
-                there are k.
-            beams: instead of the configured number.
-            offsets: float [N], added to each item's score, whatever the request; the search prunes by the best offset
-                below a prefix.
+            k: results per request; the search uses max(k, beams) beams, at most one per item.
+            filters: per request, the items that may be returned. The search returns k different allowed items
+                whenever at least k items are allowed.
+            beams: replaces the configured number of beams.
+            offsets: float [N], added to each item's score in every request. The search prunes by score plus the
+                largest offset below a prefix.
 
         Returns:
             The k best items per request.
 
         Raises:
-            NotNumbersError: the model's scores are not numbers.
+            NotNumbersError: the model's scores contain NaN.
         """
         bonus = None if offsets is None else Offsets(self.trie, offsets)
         parts = []
@@ -179,14 +183,14 @@ class BeamSearch(ABC):
         return Ranking.joined(len(prompts), k, parts)
 
     def batches(self, prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """The prompts in batches of like lengths, by number."""
+        """Yield batches of the indices of `prompts`, sorted by length so that a batch needs little padding."""
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for start in range(0, len(prompts), self.config.batch_size):
             yield by_length[start : start + self.config.batch_size]
 
     @abstractmethod
     def prefill(self, prompts: list[Sequence[int]]) -> PrefilledBatch:
-        """Read a batch of prompts, which may then be asked about any number of times, one after the other."""
+        """Run the model on a batch of prompts. The result can be ranked any number of times, one after the other."""
 
     def rank(
         self,
@@ -196,7 +200,7 @@ class BeamSearch(ABC):
         beams: int | None = None,
         offsets: "Offsets | None" = None,
     ) -> Ranking:
-        """The k best items of each prompt of a batch; the arguments are those of `search`."""
+        """Rank the k best items of each prompt of a batch; the arguments are those of `search`."""
         width = min(self._width(k, beams or self.config.beams), self.trie.n_items)
         restriction = None if filters is None else Restriction(self.trie, filters)
         leaves, values = self._leaves(prefilled, width, restriction, offsets)
@@ -207,7 +211,7 @@ class BeamSearch(ABC):
         return Ranking(items, scores, width, int(living.sum()), int(invalid.sum()), int(invalid[:, 0].sum()))
 
     def _width(self, k: int, beams: int) -> int:
-        """Leaves to look for; each has at least one allowed item."""
+        """The number of leaves to search for; each has at least one allowed item."""
         return max(k, beams)
 
     @abstractmethod
@@ -218,7 +222,7 @@ class BeamSearch(ABC):
         restriction: Restriction | None,
         offsets: "Offsets | None",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Leaf nodes int64 [B, K'] (-1: no item) and log-probabilities float32 [B, K'] of one batch, best first."""
+        """The best leaves of one batch, best first: nodes int64 [B, K'] (-1: no item), scores float32 [B, K']."""
 
     def _padded(self, prompts: list[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded token ids and attention mask, int64 [B, T]."""
@@ -238,7 +242,7 @@ class BeamSearch(ABC):
         restriction: Restriction | None,
         offsets: "Offsets | None",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items below the leaves [B, K'], int64 [B, k], and their scores; -1 and -inf fill up."""
+        """The k best items at the leaves [B, K']: rows int64 [B, k], padded by -1, and scores, padded by -inf."""
         found = np.full((len(leaves), k), -1, dtype=np.int64)
         values = np.full((len(leaves), k), -np.inf, dtype=np.float32)
         beams = np.flatnonzero(np.isfinite(scores))
@@ -261,14 +265,14 @@ class BeamSearch(ABC):
 
 
 class Offsets:
-    """Per-item additions to the score, and the largest below each node.
+    """Numbers that are added to the items' scores, and the largest of them below each node of the trie.
 
     Args:
         trie: of the catalogue.
-        items: float [N].
+        items: float [N], one number per item.
 
     Raises:
-        ValueError: not one finite number per item.
+        ValueError: `items` does not have exactly one finite number per item.
     """
 
     def __init__(self, trie: ItemTrie, items: np.ndarray) -> None:
@@ -280,4 +284,4 @@ class Offsets:
             torch.from_numpy(np.maximum.reduceat(ordered, firsts[:-1].cpu().numpy())).to(trie.device)
             for firsts in trie.firsts
         ]
-        """Per level, float32 [nodes]: the largest offset among the items below."""
+        """Per level, float32 [nodes]: the largest offset among the items below each node."""

@@ -1,7 +1,7 @@
-"""Beam search with one row per user, and the exact search on top of it.
+"""Beam search with one row per user, and the exact search built on it.
 
-The beams of a user are extra query positions under a tree attention mask. A step is one forward pass of B x K tokens;
-the key/value cache of the prompts is neither copied nor reordered.
+The beams of a user are extra query positions under a tree attention mask. One step is one forward pass of B x K tokens.
+The search neither copies nor reorders the key/value cache of the prompts.
 """
 
 import heapq
@@ -19,13 +19,16 @@ from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, codes_of, 
 
 @dataclass
 class Beams:
-    """The state of a batch after some levels; K grows to the width as the levels allow.
+    """The beams of a batch after some levels.
+
+    K is at most the width of the search; it is smaller where a level has fewer continuations, K_before x C.
 
     Attributes:
         scores: float32 [B, K], sums of log-probabilities, -inf for a beam that is not alive.
-        nodes: int64 [B, K], in the trie, -1 for none.
-        codes: int64 [B, K], the last code (with constraint none: the last token).
-        ancestors: int64 [B, K, depth]: slots of the tree part of the cache that a beam sees.
+        nodes: int64 [B, K], each beam's node of the trie, -1 if its codes are no prefix of an item.
+        codes: int64 [B, K], the last code of each beam (with constraint none: the last token).
+        ancestors: int64 [B, K, depth], the slots of the beam's own tokens in the tree part of the cache. The beam
+            attends to the prompt and to these.
     """
 
     scores: torch.Tensor
@@ -47,14 +50,14 @@ class PrefilledTree(PrefilledBatch):
 
 
 class TreeSearch(BeamSearch):
-    """Exactly the beams of `generate` (scoring vocab), without its copies."""
+    """Finds the same beams as `generate` (with scoring vocab), but does not copy the key/value cache per beam."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.body = Body(self.model, self.dtype)
         self.model = self.body.model
         self.head = ItemHead(self.model, self.vocabulary, self.config.scoring, self.dtype)
-        self._trained: list[torch.Tensor] | None = None  # per level, bool [nodes]
+        self._trained: list[torch.Tensor] | None = None  # per level, bool [nodes]: has a warm item below
         if self.is_cold is not None and self.is_cold.any():
             ordered = torch.from_numpy(~self.is_cold).to(self.device)[self.trie.order.long()]
             before = torch.cat([torch.zeros_like(ordered[:1], dtype=torch.int64), ordered.cumsum(0)])
@@ -84,7 +87,19 @@ class TreeSearch(BeamSearch):
         restriction: Restriction | None = None,
         offsets: Offsets | None = None,
     ) -> tuple[Beams, torch.Tensor]:
-        """The `width` best beams of `length` codes, and, where they may go on, their hidden states [B, K, H]."""
+        """Search for the best prefixes.
+
+        Args:
+            prefilled: B prompts.
+            length: number of codes of each prefix, 1 to L.
+            width: number of beams K at most.
+            restriction: as in `BeamSearch.rank`, the allowed items; None: all.
+            offsets: as in `BeamSearch.rank`.
+
+        Returns:
+            The beams, and their hidden states [B, K, H], zeros for beams that the model need not extend (`_open`). If
+            length is L, the hidden states are those of the prefixes of L - 1 codes.
+        """
         assert isinstance(prefilled, PrefilledTree), "what this search has opened"
         hidden = prefilled.context.start()
         size = len(hidden)
@@ -101,10 +116,10 @@ class TreeSearch(BeamSearch):
 
     @torch.inference_mode()
     def code_scores(self, prefilled: PrefilledBatch, items: np.ndarray) -> np.ndarray:
-        """Log-probability of each code of given items, after the codes before it.
+        """The log-probability of each code of the given items, given the prompt and the item's earlier codes.
 
         Args:
-            opened: B prompts.
+            prefilled: B prompts.
             items: int64 [B, M], rows of the catalogue; -1 for none.
 
         Returns:
@@ -122,7 +137,7 @@ class TreeSearch(BeamSearch):
         rows = torch.arange(size, device=self.device)[:, None]
         parents = torch.zeros((size, 1), dtype=torch.int64, device=self.device)
         ancestors = torch.empty((size, 1, 0), dtype=torch.int64, device=self.device)
-        place = torch.zeros_like(wanted)  # of each item's prefix among the row's
+        place = torch.zeros_like(wanted)  # column of `parents` that holds the item's prefix
         scores = torch.zeros((*wanted.shape, self.trie.levels), device=self.device)
         for level, column in enumerate(nodes):
             flat = self._continuations(level, hidden.flatten(0, 1), parents.flatten(), None)
@@ -149,14 +164,14 @@ class TreeSearch(BeamSearch):
         restriction: Restriction | None,
         offsets: Offsets | None,
     ) -> Beams:
-        """The best `width` continuations of `beams` [B, K] by one code, given their hidden states [B, K, H]."""
+        """Extend `beams` [B, K], whose hidden states are [B, K, H], by one code; keep the `width` best."""
         size, k = beams.scores.shape
         flat, parents = hidden.reshape(size * k, -1), beams.nodes.reshape(-1)
         scores = self._continuations(level, flat, parents, restriction).view(size, k, -1)
         totals = beams.scores[:, :, None] + scores
         order = totals if offsets is None else totals + self._bounds(level, parents, offsets).view_as(totals)
         top, best = order.view(size, -1).topk(min(width, order[0].numel()), dim=1)
-        require_numbers(top, level, self.trie.levels)  # topk puts what is none before all numbers
+        require_numbers(top, level, self.trie.levels)  # topk sorts NaN before all numbers
         parent, code = best // scores.shape[2], best % scores.shape[2]
         totals = totals.view(size, -1).gather(1, best)
         from_parent = beams.nodes.gather(1, parent)
@@ -171,7 +186,7 @@ class TreeSearch(BeamSearch):
     def _continuations(
         self, level: int, hidden: torch.Tensor, parents: torch.Tensor, restriction: Restriction | None
     ) -> torch.Tensor:
-        """Log-probability of each code (constraint none: token) after each beam [R, C]; -inf where it can't follow."""
+        """Log-probability of each code (constraint none: token) after each beam, [R, C]; -inf for codes not allowed."""
         if self.config.constraint == "none":
             return self.head.vocabulary(hidden)
         scores = self.head.level(hidden, level)
@@ -189,10 +204,22 @@ class TreeSearch(BeamSearch):
     def _among_siblings(
         self, level: int, scores: torch.Tensor, rows: torch.Tensor, nodes: torch.Tensor
     ) -> torch.Tensor:
-        """Log-probability of the children `nodes` of beams `rows`, [R, C], given the codes' `scores` [R, C].
+        """Normalise the scores of each beam's children, so that cold items do not change the scores of warm items.
 
-        Those that lead to items with training events share the probability, as they do without the others; a child of
-        new items alone is measured by the same total, as certain at most. Where all are new, they share it.
+        For a code c after one beam, with score s(c):
+
+            log p(c) = min(0, s(c) - logsumexp(s(c') for all children c' that have a warm item below))
+
+        If no child has a warm item below, the sum is over all children.
+
+        Args:
+            level: of the children.
+            scores: float32 [R, C], unnormalised scores of all codes.
+            rows: int64 [n], the beam of each child.
+            nodes: int64 [n], the children.
+
+        Returns:
+            float32 [R, C], -inf for codes without a child.
         """
         codes = self.trie.codes(level, nodes)
         kept = _keep(scores, rows, codes)
@@ -204,18 +231,21 @@ class TreeSearch(BeamSearch):
         return (kept - total).clamp(max=0)
 
     def _bounds(self, level: int, parents: torch.Tensor, offsets: Offsets) -> torch.Tensor:
-        """The largest offset below each code's node, float32 [R, C]; 0 where there is none."""
+        """The largest offset below each child of `parents` int64 [R], by code: float32 [R, C]; 0 where no child is."""
         rows, nodes = self.trie.children(level, parents)
         bounds = torch.zeros((len(parents), self.trie.level_sizes[level]), device=parents.device)
         bounds[rows, self.trie.codes(level, nodes)] = offsets.bounds[level][nodes]
         return bounds
 
     def _tokens(self, level: int, codes: torch.Tensor) -> torch.Tensor:
-        """The tokens of `codes` (constraint none: which are tokens already), int64 of the same shape."""
+        """The item tokens of `codes`, int64 of the same shape; with constraint none, `codes` are tokens already."""
         return codes if self.config.constraint == "none" else self.head.tokens[level][codes]
 
     def _open(self, level: int, beams: Beams) -> torch.Tensor:
-        """bool [B, K]: beams whose next code has yet to be scored; with scoring catalogue not those of one leaf."""
+        """bool [B, K]: the beams whose next code the model must score.
+
+        With scoring catalogue, a beam with a single leaf below needs no model: the rest of its codes has probability 1.
+        """
         alive = ~torch.isneginf(beams.scores)
         if self.config.scoring != "catalogue":
             return alive
@@ -223,18 +253,23 @@ class TreeSearch(BeamSearch):
 
 
 def _keep(scores: torch.Tensor, rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """`scores` [R, C] at the given cells, -inf elsewhere."""
+    """`scores` [R, C] at the cells (`rows[i]`, `codes[i]`), -inf elsewhere."""
     kept = torch.full_like(scores, -torch.inf)
     kept[rows, codes] = scores[rows, codes]
     return kept
 
 
 def _distinct(nodes: torch.Tensor, above: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The different nodes in each row of int64 [B, M] (-1: none), whose places among their parents are `above` [B, M].
+    """Remove duplicate nodes within each row.
+
+    Args:
+        nodes: int64 [B, M], -1 for none.
+        above: int64 [B, M], the column of each node's parent in the level before.
 
     Returns:
-        int64 [B, K] the nodes, -1 at the end; [B, M] the place of each of the given among them (0 for none); [B, K]
-        their places among their parents.
+        distinct: int64 [B, K], the different nodes of each row, padded by -1 at the end.
+        place: int64 [B, M], the column of `distinct` that holds each of `nodes`; 0 for -1.
+        parents: int64 [B, K], the column of each distinct node's parent in the level before.
     """
     size = len(nodes)
     span = int(nodes.max()) + 2
@@ -243,7 +278,8 @@ def _distinct(nodes: torch.Tensor, above: torch.Tensor) -> tuple[torch.Tensor, t
     row = unique // span
     real = unique % span > 0
     count = torch.zeros(size, dtype=torch.int64, device=nodes.device).index_add_(0, row, real.long())
-    before = torch.zeros_like(count).index_add_(0, row, (~real).long())  # the place that "none" takes in a row
+    # 1 for a row that contains -1, which is then one of its unique keys.
+    before = torch.zeros_like(count).index_add_(0, row, (~real).long())
     first = (count + before).cumsum(0) - count
     place = (inverse - first[torch.arange(size, device=nodes.device)][:, None]).clamp(min=0)
     distinct = torch.full((size, max(1, int(count.max()))), -1, dtype=torch.int64, device=nodes.device)
@@ -257,14 +293,14 @@ def _distinct(nodes: torch.Tensor, above: torch.Tensor) -> tuple[torch.Tensor, t
 
 @dataclass(order=True)
 class Prefix:
-    """An open prefix; the smallest is the most promising.
+    """A prefix in the priority queue of the exact search; the smallest one has the largest upper bound of its score.
 
     Attributes:
-        bound: minus the best score that an item below may have.
-        score: sum of log-probabilities.
-        level: of its last code.
-        node: in the trie.
-        slots: of the tree part of the cache: its ancestors'.
+        bound: minus an upper bound of the score of all items below.
+        score: sum of the log-probabilities of its codes.
+        level: of its last code; -1 for the root.
+        node: its node of the trie.
+        slots: the slots in the tree part of the cache of its codes that the model has read.
     """
 
     bound: float
@@ -275,7 +311,10 @@ class Prefix:
 
 
 class ExactSearch(TreeSearch):
-    """Returns the k best items of each request; the number of beams is how many prefixes run at once."""
+    """Best-first search: returns exactly the k best items of each request.
+
+    `config.beams` is the number of prefixes in one forward pass; it does not change the result.
+    """
 
     def _width(self, k: int, beams: int) -> int:
         return k
@@ -304,7 +343,7 @@ class ExactSearch(TreeSearch):
         found: list[Prefix] = []
         last = self.trie.levels - 1
         while heap and len(found) < k:
-            if heap[0].level == last:  # no open prefix can beat it
+            if heap[0].level == last:  # no prefix in the queue has a larger upper bound
                 found.append(heapq.heappop(heap))
                 continue
             chosen: list[Prefix] = []
@@ -317,7 +356,7 @@ class ExactSearch(TreeSearch):
     def _expand(
         self, context: Context, prefixes: list[Prefix], restriction: Restriction | None, offsets: Offsets | None
     ) -> list[Prefix]:
-        """Run the last codes of some prefixes; the prefixes that are one code longer."""
+        """Run the model on the last codes of `prefixes`; return all prefixes that are one code longer."""
         depth = max(len(prefix.slots) for prefix in prefixes)
         slots = [[*prefix.slots, *[-1] * (depth - len(prefix.slots))] for prefix in prefixes]
         tokens = [
@@ -339,7 +378,7 @@ class ExactSearch(TreeSearch):
     def _children(
         self, prefix: Prefix, hidden: torch.Tensor, restriction: Restriction | None, offsets: Offsets | None
     ) -> list[Prefix]:
-        """The prefixes that continue one whose hidden state [H] is known."""
+        """The prefixes that continue `prefix` by one code, given its hidden state [H]."""
         level, parent = prefix.level + 1, torch.tensor([prefix.node], device=self.device)
         scores = self._continuations(level, hidden[None], parent, restriction)
         require_numbers(scores, level, self.trie.levels)
@@ -348,7 +387,7 @@ class ExactSearch(TreeSearch):
         bounds = torch.zeros_like(scores) if offsets is None else self._bounds(level, parent, offsets)
         bounds = bounds[0, codes]
         if offsets is not None and restriction is not None and level == self.trie.levels - 1:
-            # A leaf must count for what it is worth: the best offset may be that of an item which is not let through.
+            # At a leaf the bound must be exact, but the largest offset may belong to an item that the filter excludes.
             for at in (self.trie.counts(level, nodes) > 1).nonzero().flatten().tolist():
                 items = self.trie.items_of(int(nodes[at])).cpu().numpy()
                 bounds[at] = float(offsets.items[items[restriction.filters[0].allows(items)]].max())

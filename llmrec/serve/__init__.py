@@ -1,1 +1,1 @@
-"""What listens on a port: a Recommender over HTTP."""
+"""The HTTP server of a Recommender."""

@@ -1,4 +1,4 @@
-"""The Recommender over HTTP: `POST /recommend` with a JSON request, `GET /health`."""
+"""A Recommender as an HTTP application: `POST /recommend` with a JSON request, `GET /health`."""
 
 import time
 from threading import Lock
@@ -13,13 +13,18 @@ from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.request import Request
 
 MOST_ANSWERS = 1000
-"""Answers to one request over HTTP at most."""
+"""Largest number of results k of one request over HTTP."""
 
 
 def make_app(recommender: Recommender) -> FastAPI:
-    """The application; answers as `recommend --json` does, and a user's mistake with 422 and one line."""
+    """Make the application.
+
+    `POST /recommend` answers like `llmrec recommend --json`. A UserError gives status 422 and a one-line message.
+    """
     app = FastAPI(title="llmrec", description="Recommend with a language model.")
-    one_at_a_time = Lock()  # two would share the cores, and `generate` swaps the model's settings while it decodes
+    one_at_a_time = (
+        Lock()
+    )  # parallel requests would share the cores; `generate` changes the model's settings while it decodes
 
     @app.exception_handler(UserError)
     async def mistake(request: HTTPRequest, error: UserError) -> JSONResponse:
