@@ -1,4 +1,4 @@
-"""Items -> vectors [N, D]."""
+"""Embed the N items of a catalogue: float32 vectors [N, D]."""
 
 from llmrec.collaborative.behaviour import collaborative_vectors
 from llmrec.embed.config import AlignConfig, EmbedConfig

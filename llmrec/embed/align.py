@@ -1,7 +1,8 @@
 """Alignment of item vectors with behaviour before they are quantized (QARM, arXiv 2411.11739; OneRec, 2506.13695).
 
-Items that users take together should share codes even where their texts differ. Both papers fine-tune the encoder on
-such pairs by contrast; here it stays frozen and a linear head on its vectors learns, which takes seconds on a CPU.
+Items that users take together should share codes, even if their texts differ. Both papers fine-tune the encoder on
+such item pairs with a contrastive loss. Here the encoder stays frozen, and only a linear head on its vectors is
+trained; this takes seconds on a CPU.
 """
 
 from collections.abc import Sequence
@@ -24,25 +25,29 @@ log = get_logger(__name__)
 
 
 class AlignedEncoder(Encoder):
-    """Another encoder's vectors x, moved to x + x A; items, later items and queries alike."""
+    """Wraps a text encoder and maps its vectors x to x + x A. Items and queries go through the same map."""
 
     head: np.ndarray
-    """A, float32 [D, D]; without an offset, so that a vector of zeros stays one."""
+    """The matrix A, float32 [D, D]. There is no bias, so the zero vector stays the zero vector."""
 
     def __init__(self, text_encoder: Encoder) -> None:
         super().__init__(text_encoder.config)
         self.text_encoder = text_encoder
 
     def fit(self, texts: Sequence[str]) -> Self:
-        """Fit the encoder below; the head learns by `align`."""
+        """Fit the wrapped text encoder only; `align` trains the head."""
         self.text_encoder.fit(texts)
         return self
 
     def align(self, texts: Sequence[str], behaviour: Behaviour) -> Self:
-        """Learn the head from the behaviour that the training log shows about the items of `texts` [N].
+        """Train the head on the item pairs of the training log.
+
+        Args:
+            texts: N item texts.
+            behaviour: events and co-occurrences of the same N items, in the same order.
 
         Raises:
-            UserError: no two items stand together often enough.
+            UserError: no item pair occurs `min_count` times.
         """
         self.head = learn_head(self.text_encoder.encode(texts), behaviour, self.config.align)
         return self
@@ -65,10 +70,14 @@ class AlignedEncoder(Encoder):
 
 
 def positive_pairs(behaviour: Behaviour, min_count: int, neighbours: int) -> np.ndarray:
-    """Pairs of items taken together at least `min_count` times, int64 [P, 2], each once, the lower row first.
+    """The item pairs that occur together at least `min_count` times.
 
-    An item proposes its `neighbours` strongest at most, in terms of count / sqrt(events of one * events of the other):
-    by the count alone, everybody's neighbours would be the bestsellers.
+    The strength of a pair (i, j) is count(i, j) / sqrt(events(i) * events(j)). Each item keeps its `neighbours`
+    strongest pairs; a pair is returned if at least one of its two items keeps it. With the raw count as strength, the
+    most popular items would be the neighbours of every item.
+
+    Returns:
+        int64 [P, 2]: P distinct pairs of row numbers, the lower one first.
     """
     pairs = behaviour.pairs.tocoo()
     often = pairs.data >= min_count
@@ -82,12 +91,20 @@ def positive_pairs(behaviour: Behaviour, min_count: int, neighbours: int) -> np.
 
 
 def learn_head(vectors: np.ndarray, behaviour: Behaviour, config: AlignConfig) -> np.ndarray:
-    """The head A (float32 [D, D]) under which the pairs of the items' `vectors` (float32 [N, D]) find each other.
+    """Train the head A, so that x + x A brings the vectors of paired items close together.
 
-    It starts at 0, where the vectors stay as they are. Trains on the GPU if there is one.
+    A starts at 0, which leaves the vectors unchanged. Training runs on the GPU if there is one.
+
+    Args:
+        vectors: float32 [N, D], the item vectors.
+        behaviour: events and co-occurrences of the N items.
+        config: the settings of the training.
+
+    Returns:
+        float32 [D, D].
 
     Raises:
-        UserError: no pair is frequent enough.
+        UserError: no item pair occurs `min_count` times.
     """
     import torch
 
@@ -120,13 +137,16 @@ def learn_head(vectors: np.ndarray, behaviour: Behaviour, config: AlignConfig) -
 
 
 def pair_contrast(one: "Tensor", other: "Tensor", hidden: "Tensor", temperature: float) -> "Tensor":
-    """Symmetric in-batch InfoNCE (scalar): row i of `one` finds row i of `other` by cosine, and the reverse.
+    """Symmetric in-batch InfoNCE loss on cosines: row i of `one` and row i of `other` are a positive pair.
 
     Args:
         one: floats [B, D].
         other: floats [B, D].
-        hidden: bool [B, B], where row i of `one` with row j of `other` must not count as a negative.
-        temperature: positive; smaller ones sharpen.
+        hidden: bool [B, B]; where entry [i, j] is true, row j of `other` is not a negative for row i of `one`.
+        temperature: positive; the cosines are divided by it.
+
+    Returns:
+        The loss, a scalar: the mean of both directions.
     """
     import torch
     import torch.nn.functional as F
@@ -138,10 +158,14 @@ def pair_contrast(one: "Tensor", other: "Tensor", hidden: "Tensor", temperature:
 
 
 def _true_elsewhere(batch: np.ndarray, behaviour: Behaviour) -> np.ndarray:
-    """Bool [B, B]: whether the first item of pair i and the second of pair j (`batch` [B, 2]) are no negatives.
+    """Bool [B, B]: where the first item of pair i and the second item of pair j must not be a negative.
 
-    They are none if they are one item, or stand together in the log even once; so a pair's item that comes again in
-    another pair of the batch is never held against it. The pairs themselves, on the diagonal, stay in sight.
+    Entry [i, j] is true if the two are the same item or occur together in the log at least once. The diagonal is
+    false, because it holds the positive pairs.
+
+    Args:
+        batch: int64 [B, 2], item pairs.
+        behaviour: events and co-occurrences of the items.
     """
     one, other = batch.T
     hidden = (behaviour.pairs[one][:, other].toarray() > 0) | (one[:, None] == other)

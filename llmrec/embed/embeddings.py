@@ -1,6 +1,6 @@
 """The vectors of a catalogue's items, and the function that makes them.
 
-A new encoder adds its line to `make_encoder`.
+To add an encoder, add a case to `_text_encoder`.
 """
 
 import json
@@ -23,9 +23,9 @@ from llmrec.errors import UserError
 
 
 def make_encoder(config: EmbedConfig) -> Encoder:
-    """The encoder that `config` names, under an alignment head if it asks for one.
+    """The encoder that `config` names, wrapped in an `AlignedEncoder` if alignment is on.
 
-    Weights are loaded by its first `encode`.
+    The first call of `encode` loads the weights.
     """
     encoder = _text_encoder(config)
     return AlignedEncoder(encoder) if config.align.epochs else encoder
@@ -58,7 +58,7 @@ class Embeddings:
     vectors: np.ndarray
     """float32 [N, D]."""
     encoder: Encoder
-    """Embeds later items and queries in the same space."""
+    """The encoder that made the vectors; it embeds queries and items added later in the same space."""
 
     def save(self, folder: Path) -> None:
         """Write embeddings.safetensors, item_ids.parquet, embed.json and the encoder's own files."""
@@ -79,7 +79,7 @@ class Embeddings:
         )
 
     def take_ids(self, item_ids: Sequence[str]) -> "Embeddings":
-        """The vectors of some items, in the order of `item_ids`; raises KeyError for an item that has none."""
+        """The embeddings of `item_ids`, in their order; raises KeyError for an item without a vector."""
         index = {item: row for row, item in enumerate(self.item_ids)}
         return Embeddings(list(item_ids), self.vectors[[index[item] for item in item_ids]], self.encoder)
 
@@ -87,17 +87,20 @@ class Embeddings:
 def embed(
     catalog: Catalog, config: EmbedConfig, log: Interactions | None = None, fit_on: Catalog | None = None
 ) -> Embeddings:
-    """Embed every item of `catalog`, fitting the encoder where it learns.
+    """Embed every item of `catalog`; first fit the encoder, and align it if `config.align` is on.
 
     Args:
-        catalog: the items.
-        config: the encoder.
-        log: the training events, for alignment (`config.align`) to learn from; nothing else reads them.
-        fit_on: those of the items that the encoder is fitted on and aligned with; default: all.
+        catalog: N items.
+        config: the encoder and its settings.
+        log: the training events; only alignment reads them.
+        fit_on: the items of `catalog` on which the encoder is fitted and aligned; default: all items.
+
+    Returns:
+        The N vectors, in catalogue order, and the fitted encoder.
 
     Raises:
-        UserError: an item has no text, or the encoder cannot be loaded or fitted; for alignment, there is no log, the
-            log names an item that the catalogue lacks, or it holds no pairs.
+        UserError: an item has no text, or the encoder cannot be loaded or fitted. With alignment also: there is no
+            log, the log has an item that is not in `fit_on`, or no item pair is frequent enough.
     """
     fit_on = catalog if fit_on is None else fit_on
     texts = item_texts(fit_on, config)
@@ -113,16 +116,16 @@ def embed(
     others = Catalog(catalog.frame.filter(~pl.col("item_id").is_in(fit_on.frame["item_id"].implode())))
     if not len(others):
         return Embeddings(fit_on.ids, vectors, encoder)
-    # By themselves, so that the last bit of the vectors above does not depend on other items in a batch.
+    # Encoded in a separate call: the other items in a batch can change the last bits of a vector.
     vectors = np.concatenate([vectors, encoder.encode(item_texts(others, config))])
     return Embeddings([*fit_on.ids, *others.ids], vectors, encoder).take_ids(catalog.ids)
 
 
 def item_texts(catalog: Catalog, config: EmbedConfig) -> list[str]:
-    """The text of each item under the config's template [N].
+    """The texts of the N items, made from the template of `config`, in catalogue order.
 
     Raises:
-        UserError: an item's text is empty.
+        UserError: the text of an item is empty.
     """
     template = config.template or catalog.whole_text
     texts = catalog.texts(template)

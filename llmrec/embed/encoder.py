@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 
 class Encoder(ABC):
-    """Turns texts into vectors; items and queries go through the same one."""
+    """Turns texts into vectors. Items and queries use the same encoder."""
 
     def __init__(self, config: EmbedConfig) -> None:
         self.config = config
 
     def fit(self, texts: Sequence[str]) -> Self:
-        """Learn from the catalogue's texts; pretrained encoders have nothing to learn."""
+        """Fit the encoder on the item texts; a pretrained encoder does nothing here."""
         return self
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors (float32 [n, D]) of `texts`, in their order.
+        """The vectors of n `texts`: float32 [n, D], in the same order.
 
         Raises:
             UserError: the model cannot be loaded.
         """
 
     def save(self, folder: Path) -> None:  # noqa: B027 - nothing to save is the common case
-        """Write what `fit` learned into `folder`; the config is kept by the caller."""
+        """Write the fitted state into `folder`. The caller saves the config."""
 
     def load(self, folder: Path) -> Self:
         """Read back what `save` wrote."""
@@ -54,10 +54,21 @@ class Encoder(ABC):
 
 
 class VectorCache:
-    """The vectors of one encoder: shards with `keys` (uint8 [n, 16]) and `vectors` (float32 [n, D])."""
+    """A folder that caches the vectors of one encoder.
+
+    Each shard is a safetensors file with `keys` (uint8 [n, 16], text hashes) and `vectors` (float32 [n, D]).
+    """
 
     def __init__(self, root: str | None, identity: str) -> None:
-        """`root` as in `EmbedConfig.cache`; `identity` names all that determines a text's vector."""
+        """Read all shards of one encoder into memory.
+
+        Args:
+            root: the folder, as in `EmbedConfig.cache`.
+            identity: hash of the model and of all settings that change a vector; the name of the subfolder.
+
+        Raises:
+            UserError: a shard is not readable.
+        """
         default = os.environ.get("LLMREC_CACHE") or Path.home() / ".cache" / "llmrec" / "embeddings"
         self.folder = Path(root or default).expanduser() / identity
         self._vectors: dict[bytes, np.ndarray] = {}
@@ -70,15 +81,15 @@ class VectorCache:
             self._vectors.update(zip(keys, tensors["vectors"], strict=True))
 
     def missing(self, texts: Sequence[str]) -> list[str]:
-        """The distinct `texts` that have no vector yet, in their order."""
+        """The distinct `texts` that have no cached vector, in the order of `texts`."""
         return [text for text in dict.fromkeys(texts) if _key(text) not in self._vectors]
 
     def get(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors (float32 [n, D]) of `texts`, all of which must be present."""
+        """The vectors of n `texts`: float32 [n, D]. Each text must be in the cache."""
         return np.stack([self._vectors[_key(text)] for text in texts])
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
-        """Keep `vectors` [n, D] of `texts` as one more shard; a reader never sees half of it."""
+        """Write the `vectors` [n, D] of `texts` as one new shard; the write is atomic."""
         keys = [_key(text) for text in texts]
         self._vectors.update(zip(keys, vectors, strict=True))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -95,22 +106,22 @@ log = get_logger(__name__)
 
 
 SHARD = 4096
-"""Texts per cache shard: what a killed run loses at most."""
+"""Texts per cache shard; a killed run loses the vectors of one shard at most."""
 
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of model.safetensors in sentence-transformers/all-MiniLM-L6-v2, as published."""
+"""SHA-256 of the published model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
 
 
 class SentenceEncoder(Encoder):
-    """A sentence-transformers model (Reimers & Gurevych, arXiv 1908.10084), cached by content."""
+    """A sentence-transformers model (Reimers & Gurevych, arXiv 1908.10084); its vectors are cached by content hash."""
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         cache = self._cache
         missing = cache.missing(texts)
         if missing:
             log.info("embedding %d texts with %s", len(missing), self._name)
-            # longest first: texts of one length pad little, and a batch too large for memory fails at once
+            # longest first: less padding in a batch, and a batch too large for memory fails at once
             missing.sort(key=len, reverse=True)
         for start in track(range(0, len(missing), SHARD), "embed"):
             shard = missing[start : start + SHARD]
@@ -118,7 +129,7 @@ class SentenceEncoder(Encoder):
         return cache.get(texts)
 
     def _forward(self, texts: list[str]) -> np.ndarray:
-        """Vectors (float32 [n, D]) from the model itself."""
+        """The vectors of n `texts` from the model, without the cache: float32 [n, D]."""
         import torch
 
         with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
@@ -143,7 +154,7 @@ class SentenceEncoder(Encoder):
         model = self._load_model()
         if self.config.max_tokens is not None:
             model.max_seq_length = self.config.max_tokens
-        # weights published in half precision stay so, unless the arithmetic is to be float32
+        # half-precision weights are converted only if the model computes in float32
         return model.float() if resolve_dtype(self.config.dtype, model.device) == torch.float32 else model
 
     @property
@@ -157,7 +168,7 @@ class SentenceEncoder(Encoder):
 
         try:
             return SentenceTransformer(self._name, **hub_options(self._name))
-        except Exception as error:  # whatever the hub, the network or the files raise
+        except Exception as error:  # the hub, the network and the files raise many types
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
                 f"--embed.model {self._name}: cannot be loaded as a sentence-transformers model ({reason}); "
@@ -166,7 +177,7 @@ class SentenceEncoder(Encoder):
 
     @cached_property
     def _cache(self) -> VectorCache:
-        """Keyed by the weights themselves, so that a model changed in place is a new one."""
+        """The cache of this model. Its key hashes the weights, so a model that changes in place gets a new cache."""
         import torch
 
         model, digest = self._model, hashlib.sha256()
@@ -179,7 +190,7 @@ class SentenceEncoder(Encoder):
 
 
 class OfflineMiniLM(SentenceEncoder):
-    """all-MiniLM-L6-v2 from the `offline` extra, checked against the published hash; no network."""
+    """all-MiniLM-L6-v2 from the `offline` extra: needs no network, and checks the weights against `MINILM_SHA256`."""
 
     @property
     def _name(self) -> str:
@@ -211,34 +222,34 @@ def _check_sha256(path: Path, expected: str) -> None:
 
 
 MAX_TERMS = 30_000
-"""Most frequent words and word pairs kept."""
+"""Maximum size of the vocabulary: the most frequent words and word pairs."""
 
 
 class TfidfEncoder(Encoder):
-    """Words and word pairs, sublinear TF-IDF, projected on the leading singular vectors.
+    """Sublinear TF-IDF of words and word pairs, projected onto the leading singular vectors (truncated SVD).
 
-    A text of unknown words only gets the zero vector.
+    A text without any word of the vocabulary gets the zero vector.
     """
 
     vocabulary: list[str]
-    """Terms [V]."""
+    """The V terms (words and word pairs)."""
     idf: np.ndarray
     """Inverse document frequencies, float64 [V]."""
     components: np.ndarray
     """Right singular vectors, float32 [D, V]."""
 
     def fit(self, texts: Sequence[str]) -> Self:
-        """Learn terms and projection from the catalogue's texts.
+        """Learn the vocabulary and the projection from the item texts.
 
         Raises:
-            UserError: the texts hold no word, or fewer items or terms than `--embed.dim`.
+            UserError: the texts contain no word, or there are fewer items or terms than `--embed.dim`.
         """
         from sklearn.decomposition import TruncatedSVD
 
         vectorizer = _vectorizer(max_features=MAX_TERMS)
         try:
             counts = vectorizer.fit_transform(texts)
-        except ValueError as error:  # sklearn: empty vocabulary
+        except ValueError as error:  # sklearn raises it for an empty vocabulary
             raise UserError("the items' texts hold no words; check --embed.template") from error
         if min(counts.shape) < self.config.dim:
             raise UserError(

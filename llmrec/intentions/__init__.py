@@ -1,4 +1,4 @@
-"""From a prepared log to `Intentions`, by the source that the configuration names."""
+"""Make `Intentions` (texts that say what people want) from a prepared log and the source in the configuration."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,16 +14,20 @@ log = get_logger(__name__)
 
 
 def gather(config: IntentionsConfig, prepared: Prepared, folder: Path, earlier: Path | None = None) -> Intentions:
-    """What people want from these items, told without any review or history of the validation and test parts.
+    """The intentions of the items and the preferences of the users, from the source `config.source`.
+
+    Texts for training use no review and no history of the validation and test parts.
 
     Args:
-        config: with a source other than none.
-        prepared: catalogue and split log.
-        folder: keeps a language model's answers as they come.
-        earlier: folder of an earlier call; its answers, which may have been paid for, are carried on by any source.
+        config: its source is not none.
+        prepared: the catalogue and the split log.
+        folder: the answers of a language model are saved here, each as soon as it arrives.
+        earlier: folder of an earlier call. Its answers are copied to `folder` for every source, because they may have
+            cost money.
 
     Raises:
-        UserError: the source lacks what it reads, cannot be asked, or tells nothing about these items and users.
+        UserError: the input of the source is missing or malformed, the language model cannot be asked, or the source
+            has no text for any of these items and users.
     """
     if earlier is not None and (earlier / FILE).exists() and not (folder / FILE).exists():
         write_bytes(folder / FILE, (earlier / FILE).read_bytes())

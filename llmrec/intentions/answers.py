@@ -1,4 +1,4 @@
-"""Who answers prompts: an OpenAI-compatible endpoint or a local model, and the file that keeps the answers."""
+"""Language models that answer prompts (OpenAI-compatible endpoint, local model), and the file of their answers."""
 
 import json
 import os
@@ -24,11 +24,11 @@ FILE = "answers.jsonl"
 
 
 class Answers:
-    """What a model answered, by prompt.
+    """The answers of one model, prompt -> answer, kept in a file.
 
     Args:
-        path: the file; made if it is not there. A last line that a kill cut short is dropped.
-        model: what was asked; answers of other models in the file stay, unseen.
+        path: the file (JSONL); created if it does not exist. An incomplete last line, left by a killed run, is removed.
+        model: name of the model. Answers of other models stay in the file but are ignored.
     """
 
     def __init__(self, path: Path, model: str) -> None:
@@ -50,7 +50,7 @@ class Answers:
         return self._found[self._key(prompt)]
 
     def keep(self, prompt: str, answer: str) -> None:
-        """Add an answer, from any thread; it is in the system's hands when this returns."""
+        """Add an answer and write it to the file before returning. Safe to call from several threads."""
         line = json.dumps({"key": self._key(prompt), "answer": answer}) + "\n"
         with self._lock:
             self._found[self._key(prompt)] = answer
@@ -66,40 +66,40 @@ class Answers:
 
 
 class Answerer(Protocol):
-    """A language model that can be asked."""
+    """A language model that answers prompts."""
 
     @property
     def name(self) -> str:
-        """Of the model; its answers are kept under it."""
+        """The name of the model, which is part of the key of its answers."""
         ...
 
     def answer(self, prompts: list[str], answers: Answers) -> None:
-        """Put the answer to every prompt into `answers`, each as soon as it is there.
+        """Put the answer to each prompt into `answers` as soon as it arrives.
 
         Raises:
-            UserError: the model cannot be loaded or asked; the answers so far are kept.
+            UserError: the model cannot be loaded or asked; `answers` keeps the answers that arrived before.
         """
         ...
 
 
 ATTEMPTS = 6
-"""Times that a request is sent at most, 1, 2, 4, ... seconds apart."""
+"""Maximum number of times that a request is sent; the waits between them are 1, 2, 4, ... seconds."""
 
 
 LONGEST_WAIT = 120.0
-"""Seconds to wait at most when the endpoint says how long."""
+"""Maximum wait in seconds when the endpoint asks for one (header Retry-After)."""
 
 
 TIMEOUT = 300.0
-"""Seconds for an answer; a small server under load takes its time."""
+"""Timeout of a request in seconds; a small server under load is slow."""
 
 
 class Pace:
-    """Evenly spaced starts, at most so many a minute.
+    """Rate limiter: spaces the starts of requests evenly.
 
     Args:
-        per_minute: None for no limit.
-        clock: seconds.
+        per_minute: maximum number of starts per minute; None: no limit.
+        clock: returns the current time in seconds.
     """
 
     def __init__(self, per_minute: float | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -109,7 +109,7 @@ class Pace:
         self._lock = threading.Lock()
 
     def reserve(self) -> float:
-        """Take the next place; returns the seconds until it."""
+        """Reserve the next start time; returns the seconds until then."""
         with self._lock:
             now = self._clock()
             start = max(now, self._free)
@@ -118,12 +118,13 @@ class Pace:
 
 
 class Endpoint:
-    """Asks over HTTP, `concurrent` requests at a time.
+    """An OpenAI-compatible HTTP endpoint; `concurrent` requests run at the same time.
 
     Args:
-        config: url, model, key_variable, requests_per_minute, concurrent.
-        wait: sleeps for some seconds; default: until the time is over or another request has failed for good.
-        clock: of the pace.
+        config: url, model, key_variable, requests_per_minute and concurrent are read.
+        wait: a function that sleeps for some seconds. The default also returns when another request has been refused
+            or has failed in all its attempts.
+        clock: the clock of the rate limiter, in seconds.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class Endpoint:
         self._wait = self._failed.wait if wait is None else wait
 
     def answer(self, prompts: list[str], answers: Answers) -> None:
-        """Put every answer into `answers`; raises UserError when the endpoint refuses or fails for good."""
+        """Put every answer into `answers`; raises UserError if a request is refused or fails in all its attempts."""
         key = os.environ.get(self._key_variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._failed.clear()
@@ -156,7 +157,7 @@ class Endpoint:
                 for request in track(as_completed(asked), f"asking {self.name}", len(asked)):
                     request.result()
             except BaseException:
-                self._failed.set()  # what is under way still ends, and its answers are kept
+                self._failed.set()  # running requests still finish and keep their answers
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -200,7 +201,7 @@ class Endpoint:
 
 
 def _content(response: httpx.Response) -> str:
-    """The answer's text, "" where the model gave none; raises ValueError, LookupError or TypeError for no reply."""
+    """The text of the answer, "" for null; raises ValueError, LookupError or TypeError for a malformed response."""
     content = response.json()["choices"][0]["message"]["content"]
     if not isinstance(content, str | None):
         raise TypeError(content)
@@ -208,21 +209,21 @@ def _content(response: httpx.Response) -> str:
 
 
 def _told_wait(response: httpx.Response) -> float:
-    """Seconds that the endpoint asks to wait, 0 if it does not say so in seconds."""
+    """Seconds to wait from the header Retry-After; 0 if it is absent or not a whole number of seconds."""
     told = response.headers.get("Retry-After", "")
     return min(float(told), LONGEST_WAIT) if told.isdecimal() else 0.0
 
 
 NEW_TOKENS = 256
-"""Of an answer at most."""
+"""Maximum number of tokens of an answer."""
 
 
 class LocalModel:
-    """Greedy answers in batches.
+    """A local causal language model that answers by greedy decoding, in batches.
 
     Args:
         name: folder or Hub id.
-        batch_size: prompts per call of the model.
+        batch_size: prompts per batch.
     """
 
     def __init__(self, name: str, batch_size: int) -> None:
@@ -230,11 +231,11 @@ class LocalModel:
         self._batch_size = batch_size
 
     def answer(self, prompts: list[str], answers: Answers) -> None:
-        """Put every answer into `answers`, a batch at a time; raises UserError if the model can't be loaded."""
+        """Put every answer into `answers`, batch by batch; raises UserError if the model can't be loaded."""
         import torch
 
         model, tokenizer = self._load()
-        prompts = sorted(prompts, key=len, reverse=True)  # little padding; too large for memory fails at once
+        prompts = sorted(prompts, key=len, reverse=True)  # less padding; a batch too large for memory fails at once
         batches = range(0, len(prompts), self._batch_size)
         for start in track(batches, f"asking {self.name}", len(batches)):
             batch = prompts[start : start + self._batch_size]
@@ -276,7 +277,7 @@ class LocalModel:
 
 
 def _as_chat(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:
-    """The prompt as a user's turn, where the model knows turns; without the thoughts of models that can do without."""
+    """The prompt in the chat template of the model, if it has one; with thinking switched off, if the template can."""
     if tokenizer.chat_template is None:
         return f"{prompt}\n\n"
     turns = [{"role": "user", "content": prompt}]

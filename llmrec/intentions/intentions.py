@@ -1,4 +1,4 @@
-"""What people want, in words: intentions that an item meets, and preferences of a user; and files that hold them."""
+"""Texts that say what people want: intentions that an item meets, and preferences of a user; and their files."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ SCHEMA = {"user_id": pl.String, "item_id": pl.String, "text": pl.String, "held_o
 
 @dataclass(frozen=True)
 class Intentions:
-    """Texts to learn from, by item and by user, and others to measure with that no training sees.
+    """Texts for training, by item and by user, and other texts that only the evaluation uses.
 
     Attributes:
-        items: item id -> what somebody who needs this item might say.
-        users: user id -> what the user likes, told from training interactions alone.
-        held_out: item id -> intentions that are kept for measuring.
+        items: item id -> intentions: texts that a person who needs this item might say.
+        users: user id -> preferences: texts about what the user likes, from training interactions only.
+        held_out: item id -> intentions for the evaluation, which training never sees.
     """
 
     items: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Intentions:
     held_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write intentions.parquet: user_id or item_id, text, held_out."""
+        """Write intentions.parquet with the columns user_id, item_id, text, held_out; one of the two ids is null."""
         rows: list[tuple[str | None, str | None, str, bool]]
         rows = [(None, item, text, False) for item, texts in self.items.items() for text in texts]
         rows += [(user, None, text, False) for user, texts in self.users.items() for text in texts]
@@ -49,7 +49,7 @@ class Intentions:
         """Read what `save` wrote.
 
         Raises:
-            UserError: for a missing or damaged file.
+            UserError: the file is missing or damaged.
         """
         frame = read_table(folder / FILE, "the run's intentions")
         for name in SCHEMA:
@@ -70,12 +70,18 @@ def _grouped(frame: pl.DataFrame, column: str) -> dict[str, list[str]]:
 def hold_out(
     texts: Mapping[str, Sequence[str]], share: float, seed: int
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Keep back one text, drawn by `seed`, of a `share` of the items that have two or more.
+    """Hold out one text of some items, drawn at random.
 
-    Only a text that no other item has is kept: what is learned for a twin would not be new.
+    An item can be drawn if it has two or more texts and one of them belongs to no other item. Only such a text is held
+    out, because training sees a text that another item also has.
+
+    Args:
+        texts: item id -> texts.
+        share: share of the items that can be drawn, 0 to 1.
+        seed: of the draw.
 
     Returns:
-        What stays to learn from, and what is kept, both by item id.
+        The texts that stay for training, and the held-out texts, both by item id.
     """
     rng = np.random.default_rng(seed)
     counts = Counter(text for found in texts.values() for text in found)
@@ -95,35 +101,36 @@ _PACE = ("url", "key_variable", "requests_per_minute", "concurrent")
 
 @dataclass
 class IntentionsConfig:
-    """What people want, in words, for the tasks that answer requests and tell preferences."""
+    """Intentions and preferences: texts for the tasks that answer requests and describe what a user likes."""
 
     source: Source = "none"
-    """none; extract: salient phrases of the items' text, offline; reviews: telling sentences of training reviews; llm:
-    asked of a language model, an OpenAI-compatible endpoint or a local one; file: read from --intentions.path."""
+    """none: no texts; extract: salient phrases of the item texts, offline; reviews: informative sentences of training
+    reviews; llm: written by a language model (OpenAI-compatible endpoint or local); file: read from
+    --intentions.path."""
     path: str | None = None
-    """LC-Rec's D.user.json, or a table (CSV, TSV, JSONL, parquet) with a column text, item_id for an intention or
-    user_id for a preference, and optionally held_out (true, false)."""
+    """LC-Rec's D.user.json, or a table (CSV, TSV, JSONL, parquet) with the columns text, item_id (for an intention) or
+    user_id (for a preference), and optionally held_out (true, false)."""
     url: str | None = None
     """Base address of the endpoint, such as https://api.openai.com/v1 or http://localhost:8000/v1."""
     model: str | None = None
-    """Model that the endpoint is asked for."""
+    """Name of the model at the endpoint."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the endpoint's key, if it wants one; the key is never written down."""
+    """Environment variable with the API key, if the endpoint needs one; the key is never saved."""
     local_model: str | None = None
-    """Folder or Hub id of a causal language model to ask here, instead of an endpoint."""
+    """Folder or Hub id of a causal language model that runs on this machine, instead of an endpoint."""
     requests_per_minute: float | None = None
-    """Requests to the endpoint at most, evenly spaced; null: as fast as it answers."""
+    """Maximum number of requests per minute to the endpoint, evenly spaced; null: no limit."""
     concurrent: int = 4
-    """Requests under way at once; the batch of a local model."""
+    """Number of requests at the same time; for a local model, the batch size."""
     per_item: int = 3
-    """Intentions of an item at most; 0: none."""
+    """Maximum number of intentions per item; 0: none."""
     per_user: int = 1
-    """Preferences of a user at most; 0: none."""
+    """Maximum number of preferences per user; 0: none."""
     held_out_share: float = 0.1
-    """Share of the items with two intentions or more that keep one back to measure with (extract, llm). From reviews,
-    those of the validation and test part are kept to measure with instead."""
+    """Share of the items with two or more intentions that hold out one of them for the evaluation (extract, llm). With
+    source reviews, sentences of validation and test reviews are held out instead."""
     seed: int = 0
-    """Seed of the draw of those items."""
+    """Seed of the draw of the held-out intentions."""
 
     def __post_init__(self) -> None:
         self._check_source()
@@ -153,7 +160,7 @@ class IntentionsConfig:
                 )
 
     def cache_key(self) -> dict[str, Any]:
-        """What the result depends on; where and how fast a named model is asked does not count."""
+        """The fields on which the result depends: all except address, key variable and request rate of the endpoint."""
         return {name: value for name, value in asdict(self).items() if name not in _PACE}
 
 
@@ -161,14 +168,14 @@ log = get_logger(__name__)
 
 FLAG = "--intentions.path"
 KEPT = ("valid", "val", "test")
-"""Parts of LC-Rec's intentions that only measure."""
+"""Parts of LC-Rec's intentions that only the evaluation uses."""
 
 Texts = dict[str, list[str]]
 
 
 @dataclass
 class Found:
-    """Texts by item and by user, before those of strangers are dropped."""
+    """Texts by item and by user as read from a file, before texts of unknown items and users are dropped."""
 
     items: Texts = field(default_factory=lambda: defaultdict(list))
     users: Texts = field(default_factory=lambda: defaultdict(list))
@@ -176,10 +183,10 @@ class Found:
 
 
 def read_file(config: IntentionsConfig, catalog: Catalog, train: Interactions) -> Intentions:
-    """The texts of items in the catalogue and of users in the training log.
+    """Read `config.path`, and keep the texts of items in the catalogue and of users in the training log.
 
     Raises:
-        UserError: for a missing or malformed file, with the field or row.
+        UserError: the file is missing or malformed; the message names the field or row.
     """
     path = require_file(config.path or "", FLAG)
     found = _lc_rec(path, train) if path.name.endswith((".json", ".json.gz")) else _table(path)
@@ -192,7 +199,7 @@ def read_file(config: IntentionsConfig, catalog: Catalog, train: Interactions) -
 
 
 def _known(texts: Texts, known: Any, most: int | None, path: Path, what: str) -> Texts:
-    """Texts of known ids, the first `most` different ones of each."""
+    """The texts of the ids in `known`: at most `most` distinct texts per id, the first ones; None: all of them."""
     if strange := [name for name in texts if name not in known]:
         log.info("%s: %d of %d %s are not in the data, such as %s", path, len(strange), len(texts), what, strange[0])
     cut = {name: [*dict.fromkeys(found)][:most] for name, found in texts.items() if name in known}
@@ -200,7 +207,7 @@ def _known(texts: Texts, known: Any, most: int | None, path: Path, what: str) ->
 
 
 def _table(path: Path) -> Found:
-    """Rows with `text` and either `item_id` or `user_id`; `held_out` marks what only measures."""
+    """Read a table with `text` and either `item_id` or `user_id` per row; `held_out` marks texts for the evaluation."""
     frame = read_table(path, FLAG)
     require_column(frame, "text", path, f"of {FLAG}")
     ids = [name for name in ("item_id", "user_id") if name in frame.columns]
@@ -226,7 +233,7 @@ def _table(path: Path) -> Found:
 
 
 def _ids(values: pl.Series, path: Path) -> list[str | None]:
-    """Ids as the readers of data write them; None where the row has none."""
+    """The ids of a column as strings, in the form that the data readers use; None for a row without an id."""
     given = values.cast(pl.String).fill_null("") != ""
     texts = iter(id_column(values.filter(given), str(path)))
     return [next(texts) if here else None for here in given]
@@ -242,7 +249,11 @@ def _flags(values: pl.Series, path: Path) -> list[bool]:
 
 
 def _lc_rec(path: Path, train: Interactions) -> Found:
-    """`user_explicit_preference` {user: texts}, `user_vague_intention` {part: {user: {item, inters, querys}}}."""
+    """Read LC-Rec's D.user.json.
+
+    The file has `user_explicit_preference` {user: texts} and `user_vague_intention` {part: {user: {item, inters,
+    querys}}}. A train entry counts only if the training part contains its item and its history (inters) for this user.
+    """
     document = _object(path, "the file", read_json(path))
     preferences = _object(path, "user_explicit_preference", document.get("user_explicit_preference"))
     parts = _object(path, "user_vague_intention", document.get("user_vague_intention"))
@@ -261,7 +272,7 @@ def _lc_rec(path: Path, train: Interactions) -> Found:
                 dropped += 1
     for user, told in preferences.items():
         texts = _texts(path, f"user_explicit_preference.{user}", [told] if isinstance(told, str) else told)
-        if user in proven:  # its train entry has the same history
+        if user in proven:  # the preferences come from the history of the train entry
             found.users[user] += texts
     if dropped:
         log.info("%s: %d users' train texts tell of events that are not in the training part; left out", path, dropped)

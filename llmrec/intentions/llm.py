@@ -1,7 +1,7 @@
-"""Intentions and preferences asked of a language model, as LC-Rec does (https://arxiv.org/abs/2311.09049).
+"""Intentions and preferences written by a language model, as in LC-Rec (https://arxiv.org/abs/2311.09049).
 
-A prompt holds an item's text and what training reviews say of it, or the titles of a user's training history; of the
-validation and test parts nothing is sent.
+A prompt contains the text of an item and its training reviews, or the titles in the training history of a user. No
+prompt contains data of the validation and test parts.
 """
 
 import re
@@ -37,20 +37,20 @@ What does this customer like, and what might they look for next? Answer with {co
 words that name no item of the list. One statement a line, of 5 to 30 words each; write nothing else."""
 
 TEXT, REVIEW, TITLE = 1500, 300, 150
-"""Characters of an item's text, of a review and of a title in a prompt, at most."""
+"""Maximum number of characters of an item text, of a review and of a title in a prompt."""
 REVIEWS = 3
-"""Reviews of an item in a prompt, the longest."""
+"""Maximum number of reviews of an item in a prompt; the longest ones are used."""
 HISTORY = 20
-"""Items of a user's training history in a prompt, the latest."""
+"""Maximum number of items of a training history in a prompt; the latest ones are used."""
 LONGEST = 40
-"""Words of a line that is taken from an answer."""
+"""Maximum number of words in a line of an answer; a longer line is ignored."""
 
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _BULLET = re.compile(r"^(?:[-*•–]+|\(?\d{1,2}[.):])\s*")
 
 
 def ask(config: IntentionsConfig, catalog: Catalog, train: Interactions, folder: Path) -> Intentions:
-    """Ask what `folder` has no answer for yet, and read the answers.
+    """Ask the prompts that have no answer in `folder` yet, and turn all answers into `Intentions`.
 
     Raises:
         UserError: the model cannot be loaded or asked; the answers so far are kept in `folder`.
@@ -82,7 +82,7 @@ def _answerer(config: IntentionsConfig) -> Answerer:
 
 
 def item_prompts(catalog: Catalog, train: Interactions, count: int) -> dict[str, str]:
-    """Item id -> what to ask for `count` intentions; `train` gives the reviews, where it has any."""
+    """Item id -> the prompt that asks for `count` intentions; it quotes the reviews in `train`, if there are any."""
     reviews = _longest_reviews(train)
     prompts = {}
     for item, text in zip(catalog.ids, catalog.texts(catalog.whole_text), strict=True):
@@ -93,7 +93,7 @@ def item_prompts(catalog: Catalog, train: Interactions, count: int) -> dict[str,
 
 
 def user_prompts(catalog: Catalog, train: Interactions, count: int) -> dict[str, str]:
-    """User id -> what to ask for `count` preferences, from the items of the training log."""
+    """User id -> the prompt that asks for `count` preferences; it lists the items of the training log."""
     titles = dict(zip(catalog.ids, catalog.texts(catalog.whole_text), strict=True))
     titles |= {item: title for item, title in zip(catalog.ids, catalog.texts("{title}"), strict=True) if title}
     histories = train.frame.group_by("user_id", maintain_order=True).agg(pl.col("item_id").tail(HISTORY))
@@ -104,7 +104,11 @@ def user_prompts(catalog: Catalog, train: Interactions, count: int) -> dict[str,
 
 
 def lines(answer: str, most: int) -> list[str]:
-    """The first `most` different texts of an answer with one a line; without thoughts, bullets, quotes, headings."""
+    """The first `most` distinct lines of an answer, without bullets and quotes.
+
+    The text between <think> and </think>, headings (lines that end in ":"), lines of one word and lines of more than
+    `LONGEST` words are ignored.
+    """
     found: dict[str, str] = {}
     for line in _THOUGHTS.sub("", answer).splitlines():
         text = " ".join(_BULLET.sub("", line.strip()).strip("\"'“”*_` ").split())

@@ -1,8 +1,11 @@
-"""Intentions and preferences from review texts: the sentences that tell what somebody wanted the item for.
+"""Intentions and preferences without a language model: from review sentences, or from phrases of the item texts.
 
-Sentences are chosen by their salient phrases: n-grams of one to three words, weighed by TF-IDF (Salton and Buckley,
-1988). Only reviews of training events are learnt from. Reviews of the validation and test parts are kept to measure
-with; they do not influence which training sentences are chosen.
+- `from_reviews` chooses the sentences of reviews that say what the item is for. Training uses only reviews of training
+  events. Sentences of the validation and test parts are held out for the evaluation; they do not influence which
+  training sentences are chosen.
+- `extract` joins the salient phrases of the item texts: n-grams of one to three words.
+
+Both use TF-IDF weights (Salton and Buckley, 1988).
 """
 
 import re
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 SHORTEST, LONGEST = 4, 20
-"""Words of a sentence."""
+"""Minimum and maximum number of words of a sentence."""
 PURPOSE = 0.5
-"""What a purpose adds to the likeness (cosine of TF-IDF) of a sentence to the item's text."""
+"""Bonus of a sentence that names a purpose; its score is cosine(TF-IDF of sentence, of item text) + this bonus."""
 LEAST = 0.25
-"""Worth of a sentence that is picked."""
+"""Minimum score of a chosen sentence."""
 
 _END = re.compile(r"(?<=[.!?…])\s+|\s*\.{2,}\s*|(?<=[a-z])[.!?](?=[A-Z])")
 _PURPOSE = re.compile(
@@ -40,7 +43,7 @@ _PURPOSE = re.compile(
     r"|\b(?:anniversary|birthdays?|christmas|graduat\w+|holidays?|occasions?|wedding)\b",
     re.IGNORECASE,
 )
-# Talk of stars, seller and parcel says nothing of the item; a complaint says what was not wanted.
+# Sentences about ratings, seller or delivery do not describe the item; a complaint says what the user did not want.
 _CHATTER = re.compile(
     r"\b(?:stars?|rat(?:e|ed|ing)|review\w*|shipp\w*|deliver\w*|arriv\w*|sellers?|refund\w*|thank\w*|recommend\w*)\b"
     r"|\b(?:what (?:can|else)|as (?:described|advertised|expected))\b|https?:|[@#]"
@@ -52,7 +55,7 @@ _CHATTER = re.compile(
 
 @dataclass(frozen=True)
 class Said:
-    """A sentence of a user's review of an item."""
+    """One sentence of the review that a user wrote about an item."""
 
     user: str
     item: str
@@ -60,12 +63,12 @@ class Said:
 
     @property
     def words(self) -> str:
-        """The text without case and punctuation."""
+        """The text in lower case, without punctuation."""
         return " ".join(re.findall(r"\w+", self.text.lower()))
 
 
 def from_reviews(config: IntentionsConfig, catalog: Catalog, split: Split) -> Intentions:
-    """The most telling sentences of each item's and each user's training reviews.
+    """For each item and each user, the training review sentences with the highest scores.
 
     Raises:
         UserError: the data has no reviews.
@@ -92,7 +95,11 @@ def from_reviews(config: IntentionsConfig, catalog: Catalog, split: Split) -> In
 
 
 def sentences(review: str) -> Iterator[str]:
-    """The sentences of a review that may tell something: neither short nor long, no shouting, no chatter."""
+    """The sentences of a review that can describe the item.
+
+    Left out: sentences outside the limits of length, sentences mostly in capitals, complaints, and sentences about
+    ratings, seller or delivery.
+    """
     for part in _END.split(clean_text(review)):
         sentence = part.strip(" -–—*•\"'“”")
         letters = [letter for letter in sentence if letter.isalpha()]
@@ -102,21 +109,22 @@ def sentences(review: str) -> Iterator[str]:
 
 
 class Worth:
-    """How much a sentence tells about its item.
+    """Scores sentences by how much they say about their item.
 
     Args:
         catalog: the items.
-        texts: sentences of training reviews, whose words count towards the inverse document frequencies.
+        texts: sentences of training reviews; they and the item texts determine the inverse document frequencies.
     """
 
     def __init__(self, catalog: Catalog, texts: list[str]) -> None:
         items = catalog.texts(catalog.whole_text)
-        self._vectorizer = TfidfVectorizer(sublinear_tf=True).fit([*items, *texts, "item"])  # never without a word
+        # The word "item" makes sure that the vocabulary is not empty.
+        self._vectorizer = TfidfVectorizer(sublinear_tf=True).fit([*items, *texts, "item"])
         self._items = self._vectorizer.transform(items)
         self._rows = catalog.index
 
     def __call__(self, said: list[Said]) -> np.ndarray:
-        """float64 [n]: likeness to the item's text, and a premium for a purpose."""
+        """The scores of n sentences, float64 [n]: cosine with the item text, plus `PURPOSE` if there is a purpose."""
         if not said:
             return np.zeros(0)
         items = self._items[[self._rows[sentence.item] for sentence in said]]
@@ -125,7 +133,7 @@ class Worth:
         return np.asarray(likeness).ravel() + PURPOSE * purpose
 
     def best_first(self, said: list[Said]) -> list[Said]:
-        """The sentences worth picking, best first."""
+        """The sentences with a score of at least `LEAST`, highest score first."""
         worth = self(said)
         return [said[place] for place in np.argsort(-worth, kind="stable") if worth[place] >= LEAST]
 
@@ -136,7 +144,7 @@ def _said(events: pl.DataFrame) -> list[Said]:
 
 
 def _telling(said: list[Said]) -> list[Said]:
-    """Without sentences that stand for several items: they tell none of them from the others."""
+    """Drop the sentences that occur for several items: they do not distinguish these items."""
     items = defaultdict(set)
     for sentence in said:
         items[sentence.words].add(sentence.item)
@@ -144,7 +152,7 @@ def _telling(said: list[Said]) -> list[Said]:
 
 
 def _grouped(said: list[Said], group: Callable[[Said], str], most: int) -> dict[str, list[str]]:
-    """The first `most` different texts of each group."""
+    """The first `most` distinct texts of each group."""
     groups: dict[str, dict[str, str]] = defaultdict(dict)
     for sentence in said:
         found = groups[group(sentence)]
@@ -154,25 +162,25 @@ def _grouped(said: list[Said], group: Callable[[Said], str], most: int) -> dict[
 
 
 LONGEST = 3
-"""Words of a phrase at most."""
+"""Maximum number of words of a phrase."""
 
 
 FEWEST, MOST = 3, 12
-"""Words of a text that joins phrases."""
+"""Minimum and maximum number of words of a text that joins phrases."""
 
 
 TITLE = 3.0
-"""Weight of a phrase that stands in the title, against one that stands in the rest of the text."""
+"""Factor on the weight of a phrase that occurs in the title."""
 
 
 LENGTH = 0.7
-"""What each further word adds to a phrase's weight: "rack" says less than "roof rack"."""
+"""A phrase of n words gets the factor 1 + LENGTH * (n - 1): "rack" says less than "roof rack"."""
 
 
-_RUN = re.compile(r"[^\w\s'’-]+|\s[-'’]+\s")  # a phrase does not reach across punctuation
+_RUN = re.compile(r"[^\w\s'’-]+|\s[-'’]+\s")  # punctuation ends a phrase
 
 
-_WORD = re.compile(r"[^\W\d_]{3,}(?:[-'’](?!(?:d|ll|m|re|t|ve)\b)[^\W\d_]+)*")  # no "don't"
+_WORD = re.compile(r"[^\W\d_]{3,}(?:[-'’](?!(?:d|ll|m|re|t|ve)\b)[^\W\d_]+)*")  # does not match "don't"
 
 
 _EMPTY = ENGLISH_STOP_WORDS | frozenset(
@@ -184,28 +192,28 @@ _EMPTY = ENGLISH_STOP_WORDS | frozenset(
     new number offer offers pack pcs perfect piece pieces place please price prices product products provide
     provides quality quantity really right search simply size sold takes thing things time times try unit units use
     used uses using variety various visit want wants warranty way welcome wide work works www year years
-    """.split()  # noqa: SIM905 — a list of them would fill a screen
+    """.split()  # noqa: SIM905 — as a list they would fill a screen
 )
 
 
 class Phrases:
-    """The phrases of N texts.
+    """The phrases in the texts of N items, and their weights.
 
     Attributes:
-        names: P phrases.
-        weights: float64 [N, P], how much a phrase tells about an item.
+        names: the P phrases.
+        weights: sparse float64 [N, P], how much each phrase says about each item.
     """
 
     def __init__(self, catalog: Catalog) -> None:
-        """Weigh the phrases of a catalogue; those of one item alone (codes, misspellings) are left out.
+        """Compute the weights. Phrases of one item only (part numbers, misspellings) or of more than half are left out.
 
         Raises:
-            UserError: no phrase stands in two items.
+            UserError: no phrase occurs in two items.
         """
         vectorizer = TfidfVectorizer(analyzer=phrases_in, min_df=2, max_df=0.5, sublinear_tf=True)
         try:
             weights = vectorizer.fit_transform(catalog.texts(catalog.whole_text))
-        except ValueError:  # sklearn: no term, or none left
+        except ValueError:  # sklearn raises it if there is no term, or none is left
             raise UserError(
                 "--intentions.source extract: no two items share a phrase; give items longer texts, or use another"
             ) from None
@@ -215,7 +223,7 @@ class Phrases:
         self.weights: csr_array = (weights + (TITLE - 1) * weights.multiply(titled)).multiply(lengths).tocsr()
 
     def ranked(self, row: "csr_array") -> Iterator[str]:
-        """The phrases of one row [1, P], best first, none with a word of a better one."""
+        """The phrases of one row [1, P], highest weight first, without those that share a word with one before."""
         taken: set[str] = set()
         for place in np.lexsort((row.indices, -row.data)):
             name = self.names[row.indices[place]]
@@ -226,10 +234,11 @@ class Phrases:
 
 
 def phrases_in(text: str) -> Iterator[str]:
-    """All phrases of a text, in lower case: the last words of each run of words that mean something.
+    """All phrases of a text, in lower case.
 
-    English says the thing itself last, so "heavy yard cart" gives "yard cart" and "cart", but not "heavy yard". Two
-    words may be held together by "of" or "for".
+    A phrase is the end of a run of content words (words of three letters or more that are no stop words), because the
+    main noun comes last in English: "heavy yard cart" gives "cart", "yard cart" and "heavy yard cart", but not "heavy
+    yard". Two content words around "of" or "for" also make a phrase.
     """
     for run in _RUN.split(clean_text(text).lower()):
         words = run.split()
@@ -245,9 +254,15 @@ def phrases_in(text: str) -> Iterator[str]:
 
 
 def join(ranked: Iterable[str], texts: int, each: int) -> list[str]:
-    """At most `texts` texts of at most `each` phrases, FEWEST to MOST words long, that share no phrase.
+    """Join phrases into at most `texts` texts of at most `each` phrases; no phrase is in two texts.
 
-    The phrases are dealt in turn, so that every text has its share of the best; fewer texts where they do not suffice.
+    The texts take the phrases in turn, so each gets some of the best: with 2 texts, the first gets phrases 1, 3, 5 and
+    the second 2, 4, 6. If a text would have fewer than FEWEST words, the result has fewer texts.
+
+    Args:
+        ranked: phrases, best first.
+        texts: maximum number of texts.
+        each: maximum number of phrases per text.
     """
     phrases = [phrase for phrase, _ in zip(ranked, range(texts * each), strict=False)]
     for count in range(texts, 0, -1):
@@ -258,18 +273,18 @@ def join(ranked: Iterable[str], texts: int, each: int) -> list[str]:
 
 
 PER_INTENTION, PER_PREFERENCE = 3, 4
-"""Phrases of an intention and of a preference, at most."""
+"""Maximum number of phrases of an intention and of a preference."""
 
 
 BLOCK = 4096
-"""Users whose phrases are summed at once."""
+"""Number of users per sparse matrix product."""
 
 
 def extract(config: IntentionsConfig, catalog: Catalog, train: Interactions) -> Intentions:
-    """An item's intentions join its own phrases; a user's preference those of the items in the training log.
+    """Intentions from the phrases of each item, preferences from the phrases of the items that a user took.
 
     Raises:
-        UserError: the items' texts share no phrases.
+        UserError: no two item texts share a phrase.
     """
     phrases = Phrases(catalog)
     items = {
@@ -283,7 +298,11 @@ def extract(config: IntentionsConfig, catalog: Catalog, train: Interactions) -> 
 
 
 def _preferences(phrases: Phrases, catalog: Catalog, train: Interactions, texts: int) -> dict[str, list[str]]:
-    """What a user's items have in common: weights summed over them, times the number of items with the phrase."""
+    """User id -> texts that join the phrases with the highest scores.
+
+    The score of a phrase for a user is (sum of its weights over the user's items) * (number of these items that have
+    the phrase). The items come from the training log.
+    """
     from scipy.sparse import csr_array
 
     events = train.frame.select("user_id", "item_id").unique(maintain_order=True)

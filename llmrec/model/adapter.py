@@ -1,6 +1,7 @@
-"""What is added to a base model: rows for the item tokens, a LoRA adapter, a dense head.
+"""The parts that are added to a base model: embedding rows for the item tokens, a LoRA adapter, a dense head.
 
-A new row starts at the mean of the old rows with noise, or from the words or the vectors of its items.
+M item tokens, V old tokens, hidden size H. `Start` functions set the initial values of the M new rows: random values
+like the old rows, the mean of the old rows, the words of the items, or the vectors of the quantizer.
 """
 
 import warnings
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
     from llmrec.quantize.tokenizer import ItemTokenizer
 
 Start = Callable[[torch.Tensor, int, torch.Generator], torch.Tensor]
-"""(old rows float32 [V, H], M, a generator) -> new rows float32 [M, H] of the M item tokens."""
+"""A function (old rows float32 [V, H], M, random generator) -> initial rows float32 [M, H] of the item tokens."""
 
 
 NEAR = 0.01
-"""Deviations of the old rows by which rows that start at their mean differ, lest they stay the same."""
+"""Scale of the noise of `near_mean`, in standard deviations of the old rows; it makes the new rows distinct."""
 
 
 REFERENCES = 64
-"""Semantic IDs in which the effect of a code on the reconstruction is measured."""
+"""Maximum number of semantic IDs on which `code_vectors` measures the effect of a code."""
 
 
 def row_start(
@@ -42,15 +43,15 @@ def row_start(
     texts: Sequence[str],
     seed: int,
 ) -> Start:
-    """How `add_item_rows` is to start the rows.
+    """The function that `add_item_rows` calls to initialise the new rows.
 
     Args:
-        method: of `BaseConfig.init_rows`.
-        tokenizer: with the item tokens.
-        item_ids: int64 [M], their ids, in level order.
-        items: fitted; its codes, and for `codebook` its quantizer.
-        texts: N texts, of the items in the order of `items`; read for `text` only.
-        seed: of the projection of `codebook`.
+        method: as in `BaseConfig.init_rows`.
+        tokenizer: already contains the item tokens.
+        item_ids: int64 [M], the token ids of the item tokens, in level order.
+        items: the fitted item tokenizer; `text` and `codebook` read its codes, `codebook` also its quantizer.
+        texts: N item texts, in the order of `items`; only `text` reads them.
+        seed: for `codebook`: the seed of the sample of semantic IDs and of the random projection.
     """
     match method:
         case "gaussian":
@@ -66,12 +67,12 @@ def row_start(
 
 
 def gaussian(old: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Drawn from the diagonal Gaussian of the old rows: distinct, and of the scale the model is used to."""
+    """Draw the rows from a diagonal Gaussian with the mean and the deviations of the old rows."""
     return old.mean(0) + _noise(old, count, generator) * old.std(0)
 
 
 def near_mean(old: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """The mean of the old rows, and a little noise."""
+    """The mean of the old rows plus a little noise (`NEAR`)."""
     return old.mean(0) + NEAR * _noise(old, count, generator) * old.std(0)
 
 
@@ -80,7 +81,7 @@ def _noise(old: torch.Tensor, count: int, generator: torch.Generator) -> torch.T
 
 
 def _from_words(shares: torch.Tensor) -> Start:
-    """The mean of the old rows by `shares` (sparse [M, V]); `gaussian` where a row of these is empty."""
+    """The rows `shares` (sparse [M, V]) @ old rows [V, H]; where a row of `shares` is empty, a row of `gaussian`."""
 
     def start(old: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
         known = (torch.sparse.sum(shares, dim=1).to_dense() > 0).to(old.device)
@@ -96,9 +97,20 @@ def word_shares(
     level_sizes: Sequence[int],
     texts: Sequence[str],
 ) -> torch.Tensor:
-    """Which old tokens the items under each code are told with: sparse float32 [M, V], V old tokens in their order.
+    """For each code, the share of each old token in the texts of the items with this code.
 
-    Each item counts the same, however long its text; a row adds up to 1, or to 0 where no item under it has text.
+    Each item has the same weight, however long its text is.
+
+    Args:
+        tokenizer: already contains the item tokens.
+        item_ids: int64 [M], the token ids of the item tokens, in level order.
+        codes: int [N, L], the semantic IDs of the items.
+        level_sizes: the L numbers of codes per level; their sum is M.
+        texts: N item texts.
+
+    Returns:
+        Sparse float32 [M, V], the V old tokens in order of their ids. A row sums to 1, or to 0 if no item with this
+        code has a text.
     """
     from scipy.sparse import csr_matrix
     from sklearn.preprocessing import normalize
@@ -107,7 +119,7 @@ def word_shares(
     item = np.repeat(np.arange(len(encoded)), [len(ids) for ids in encoded])
     token = np.concatenate([np.array(ids, np.int64) for ids in encoded])
     words = csr_matrix((np.ones(len(token), np.float32), (item, token)), (len(texts), len(tokenizer)))
-    words = words[:, np.setdiff1d(np.arange(len(tokenizer)), item_ids)]  # a text may hold what reads as an item token
+    words = words[:, np.setdiff1d(np.arange(len(tokenizer)), item_ids)]  # a text can contain the name of an item token
     first = np.cumsum([0, *level_sizes[:-1]])
     row, under = (codes + first).ravel(), np.repeat(np.arange(len(codes)), codes.shape[1])
     holds = csr_matrix((np.ones(len(row), np.float32), (row, under)), (sum(level_sizes), len(codes)))
@@ -117,11 +129,20 @@ def word_shares(
 
 
 def code_vectors(quantizer: "Quantizer", codes: np.ndarray, seed: int) -> list[np.ndarray]:
-    """What each code of each level of content adds to a reconstruction: float32 [C_l, D] per level, of mean 0.
+    """The effect of each code on the reconstruction, for each level of the quantizer.
 
-    Measured on at most `REFERENCES` of the items' semantic IDs (`codes` [N, L or more]) with the code put in its
-    place, so that any quantizer has them. Where the reconstruction is a sum of codes these are the codebooks, but for
-    an offset per level. Of a level whose codes make no difference, such as random ones, they are 0.
+    The effect of code c at level l is the mean of decode(semantic ID with code c at level l), taken over at most
+    `REFERENCES` semantic IDs of the catalogue, minus the mean over all codes of the level. This works for any
+    quantizer. If the reconstruction is a sum of codebook vectors, the effects are these vectors minus their mean.
+
+    Args:
+        quantizer: fitted, with L levels.
+        codes: int [N, L or more], the semantic IDs of the items; levels after L (dedup) are ignored.
+        seed: of the sample of semantic IDs.
+
+    Returns:
+        L arrays, float32 [C_l, D], each of mean 0. All values are 0 for a level whose codes do not change the
+        reconstruction, such as a level of random codes.
     """
     rng = np.random.default_rng(seed)
     some = codes[rng.permutation(len(codes))[:REFERENCES], : quantizer.levels]
@@ -137,9 +158,9 @@ def code_vectors(quantizer: "Quantizer", codes: np.ndarray, seed: int) -> list[n
 
 
 def _from_vectors(vectors: Sequence[np.ndarray], seed: int) -> Start:
-    """Each level's `vectors` [C_l, D] in a random projection, with the mean and deviations of the old rows.
+    """Random projections of the `vectors` [C_l, D] of each level, scaled to the mean and deviations of the old rows.
 
-    `gaussian` for codes that stand for nothing: of a level of zeros, and the ranks of a dedup level.
+    The codes of a level of zeros, and of a dedup level, carry no content: their rows come from `gaussian`.
     """
 
     def start(old: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -160,18 +181,18 @@ def _from_vectors(vectors: Sequence[np.ndarray], seed: int) -> Start:
 def add_item_rows(
     model: "PreTrainedModel", item_ids: np.ndarray, rows: int, seed: int, start: Start = gaussian
 ) -> None:
-    """Give `model` exactly `rows` token rows (the tokenizer's length) and initialise those of the item tokens.
+    """Resize the token embeddings of `model` to `rows` rows and initialise the rows of the item tokens.
 
-    Rows of old tokens keep their bits. Rows past the tokenizer's length, which some checkpoints carry as padding, go:
-    a softmax over them would give probability to nothing, and peft's `AutoPeftModelForCausalLM` resizes to this same
-    length.
+    The rows of old tokens stay the same, bit for bit. Some checkpoints have padding rows after the last token of the
+    tokenizer; these are removed, because a softmax over them gives probability to rows without a token, and because
+    peft's `AutoPeftModelForCausalLM` resizes to the same number of rows.
 
     Args:
-        model: any causal language model, tied or untied; changed in place.
-        item_ids: int64 [M], ids of the item tokens, all new.
-        rows: number of rows afterwards, `len(tokenizer)`.
-        seed: of the random part of `start`.
-        start: old rows -> new rows; called for the input embedding and, unless it is tied, for the head.
+        model: any causal language model, with tied or untied embeddings; changed in place.
+        item_ids: int64 [M], the token ids of the item tokens, all new.
+        rows: number of rows afterwards: `len(tokenizer)`.
+        seed: of the random generator that `start` receives.
+        start: makes the new rows; called for the input embedding and, if it is untied, for the output head.
     """
     model.resize_token_embeddings(rows, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
@@ -189,7 +210,7 @@ def add_item_rows(
 
 
 def embedding_names(model: "PreTrainedModel") -> list[str]:
-    """Last names of the modules that hold token rows: the input embedding and, unless it is tied, the head."""
+    """Last names of the modules that hold token rows: the input embedding and, if it is untied, the output head."""
     modules = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = [modules[id(embedding)]]
@@ -202,9 +223,9 @@ def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: Adapter
     """`model` with a LoRA adapter (arXiv 2106.09685) and trainable rows for the item tokens.
 
     Args:
-        model: its token rows already resized and initialised.
-        item_ids: int64 [M], ids of the item tokens.
-        config: where the adapter sits, its rank, scale and dropout.
+        model: with the rows of the item tokens, see `add_item_rows`.
+        item_ids: int64 [M], the token ids of the item tokens.
+        config: layers, rank, scale and dropout of the adapter.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -221,40 +242,47 @@ def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: Adapter
             trainable_token_indices={name: item_ids.tolist() for name in embedding_names(model)},
         ),
     )
-    # The rows that train are saved as such; peft would add the whole matrix because it was resized.
+    # peft saves the trained rows by themselves. By default it also saves the whole resized matrix: switch that off.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 
 def with_rows(model: "PreTrainedModel", item_ids: np.ndarray) -> "PeftModel":
-    """`model`, frozen but for the rows int64 [M] of the item tokens; `merge_and_unload` puts them in their places."""
+    """`model` with trainable rows for the item tokens; all other weights are frozen.
+
+    Call `merge_and_unload` to write the trained rows into the embedding matrix.
+
+    Args:
+        model: with the rows of the item tokens, see `add_item_rows`.
+        item_ids: int64 [M], the token ids of the item tokens.
+    """
     from peft import TrainableTokensConfig, get_peft_model
 
     config = TrainableTokensConfig(
         task_type="CAUSAL_LM", token_indices=item_ids.tolist(), target_modules=embedding_names(model)
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # it ties these rows all the same
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # no harm: peft ties these rows too
         adapted = get_peft_model(model, config)
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 
 TEMPERATURE = 0.07
-"""LIGER's: a cosine counts 1 / 0.07."""
+"""Temperature of the dense head, as in LIGER (arXiv 2411.18814): score = cosine / 0.07."""
 
 
 WIDTH = 256
-"""Of the hidden layer between a text vector and its place in the space."""
+"""Width of the hidden layer of the MLP that maps text vectors into the common space."""
 
 
 class DenseHead(nn.Module):
-    """Puts hidden states [..., H] and text vectors [..., D] into one space of unit vectors [..., d].
+    """Maps hidden states [..., H] and text vectors [..., D] into a common space of unit vectors [..., d].
 
     Args:
-        hidden: H.
-        text: D.
-        dim: d.
+        hidden: H, hidden size of the language model.
+        text: D, dimensions of the text vectors.
+        dim: d, dimensions of the common space.
     """
 
     def __init__(self, hidden: int, text: int, dim: int = 128) -> None:
@@ -264,16 +292,16 @@ class DenseHead(nn.Module):
         self.straight = nn.Linear(text, dim, bias=False)
 
     def queries(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Unit vectors of hidden states."""
+        """Unit vectors [..., d] of hidden states [..., H]."""
         return F.normalize(self.query(hidden), dim=-1)
 
     def items(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Unit vectors of items, from the vectors of their texts."""
+        """Unit vectors [..., d] of items, from their text vectors [..., D]."""
         return F.normalize(self.straight(vectors) + self.item(vectors), dim=-1)
 
     @property
     def text_dims(self) -> int:
-        """D, dimensions of the text vectors."""
+        """D, the dimensions of the text vectors."""
         first = self.item[0]
         assert isinstance(first, nn.Linear)
         return first.in_features

@@ -1,4 +1,4 @@
-"""The base language model: loaded by path or Hub id, or a small one made from the catalogue's text."""
+"""The base language model: load one by path or Hub id, or make a small random one."""
 
 import ctypes
 import mmap
@@ -21,17 +21,25 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 ALIGNMENT = 64
-"""Bytes: where torch's own allocator begins a tensor."""
-MADV_PAGEOUT = 21  # Linux 5.4 and newer; older ones refuse it, and nothing happens
+"""Alignment in bytes of the tensors that torch's own allocator creates."""
+MADV_PAGEOUT = 21  # Linux 5.4 and newer; an older kernel returns an error, which is ignored
 
 
 def load_base(
     name: str | Path, trust_remote_code: bool = False, bits: int = 32
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Model (float32, for training) and tokenizer of any causal language model; its layers in fewer `bits` to order.
+    """Load any causal language model and its tokenizer.
+
+    Args:
+        name: path or Hub id.
+        trust_remote_code: run the Python code of the checkpoint.
+        bits: 32: float32, for training; 8 or 4: quantize the linear layers to this many bits per weight.
+
+    Returns:
+        The model and its tokenizer.
 
     Raises:
-        UserError: the path or Hub id can't be loaded, or fewer bits where that can't be done.
+        UserError: the path or Hub id can't be loaded, or `bits` is below 32 without a CUDA GPU or bitsandbytes.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -60,11 +68,12 @@ def load_base(
 
 
 def own_memory(model: nn.Module) -> None:
-    """Copy each tensor of `model` on the CPU that does not lie on a 64-byte boundary, one at a time, in place.
+    """Copy each CPU tensor of `model` that does not start on a 64-byte boundary into aligned memory, in place.
 
-    safetensors maps a file into memory, where tensors lie at any offset. Matrix kernels sum in another order there, so
-    that a reloaded model would differ from the saved one in the last bits. The pages of the file are given back, or the
-    weights would stand in memory twice.
+    safetensors maps a file into memory, where a tensor can start at any offset. Matrix kernels sum unaligned tensors
+    in another order, so the outputs of a reloaded model would differ from those of the saved one in the last bits.
+    Tensors are copied one at a time, and the pages of the file are released after each; otherwise the weights would
+    occupy memory twice.
     """
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
@@ -74,7 +83,7 @@ def own_memory(model: nn.Module) -> None:
 
 
 def _give_back(address: int, size: int) -> None:
-    """Tell Linux that the whole pages of a range of memory are not needed soon; their content stays as it is."""
+    """Let Linux page out the whole pages inside a range of memory (`size` in bytes); their content does not change."""
     first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
     if sys.platform == "linux" and length > 0:
@@ -85,7 +94,7 @@ def check_finite(model: nn.Module, subject: str) -> None:
     """Check that no floating-point tensor of `model` holds NaN or infinity.
 
     Raises:
-        UserError: one does; the message begins with `subject` and names it.
+        UserError: a tensor does; the message begins with `subject` and names the tensor.
     """
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
@@ -93,7 +102,7 @@ def check_finite(model: nn.Module, subject: str) -> None:
 
 
 def _fewer_bits(bits: int) -> dict[str, Any]:
-    """How transformers loads the linear layers in 8 bits, or in 4 as QLoRA (arXiv 2305.14314) has them."""
+    """Arguments of `from_pretrained` for linear layers in 8 bits, or in 4 bits as in QLoRA (arXiv 2305.14314)."""
     from importlib.util import find_spec
 
     from accelerate import PartialState
@@ -121,7 +130,7 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTra
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: its tokenizer can't be loaded: {reason}") from None
-    # Without tokenizer files transformers makes an empty tokenizer, which reads nothing.
+    # If there are no tokenizer files, transformers makes an empty tokenizer, which finds no token in any text.
     if not tokenizer.is_fast or not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"--base.model {name}: has no fast tokenizer (tokenizer.json); save one beside it.")
     return tokenizer
@@ -132,10 +141,10 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
 
     Args:
         config: architecture and sizes.
-        texts: what the tokenizer learns from: item texts and prompts.
+        texts: the item texts and prompts on which the tokenizer is trained.
 
     Returns:
-        An ordinary Qwen3 or Llama model with tied embeddings, and its tokenizer.
+        A standard Qwen3 or Llama model with tied embeddings, and its tokenizer.
     """
     tokenizer = _make_tokenizer(texts, config.vocabulary, config.context)
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -147,7 +156,7 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
         make_config(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
-            # 8/3 of the width in multiples of 64: as many weights as a plain block of 4 times the width
+            # 8/3 of hidden_size, rounded to a multiple of 64: as many weights as an ungated MLP of 4 * hidden_size
             intermediate_size=max(64, round(config.hidden_size * 8 / 3 / 64) * 64),
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,

@@ -31,11 +31,11 @@ def token_names(level_sizes: Sequence[int], prefix: str = "") -> list[list[str]]
 
 @dataclass(frozen=True)
 class ItemVocabulary:
-    """Which token of the tokenizer stands for which code.
+    """The mapping between codes and item tokens.
 
     Attributes:
-        names: per level, the token strings, `names[l][c]`.
-        ids: per level, int64 [C_l], the token ids.
+        names: `names[l][c]` is the token string of code c at level l.
+        ids: per level, int64 [C_l]: `ids[l][c]` is the token id of code c at level l.
     """
 
     names: list[list[str]]
@@ -60,13 +60,14 @@ class ItemVocabulary:
                 f"The base model's tokenizer already has the token {min(taken)!r} (and {len(taken) - 1} more of the "
                 "item tokens' names); choose other names with --base.token_prefix, such as item_."
             )
-        # Not special: a decoded answer must show them. Not normalized: no lower-casing or accents in the way.
+        # special=False: a decoded text shows the tokens. normalized=False: their names are never lower-cased and
+        # keep their accents.
         tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in flat])
         return cls.of(tokenizer, level_sizes, prefix)
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", level_sizes: Sequence[int], prefix: str = "") -> "ItemVocabulary":
-        """The item tokens that `tokenizer` already holds.
+        """The item tokens of a tokenizer that already has them.
 
         Raises:
             UserError: the tokenizer lacks one of them.
@@ -86,19 +87,19 @@ class ItemVocabulary:
 
     @property
     def all_ids(self) -> np.ndarray:
-        """int64 [sum C_l], all item tokens, in level order."""
+        """int64 [sum of C_l], the ids of all item tokens, in level order."""
         return np.concatenate(self.ids)
 
     def token_ids(self, codes: np.ndarray) -> np.ndarray:
-        """Token ids int64 [..., L] of codes int [..., L]."""
+        """Token ids, int64 [..., L], of codes, int [..., L]."""
         return np.stack([self.ids[level][codes[..., level]] for level in range(len(self.ids))], axis=-1)
 
     def text(self, codes: np.ndarray) -> str:
-        """The semantic ID as text, `<a_12><b_7>`, of codes int [L] or of fewer levels (a prefix)."""
+        """The text of a semantic ID (int [L]) or of a prefix with fewer levels, such as `<a_12><b_7>`."""
         return "".join(self.names[level][code] for level, code in enumerate(codes))
 
     def code_of_token(self, size: int) -> np.ndarray:
-        """int64 [size]: the code of each token id below `size`; -1 for what is not an item token."""
+        """int64 [size]: the code of each token id below `size`; -1 for a token that is not an item token."""
         table = np.full(size, -1, dtype=np.int64)
         for ids in self.ids:
             table[ids] = np.arange(len(ids))
