@@ -161,7 +161,7 @@ def _grouped(said: list[Said], group: Callable[[Said], str], most: int) -> dict[
     return {name: [*found.values()] for name, found in groups.items() if found}
 
 
-LONGEST = 3
+LONGEST_PHRASE = 3
 """Maximum number of words of a phrase."""
 
 
@@ -246,7 +246,7 @@ def phrases_in(text: str) -> Iterator[str]:
         for last in range(len(words)):
             if telling[last] and not telling[last + 1]:
                 first = last
-                while first >= 0 and telling[first] and last - first < LONGEST:
+                while first >= 0 and telling[first] and last - first < LONGEST_PHRASE:
                     yield " ".join(words[first : last + 1])
                     first -= 1
                 if last > 1 and words[last - 1] in ("of", "for") and telling[last - 2]:

@@ -130,6 +130,7 @@ import os, sys
 from pathlib import Path
 from llmrec import atomic
 from llmrec.rundir import RunDirectory
+from llmrec.stage import Stage
 
 folder, resumable, fatal = Path(sys.argv[1]), sys.argv[2] == "True", int(sys.argv[3])
 if sys.argv[4] == "False":

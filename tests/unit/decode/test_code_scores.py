@@ -88,7 +88,7 @@ def test_questions_do_not_disturb_each_other(deep, new_items):
 
 def test_hidden_states_of_the_prompts(deep, hidden_after):
     for prompts in (PROMPTS, LONG):
-        prefilled = search_of(deep, "catalogue").open(prompts)
+        prefilled = search_of(deep, "catalogue").prefill(prompts)
         expected = torch.stack([hidden_after(deep, prompt) for prompt in prompts])
         torch.testing.assert_close(prefilled.hidden, expected, rtol=0, atol=SCORES)
 

@@ -43,8 +43,8 @@ def test_each_old_score_is_the_same_one_by_one(deep, new_items):
     old = np.flatnonzero(~new_items)
     before = search_of(deep, trie=ItemTrie.build(deep.codes[old], deep.trie.level_sizes))
     after = search_of(deep, new=new_items)
-    expected = before.code_scores(before.open(PROMPTS), np.tile(np.arange(len(old)), (3, 1)))
-    found = after.code_scores(after.open(PROMPTS), np.tile(old, (3, 1)))
+    expected = before.code_scores(before.prefill(PROMPTS), np.tile(np.arange(len(old)), (3, 1)))
+    found = after.code_scores(after.prefill(PROMPTS), np.tile(old, (3, 1)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=SUMS)
 
 

@@ -38,7 +38,7 @@ class Ranker:
 
     def __init__(self, beams=3):
         self.search = SimpleNamespace(
-            config=SimpleNamespace(beams=beams, batch_size=2), trie=SimpleNamespace(items=len(CATALOG))
+            config=SimpleNamespace(beams=beams, batch_size=2), trie=SimpleNamespace(n_items=len(CATALOG))
         )
         self.asked = []
 
