@@ -18,7 +18,7 @@ BLOCK = 16_384
 
 
 class Quantizer(ABC):
-    """Base class: `fit` learns from embeddings, `encode` turns each into L codes, `decode` reconstructs it from them."""
+    """Base class: `fit` learns from embeddings, `encode` turns each into L codes, `decode` turns codes back."""
 
     def __init__(self, config: TokenizeConfig) -> None:
         self._config = config
@@ -40,7 +40,7 @@ class Quantizer(ABC):
 
     @property
     def least_distinct(self) -> int:
-        """The number of distinct rows that `fit` needs; a method that does not need one item per code overrides this."""
+        """Number of distinct rows that `fit` needs; a method that does not need one item per code overrides this."""
         return self.codes
 
     def fit(self, x: np.ndarray, collaborative: np.ndarray | None = None) -> Self:
@@ -110,7 +110,7 @@ class Quantizer(ABC):
         return None
 
     def last_level_costs(self, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Squared error (float32 [N, C]) of `x` [N, D] for each code of the last level that could follow `codes` [N, L-1].
+        """Squared error (float32 [N, C]) of `x` [N, D] for each code of the last level after `codes` [N, L-1].
 
         This is the error of the reconstruction. A method that quantizes in a latent space overrides it and measures
         the error there.
