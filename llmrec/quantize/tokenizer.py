@@ -167,7 +167,7 @@ class ItemTokenizer:
         return collaborative_vectors(behaviour, dim=self.config.rq_vae.latent, seed=self.config.seed)
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """Codes (int32 [n, L]) of any embeddings (float32 [n, D]), without the dedup level; collisions are not resolved.
+        """Codes (int32 [n, L]) of any embeddings (float32 [n, D]), without resolving collisions.
 
         Raises:
             UserError: NaN or infinite values, or D differs from that of the fitted embeddings.
@@ -329,7 +329,7 @@ def require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
 
 
 def _encoding_speed(quantizer: Quantizer, block: np.ndarray) -> float:
-    """Speed of `encode` in items per second; call it after a first `encode`, so that it does not measure the warm-up."""
+    """Speed of `encode` in items per second; call it after a first `encode`, to leave out the warm-up."""
     start = time.perf_counter()
     quantizer.encode(block)
     return len(block) / (time.perf_counter() - start)
