@@ -1,4 +1,4 @@
-"""Vectors [N, D] -> codes [N, L]: semantic IDs."""
+"""Quantizers turn item vectors [N, D] into codes [N, L], the semantic IDs."""
 
 from llmrec.quantize.base import Quantizer
 from llmrec.quantize.config import LossConfig, RQVAEConfig, TokenizeConfig

@@ -1,6 +1,6 @@
 """The interface of every quantizer: item embeddings [N, D] to codes [N, L] and back.
 
-A method subclasses `Quantizer`, fills in the five hooks at its end, and gets one line in `methods.py`.
+A method is a subclass of `Quantizer` that implements the abstract methods, and has one line in `methods.py`.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from llmrec.errors import UserError
 from llmrec.quantize.config import TokenizeConfig
 
 BLOCK = 16_384
-"""Rows quantized at a time; bounds the memory of the distance table to BLOCK x C floats."""
+"""The number of rows quantized at a time. It limits the distance table to BLOCK x C floats."""
 
 
 class Quantizer(ABC):
-    """Fitted on embeddings, turns each into `levels` codes and turns codes into a reconstruction."""
+    """Base class: `fit` learns from embeddings, `encode` turns each into L codes, `decode` turns codes back."""
 
     def __init__(self, config: TokenizeConfig) -> None:
         self._config = config
 
     @property
     def levels(self) -> int:
-        """L, codes per item."""
+        """L, the number of codes per item."""
         return self._config.levels
 
     @property
@@ -40,19 +40,22 @@ class Quantizer(ABC):
 
     @property
     def least_distinct(self) -> int:
-        """How many different rows `fit` needs; methods whose codes need no item each override this."""
+        """Number of distinct rows that `fit` needs; a method that does not need one item per code overrides this."""
         return self.codes
 
     def fit(self, x: np.ndarray, collaborative: np.ndarray | None = None) -> Self:
         """Learn from the embeddings `x` and return self.
 
         Args:
-            x: floats [N, D], perhaps memory-mapped; a seeded sample of `fit_rows` rows is learned from if N is larger.
-            collaborative: float32 [N, F], rows of zeros for items without training events; only for a method whose
-                loss asks for them.
+            x: floats [N, D], may be memory-mapped. If N is above `fit_rows`, `fit` learns from a seeded sample of
+                `fit_rows` rows.
+            collaborative: float32 [N, F], a row of zeros for each cold item; only for a method whose loss uses it.
+
+        Returns:
+            The fitted quantizer itself.
 
         Raises:
-            UserError: `x` holds NaN or infinity, or fewer distinct rows than `least_distinct`.
+            UserError: `x` contains NaN or infinity, or has fewer distinct rows than `least_distinct`.
         """
         rows = sample(np.arange(len(x)), self._config.fit_rows, self._config.seed)
         for start in range(0, len(x), BLOCK):
@@ -63,10 +66,12 @@ class Quantizer(ABC):
         return self
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """Codes (int32 [N, L]) of the embeddings `x` (floats [N, D]), each row alone, seen in `fit` or not.
+        """Codes (int32 [N, L]) of the embeddings `x` (floats [N, D]).
+
+        Each row is encoded alone and need not be one of the rows of `fit`.
 
         Raises:
-            UserError: `x` holds NaN or infinity, or D is not that of `fit`.
+            UserError: `x` contains NaN or infinity, or its D differs from that of `fit`.
         """
         self._require_dims(x)
         codes = np.empty((len(x), self.levels), np.int32)
@@ -75,14 +80,17 @@ class Quantizer(ABC):
         return codes
 
     def assign(self, x: np.ndarray) -> np.ndarray:
-        """Codes (int32 [N, L]) of a whole catalogue `x` (floats [N, D]); a balanced method sees all rows at once."""
+        """Codes (int32 [N, L]) of a whole catalogue `x` (floats [N, D]).
+
+        Here the same as `encode`. A balanced method overrides it and assigns all rows together.
+        """
         return self.encode(x)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Reconstructions (float32 [N, D]) of `codes` (integers [N, L]).
 
         Raises:
-            ValueError: a code outside its level's codebook, or another number of levels.
+            ValueError: a code is outside its level's codebook, or the number of levels is not L.
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != self.levels:
@@ -95,16 +103,17 @@ class Quantizer(ABC):
         return x
 
     def decode_first(self, codes: np.ndarray) -> np.ndarray | None:
-        """Reconstructions (float32 [B, D]) by the first levels alone of the block `codes` (integers [B, m], m <= L).
+        """Reconstructions (float32 [B, D]) from the first m levels only, `codes` (integers [B, m], m <= L).
 
-        None for a method whose codes mean nothing without the rest.
+        None if the method can't reconstruct from a part of the levels.
         """
         return None
 
     def last_level_costs(self, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        """Squared error (float32 [N, C]) that each code of the last level would give `x` [N, D] after `codes` [N, L-1].
+        """Squared error (float32 [N, C]) of `x` [N, D] for each code of the last level after `codes` [N, L-1].
 
-        Here, of the reconstruction; a method that quantizes in a space of its own measures there.
+        This is the error of the reconstruction. A method that quantizes in a latent space overrides it and measures
+        the error there.
         """
         size = self.level_sizes[-1]
         costs = np.empty((len(x), size), np.float32)
@@ -117,7 +126,7 @@ class Quantizer(ABC):
         return costs
 
     def _require_dims(self, x: np.ndarray) -> None:
-        """Fail unless `x` [N, D] has the D of `fit`."""
+        """Raise UserError if `x` [N, D] does not have the D of `fit`."""
         if x.shape[1] != self.dims:
             raise UserError(
                 f"the embeddings have {x.shape[1]} dimensions, this quantizer was fitted on {self.dims}; "
@@ -125,12 +134,12 @@ class Quantizer(ABC):
             )
 
     def config(self) -> dict[str, Any]:
-        """What `from_state` needs beside the tensors, ready for JSON."""
+        """The settings that `from_state` needs in addition to the tensors, as JSON values."""
         return asdict(self._config)
 
     @classmethod
     def from_state(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Self:
-        """The fitted quantizer whose `config()` and `tensors()` these are."""
+        """The fitted quantizer that returned this `config()` and these `tensors()`."""
         quantizer = cls(TokenizeConfig.from_dict(config))
         quantizer._restore(tensors)
         return quantizer
@@ -138,15 +147,15 @@ class Quantizer(ABC):
     @property
     @abstractmethod
     def dims(self) -> int:
-        """D, dimensions of the embeddings it was fitted on."""
+        """D, the number of dimensions of the embeddings that the quantizer was fitted on."""
 
     @abstractmethod
     def tensors(self) -> dict[str, np.ndarray]:
-        """All that was learned, as named arrays."""
+        """Everything that `fit` learned, as named arrays."""
 
     @abstractmethod
     def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
-        """Learn from `x`, float32 [N, D], finite, with at least `least_distinct` distinct rows."""
+        """Learn from `x` (float32 [N, D]), which is finite and has at least `least_distinct` distinct rows."""
 
     @abstractmethod
     def _encode(self, x: np.ndarray) -> np.ndarray:
@@ -158,24 +167,33 @@ class Quantizer(ABC):
 
     @abstractmethod
     def _restore(self, tensors: dict[str, np.ndarray]) -> None:
-        """Take over what `tensors()` gave."""
+        """Set the learned state from the arrays that `tensors()` returned."""
 
 
 def sample(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """All of `rows`, or a sorted seeded sample of `most` of them."""
+    """All of `rows` [N] if N <= `most`; otherwise a sorted, seeded sample of `most` of them."""
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def as_matrix(x: np.ndarray, first_row: int = 0) -> np.ndarray:
-    """Finite contiguous float32 [B, D] of rows from `first_row` on; a torch tensor of any float type will do."""
-    if hasattr(x, "detach"):  # numpy knows no bfloat16
+    """`x` as a contiguous float32 array [B, D].
+
+    Args:
+        x: floats [B, D], an array or a torch tensor of any float type.
+        first_row: the catalogue row of `x[0]`, for the error message.
+
+    Raises:
+        UserError: `x` contains NaN or infinity.
+        ValueError: `x` does not have two dimensions.
+    """
+    if hasattr(x, "detach"):  # numpy has no bfloat16
         x = x.detach().float().cpu().numpy()
     x = np.ascontiguousarray(x, dtype=np.float32)
     if x.ndim != 2:
         raise ValueError(f"embeddings have shape {x.shape}, expected [N, D]")
-    # A row's sum tells at a fraction of the cost; where finite values overflow it, the values themselves do.
+    # Check the row sums first: this is much cheaper. A sum of finite values can overflow; then check every value.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(x.sum(axis=1)).all():
             return x
@@ -187,7 +205,7 @@ def as_matrix(x: np.ndarray, first_row: int = 0) -> np.ndarray:
 
 
 def _require_distinct(x: np.ndarray, codes: int) -> None:
-    """Fail unless `x` has at least `codes` distinct rows; stops counting once it has."""
+    """Raise UserError if `x` [N, D] has fewer than `codes` distinct rows; the count stops at `codes`."""
     distinct: set[bytes] = set()
     for row in x:
         distinct.add(row.tobytes())
@@ -200,14 +218,14 @@ def _require_distinct(x: np.ndarray, codes: int) -> None:
 
 
 BYTES = 8
-"""Of the hash per level; the bias of taking their remainder is C / 2^64."""
+"""Bytes of the hash per level. The code is their remainder modulo C, with a bias of C / 2^64."""
 
 
 class RandomCodes(Quantizer):
-    """Codes by a seeded hash of each row's float32 bytes; every reconstruction is the mean of the fitted rows."""
+    """Codes are a seeded hash of each row's float32 bytes; every reconstruction is the mean of the fitted rows."""
 
     mean: np.ndarray
-    """float32 [D]."""
+    """Mean of the fitted rows, float32 [D]."""
 
     @property
     def dims(self) -> int:
@@ -228,8 +246,8 @@ class RandomCodes(Quantizer):
 
     def _encode(self, x: np.ndarray) -> np.ndarray:
         seed = self._config.seed.to_bytes(8, "little")
-        rows = (x + 0.0).astype("<f4")  # -0.0 becomes 0.0; the same codes on every machine
-        # SHAKE gives as many bytes as there are levels to fill
+        rows = (x + 0.0).astype("<f4")  # -0.0 becomes 0.0, so the codes are the same on every machine
+        # SHAKE gives a digest of any length: BYTES bytes for each level
         digests = b"".join(hashlib.shake_128(seed + row.tobytes()).digest(BYTES * self.levels) for row in rows)
         numbers = np.frombuffer(digests, "<u8").reshape(len(x), self.levels)
         return (numbers % np.array(self.level_sizes, np.uint64)).astype(np.int32)

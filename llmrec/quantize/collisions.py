@@ -1,7 +1,7 @@
-"""Items with the same codes: counting them, and what each `--tokenize.collisions` does about them.
+"""Collisions (items with the same codes): how to count them and how each `--tokenize.collisions` resolves them.
 
-The rank inside the collision group as last token is TIGER's (arXiv 2305.05065), by popularity MMGRec's (2404.16555),
-Sinkhorn re-assignment at the last level LC-Rec's (2311.09049).
+A last token with the item's rank inside its collision group is from TIGER (arXiv 2305.05065), the rank by popularity
+from MMGRec (2404.16555), the Sinkhorn re-assignment at the last level from LC-Rec (2311.09049).
 """
 
 import math
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from llmrec.quantize.base import Quantizer
 
 SMALLEST_LEVEL = 8
-"""Least size of the dedup level, which leaves room for items added later."""
+"""Minimum size of the dedup level; it leaves free ranks for items that are added later."""
 
 
 ROUNDS = 20
-"""Most rounds of Sinkhorn re-assignment, LC-Rec's."""
+"""Maximum number of rounds of the Sinkhorn re-assignment, as in LC-Rec."""
 
 
 EPSILON = 0.003
-"""Strength of that Sinkhorn mapping, LC-Rec's."""
+"""Entropy strength of the Sinkhorn re-assignment, as in LC-Rec."""
 
 
 TIE = 1e-9
-"""Shares of a plan that differ by less, relatively, are equal but for rounding."""
+"""Two entries of a transport plan count as equal if their relative difference is below this (rounding error)."""
 
 
 COST_ROWS = 4_096
-"""Items whose costs of the last level's codes are held at a time."""
+"""Number of items whose costs [COST_ROWS, C] at the last level are in memory at a time."""
 
 
 def resolve_collisions(
@@ -46,13 +46,22 @@ def resolve_collisions(
     x: np.ndarray,
     counts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[int]]:
-    """The semantic IDs of the items `x` [N, D] whose quantizer gave `codes` [N, L], and the size of each level.
+    """Turn the codes of the quantizer into semantic IDs, which are unique except with `share`.
 
-    Returns int32 [N, L] or, where a dedup level tells items apart, [N, L + 1]. All rows differ afterwards, except
-    under `share`. `counts` (int64 [N], training events per item) is for `dedup-popularity` only.
+    Args:
+        strategy: how collisions are resolved.
+        codes: codes of the quantizer, int32 [N, L].
+        level_sizes: C of each level [L].
+        quantizer: the fitted quantizer.
+        x: embeddings of the items, floats [N, D].
+        counts: training events per item, int64 [N]; only for `dedup-popularity`.
+
+    Returns:
+        The semantic IDs, int32 [N, L], or [N, L + 1] with a dedup level; and the size of each of their levels.
 
     Raises:
         UserError: `nearest-free` with more items than tuples of codes.
+        ValueError: `dedup-popularity` without `counts`.
     """
     match strategy:
         case "share":
@@ -73,9 +82,11 @@ def resolve_collisions(
 
 
 def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group of each item (int64 [N]) and size of each group (int64 [G]): items with equal codes [N, L].
+    """Group the items with equal `codes` [N, L].
 
-    Groups are numbered in the order of their codes.
+    Returns:
+        The group of each item, int64 [N], and the size of each group, int64 [G]. Groups are numbered in the
+        lexicographic order of their codes.
     """
     if codes.shape[1] == 0:
         return np.zeros(len(codes), np.int64), np.array([len(codes)])
@@ -88,12 +99,17 @@ def collision_groups(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def excess(codes: np.ndarray) -> int:
-    """Items beyond the first of each distinct row of `codes` [N, L]: N less the number of distinct rows."""
+    """N - (number of distinct rows of `codes` [N, L]): the number of items that collide with an earlier item."""
     return len(codes) - len(collision_groups(codes)[1])
 
 
 def members(group: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
-    """Rows of each chosen group, in row order: `group` int64 [N] as `collision_groups` gives it, `chosen` bool [G]."""
+    """The item rows (int64 [group size]) of each chosen group, in row order.
+
+    Args:
+        group: the group of each item, int64 [N], from `collision_groups`.
+        chosen: whether to return the group, bool [G].
+    """
     rows = np.flatnonzero(chosen[group])
     rows = rows[np.argsort(group[rows], kind="stable")]
     return np.split(rows, np.flatnonzero(np.diff(group[rows])) + 1) if len(rows) else []
@@ -102,7 +118,8 @@ def members(group: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
 def ranks(codes: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
     """Rank of each item (int32 [N]) among the items with the same codes [N, L], from 0.
 
-    The item with the most `counts` (int64 [N]) comes first; without counts, or where they are equal, the earlier row.
+    Items are ranked by `counts` (int64 [N]), highest first; without counts, or if they are equal, the earlier row
+    comes first.
     """
     group, sizes = collision_groups(codes)
     order = np.argsort(group, kind="stable") if counts is None else np.lexsort((-counts, group))
@@ -113,10 +130,11 @@ def ranks(codes: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
 
 
 def dedup(codes: np.ndarray, counts: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """Codes with the dedup level appended (int32 [N, L + 1], all rows distinct), and that level's size.
+    """Append the dedup level to `codes` [N, L]; its code is the item's rank (see `ranks`, which also uses `counts`).
 
-    The new code is the item's rank (see `ranks`). The level's size is the least power of two that holds the largest
-    group, at least `SMALLEST_LEVEL`.
+    Returns:
+        Codes int32 [N, L + 1], all rows distinct, and the size of the dedup level: the smallest power of two that is
+        at least the size of the largest group, and at least `SMALLEST_LEVEL`.
     """
     rank = ranks(codes, counts)
     return np.column_stack([codes, rank]).astype(np.int32), max(SMALLEST_LEVEL, 1 << int(rank.max()).bit_length())
@@ -130,20 +148,20 @@ def _with_dedup_level(
 
 
 def sinkhorn_rounds(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) -> np.ndarray:
-    """Codes (int32 [N, L]) after LC-Rec's rounds, each of which re-encodes the groups that collide at its start.
+    """Codes (int32 [N, L]) after LC-Rec's rounds. Each round assigns new last codes to the items that collide.
 
-    An item that collides with nobody stays; only last codes change. Of all rounds, the greedy start included, the one
-    with the fewest collisions counts, so that there are never more than before.
+    Items without a collision keep their codes. The result is the round with the fewest collisions, which may be the
+    start `codes` [N, L], so collisions never increase.
 
-    In a small group many codes hold an item's greatest share of the plan, and LC-Rec's argmax picks among them by
-    rounding; here the nearest of them counts.
+    In a small group, the maximum of an item's row of the plan is often shared by many codes, and LC-Rec's argmax then
+    depends on rounding. Here the nearest of these codes wins.
     """
     best, fewest = codes, excess(codes)
     for _ in track(range(ROUNDS), "sinkhorn"):
         if fewest == 0:
             break
         moved = _sinkhorn_round(codes, quantizer, x)
-        if (moved == codes).all():  # and so would be every round from here on
+        if (moved == codes).all():  # then no later round changes anything
             break
         codes = moved
         if (left := excess(codes)) < fewest:
@@ -152,7 +170,7 @@ def sinkhorn_rounds(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) ->
 
 
 def _sinkhorn_round(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) -> np.ndarray:
-    """A copy of `codes` [N, L] with each colliding group spread over the last level by its own uniform mapping."""
+    """A copy of `codes` [N, L] where a uniform mapping per colliding group spreads its items over the last level."""
     import torch
 
     from llmrec.quantize.classical.kmeans import uniform_mapping
@@ -160,7 +178,7 @@ def _sinkhorn_round(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) ->
     group, sizes = collision_groups(codes)
     codes = codes.copy()
     for batch in batches(sorted(members(group, sizes > 1), key=len)):
-        for _, alike in groupby(batch, key=len):  # groups of one size go through the mapping together
+        for _, alike in groupby(batch, key=len):  # groups of the same size are mapped in one batch
             rows = np.stack(list(alike))
             costs = torch.from_numpy(quantizer.last_level_costs(x[rows.ravel()], codes[rows.ravel(), :-1]))
             costs = costs.unflatten(0, rows.shape)
@@ -171,7 +189,7 @@ def _sinkhorn_round(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) ->
 
 
 def batches(groups: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Whole groups of rows, packed into lists of about `COST_ROWS` rows."""
+    """Pack the groups (rows, int64) into lists of about `COST_ROWS` rows in total; no group is split."""
     packed: list[list[np.ndarray]] = []
     room = 0
     for group in groups:
@@ -184,12 +202,13 @@ def batches(groups: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 HOMELESS = -1
+"""The last code of an item that has no free code yet."""
 
 
 def nearest_free_code(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) -> np.ndarray:
-    """Codes (int32 [N, L]) without a collision, near to the `codes` [N, L] of `x` [N, D].
+    """Codes (int32 [N, L]) without collisions, close to the `codes` [N, L] of `x` [N, D].
 
-    An item that collides with nobody stays.
+    Items without a collision keep their codes.
 
     Raises:
         UserError: there are more items than tuples of codes.
@@ -209,7 +228,7 @@ def nearest_free_code(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) 
 
 
 def _last_codes(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) -> np.ndarray:
-    """Last codes [N], no two equal under one prefix; HOMELESS for items beyond the number of last codes."""
+    """Last codes [N], distinct under each prefix of L-1 codes; HOMELESS for items for which no last code is left."""
     group, sizes = collision_groups(codes)
     colliding = sizes[group] > 1
     prefix, prefix_sizes = collision_groups(codes[:, :-1])
@@ -230,8 +249,8 @@ def _last_codes(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) -> np.
 def _assign(costs: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
     """New last codes [m] of the colliding items under one prefix, from their `costs` [m, C] and `own` codes [m].
 
-    The nearest item of each code keeps it; as many others as there are `free` codes take one each, at the least
-    total cost; HOMELESS for the rest.
+    For each code, the nearest item keeps it. The other items get the `free` codes with the lowest total cost, one
+    each; if there are too few free codes, the remaining items get HOMELESS.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -248,7 +267,7 @@ def _assign(costs: np.ndarray, own: np.ndarray, free: np.ndarray) -> np.ndarray:
 def _move_below(
     depth: int, unassigned: np.ndarray, codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray
 ) -> np.ndarray:
-    """Give each row of `unassigned` a free tuple with the same first `depth` codes, in place; returns the rest."""
+    """Give each item of `unassigned` a free tuple with its first `depth` codes, in place; return the rest."""
     left = []
     room = math.prod(quantizer.level_sizes[depth:])
     prefix, sizes = collision_groups(codes[unassigned, :depth])
@@ -266,11 +285,19 @@ def _move_below(
 def nearest_free_codes(
     x: np.ndarray, own: np.ndarray, depth: int, taken: np.ndarray, quantizer: "Quantizer"
 ) -> np.ndarray:
-    """The tuple [L] for an item `x` [D] that begins with the first `depth` of its `own` codes [L] and is not `taken`.
+    """A free tuple of codes [L] near the item `x` [D] that begins with the first `depth` of its `own` codes.
 
-    Exact over the last two levels. Above them, level by level: the code whose best last code costs least, the levels
-    between left as they are, among the codes with a free tuple below. `taken` [n, L] has the tuples that begin so and
-    are not free, each once, and not all there are.
+    The last two levels are searched exactly. The levels above them are chosen one by one: at each level, among the
+    codes that still have a free tuple below them, the one with the lowest cost over all last codes, where the codes of
+    the levels in between are those of `own`.
+
+    Args:
+        x: embedding of the item, floats [D].
+        own: codes of the item, int [L].
+        depth: number of levels that keep the code of `own`.
+        taken: the tuples with this prefix that are not free, int [n, L], all distinct; at least one tuple with this
+            prefix must be free.
+        quantizer: the fitted quantizer.
     """
     sizes = quantizer.level_sizes
     prefix = own[:-1].copy()
@@ -288,7 +315,7 @@ def nearest_free_codes(
 
 
 def _costs_of_codes(x: np.ndarray, prefix: np.ndarray, level: int, quantizer: "Quantizer") -> np.ndarray:
-    """Costs [C_level, C_last] of every code of `level` with every last code, the rest of `prefix` [L-1] as it is."""
+    """Costs [C_level, C_last] of each code of `level` with each last code; `prefix` [L-1] has the other codes."""
     size = quantizer.level_sizes[level]
     prefixes = np.tile(prefix, (size, 1))
     prefixes[:, level] = np.arange(size)
@@ -306,20 +333,21 @@ def place(
     quantizer: "Quantizer",
     x: np.ndarray,
 ) -> np.ndarray:
-    """The semantic IDs (int32 [n, L']) of arriving items, distinct and not `taken`, except under `share`.
+    """The semantic IDs (int32 [n, L']) of items added to a catalogue: distinct and not in `taken`, except with `share`.
 
-    One item after the other takes its place, so that it is the same whether they come together or one by one.
+    Items are placed one after the other, so the result does not depend on whether they are added in one call or in
+    many.
 
     Args:
-        strategy: what the others' collisions were settled by.
-        taken: semantic IDs int [N, L'] of the items that are there; L' is L, or L + 1 with a dedup level.
-        level_sizes: L' of them.
-        codes: what the quantizer gave the arriving items, int [n, L].
-        quantizer: the fitted one.
-        x: the arriving items' embeddings, floats [n, D].
+        strategy: how the collisions of the catalogue were resolved.
+        taken: semantic IDs of the catalogue's items, int [N, L']; L' is L, or L + 1 with a dedup level.
+        level_sizes: the size of each of the L' levels.
+        codes: codes of the added items from the quantizer, int [n, L].
+        quantizer: the fitted quantizer.
+        x: embeddings of the added items, floats [n, D].
 
     Raises:
-        UserError: there is no free semantic ID left.
+        UserError: no semantic ID is free.
     """
     if strategy == "share":
         return codes
@@ -329,7 +357,10 @@ def place(
 
 
 class _Shelves:
-    """Which ranks of which codes are taken; codes of L levels have as many ranks as the dedup level has codes, or 1."""
+    """The taken ranks of each tuple of L codes.
+
+    A tuple has as many ranks (`room`) as the dedup level has codes; without a dedup level it has one.
+    """
 
     def __init__(self, taken: np.ndarray, level_sizes: list[int], quantizer: "Quantizer") -> None:
         self.quantizer = quantizer
@@ -344,7 +375,7 @@ class _Shelves:
         self.full = np.array(full, np.int64).reshape(len(full), self.levels)
 
     def put(self, codes: Codes, x: np.ndarray) -> Codes:
-        """The semantic ID that an item `x` [D] of these `codes` gets; taken from now on."""
+        """Choose a free semantic ID for an item `x` [D] with these `codes`, mark it as taken and return it."""
         if len(self.ranks[codes]) == self.room:
             codes = self._nearest_with_room(np.array(codes), x)
         ranks = self.ranks[codes]
@@ -356,7 +387,7 @@ class _Shelves:
         return (*codes, rank) if self.ranked else codes
 
     def _nearest_with_room(self, own: np.ndarray, x: np.ndarray) -> Codes:
-        """The nearest codes with a free rank, sharing as many of the first `own` codes [L] as may be."""
+        """The nearest codes [L] with a free rank that keep the longest possible prefix of the `own` codes [L]."""
         sizes = self.quantizer.level_sizes
         for depth in range(self.levels - 1, -1, -1):
             alike = self.full[(self.full[:, :depth] == own[:depth]).all(axis=1)]

@@ -22,31 +22,32 @@ DEFAULT_BEAMS: dict[Method, int] = {"rq-kmeans": 1, "aq": 8}
 
 @dataclass
 class LossConfig:
-    """What an RQ-VAE minimises beside its quantization error; a weight of 0 leaves a term out."""
+    """The loss of an RQ-VAE: a reconstruction term and weighted terms; a term of weight 0 is left out."""
 
     reconstruction: Reconstruction = "mse"
-    """Compared with the item: the decoder's output by squared error (mse) or by angle (cosine); its encoding, with
-    the item's latent (latent: DEX-VQ as we read it); nothing (none)."""
+    """Reconstruction term, from the item x, its latent z and the decoder's output x': squared error of x' (mse),
+    1 - cos(x', x) (cosine), squared error of the encoding of x' against z (latent, our reading of DEX-VQ), or no
+    term (none)."""
     target_detach: bool = True
-    """Keep the gradient of the latent reconstruction from its target (reconstruction latent only)."""
+    """Stop the gradient at the target z of the reconstruction term (reconstruction latent only)."""
     quantization: float = 1.0
-    """Weight of the codebook and commitment losses together, or of sq-vae's regulariser; FSQ has none of them."""
+    """Weight of the sum of codebook and commitment loss, or of sq-vae's regulariser; FSQ has none of these losses."""
     contrastive: float = 0.0
-    """Weight of CoST's contrastive reconstruction among the items of a batch (arXiv 2404.14774)."""
+    """Weight of CoST's contrastive loss between items and reconstructions of a batch (arXiv 2404.14774)."""
     contrastive_temperature: float = 0.1
     """Temperature of the contrastive term."""
     collaborative: float = 0.0
-    """Weight of LETTER's alignment with collaborative vectors of the training log (arXiv 2405.07314)."""
+    """Weight of LETTER's alignment with collaborative vectors, made from the training log (arXiv 2405.07314)."""
     collaborative_temperature: float = 1.0
     """Temperature of the collaborative term."""
     diversity: float = 0.0
-    """Weight of LETTER's codebook diversity (arXiv 2405.07314)."""
+    """Weight of LETTER's diversity loss of the codebooks (arXiv 2405.07314)."""
     diversity_groups: int = 10
-    """Groups that constrained k-means makes of each codebook for the diversity term."""
+    """Number of groups into which constrained k-means splits each codebook for the diversity term."""
     cohesion: float = 0.0
-    """Weight of R3-VAE's cohesion of the codes inside a semantic ID (arXiv 2604.11440)."""
+    """Weight of R3-VAE's cohesion loss between the codes of one semantic ID (arXiv 2604.11440)."""
     spread: float = 0.0
-    """Weight of R3-VAE's spread of a codebook's codes (arXiv 2604.11440)."""
+    """Weight of R3-VAE's loss that spreads the codes of a codebook (arXiv 2604.11440)."""
 
     def __post_init__(self) -> None:
         weights = ("quantization", "contrastive", "collaborative", "diversity", "cohesion", "spread")
@@ -75,33 +76,37 @@ class RQVAEConfig:
     hidden: list[int] = field(default_factory=lambda: [512, 256, 128])
     """Widths of the encoder's hidden layers, in units; the decoder mirrors them."""
     latent: int = 32
-    """Width of the quantized vector, in dimensions; with FSQ the grid's axes times the levels."""
+    """Dimensions of the latent vector that is quantized; with FSQ, levels times axes of the grid."""
     standardize: bool = True
-    """Give every input dimension mean 0 and variance 1; raw unit-norm text embeddings tend to collapse."""
+    """Scale every input dimension to mean 0 and variance 1; without it, training on unit-norm text embeddings tends to
+    collapse to few codes."""
     codebook: Codebook = "learned"
-    """Codes that are learned, moving averages (ema), or a grid (fsq; fsq-symmetric rounds about 0); frozen codes
-    under a learned linear map, drawn at random (simvq) or placed by `init` (fixed-linear)."""
+    """learned: codes are parameters; ema: codes are moving averages of their residuals; fsq: a grid; fsq-symmetric: a
+    grid symmetric about 0; simvq and fixed-linear: a learned linear map of frozen codes, which are drawn at random
+    (simvq) or placed by `init` (fixed-linear)."""
     grid: list[int] = field(default_factory=list)
-    """Values per axis of a level's grid, e.g. [8, 6, 5] for 240 codes (FSQ codebooks only)."""
+    """Number of values on each axis of a level's grid, e.g. [8, 6, 5] for 240 codes (FSQ codebooks only)."""
     ema_decay: float = 0.99
-    """Share of the old average that an update keeps (codebook ema only)."""
+    """Decay d of the moving average: new = d * old + (1 - d) * batch (codebook ema only)."""
     estimator: Estimator = "straight-through"
-    """How the gradient passes the quantizer: copied, rotated, reflected, or through sampled soft codes."""
+    """How the gradient passes the quantizer: copied (straight-through), rotated, reflected, or through sampled soft
+    codes (gumbel, sq-vae)."""
     temperature: float = 1.0
-    """Of the soft codes: constant for gumbel, at the start for sq-vae."""
+    """Temperature of the soft codes: constant for gumbel, the start value for sq-vae."""
     init: Init = "kmeans++"
-    """Where codes start: drawn at random, or at the centroids of the first batch's latents, by k-means or by
-    k-means with clusters of limited size; none where codes have no free place (FSQ, simvq)."""
+    """Start values of the codes: random, or centroids of the residuals of the first batch, by k-means (kmeans++) or
+    by k-means with clusters of limited size (constrained-kmeans); none for codebooks that have their own (FSQ,
+    simvq)."""
     reset_every: int = 5
-    """Epochs between moves of the codes that no item used meanwhile onto items, the worst served most likely; after
-    the last, codes still unused are placed too. 0: never."""
+    """Epochs between resets. A reset moves each code that no item used since the last reset onto an item's residual,
+    drawn in proportion to its squared error. After the last epoch, codes that are still unused move too. 0: never."""
     sinkhorn: list[float] = field(default_factory=list)
-    """Strength of LC-Rec's uniform mapping per level while training, e.g. [0, 0, 0, .003]; 0: nearest code; empty:
-    nearest code at every level."""
+    """Strength (epsilon) of LC-Rec's uniform mapping at each level during training, e.g. [0, 0, 0, .003]. 0: nearest
+    code; empty list: nearest code at every level."""
     beta: float = 0.25
-    """Weight of the commitment loss, against 1 for the codebook loss (not with FSQ and sq-vae, which have neither)."""
+    """Weight of the commitment loss, relative to 1 for the codebook loss; FSQ and sq-vae have neither loss."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Terms of the loss."""
+    """The terms of the loss and their weights."""
     epochs: int = 100
     """Passes over the catalogue."""
     batch_size: int = 256
@@ -111,7 +116,7 @@ class RQVAEConfig:
     learning_rate: float = 1e-3
     """Step size of the optimizer."""
     weight_decay: float = 1e-4
-    """Weight decay of the networks; the codebooks have none."""
+    """Weight decay of the encoder and decoder; the codebooks have none."""
 
     def __post_init__(self) -> None:
         check_fields(
@@ -129,7 +134,7 @@ class RQVAEConfig:
             raise UserError(f"--tokenize.rq_vae.codebook {self.codebook} does not go with {part}: {reason}")
 
     def _conflicts(self) -> Iterator[tuple[str, str]]:
-        """(part, reason) of each setting that the codebook or the estimator rules out."""
+        """(part, reason) for each setting that does not go with the codebook or the estimator."""
         fsq, placed = self.codebook in FSQ, self.codebook not in (*FSQ, "simvq")
         moved = " and ".join(f"loss.{name}" for name in ("diversity", "spread") if getattr(self.loss, name))
         if fsq and not self.grid:
@@ -161,26 +166,28 @@ class TokenizeConfig:
     """How item embeddings become semantic IDs."""
 
     method: Method = "rq-kmeans"
-    """Quantizer: random codes (a control), one k-means, product quantization (pq; opq rotates first), residual
-    k-means, additive quantization (aq), a tree of k-means, or a residual-quantized autoencoder (rq-vae)."""
+    """Quantizer: random codes (a baseline), k-means with one level, product quantization (pq; opq learns a rotation
+    first), residual k-means (rq-kmeans), additive quantization (aq), a tree of k-means (hierarchical-kmeans), or a
+    residual-quantized autoencoder (rq-vae)."""
     levels: int = 3
-    """Codes per item, before the dedup level."""
+    """L, the number of codes per item, without the dedup level."""
     codes: int | list[int] = 256
-    """Codes per level (the size of each codebook), one number for all or one per level."""
+    """C, the number of codes per level (the codebook size): one number for all levels, or a list with one per level."""
     collisions: Collisions = "dedup"
-    """Items with equal codes: `dedup` appends a level that tells them apart, in catalogue order, `dedup-popularity`
-    the most popular first; `sinkhorn` spreads them over the last level as LC-Rec does and appends the dedup level if
-    any are left; `nearest-free` moves them to the nearest free codes; `share` lets them share."""
+    """What happens to items with equal codes. `dedup` appends a level with their rank in catalogue order,
+    `dedup-popularity` with their rank by popularity; `sinkhorn` spreads them over the codes of the last level, as
+    LC-Rec does, and appends the dedup level if collisions remain; `nearest-free` moves them to the nearest free
+    codes; `share` keeps equal codes."""
     seed: int = 0
     """Seed of every random choice in the quantizer."""
     iterations: int = 25
-    """Lloyd iterations of each k-means."""
+    """Number of Lloyd iterations of each k-means."""
     fit_rows: int = 131_072
-    """Items to learn from; a seeded sample of a larger catalogue."""
+    """Maximum number of items that the quantizer learns from; it takes a seeded sample of a larger catalogue."""
     beams: int | None = None
-    """Beams when encoding (rq-kmeans and aq only); unset: 1 for rq-kmeans, 8 for aq."""
+    """Number of beams for encoding (rq-kmeans and aq only); unset: 1 for rq-kmeans, 8 for aq."""
     balanced: bool = False
-    """Give the codes of a level equally many items (rq-kmeans and hierarchical-kmeans only)."""
+    """Assign nearly the same number of items to each code of a level (rq-kmeans and hierarchical-kmeans only)."""
     rq_vae: RQVAEConfig = field(default_factory=RQVAEConfig)
     """Settings of the method rq-vae."""
 
@@ -202,7 +209,7 @@ class TokenizeConfig:
             self._check_rq_vae()
 
     def _check_rq_vae(self) -> None:
-        """Raise UserError where the network does not fit the number and sizes of the levels."""
+        """Raise UserError if the settings of rq-vae do not match the number and sizes of the levels."""
         settings = self.rq_vae
         if settings.sinkhorn and len(settings.sinkhorn) != self.levels:
             raise UserError(
@@ -234,25 +241,26 @@ class TokenizeConfig:
 
     @property
     def encoding_beams(self) -> int:
-        """Beams when encoding, as set or by the method's default."""
+        """Number of beams for encoding: `beams`, or the default of the method."""
         return self.beams or DEFAULT_BEAMS.get(self.method, 1)
 
     @property
     def needs_log(self) -> bool:
-        """Whether the training log takes part in the codes."""
+        """Whether the semantic IDs depend on the training log."""
         return self.collisions == "dedup-popularity" or self.needs_collaborative
 
     @property
     def needs_collaborative(self) -> bool:
-        """Whether the quantizer learns from collaborative vectors too."""
+        """Whether the quantizer also learns from collaborative vectors."""
         return self.method == "rq-vae" and self.rq_vae.loss.collaborative > 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TokenizeConfig":
-        """The config that `dataclasses.asdict` turned into `values`, or a part of one.
+        """The inverse of `dataclasses.asdict`; fields that are not in `values` get their defaults.
 
         Raises:
-            UserError: an unknown field, or values that don't go together.
+            TypeError: an unknown field.
+            UserError: values that don't go together.
         """
         values = dict(values)
         network = dict(values.pop("rq_vae", {}))
@@ -261,7 +269,7 @@ class TokenizeConfig:
 
 
 def grid_size(settings: RQVAEConfig) -> int:
-    """Codes of one FSQ level: the product of the values per axis; the symmetric reading has 2 * (L // 2) + 1 each."""
+    """C of one FSQ level: the product over axes of V values; fsq-symmetric has 2 * (V // 2) + 1 values instead of V."""
     size = 1
     for values in settings.grid:
         size *= values if settings.codebook == "fsq" else 2 * (values // 2) + 1

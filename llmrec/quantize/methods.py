@@ -1,4 +1,4 @@
-"""Which class stands behind each `--tokenize.method`; a new quantizer adds its line here."""
+"""The class of each `--tokenize.method`; a new quantizer adds one case to `quantizer_class`."""
 
 from pathlib import Path
 from typing import assert_never, get_args
@@ -10,7 +10,7 @@ from llmrec.resources import resource_folder
 
 
 def quantizer_class(method: Method) -> type[Quantizer]:
-    """The quantizer of that name; its module, and torch with it, is imported only now."""
+    """The quantizer class of `method`. Its module (and torch, if it needs torch) is imported only in this call."""
     match method:
         case "random":
             from llmrec.quantize.base import RandomCodes
@@ -45,17 +45,17 @@ def quantizer_class(method: Method) -> type[Quantizer]:
 
 
 def preset_files() -> dict[str, Path]:
-    """Name -> YAML file of every shipped preset, each a `tokenize` section to lay over a configuration."""
+    """Name -> YAML file of each preset in the package; a preset is a `tokenize` section of a configuration."""
     return {path.stem: path for path in sorted((resource_folder("configs") / "tokenizers").glob("*.yaml"))}
 
 
 def tokenizer_names() -> list[str]:
-    """Every name that `preset` and `llmrec compare-tokenizers` know."""
+    """Every name that `preset` and `llmrec compare-tokenizers` accept."""
     return sorted({*get_args(Method), *preset_files()})
 
 
 def preset(name: str) -> TokenizeConfig:
-    """The settings of a named tokenizer; a method without a preset has its defaults.
+    """The settings of the tokenizer `name`: its preset, or the defaults of the method of that name.
 
     Raises:
         UserError: an unknown name.
@@ -70,7 +70,7 @@ def preset(name: str) -> TokenizeConfig:
 
 
 def require_known(name: str) -> None:
-    """Raise UserError, with the closest known name, unless `name` is a tokenizer's."""
+    """Raise UserError, with the closest tokenizer name, if `name` is not one of `tokenizer_names()`."""
     from difflib import get_close_matches
 
     known = tokenizer_names()

@@ -1,4 +1,4 @@
-"""ItemTokenizer: a catalogue in, one semantic ID per item out, saved and loaded as one folder."""
+"""ItemTokenizer: gives each item of a catalogue a semantic ID; saved and loaded as one folder."""
 
 import copy
 import json
@@ -31,14 +31,15 @@ CODES = "item_codes.parquet"
 class ItemTokenizer:
     """Turns items into semantic IDs.
 
-    Once fitted it holds:
+    After `fit` it has these attributes:
         item_ids: the N item ids, in catalogue order.
-        codes: int32 [N, L'], one row per item; L' is L, plus the dedup level if there is one.
+        codes: the semantic IDs, int32 [N, L']; L' is L, or L + 1 with a dedup level.
         level_sizes: the number of codes of each of the L' levels.
-        quantizer: the fitted `Quantizer`, which knows the L levels of content only.
-        encoder: embeds further texts like the catalogue's; None if the embeddings came from elsewhere.
-        encoder_allowed: whether the encoder may be loaded; not if somebody else's bundle names it.
-        catalog: what `fit` was given; not saved with the tokenizer.
+        quantizer: the fitted `Quantizer` of the first L levels; it does not include the dedup level.
+        encoder: the encoder of the catalogue's texts, for further texts; None if `fit_embeddings` got no encoder.
+        encoder_allowed: whether the encoder may be loaded. False if its name comes from a bundle of somebody else and
+            the caller of `load` did not confirm it.
+        catalog: the catalogue that `fit` got; not saved with the tokenizer.
     """
 
     item_ids: list[str]
@@ -63,7 +64,7 @@ class ItemTokenizer:
         rq_vae: RQVAEConfig | None = None,
         embed: EmbedConfig | None = None,
     ) -> None:
-        """The fields are those of `TokenizeConfig`; `embed` says how `fit` turns items into vectors."""
+        """The arguments are the fields of `TokenizeConfig`; `embed` configures how `fit` turns items into vectors."""
         self.config = TokenizeConfig(
             method=method,
             levels=levels,
@@ -80,14 +81,21 @@ class ItemTokenizer:
 
     @classmethod
     def from_config(cls, config: TokenizeConfig, embed: EmbedConfig | None = None) -> Self:
-        """The tokenizer of a configuration's `tokenize` and `embed` sections."""
+        """Make an unfitted tokenizer from the `tokenize` and `embed` sections of a configuration."""
         return cls(**vars(config), embed=embed)
 
     def fit(self, catalog: Catalog, log: Interactions | None = None) -> Self:
-        """Embed the catalogue's items and learn their semantic IDs; `log` as in `fit_embeddings`.
+        """Embed the catalogue's items and learn their semantic IDs.
+
+        Args:
+            catalog: the N items.
+            log: the training events; see `fit_embeddings`.
+
+        Returns:
+            The fitted tokenizer itself.
 
         Raises:
-            UserError: an item without text, an encoder that cannot be loaded, or as `fit_embeddings`.
+            UserError: an item has no text, the encoder can't be loaded, or `fit_embeddings` raises it.
         """
         embeddings = embed(catalog, self.embed_config, log)
         self.catalog = catalog
@@ -107,16 +115,19 @@ class ItemTokenizer:
 
         Args:
             item_ids: N ids.
-            embeddings: floats [N, D], perhaps memory-mapped; read in blocks, never copied whole.
-            encoder: what made the embeddings.
-            log: the training events, where the configuration makes use of them; the report does if it can.
-            titles: N titles, by which the report puts the first-level codes into words.
+            embeddings: floats [N, D], may be memory-mapped; read in blocks, never copied as a whole.
+            encoder: the encoder that made the embeddings.
+            log: the training events. Required if the configuration needs them; the report uses them if given.
+            titles: N titles, from which the report describes the first-level codes in words.
+
+        Returns:
+            The fitted tokenizer itself.
 
         Raises:
-            UserError: NaN or infinite values, fewer distinct embeddings than codes, a configuration that needs a log
-                when there is none, an item of the log that is not among `item_ids`, or more items than tuples of codes
-                for collisions `nearest-free`.
-            ValueError: `embeddings` has not one row per item.
+            UserError: NaN or infinite values, fewer distinct embeddings than codes, no log although the configuration
+                needs one, an item of the log that is not in `item_ids`, or more items than tuples of codes with
+                collisions `nearest-free`.
+            ValueError: the number of rows of `embeddings` is not N.
         """
         if len(item_ids) != len(embeddings):
             raise ValueError(f"{len(item_ids)} item ids, but {len(embeddings)} embeddings")
@@ -148,7 +159,7 @@ class ItemTokenizer:
         return self
 
     def _collaborative(self, behaviour: Behaviour | None) -> np.ndarray | None:
-        """Collaborative vectors [N, d] for a quantizer whose loss asks for them."""
+        """Collaborative vectors [N, d], d = `rq_vae.latent`; None if the quantizer's loss does not use them."""
         if behaviour is None or not self.config.needs_collaborative:
             return None
         from llmrec.collaborative.behaviour import collaborative_vectors
@@ -156,18 +167,18 @@ class ItemTokenizer:
         return collaborative_vectors(behaviour, dim=self.config.rq_vae.latent, seed=self.config.seed)
 
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
-        """Codes (int32 [n, L]) of any embeddings (float32 [n, D]), before disambiguation.
+        """Codes (int32 [n, L]) of any embeddings (float32 [n, D]), without resolving collisions.
 
         Raises:
-            UserError: NaN or infinite values, or D is not that of the fitted embeddings.
+            UserError: NaN or infinite values, or D differs from that of the fitted embeddings.
         """
         return self.quantizer.encode(embeddings)
 
     def embed(self, catalog: Catalog) -> np.ndarray:
-        """Vectors (float32 [n, D]) of any items, by the encoder that the fitted embeddings came from.
+        """Vectors (float32 [n, D]) of any n items, from the encoder that made the fitted embeddings.
 
         Raises:
-            UserError: there is no such encoder, it can't be loaded, or an item has no text.
+            UserError: there is no such encoder, it can't or must not be loaded, or an item has no text.
         """
         if self.encoder is None:
             raise UserError("the item tokenizer was fitted on vectors, without an encoder; give the items' vectors")
@@ -180,14 +191,16 @@ class ItemTokenizer:
         return self.encoder.encode(item_texts(catalog, self.encoder.config))
 
     def with_items(self, item_ids: Sequence[str], vectors: np.ndarray) -> Self:
-        """The tokenizer with more items after the old ones, whose codes stay; quantizer and report are shared.
+        """A tokenizer with n more items after the present ones, whose codes don't change.
+
+        The two tokenizers share quantizer and report.
 
         Args:
-            item_ids: n ids, none of them there already.
-            vectors: floats [n, D], made as the fitted embeddings were.
+            item_ids: n ids, none of which the tokenizer has already.
+            vectors: floats [n, D], made in the same way as the fitted embeddings.
 
         Raises:
-            UserError: another number of vectors or dimensions, NaN or infinite values, or a full codebook.
+            UserError: `vectors` is not [n, D], has NaN or infinite values, or no semantic ID is free.
         """
         vectors = np.asarray(vectors, np.float32)
         if vectors.ndim != 2 or len(vectors) != len(item_ids):
@@ -198,20 +211,20 @@ class ItemTokenizer:
         return self._of([*self.item_ids, *item_ids], np.concatenate([self.codes, new]))
 
     def without_items(self, item_ids: Collection[str]) -> Self:
-        """The tokenizer without these items; the others keep codes and order."""
+        """A tokenizer without these items; the other items keep their codes and their order."""
         gone = set(item_ids)
         stays = np.array([item not in gone for item in self.item_ids], bool)
         return self._of([item for item in self.item_ids if item not in gone], self.codes[stays])
 
     def _of(self, item_ids: list[str], codes: np.ndarray) -> Self:
-        """The same tokenizer over other items; `catalog` is no longer theirs."""
+        """A copy of the tokenizer with other items and codes [n, L'], without `catalog`."""
         other = copy.copy(self)
         other.__dict__.pop("catalog", None)
         other.item_ids, other.codes = item_ids, codes
         return other
 
     def report(self) -> Report:
-        """Quality of the semantic IDs, as measured by the fit."""
+        """Quality of the semantic IDs, measured during `fit`."""
         return self._report
 
     def save(self, folder: str | Path) -> None:
@@ -227,7 +240,7 @@ class ItemTokenizer:
             self.encoder.save(folder)
 
     def save_codes(self, folder: Path) -> None:
-        """Write item_codes.parquet, the only file of `save` that tells of single items."""
+        """Write item_codes.parquet, the only file of `save` with data per item."""
         ids = pl.Series("item_id", self.item_ids, pl.String)
         codes = pl.Series("codes", self.codes).arr.to_list()
         pl.DataFrame([ids, codes]).write_parquet(folder / CODES)
@@ -238,7 +251,7 @@ class ItemTokenizer:
             "method": self.config.method,
             "config": self.quantizer.config(),
             "level_sizes": self.level_sizes,
-            # where vectors are cached is a matter of the machine
+            # the cache folder of the vectors depends on the machine
             "embed": asdict(self.encoder.config) | {"cache": None} if self.encoder is not None else None,
         }
 
@@ -247,12 +260,14 @@ class ItemTokenizer:
         """Read what `save` wrote.
 
         Args:
-            folder: with quantizer.json.
-            own: made on this machine; else a sentence-transformers encoder is loaded only if `encoder` names it.
-            encoder: folder or Hub id of the sentence-transformers encoder, in place of the name that was saved.
+            folder: the folder with quantizer.json.
+            own: whether the folder was made on this machine. If not, a sentence-transformers encoder is loaded only if
+                the caller names it in `encoder`.
+            encoder: folder or Hub id of the sentence-transformers encoder; it replaces the saved name.
 
         Raises:
-            UserError: the folder is not a saved tokenizer, or one of another version.
+            UserError: the folder is not a saved tokenizer, its schema version differs, or `encoder` is given but the
+                saved encoder is not of sentence-transformers.
         """
         folder = Path(folder)
         path = folder / "quantizer.json"
@@ -260,7 +275,7 @@ class ItemTokenizer:
             raise UserError(f"{folder}: no quantizer.json, so not a saved item tokenizer; run `llmrec tokenize`")
         try:
             tokenizer = cls._read(folder, json.loads(path.read_text("utf-8")), encoder)
-        except Exception as error:  # whatever wrong files make json, polars, safetensors or a quantizer raise
+        except Exception as error:  # json, polars, safetensors and quantizers raise many types on wrong files
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{folder}: not a saved item tokenizer ({reason}); run `llmrec tokenize`") from None
 
@@ -274,9 +289,9 @@ class ItemTokenizer:
     def _read(cls, folder: Path, header: dict[str, Any], encoder: str | None) -> Self:
         if header["schema"] != SCHEMA:
             raise UserError(f"{folder}: schema {header['schema']}, this llmrec reads {SCHEMA}; tokenize again")
-        if header["config"]["levels"] > len(header["level_sizes"]):  # before anything is made of that size
+        if header["config"]["levels"] > len(header["level_sizes"]):  # check before allocating anything of that size
             raise UserError(f"{folder}: more levels in config than in level_sizes; tokenize again")
-        # A stranger's bundle doesn't say where this machine keeps files.
+        # The cache folder is a setting of this machine; a bundle must not set it.
         embed_config = EmbedConfig.from_dict(header["embed"] | {"cache": None}) if header["embed"] else None
         if embed_config is not None and encoder is not None:
             embed_config = replace(embed_config, model=encoder)
@@ -302,7 +317,7 @@ def _needs_log(config: TokenizeConfig) -> str:
 
 
 def require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
-    """Raise UserError, naming an item, if its embedding (a row of floats [N, D]) holds NaN or infinity."""
+    """Raise UserError, which names an item, if `embeddings` (floats [N, D]) contains NaN or infinity."""
     finite = np.empty(len(embeddings), bool)
     for start in range(0, len(embeddings), BLOCK):
         finite[start : start + BLOCK] = np.isfinite(embeddings[start : start + BLOCK]).all(axis=1)
@@ -314,7 +329,7 @@ def require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
 
 
 def _encoding_speed(quantizer: Quantizer, block: np.ndarray) -> float:
-    """Items per second of an encode that is not the first, which would pay for warming up."""
+    """Speed of `encode` in items per second; call it after a first `encode`, to leave out the warm-up."""
     start = time.perf_counter()
     quantizer.encode(block)
     return len(block) / (time.perf_counter() - start)

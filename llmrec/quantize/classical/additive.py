@@ -1,6 +1,7 @@
 """Additive quantization: a sum of codes whose codebooks are learned together (Babenko and Lempitsky, CVPR 2014).
 
-Starts from residual k-means; then encoding by beam search and a least-squares solution of all codebooks take turns.
+It starts with residual k-means, then alternates between encoding by beam search and a least-squares fit of all
+codebooks.
 """
 
 import numpy as np
@@ -13,14 +14,15 @@ from llmrec.quantize.classical.residual import RQKMeans, decode_sum, encode_sum
 log = get_logger(__name__)
 
 RIDGE = 1e-2
-"""Pull of each code towards where it was, in items; settles what the sum leaves open, such as an offset that one
-level gives another, and keeps a code without items in its place."""
+"""Weight of the ridge term that pulls each code towards its present value; an item has weight 1. It makes the
+solution unique (an offset can move from one level to another without changing any sum), and a code without items keeps
+its value."""
 LEAST_GAIN = 1e-4
-"""Share of the error that a round must win for another to follow."""
+"""Fitting stops after a round that lowers the error by less than this share."""
 
 
 class AdditiveQuantizer(RQKMeans):
-    """x is approximated by the sum of one code per level, found by beam search."""
+    """Approximates x by the sum of one code per level, found by beam search."""
 
     def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
         super()._fit(x, collaborative)
@@ -41,10 +43,15 @@ class AdditiveQuantizer(RQKMeans):
 
 
 def solve_codebooks(residual: np.ndarray, codes: np.ndarray, codebooks: list[np.ndarray]) -> list[np.ndarray]:
-    """The codebooks (float32 [C_l, D] each) that leave the least squared error for `codes` [N, L], with a ridge.
+    """The codebooks (float32 [C_l, D] each) with the lowest squared error for `codes` [N, L], plus a ridge term.
 
-    `residual` [N, D] is what `codes` leave with the present `codebooks`. Solves the normal equations of the one-hot
-    codes, whose entries are counts of codes and of pairs of codes.
+    With A the one-hot matrix of the codes [N, sum of C_l], it solves (A'A + RIDGE I) M = A' `residual` for the change
+    M of the codebooks. A'A contains the counts of codes and of pairs of codes.
+
+    Args:
+        residual: x minus the sum of its codes in the present codebooks, [N, D].
+        codes: the codes of x, ints [N, L].
+        codebooks: the present codebooks, float32 [C_l, D] each.
     """
     from scipy.linalg import solve
 
@@ -62,7 +69,7 @@ def solve_codebooks(residual: np.ndarray, codes: np.ndarray, codebooks: list[np.
 
 
 def _residual(x: np.ndarray, codes: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
-    """What the sum of its codes leaves of each row, [N, D]."""
+    """x minus the sum of its codes, [N, D]."""
     residual = np.empty_like(x)
     for start in range(0, len(x), BLOCK):
         block = slice(start, start + BLOCK)

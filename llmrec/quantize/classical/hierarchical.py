@@ -1,7 +1,7 @@
 """Hierarchical k-means: a tree whose nodes split their items by k-means; a semantic ID is a path from the root.
 
-As the identifiers of DSI (arXiv 2202.06991), and with subtrees of equal size those of EAGER (arXiv 2406.14017). Here
-all paths have L steps; a node with no more distinct items than branches gives each a child of its own.
+The tree is like that of the identifiers of DSI (arXiv 2202.06991) and, with balanced subtrees, of EAGER
+(arXiv 2406.14017). Here all paths have L steps. If a node has at most C distinct items, each gets its own child.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,16 @@ from llmrec.quantize.classical.kmeans import balanced_assignment, balanced_kmean
 
 
 class HierarchicalKMeans(Quantizer):
-    """x is approximated by the centroid of the last node of its path.
+    """Approximates x by the centroid of the last node of its path.
 
-    Nodes are numbered breadth first, so that the children of one are a range, and those of all are in order.
+    Nodes are numbered breadth first, so the children of a node are a range of numbers, and these ranges are in the
+    order of their parents.
     """
 
     centroids: np.ndarray
-    """Of each node, the root first, float32 [M, D]."""
+    """Centroid of each of the M nodes, the root first, float32 [M, D]."""
     children: np.ndarray
-    """How many each node has, int32 [M]."""
+    """Number of children of each node, int32 [M]."""
 
     @property
     def dims(self) -> int:
@@ -45,7 +46,7 @@ class HierarchicalKMeans(Quantizer):
 
     def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
         centroids, children = [x.mean(axis=0, keepdims=True)], []
-        members = [np.arange(len(x))]  # the rows of each node of the present depth
+        members = [np.arange(len(x))]  # the rows of each node at the present depth
         for level in track(range(self.levels), self._config.method):
             below: list[np.ndarray] = []
             for rows in members:
@@ -59,7 +60,11 @@ class HierarchicalKMeans(Quantizer):
         self._number_children()
 
     def _split(self, x: np.ndarray, branches: int) -> tuple[np.ndarray, np.ndarray]:
-        """Centroids [K, D] of a node's children, at most `branches`, and the child [n] of each of its rows `x`."""
+        """Split a node with the rows `x` [n, D] into m <= `branches` children.
+
+        Returns:
+            The centroids [m, D] of the children and the child of each row, ints [n].
+        """
         config = self._config
         if config.balanced:
             centroids = x if len(x) <= branches else balanced_kmeans(x, branches, config.iterations, config.seed)
@@ -71,7 +76,7 @@ class HierarchicalKMeans(Quantizer):
         return centroids, nearest(x, centroids)
 
     def assign(self, x: np.ndarray) -> np.ndarray:
-        """Codes (int32 [N, L]) of a whole catalogue `x` (floats [N, D]); balanced: split evenly at each node."""
+        """Codes (int32 [N, L]) of a whole catalogue `x` (floats [N, D]); balanced: each node splits its rows evenly."""
         if not self._config.balanced:
             return self.encode(x)
         self._require_dims(x)
@@ -81,11 +86,11 @@ class HierarchicalKMeans(Quantizer):
         return self._descend(x, nearest)
 
     def _descend(self, x: np.ndarray, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        """Codes (int32 [N, L]) of `x` [N, D]: at each node, `choose` gives its rows one of its children's centroids."""
+        """Codes (int32 [N, L]) of `x` [N, D]: at each node, `choose(rows, child centroids)` gives each row's child."""
         codes = np.zeros((len(x), self.levels), np.int32)
         node = np.zeros(len(x), np.int64)
         for level in range(self.levels):
-            rows = np.flatnonzero(self.children[node] > 1)  # an only child is code 0
+            rows = np.flatnonzero(self.children[node] > 1)  # an only child has code 0
             forks, fork = np.unique(node[rows], return_inverse=True)
             for parent, group in zip(forks, _groups(rows, fork, len(forks)), strict=True):
                 first = self._first[parent]
@@ -97,7 +102,7 @@ class HierarchicalKMeans(Quantizer):
         return self._decode(codes)
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
-        """The centroid of the last node on each path; where a path leaves the tree, of the last one inside."""
+        """The centroid of the last node of each path; if a path leaves the tree, of its last node inside the tree."""
         node = np.zeros(len(codes), np.int64)
         inside = np.ones(len(codes), bool)
         for level in range(codes.shape[1]):
@@ -107,6 +112,6 @@ class HierarchicalKMeans(Quantizer):
 
 
 def _groups(rows: np.ndarray, labels: np.ndarray, count: int) -> list[np.ndarray]:
-    """The `rows` [n] with each of the `labels` [n] 0..count-1, in their order."""
+    """Split `rows` [n] by `labels` [n]: for each label 0..count-1, its rows in their order."""
     sizes = np.bincount(labels, minlength=count)
     return np.split(rows[np.argsort(labels, kind="stable")], np.cumsum(sizes) - sizes)[1:]

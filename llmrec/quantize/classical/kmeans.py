@@ -1,4 +1,4 @@
-"""k-means with progressive starts, balanced k-means, and LC-Rec's uniform mapping of vectors to codes."""
+"""k-means with a progressive start, balanced k-means, and LC-Rec's uniform mapping of vectors to codes."""
 
 import numpy as np
 import torch
@@ -11,21 +11,22 @@ from llmrec.quantize.base import BLOCK
 def uniform_mapping(distances: Tensor, epsilon: float, iterations: int = 50) -> Tensor:
     """Transport plan (float64 [..., B, K]) that spreads B vectors evenly over K codes; a row's code is its argmax.
 
-    Column sums are B / K; row sums tend to 1 with the iterations. The smaller `epsilon`, the closer the plan keeps
-    to the nearest codes and the slower it evens out.
+    Column sums are B / K; row sums converge to 1. With a smaller `epsilon`, the plan prefers the nearest codes more
+    strongly and converges more slowly. These are Sinkhorn's iterations, as in LC-Rec (arXiv 2311.09049).
 
     Args:
-        distances: squared distances, floats [B, K], or a stack [..., B, K] of problems, each solved alone.
-        epsilon: strength of the entropy term, above 0, on distances scaled to -1..1.
-        iterations: rounds of dividing rows, then columns, by their sums.
+        distances: squared distances, floats [B, K], or a stack of independent problems [..., B, K].
+        epsilon: strength of the entropy term, above 0, for distances scaled to a range of width 2.
+        iterations: number of rounds; a round divides each row by its sum, then each column by its sum.
     """
     vectors, codes = distances.shape[-2:]
-    distances = distances.double()  # exp(-2 / .003) is below float32
+    distances = distances.double()  # exp(-2 / .003) underflows in float32
     high, low = distances.amax((-2, -1), keepdim=True), distances.amin((-2, -1), keepdim=True)
     distances = distances / ((high - low) / 2 + 1e-5)
-    # the rows are divided by their sums first of all, so each may start from its own minimum, out of exp's overflow
+    # Subtract each row's minimum, so that exp can't overflow. The plan stays the same: the first step divides each row
+    # by its sum.
     kernel = (distances.amin(-1, keepdim=True) - distances).div_(epsilon).exp_()
-    # the rounds as two factors of the kernel: the same plan for two matrix-vector products each
+    # plan = rows * kernel * columns; updating only the two factors costs two matrix-vector products per round
     columns = kernel.new_ones(*kernel.shape[:-2], codes, 1)
     for _ in range(iterations):
         rows = _reciprocal(kernel @ columns, vectors)
@@ -34,18 +35,19 @@ def uniform_mapping(distances: Tensor, epsilon: float, iterations: int = 50) -> 
 
 
 def _reciprocal(sums: Tensor, count: int) -> Tensor:
-    """1 / (sums * count), finite for a code so far from all vectors that its sum underflows."""
+    """1 / (sums * count), in place; finite even if a code is so far from all vectors that its sum underflows to 0."""
     return sums.mul_(count).clamp_min_(torch.finfo(torch.float64).tiny).reciprocal_()
 
 
 PROGRESSIVE_DIMS = 128
-"""Dimensions from which the progressive start pays; below, k-means++ ends as low in a fifth of the time."""
+"""Minimum D for the progressive start; for a smaller D, k-means++ reaches the same error in a fifth of the time."""
 
 
 def kmeans(x: np.ndarray, codes: int, iterations: int, seed: int) -> np.ndarray:
     """Centroids (float32 [C, D]) of `x` (float32 [N, D], N >= C) after at most `iterations` Lloyd steps per stage.
 
-    Every centroid has a row nearest to it if `x` has C distinct rows; centroids that are too many stay unused.
+    If `x` has at least C distinct rows, each centroid is the nearest one of some row; otherwise the surplus centroids
+    stay unused.
     """
     n, dims = x.shape
     start = _progressive(x, codes, iterations, seed) if dims >= PROGRESSIVE_DIMS and n > max(dims, codes) else None
@@ -53,7 +55,7 @@ def kmeans(x: np.ndarray, codes: int, iterations: int, seed: int) -> np.ndarray:
 
 
 def _progressive(x: np.ndarray, codes: int, iterations: int, seed: int) -> np.ndarray:
-    """Centroids [C, D] by k-means in growing subspaces of the principal components."""
+    """Centroids [C, D] by k-means on the first principal components of `x` [N, D], with more of them at each stage."""
     import faiss
 
     settings = faiss.ProgressiveDimClusteringParameters()
@@ -66,7 +68,7 @@ def _progressive(x: np.ndarray, codes: int, iterations: int, seed: int) -> np.nd
 
 
 def _lloyd(x: np.ndarray, codes: int, iterations: int, seed: int, start: np.ndarray | None) -> np.ndarray:
-    """Centroids [C, D] by Lloyd's algorithm from `start` [C, D], or from rows drawn by k-means++."""
+    """Centroids [C, D] by Lloyd's algorithm from `start` [C, D]; if None, from rows chosen by k-means++."""
     import faiss
 
     trainer = faiss.Kmeans(
@@ -78,7 +80,7 @@ def _lloyd(x: np.ndarray, codes: int, iterations: int, seed: int, start: np.ndar
 
 
 def _fill_unused(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """`centroids` [C, D] with those that are nearest to no row moved onto the rows worst served, while that helps."""
+    """Move each unused centroid [C, D] onto a row with a large error; repeat while the total error decreases."""
     lowest, moved = np.inf, False
     while True:
         labels = nearest(x, centroids)
@@ -96,7 +98,7 @@ def _fill_unused(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Row of the centroid [C, D] nearest to each row of `x` [N, D] by Euclidean distance, int64 [N]."""
+    """Index (int64 [N]) of the centroid [C, D] with the lowest Euclidean distance to each row of `x` [N, D]."""
     labels = np.empty(len(x), np.int64)
     centred, bias = _scorer(centroids)
     for start in range(0, len(x), BLOCK):
@@ -106,14 +108,18 @@ def nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def _scorer(centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(E, b) so that x @ E.T - b falls as |x - c|^2 / 2 rises; centred, so that a common offset cancels nothing."""
+    """E (float32 [C, D]) and b (float32 [C]) such that x @ E.T - b = -|x - c|^2 / 2 + |x - m|^2 / 2.
+
+    m is the mean of the centroids c. E = c - m, so a large common offset does not cost precision. The last term is the
+    same for all centroids, so the argmax is the nearest one.
+    """
     mean = centroids.mean(axis=0, dtype=np.float64)
     centred = centroids - mean
     return centred.astype(np.float32), (centred @ mean + 0.5 * (centred**2).sum(axis=1)).astype(np.float32)
 
 
 def squared_errors(x: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """|x - c|^2 of each row [N] and the centroid of its label."""
+    """|x - c|^2 (float32 [N]) between each row of `x` [N, D] and the centroid c of its label."""
     errors = np.empty(len(x), np.float32)
     for start in range(0, len(x), BLOCK):
         block = slice(start, start + BLOCK)
@@ -122,7 +128,7 @@ def squared_errors(x: np.ndarray, centroids: np.ndarray, labels: np.ndarray) -> 
 
 
 def cluster_sums(x: np.ndarray, labels: np.ndarray, codes: int) -> np.ndarray:
-    """Sum of the rows of `x` [N, D] with each label, [C, D]."""
+    """Sum of the rows of `x` [N, D] that have each label, [C, D]."""
     from scipy.sparse import csr_array
 
     rows = np.arange(len(x))
@@ -130,21 +136,21 @@ def cluster_sums(x: np.ndarray, labels: np.ndarray, codes: int) -> np.ndarray:
 
 
 def cluster_means(x: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Mean of the rows with each label (float32 [C, D]); a label without rows keeps its centroid."""
+    """Mean of the rows of `x` [N, D] that have each label (float32 [C, D]); a label without rows keeps its centroid."""
     sizes = np.bincount(labels, minlength=len(centroids))
     means = cluster_sums(x, labels, len(centroids)) / np.maximum(sizes, 1)[:, None]
     return np.where(sizes[:, None] > 0, means, centroids).astype(np.float32)
 
 
 def distinct_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each distinct row of `x` [N, D] first stands (int64 [U]), and which of them each row is (int64 [N])."""
+    """(first, inverse): where each distinct row of `x` [N, D] occurs first, int64 [M]; x == x[first][inverse]."""
     rows = np.ascontiguousarray(x).view(np.dtype((np.void, x.dtype.itemsize * x.shape[1]))).ravel()
     _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
     return first, inverse
 
 
 def balanced_assignment(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Label of each row (int64 [N]): each centroid takes floor(N/C) or ceil(N/C) of the rows, the near ones first."""
+    """Label of each row (int64 [N]): each centroid gets floor(N/C) or ceil(N/C) rows, its nearest rows first."""
     labels = np.full(len(x), -1, np.int64)
     _take_nearest(x, centroids, labels, len(x) // len(centroids))
     _take_nearest(x, centroids, labels, 1)
@@ -152,9 +158,10 @@ def balanced_assignment(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def _take_nearest(x: np.ndarray, centroids: np.ndarray, labels: np.ndarray, capacity: int) -> None:
-    """Label rows of label -1 until none is left or each centroid has taken `capacity`.
+    """Label rows of label -1, in place, until none is left or each centroid has `capacity` more rows.
 
-    In rounds: each row asks the nearest centroid with room, and each centroid takes the nearest that ask.
+    In each round, each unlabelled row chooses the nearest centroid that is not full, and each centroid accepts the
+    nearest of the rows that chose it.
     """
     room = np.full(len(centroids), capacity)
     waiting = np.flatnonzero(labels < 0)
@@ -175,9 +182,10 @@ def _take_nearest(x: np.ndarray, centroids: np.ndarray, labels: np.ndarray, capa
 
 
 def balanced_kmeans(x: np.ndarray, codes: int, iterations: int, seed: int) -> np.ndarray:
-    """Centroids (float32 [C, D]) whose `balanced_assignment` of `x` (float32 [N, D], N >= C) has a low error.
+    """Centroids (float32 [C, D]) for a `balanced_assignment` of `x` (float32 [N, D], N >= C) with a low error.
 
-    Starts from `kmeans`; then assignments and means take turns, and the best of `iterations` is kept.
+    It starts with `kmeans`, then alternates between a balanced assignment and the means of its clusters, at most
+    `iterations` times. It returns the centroids with the lowest error.
     """
     centroids = kmeans(x, codes, iterations, seed)
     lowest, best, previous = np.inf, centroids, None

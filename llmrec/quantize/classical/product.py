@@ -1,7 +1,8 @@
-"""Product quantization: the dimensions are cut into L blocks, and each block has a k-means of its own.
+"""Product quantization: the D dimensions are split into L blocks, and each block has its own k-means.
 
-PQ is Jegou, Douze and Schmid's (TPAMI 2011); OPQ (Ge, He, Ke and Sun, CVPR 2013) learns a rotation first, by turns
-with the codebooks. Levels carry equally much and follow no order: a level more is not a finer item, but other blocks.
+PQ is from Jegou, Douze and Schmid (TPAMI 2011). OPQ (Ge, He, Ke and Sun, CVPR 2013) also learns a rotation of the
+input; it alternates between the rotation and the codebooks. The levels have equal weight and no order: one level more
+does not refine the codes before it, but splits the dimensions into other blocks.
 """
 
 import numpy as np
@@ -13,10 +14,10 @@ from llmrec.quantize.classical.kmeans import cluster_means, kmeans, nearest
 
 
 class ProductQuantizer(Quantizer):
-    """x is approximated block by block: the concatenation of one centroid per level."""
+    """Approximates x by the concatenation of one centroid per block."""
 
     codebooks: list[np.ndarray]
-    """Centroids of each block, float32 [C_l, D / L]."""
+    """Centroids of each block, L arrays of float32 [C_l, D / L]."""
 
     @property
     def dims(self) -> int:
@@ -53,10 +54,10 @@ class ProductQuantizer(Quantizer):
 
 
 class OptimizedProductQuantizer(ProductQuantizer):
-    """Product quantization of (x - mean) @ R; an offset left in would tilt R and cost digits."""
+    """Product quantization of (x - mean) @ R. Without the subtraction, an offset would distort R and cost precision."""
 
     mean: np.ndarray
-    """Of the fitted rows, float32 [D]."""
+    """Mean of the fitted rows, float32 [D]."""
     rotation: np.ndarray
     """R, float32 [D, D], orthogonal."""
 
@@ -68,7 +69,7 @@ class OptimizedProductQuantizer(ProductQuantizer):
         self.mean, self.rotation = tensors["mean"], tensors["rotation"]
 
     def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
-        """Start at PQ with R = I; no step raises the error, so that it ends at most at PQ's."""
+        """Start with PQ and R = I. No step increases the error, so it is at most the error of PQ of x - mean."""
         self.mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.rotation = np.eye(x.shape[1], dtype=np.float32)
         centred = x - self.mean
@@ -77,9 +78,9 @@ class OptimizedProductQuantizer(ProductQuantizer):
             self.improve(centred)
 
     def improve(self, centred: np.ndarray) -> None:
-        """One round on x - mean (float32 [N, D]): nearest codes, then the best R for them, then the best codebooks.
+        """One round on x - mean (`centred`, float32 [N, D]): find the nearest codes, then the best R, then codebooks.
 
-        R solves the orthogonal Procrustes problem of what the codes stand for.
+        R solves the orthogonal Procrustes problem min |(x - mean) R - decoded codes|^2.
         """
         codes = super()._encode(centred @ self.rotation)
         u, _, vt = np.linalg.svd(centred.T.astype(np.float64) @ super()._decode(codes))

@@ -1,9 +1,9 @@
-"""Encoding a vector as a sum of codes, one per level, greedily or with beams.
+"""Residual k-means, and the encoder that approximates a vector by a sum of codes, one per level.
 
-For residual k-means, and for additive quantization (Babenko and Lempitsky, CVPR 2014), whose beam search this is.
-No residual is ever formed: with p the sum of the codes chosen so far,
--|x - p - c|^2 / 2 = -|x - p|^2 / 2 + x.c - p.c - |c|^2 / 2, so one product of x with all codebooks and a table of
-the products between codebooks give the score of every choice.
+Encoding is greedy or a beam search. Additive quantization (Babenko and Lempitsky, CVPR 2014) uses it too; the beam
+search is from that paper. The encoder never computes residuals. With p the sum of the codes chosen so far,
+-|x - p - c|^2 / 2 = -|x - p|^2 / 2 + x.c - p.c - |c|^2 / 2, so the score of every code follows from one product of x
+with all codebooks and a table of the products between codebooks.
 """
 
 from collections.abc import Sequence
@@ -19,26 +19,27 @@ from llmrec.quantize.base import BLOCK, Quantizer, as_matrix
 from llmrec.quantize.classical.kmeans import balanced_assignment, balanced_kmeans, kmeans, nearest
 
 ROWS = 4096
-"""Rows encoded at a time."""
+"""Number of rows encoded at a time."""
 
 
 CANDIDATES = 1 << 23
-"""Scores that a step of the beam search may hold; bounds its memory for many beams."""
+"""Maximum number of scores in one step of the beam search; limits the memory for many beams."""
 
 
 class SumEncoder:
-    """The tables that encoding needs, made once for L codebooks (float32 [C_l, D] each)."""
+    """Encodes with L codebooks (float32 [C_l, D] each); computes the tables for it once."""
 
     def __init__(self, codebooks: Sequence[np.ndarray], device: str = "auto") -> None:
         self.device = resolve_device(device)
-        # Codes enter less the mean of their level, which goes into the bias, so that a common offset costs no digits.
+        # Subtract the mean of its level from each code and put the mean into the bias, so that a large common offset
+        # does not cost precision.
         means = [codebook.mean(axis=0, dtype=np.float64) for codebook in codebooks]
         centred = [codebook - mean for codebook, mean in zip(codebooks, means, strict=True)]
         offsets = np.cumsum(means, axis=0)
         bias = np.concatenate(
             [-code @ offset - 0.5 * (code**2).sum(axis=1) for code, offset in zip(centred, offsets, strict=True)]
         )
-        # Of equal codes the first is the only one ever chosen: what rounding makes of a tie depends on the block.
+        # Of equal codes, only the first can be chosen. Otherwise rounding, which depends on the block, decides the tie.
         bias[np.concatenate([_repeats(codebook) for codebook in codebooks])] = -np.inf
         self._sizes = [len(codebook) for codebook in codebooks]
         self._codes = self._tensor(np.concatenate(centred).T)
@@ -51,7 +52,7 @@ class SumEncoder:
 
     @torch.inference_mode()
     def encode(self, x: np.ndarray, beams: int = 1) -> np.ndarray:
-        """Codes (int32 [N, L]) of `x` (float32 [N, D]): greedy with one beam, else the best of a beam search."""
+        """Codes (int32 [N, L]) of `x` (float32 [N, D]): greedy with one beam, otherwise by beam search."""
         codes = np.empty((len(x), len(self._sizes)), np.int32)
         step = min(ROWS, max(1, CANDIDATES // (beams * max(self._sizes))))
         for start in range(0, len(x), step):
@@ -62,17 +63,17 @@ class SumEncoder:
         return codes
 
     def _greedy(self, scores: Tensor) -> Tensor:
-        """Codes [B, L], each the best given those before, from `scores` [B, sum of C_l], which it overwrites."""
+        """Codes [B, L], each the best one after the codes before it; overwrites `scores` [B, sum of C_l]."""
         chosen = []
         for size, products in zip(self._sizes, self._products, strict=True):
-            chosen.append(scores[:, :size].max(1).indices)  # half of argmax's time
+            chosen.append(scores[:, :size].max(1).indices)  # takes half the time of argmax
             scores = scores[:, size:].sub_(products.index_select(0, chosen[-1]))
         return torch.stack(chosen, 1)
 
     def _search(self, scores: Tensor, beams: int) -> Tensor:
-        """Codes [B, L] of the best of `beams` partial sums kept at each level, from `scores` [B, sum of C_l]."""
+        """Codes [B, L] by beam search from `scores` [B, sum of C_l]; each level keeps the best `beams` partial sums."""
         rows = torch.arange(len(scores), device=self.device)[:, None]
-        scores = scores[:, None]  # [B, K, codes of the levels to come], given each beam's codes so far
+        scores = scores[:, None]  # [B, K, sum of C_l of the levels left], after each beam's codes
         total = scores.new_zeros(len(scores), 1)  # [B, K]
         chosen = torch.empty(len(scores), 1, 0, dtype=torch.int64, device=self.device)
         for size, products in zip(self._sizes, self._products, strict=True):
@@ -85,12 +86,12 @@ class SumEncoder:
 
 
 def encode_sum(x: np.ndarray, codebooks: Sequence[np.ndarray], beams: int) -> np.ndarray:
-    """Codes (int32 [N, L]) of `x` (float32 [N, D]) as a sum of one code of each codebook (float32 [C_l, D])."""
+    """Codes (int32 [N, L]) that approximate `x` (float32 [N, D]) by a sum of codes, one per codebook ([C_l, D])."""
     return SumEncoder(codebooks).encode(x, beams)
 
 
 def decode_sum(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
-    """The sum (float32 [N, D]) of the codes [N, L] of the codebooks (float32 [C_l, D])."""
+    """The sum (float32 [N, D]) over levels of the codebook rows (float32 [C_l, D]) that `codes` [N, L] select."""
     total = codebooks[0][codes[:, 0]]
     for level in range(1, codes.shape[1]):
         total += codebooks[level][codes[:, level]]
@@ -98,7 +99,7 @@ def decode_sum(codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray
 
 
 def costs_of_last(x: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> np.ndarray:
-    """Squared error (float32 [N, C_L]) of `x` [N, D] as the sum of `codes` [N, L-1] and each code of the last level."""
+    """Squared error (float32 [N, C_L]) of `x` [N, D] against the sum of `codes` [N, L-1] and each last code."""
     rest = x - decode_sum(codes, codebooks) if codes.shape[1] else np.asarray(x, np.float32)
     last = codebooks[-1]
     costs = (rest**2).sum(axis=1)[:, None] - 2 * rest @ last.T + (last**2).sum(axis=1)
@@ -106,7 +107,7 @@ def costs_of_last(x: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarr
 
 
 def _repeats(codebook: np.ndarray) -> np.ndarray:
-    """Whether each code [C] equals one before it."""
+    """Whether each code of `codebook` [C, D] equals an earlier one, bool [C]."""
     seen: set[bytes] = set()
     repeats = np.zeros(len(codebook), bool)
     for row, code in enumerate(codebook + 0.0):  # -0.0 becomes 0.0
@@ -116,14 +117,14 @@ def _repeats(codebook: np.ndarray) -> np.ndarray:
 
 
 ROUNDING = 4 * np.finfo(np.float32).eps
-"""Share of an item's norm below which its residual is nothing but rounding."""
+"""If |residual| / |x| is below this, the residual is only rounding error and is set to 0."""
 
 
 class RQKMeans(Quantizer):
-    """x is approximated by the sum of one centroid per level."""
+    """Residual k-means: approximates x by the sum of one centroid per level."""
 
     codebooks: list[np.ndarray]
-    """Centroids of each level, float32 [C_l, D]."""
+    """Centroids of each level, L arrays of float32 [C_l, D]."""
 
     @property
     def dims(self) -> int:
@@ -148,7 +149,7 @@ class RQKMeans(Quantizer):
         for level in track(range(config.levels), config.method):
             cluster = balanced_kmeans if config.balanced else kmeans
             self.codebooks.append(cluster(residual, self.level_sizes[level], config.iterations, config.seed + level))
-            if config.encoding_beams > 1:  # the next level meets what the search leaves, not what the nearest codes do
+            if config.encoding_beams > 1:  # the next level is fitted on the residual of the beam search
                 codes = encode_sum(x, self.codebooks, config.encoding_beams)
                 for start in range(0, len(x), BLOCK):
                     block = slice(start, start + BLOCK)
@@ -158,7 +159,7 @@ class RQKMeans(Quantizer):
             residual[np.linalg.norm(residual, axis=1) < ROUNDING * norms] = 0
 
     def _subtract(self, residual: np.ndarray, level: int) -> np.ndarray:
-        """Take each row's code of `level` off `residual` [N, D], in place; returns the codes [N]."""
+        """Subtract each row's code of `level` from `residual` [N, D], in place; return the codes [N]."""
         codebook = self.codebooks[level]
         assign = balanced_assignment if self._config.balanced else nearest
         codes = assign(residual, codebook)
