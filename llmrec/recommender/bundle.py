@@ -1,6 +1,6 @@
 """The bundle: a Hugging Face checkpoint, plus the files that llmrec needs.
 
-All files are safetensors, JSON, YAML, parquet or plain text. transformers and peft load their files without llmrec.
+All files are safetensors, JSON, YAML, parquet or text. transformers and peft load their files without llmrec.
 """
 
 import json
@@ -46,7 +46,7 @@ QUANTIZER = "quantizer"
 PROMPTS = "prompts"
 
 
-MOST_LEVELS = 26  # one letter per level: the name of an item token starts with it, as in <a_12>
+MOST_LEVELS = 26  # each level has a letter in the names of its item tokens: <a_12><b_7>
 
 
 @dataclass(frozen=True)
