@@ -153,8 +153,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
         recommender = Recommender.from_base(
-            config.base.model
-            or run.path("base").resolve(),  # absolute, so that an adapter finds its base from any working directory
+            config.base.model or run.path("base").resolve(),  # absolute: valid in any working directory
             ItemTokenizer.load(run.path("tokenize")),
             prepared.catalog,
             config.base,
@@ -281,9 +280,7 @@ def finalize(run: RunDirectory) -> None:
 
     measured, bundle = metrics(run), run.path("model")
     texts = {"README.md": model_card(bundle, measured, text_metrics(run))}
-    if (
-        measured["decode"]["constraint"] == "trie"
-    ):  # with another constraint, the run measures the constraint, not the scoring
+    if measured["decode"]["constraint"] == "trie":  # else the run measures the constraint, not the scoring
         texts[HEADER] = header_text(replace(read_header(bundle), scoring=measured["decode"]["scoring"]))
     run.amend("model", texts)
 

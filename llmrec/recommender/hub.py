@@ -114,9 +114,7 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
         operations = [CommitOperationDelete(name) for name in sorted(stale)]
         operations += [CommitOperationAdd(name, folder / name) for name in files]
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*commit a data file"
-            )  # the parquet files are a part of the bundle
+            warnings.filterwarnings("ignore", message=".*commit a data file")  # a bundle has parquet files
             commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
     others = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {*files, MANIFEST}
     if left := sorted(name for name in others if not name.startswith(".")):

@@ -213,9 +213,7 @@ class ItemStore:
             require_finite(added.ids, given)
             return np.asarray(given, np.float32)
         if self.item_tokenizer.encoder is not None:
-            item_texts(
-                added, self.item_tokenizer.encoder.config
-            )  # raises if an item has no text, also among items that are not embedded
+            item_texts(added, self.item_tokenizer.encoder.config)  # raises if any item has no text
         if not len(wanted):
             return np.zeros((len(added), dims), np.float32)
         made = self._embedded(added.take_rows(pl.Series(wanted)))
