@@ -210,8 +210,7 @@ class Recommender:
                 encoder makes them here if `train` has a dense head.
 
         Raises:
-            UserError: there is no training example, the method does not fit the model, or there is a dense head but no
-                encoder.
+            UserError: there is no training example, the method does not fit the model, or a dense head has no encoder.
         """
         train = train or TrainConfig()
         if train.dense.weight and vectors is None:
@@ -370,8 +369,7 @@ class Recommender:
 
         Args:
             name: path or Hub id.
-            decode_config: beams, batch size, device; default: `DecodeConfig()` with the scoring of the bundle's
-                evaluation.
+            decode_config: beams, batch size, device; default: `DecodeConfig()` with the bundle's scoring.
             trust_remote_code: run the Python code that comes with the model.
             encoder: folder or Hub id of the sentence-transformers model that embeds items added later. A name in the
                 bundle is not used, because the bundle may come from an untrusted author.
