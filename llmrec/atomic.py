@@ -1,9 +1,9 @@
-"""Files and folders of ours on the disk: written whole or not at all, removed only if they bear our mark.
+"""Atomic changes of files and folders, and removal of only those folders that llmrec made.
 
-All of llmrec that replaces, renames or removes goes through here. Whoever looks, and whatever is killed at any moment,
-finds the old state or the new one. A file is written under a temporary name and then renamed. A folder is made beside
-its place and then exchanged with what stands there. Nothing is removed that llmrec did not make: a folder counts as
-ours only if it holds one of the `MARKS`, and a symbolic link never does.
+All code of llmrec that replaces, renames or removes files uses this module. At any moment a reader finds the old state
+or the new one, also after the process is killed. A file is written under a temporary name and then renamed. A folder is
+made beside its final place and then exchanged with the folder that is there. llmrec removes nothing that it did not
+make: a folder is "ours" if it holds one of the `MARKS` and is not a symbolic link.
 """
 
 import ctypes
@@ -24,18 +24,18 @@ from typing import Any, BinaryIO
 from llmrec.errors import UserError
 from llmrec.lock import Lock, is_at, lock_of
 
-MARK = ".llmrec"  # of a folder that llmrec made to work in
-KEY = ".key"  # of a stage that is being made: the digest of what it is made from
-MANIFEST = "manifest.json"  # of a finished stage
-BUNDLE = "llmrec.json"  # of a bundle
+MARK = ".llmrec"  # marks a temporary folder that llmrec made
+KEY = ".key"  # in the folder of an unfinished stage: the digest of the stage's configuration and inputs
+MANIFEST = "manifest.json"  # in the folder of a finished stage
+BUNDLE = "llmrec.json"  # in the folder of a bundle
 
-UMASK = os.umask(0)  # it can only be read by setting it
+UMASK = os.umask(0)  # the umask can only be read by setting it
 os.umask(UMASK)
-AT_FDCWD = -100  # Linux: relative paths are those of the process
+AT_FDCWD = -100  # Linux: relative paths start at the working directory of the process
 RENAME_EXCHANGE = 2  # Linux
 RENAME_SWAP = 2  # macOS
 CANNOT = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV}
-"""What a file system says that doesn't exchange folders."""
+"""Error numbers of a file system that can't exchange two folders."""
 
 
 class ExchangeUnsupportedError(UserError):
@@ -46,14 +46,14 @@ class ExchangeUnsupportedError(UserError):
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that appears whole or not at all, on the disk afterwards; a link of that name is replaced.
+    """Write a file atomically, and wait until it is on the disk. A symbolic link of that name is replaced.
 
     Args:
         path: the file; its folder exists.
-        write: puts the content into the open file.
+        write: writes the content into the open file.
 
     Raises:
-        OSError: it can't be written; what was there is still there.
+        OSError: the file can't be written; an old file is unchanged.
     """
     for leftover in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
         _remove_unless_in_use(leftover, rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
@@ -72,28 +72,28 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file atomically."""
     write_file(path, lambda file: file.write(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8 that appears whole or not at all."""
+    """Write a text file in UTF-8 atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def _created(path: Path) -> BinaryIO:
-    """A new file, open for writing, that is locked while it is open; the umask gives its mode."""
+    """Create a file and open it for writing. It is locked while it is open, and the umask sets its mode."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # where files can't be locked, nobody takes this one for a leftover
+        with suppress(OSError):  # where files can't be locked, no process removes leftovers either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if is_at(descriptor, path):
             return os.fdopen(descriptor, "wb")
-        os.close(descriptor)  # another process took it for a leftover before it was locked
+        os.close(descriptor)  # before it was locked, another process removed it as a leftover
 
 
 def _remove_unless_in_use(path: Path, name: str) -> None:
-    """Remove what a killed `write_file` left; another process that is writing there keeps its file."""
+    """Remove a file that a killed `write_file` left, unless another process is writing it now."""
     if re.fullmatch(name, path.name) is None:
         return
     with suppress(OSError):
@@ -107,15 +107,15 @@ def _remove_unless_in_use(path: Path, name: str) -> None:
 
 
 def _escaped(name: str) -> str:
-    """A name as a pattern of `glob` that it alone matches."""
+    """The `glob` pattern that matches only this name."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-# Whose a folder is.
+# Which folders llmrec made.
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What the `manifest.json` of a finished stage says; None if there is none, or none that llmrec wrote."""
+    """The content of the `manifest.json` of a finished stage; None if it is missing or llmrec did not write it."""
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_key(folder: Path) -> bool:
-    """A kill can cut a key short."""
+    """Whether the key file holds a hexadecimal digest, or the first part of one, as a killed process may leave."""
     with (folder / KEY).open("rb") as file:
         return re.fullmatch(rb"[0-9a-f]{0,64}", file.read(65)) is not None
 
@@ -142,11 +142,11 @@ MARKS: dict[str, Callable[[Path], bool]] = {
     MANIFEST: lambda folder: read_manifest(folder) is not None,
     BUNDLE: _is_header,
 }
-"""Name of a file that says that llmrec made its folder -> whether the file of that name in a folder is such a one."""
+"""Name of a file that marks a folder as made by llmrec -> check that the file in a given folder is such a mark."""
 
 
 def is_ours(folder: Path, marks: Sequence[str]) -> bool:
-    """Whether a folder bears one of these `MARKS`, or is empty so that nothing can be lost; never of a link."""
+    """Whether a folder has one of these `MARKS`, or is empty, so that nothing can be lost. False for a link."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     names = os.listdir(folder)
@@ -161,10 +161,10 @@ def _bears(folder: Path, mark: str) -> bool:
 
 
 def require_ours(folder: Path, marks: Sequence[str]) -> None:
-    """Nothing is said if the folder is ours or not there.
+    """Check that the folder is ours or does not exist.
 
     Raises:
-        UserError: something else has its name.
+        UserError: a file, a link or a folder that is not ours has this name.
     """
     if os.path.lexists(folder) and not is_ours(folder, marks):
         what = "a link" if folder.is_symlink() else "a folder" if folder.is_dir() else "a file"
@@ -172,10 +172,10 @@ def require_ours(folder: Path, marks: Sequence[str]) -> None:
 
 
 def mark(folder: Path) -> None:
-    """Make a folder, or take an empty one, and mark it as ours.
+    """Create a folder, or use an empty one, and mark it as ours.
 
     Raises:
-        UserError: there is one already that is not ours.
+        UserError: something that is not ours has this name.
     """
     require_ours(folder, (MARK,))
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,15 +186,15 @@ def mark(folder: Path) -> None:
 
 
 def remove_folder(folder: Path, marks: Sequence[str]) -> None:
-    """Remove a folder of ours with all in it, following no link; nothing happens if it is not there.
+    """Remove a folder of ours and its content, without following links. Do nothing if it does not exist.
 
     Raises:
-        UserError: it is not ours.
+        UserError: the folder is not ours.
     """
     require_ours(folder, marks)
     if not folder.exists():
         return
-    # The marks go last, so that a removal that was cut short can be taken up again.
+    # The marks are removed last, so that an interrupted removal can be continued.
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name in marks):
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path)
@@ -204,10 +204,10 @@ def remove_folder(folder: Path, marks: Sequence[str]) -> None:
 
 
 def remove_inside(path: Path, root: Path, marks: Sequence[str]) -> None:
-    """Remove a folder that lies directly in `root`, which is ours; nothing happens if it is not there.
+    """Remove a folder directly inside `root`, a folder of ours. Do nothing if it does not exist.
 
     Raises:
-        UserError: `root` bears no mark, or a link or a file has the folder's name.
+        UserError: `root` has none of the marks, or `path` is a link, a file or not directly inside `root`.
     """
     if not os.path.lexists(path):
         return
@@ -217,10 +217,10 @@ def remove_inside(path: Path, root: Path, marks: Sequence[str]) -> None:
 
 
 def discard_folder(folder: Path, trash: Path, marks: Sequence[str]) -> None:
-    """Remove a folder of ours so that nobody ever finds half of it: it first gets the name `trash`.
+    """Rename a folder of ours to `trash` and then remove it, so that `folder` is never incomplete.
 
     Raises:
-        UserError: the folder, or what has the name `trash`, is not ours.
+        UserError: `folder` or an existing `trash` is not ours.
     """
     remove_folder(trash, marks)
     require_ours(folder, marks)
@@ -230,13 +230,13 @@ def discard_folder(folder: Path, trash: Path, marks: Sequence[str]) -> None:
 
 
 def replace_folder(new: Path, final: Path, trash: Path, marks: Sequence[str]) -> None:
-    """Give the finished folder `new` the name of `final`, of which the old content, if any, goes.
+    """Rename the finished folder `new` to `final`, and remove the old `final`, if any.
 
-    Where the file system can exchange two folders, `final` is there at any moment. Else a kill can leave `new` and
-    `trash` without a `final`; the next call with the same names mends that.
+    If the file system can exchange two folders, `final` exists at any moment. If not, a killed process can leave `new`
+    and `trash` but no `final`; the next call with the same names repairs that.
 
     Raises:
-        UserError: what has the name of `final` or `trash` is not ours.
+        UserError: an existing `final` or `trash` is not ours.
     """
     sync_folder(new)
     require_ours(final, marks)
@@ -257,13 +257,15 @@ def replace_folder(new: Path, final: Path, trash: Path, marks: Sequence[str]) ->
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """The empty sibling to make the new bundle `folder` in, for one process at a time; it goes at the end.
+    """Yield an empty temporary folder beside `folder`, in which the caller makes the new bundle.
 
-    What a killed call left is removed first. Call `put_in_place` before the end, or nothing has happened.
+    Only one process at a time can be in this context for the same `folder`. The context first removes what a killed
+    process left, and removes the temporary folder at its end. Without a call of `put_in_place` before the end, `folder`
+    stays unchanged.
 
     Raises:
-        UserError: another process is at it, nothing can be written beside the folder, or something that is not ours
-            has the sibling's name.
+        UserError: another process changes the bundle, nothing can be written beside `folder`, or something that is not
+            ours has the name of the temporary folder.
     """
     sibling, marks = folder.with_name(f".{folder.name}.new"), (MARK, BUNDLE)
     try:
@@ -280,15 +282,15 @@ def replacing(folder: Path) -> Iterator[Path]:
         try:
             yield sibling
         finally:
-            with suppress(OSError):  # what stays is removed by the next call
+            with suppress(OSError):  # the next call removes what is left
                 remove_folder(sibling, marks)
 
 
 def put_in_place(sibling: Path, folder: Path) -> None:
-    """Give the finished `sibling` the name of the bundle `folder`, which gets the sibling's if it exists.
+    """Rename the finished `sibling` to `folder`. If `folder` exists, the two folders exchange their names.
 
     Raises:
-        UserError: this system or its file system can't exchange two folders, or `folder` is no bundle of ours.
+        UserError: this system or its file system can't exchange two folders, or an existing `folder` is not a bundle.
     """
     require_ours(folder, (BUNDLE,))
     (sibling / MARK).unlink(missing_ok=True)
@@ -301,7 +303,7 @@ def put_in_place(sibling: Path, folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a folder with all in it is on the disk."""
+    """Wait until a folder and all files and folders in it are on the disk."""
     for path in [*folder.rglob("*"), folder]:
         if not path.is_symlink():
             _sync(path)
@@ -317,7 +319,7 @@ def _sync(path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap the names of two folders, in one step of the kernel."""
+    """Exchange the names of two folders in one system call."""
     swap = _swap_of_the_system()
     if swap is None:
         raise ExchangeUnsupportedError(
@@ -334,7 +336,7 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 def _swap_of_the_system() -> Callable[[bytes, bytes], int] | None:
-    """The system's call that swaps two paths and returns 0, or sets errno; None if it has none."""
+    """The system call that exchanges two paths; it returns 0, or sets errno. None if the system has no such call."""
     library = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "linux" and hasattr(library, "renameat2"):
         return lambda one, other: library.renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE)
@@ -344,8 +346,10 @@ def _swap_of_the_system() -> Callable[[bytes, bytes], int] | None:
 
 
 def usual_modes(folder: Path) -> None:
-    """Give the safetensors files below `folder`, which the library makes readable to their owner alone, the mode that
-    the umask gives to every other file."""
+    """Give all safetensors files below `folder` the mode that the umask gives to other new files.
+
+    The safetensors library makes them readable only to their owner.
+    """
     for path in folder.rglob("*.safetensors"):
         if path.is_file() and not path.is_symlink():
             path.chmod(0o666 & ~UMASK)

@@ -1,4 +1,4 @@
-"""One check of every configuration class: types, choices and ranges, in the words of the field that is wrong.
+"""Checks the types, choices and ranges of the fields of a configuration class. The error names the wrong field.
 
 @dataclass
 class DecodeConfig:
@@ -29,14 +29,14 @@ def check_fields(
     """Check the fields of a dataclass.
 
     Args:
-        config: its instance; every field has the type that its annotation names.
-        section: where it stands in the configuration, such as `train` or `embed.align`; empty for a request.
-        at_least: least value -> fields; None values pass, each number of a list is checked.
-        positive: fields that are above 0 and finite.
-        shares: fields from 0 to below 1.
+        config: instance of the dataclass; every field must have the type of its annotation.
+        section: its section in the configuration, such as `train` or `embed.align`; empty for a request.
+        at_least: least value -> names of fields. None is valid; in a list, each number is checked.
+        positive: names of fields that must be above 0 and finite.
+        shares: names of fields that must be in [0, 1).
 
     Raises:
-        UserError: a value of another type, an unknown choice, or a number out of its range.
+        UserError: a value has another type, is not one of the choices, or is out of its range.
     """
     for name, hint in _hints(config.__class__).items():
         check_value(_flag(section, name), getattr(config, name), hint)
@@ -53,10 +53,10 @@ def check_fields(
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
-    """Check that `value` has the type `hint`; `name` is what the message calls it.
+    """Check that `value` has the type `hint`; the error message calls the value `name`.
 
     Raises:
-        UserError: it has not; the message lists the choices of a `Literal`, the closest first.
+        UserError: the value has another type. For a `Literal`, the message suggests the closest choice and lists all.
     """
     if matches(value, hint):
         return
@@ -69,7 +69,7 @@ def check_value(name: str, value: Any, hint: Any) -> None:
 
 
 def matches(value: Any, hint: Any) -> bool:
-    """Whether `value` has the type `hint`: plain types, `Literal`, unions, lists, dicts and dataclasses."""
+    """Whether `value` has the type `hint`: a class, a `Literal`, a union, a list or a dict."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)

@@ -1,4 +1,4 @@
-"""The whole configuration: one section per room, each declared beside the code it steers."""
+"""The whole configuration. Each section is a dataclass in the package whose code uses it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from llmrec.train.config import TrainConfig
 
 @dataclass
 class Config:
-    """Defaults < YAML (--config) < command line (--section.key value)."""
+    """All settings. YAML (--config) overrides the defaults; the command line (--section.key value) overrides both."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """Catalogue and interactions."""
@@ -31,13 +31,13 @@ class Config:
     base: BaseConfig = field(default_factory=BaseConfig)
     """The language model to start from."""
     tasks: TasksConfig = field(default_factory=TasksConfig)
-    """What it is taught."""
+    """Training tasks and prompts."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How it is taught."""
+    """Training method and schedule."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """How answers are decoded."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    """How it is measured."""
+    """How the recommender is evaluated."""
 
     def __post_init__(self) -> None:
         headless = "" if self.train.dense.weight else "needs a dense head: set --train.dense.weight 1, or "
@@ -77,7 +77,7 @@ SET_FIRST = (
     "decode.beams",
     "evaluate.baselines",
 )
-"""The twenty fields that people set first: what `llmrec run --help` shows."""
+"""The twenty fields that users set first; `llmrec run --help` shows them."""
 
 RENAMED = {
     "data.user_column": "data.columns.user",
@@ -102,15 +102,15 @@ RENAMED = {
     "train.dense_dim": "train.dense.dim",
     "decode.new_bonus": "decode.cold_bonus",
 }
-"""Keys of version 0.1 -> keys of today; old ones are accepted until version 0.3."""
+"""Key of version 0.1 -> current key. Old keys are accepted until version 0.3."""
 
 
 def with_new_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one section, those of version 0.1 under their new names.
+    """The fields of one section, with names of version 0.1 replaced by the current names.
 
     Args:
-        section: such as `train`.
-        values: its fields, as YAML or a manifest has them; groups are dictionaries.
+        section: name of the section, such as `train`.
+        values: field -> value as in YAML or a manifest; a group of fields is a dictionary.
     """
     renamed: dict[str, Any] = {}
     for name, value in values.items():
@@ -126,11 +126,11 @@ def with_new_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_old_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one section as version 0.1 named them, so that a stage which that version made keeps its key.
+    """The fields of one section with the names of version 0.1, so that a stage made by that version keeps its key.
 
     Args:
-        section: such as `train`.
-        values: its fields as `dataclasses.asdict` gives them.
+        section: name of the section, such as `train`.
+        values: field -> value as `dataclasses.asdict` gives them.
     """
     old, renamed = dict(values), {new: name for name, new in RENAMED.items()}
     for new, name in renamed.items():

@@ -1,4 +1,4 @@
-"""What a terminal sees: log lines, progress bars, text of others made safe to print, and tables of text cells."""
+"""Output to the terminal: log lines, progress bars, untrusted text made safe to print, and tables of text cells."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 
 class _Bar:
-    """A progress bar to advance by hand; does nothing when stderr is not a terminal."""
+    """A progress bar that the caller advances; it does nothing if stderr is not a terminal."""
 
     def __init__(self, description: str, total: int, done: int) -> None:
         self._progress = None
@@ -45,15 +45,15 @@ class _Bar:
 
 
 def progress_bar(description: str, total: int, done: int = 0) -> _Bar:
-    """A bar on stderr for work that is not a loop of ours; `advance()` it, then `close()` it."""
+    """A progress bar on stderr for a loop in another library. Call `advance()` per step and `close()` at the end."""
     return _Bar(description, total, done)
 
 
 def printable(text: str) -> str:
-    """A text of others as one line that no terminal takes for a command: the one place that cleans what is printed.
+    """Turn untrusted text into one line without terminal commands. No other function cleans printed text.
 
-    Tabs and line ends become spaces. Other control characters, marks that turn the direction of writing, and halves of
-    surrogate pairs are shown as escapes. All else stays: letters of any script, emoji, combining marks.
+    Tabs and line ends become spaces. Other control characters, marks that change the direction of writing, and halves
+    of surrogate pairs are shown as escapes. All other characters stay: letters of any script, emoji, combining marks.
     """
     return _UNSAFE.sub(lambda found: " " if found[0] in _SPACES else ascii(found[0])[1:-1], text)
 
@@ -65,19 +65,19 @@ def say(*lines: str) -> None:
 
 
 def get_logger(name: str) -> logging.Logger:
-    """A logger below `llmrec`; the command line sends them all to stderr."""
+    """A logger below `llmrec`. The command line sends all of these loggers to stderr."""
     return logging.getLogger(name if name.startswith("llmrec") else f"llmrec.{name}")
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Log lines name files and items of others."""
+    """Makes log lines printable, as they can contain untrusted names of files and items."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Send llmrec's log lines to stderr, once, as `12:00:00 message`."""
+    """Send llmrec's log lines to stderr as `12:00:00 message`. A second call only sets the level."""
     logger = logging.getLogger("llmrec")
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -88,11 +88,11 @@ def log_to_stderr(level: int = logging.INFO) -> None:
 
 
 Rows = Sequence[Sequence[str]]
-"""A header and the rows below it, all of one length; the first column holds names, the others numbers."""
+"""A header and the rows below it, all with the same number of cells: first a name, then numbers."""
 
 
 def plain(rows: Rows) -> str:
-    """Aligned columns: names to the left, numbers to the right."""
+    """The table as text in columns: names aligned left, numbers aligned right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
@@ -102,7 +102,7 @@ def plain(rows: Rows) -> str:
 
 
 def markdown(rows: Rows) -> str:
-    """The same as a Markdown table."""
+    """The table in Markdown."""
     header, *others = rows
     rule = [":--", *["--:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *others))

@@ -1,4 +1,4 @@
-"""Which device and which arithmetic a configuration's `auto` means."""
+"""Finds the device and the dtype for the configuration, also for `auto`."""
 
 import torch
 
@@ -6,24 +6,24 @@ from llmrec.errors import UserError
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a `device` field names; auto is a GPU when there is one.
+    """The device that a `device` field names; auto is a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: no such device here.
+        UserError: this machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.empty(0, device=device).device
-        if found.type == "meta":  # has no memory, so nothing can be computed there
+        if found.type == "meta":  # the meta device has no memory and computes nothing
             raise RuntimeError("no memory")
-    except (RuntimeError, AssertionError):  # the latter from a torch built without the device
+    except (RuntimeError, AssertionError):  # AssertionError: this torch was built without the device
         raise UserError(f"device {device!r:.80} can't be used here; say auto, cpu, or the name of a GPU.") from None
     return found
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The arithmetic that a `dtype` field names; auto is bfloat16 where the hardware multiplies it faster."""
+    """The dtype that a `dtype` field names; auto is bfloat16 if the device multiplies it faster, else float32."""
     if dtype != "auto":
         return torch.bfloat16 if dtype == "bfloat16" else torch.float32
     if device.type == "cuda":

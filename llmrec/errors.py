@@ -1,4 +1,4 @@
-"""The one error that stands for a mistake in the user's input or configuration, and errors of the disk in words."""
+"""The error for mistakes in the user's input or configuration, and disk errors in words."""
 
 import errno
 import os
@@ -7,18 +7,18 @@ from pathlib import Path
 
 _FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*(?:\.[\w-]+)*)")
 _PARAMETERS = {"boost": "offsets", "max-per": "max_per_field", "model": "name"}
-"""Flags whose parameter in Python and over HTTP has another name."""
+"""Flag -> its parameter in Python and over HTTP, if the parameter has another name."""
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
-"""Errors that have their reason in the machine, whatever was written."""
+"""Error numbers whose cause is the machine, not the file: a full disk, for example."""
 RIGHTS = {errno.EACCES, errno.EPERM}
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the command line prints it as one line and exits with 2.
+    """A mistake that the user can correct. The command line prints it as one line and exits with code 2.
 
-    The message names the file, line, field or flag, what was found, what was expected and the fix. It is written with
-    flags; `str` shows parameters instead, since Python and HTTP have no flags:
+    The message names the file, line, field or flag, the value found, the value expected, and the fix. The code writes
+    it with flags; `str` shows parameters instead, since Python and HTTP have no flags:
 
         error = UserError("--decode.beams 0: expected at least 1.")
         str(error)              # decode.beams 0: expected at least 1.
@@ -38,23 +38,27 @@ class UserError(ValueError):
 
 
 def with_parameters(text: str) -> str:
-    """A text that names flags, with parameters in their place."""
+    """The text with each flag replaced by its parameter."""
     return _FLAG.sub(lambda found: _parameter(found[1]), text)
 
 
 def _parameter(flag: str) -> str:
-    """The parameter of a flag, without its dashes: max-per-code -> max_per_code, decode.beams as it is."""
+    """The parameter of a flag without dashes: max-per-code -> max_per_code, decode.beams -> decode.beams."""
     return _PARAMETERS.get(flag, flag.replace("-", "_"))
 
 
 def system_words(error: OSError) -> str:
-    """An error of the system in words: the file, and what is wrong with it."""
+    """A system error in words: the file, if the error names one, and the reason."""
     what = error.strerror or str(error)
     return f"{os.fsdecode(error.filename)}: {what}" if isinstance(error.filename, str | bytes) else what
 
 
 def refused_by_the_disk(error: BaseException, folder: Path) -> str | None:
-    """What the disk said, if that made an error; libraries that write in C++ or Rust tell it in words only."""
+    """The reason in words if the disk caused an error; None if something else did.
+
+    Checks the exception and the exceptions that led to it. `folder` is the run directory: missing rights count only for
+    files inside it. Libraries in C++ or Rust report disk errors only in the text of the exception.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError):

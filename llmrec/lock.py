@@ -1,4 +1,4 @@
-"""Lock files: one process at a time changes a run directory or a bundle."""
+"""Lock files, so that only one process at a time changes a run directory or a bundle."""
 
 import fcntl
 import os
@@ -11,21 +11,23 @@ from llmrec.errors import UserError
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock file that guards a folder which several commands change: `run` and `add-items` a bundle."""
+    """The lock file of a folder that several commands change, such as a bundle (`run` and `add-items`)."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 class Lock:
-    """A lock file, held until `release`, or until the object or the process ends; then the file is gone.
+    """A lock file. The lock is held until `release` is called or the object or the process ends.
+
+    `release` removes the file.
 
     Args:
-        path: of the file; its folder exists.
-        busy: what the UserError says if another process holds the lock.
-        wait: wait for the other process instead.
+        path: path of the lock file; its folder exists.
+        busy: message of the UserError if another process holds the lock.
+        wait: wait for the other process instead of raising.
 
     Raises:
-        UserError: another process holds the lock, or a file that is not ours has its name.
-        OSError: the file can't be made or locked.
+        UserError: another process holds the lock, or something that is not a lock file of llmrec has this name.
+        OSError: the file can't be created or locked.
     """
 
     def __init__(self, path: Path, busy: str = "", wait: bool = False) -> None:
@@ -46,7 +48,7 @@ class Lock:
             except BaseException:
                 os.close(descriptor)
                 raise
-            os.close(descriptor)  # its holder removed it before we got the lock, which now guards nothing
+            os.close(descriptor)  # the holder removed the file before we locked it: try again with a new file
         self.release = weakref.finalize(self, _unlock, descriptor, path.absolute(), os.getpid())
 
     def __enter__(self) -> None: ...
@@ -56,7 +58,7 @@ class Lock:
 
 
 def _unlock(descriptor: int, path: Path, owner: int) -> None:
-    """Remove the lock file while it is still locked, then let go; a forked child leaves its parent's lock alone."""
+    """Remove the lock file while it is still locked, then unlock it. A forked child keeps its parent's lock file."""
     try:
         if os.getpid() == owner and is_at(descriptor, path):
             with suppress(OSError):
@@ -66,7 +68,7 @@ def _unlock(descriptor: int, path: Path, owner: int) -> None:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a path is no folder, no link and no device; one that has just gone is none of them."""
+    """Whether a path is a plain file; also True if another process has just removed it."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:
@@ -74,7 +76,7 @@ def _is_file(path: Path) -> bool:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one that `path` names."""
+    """Whether `path` still names the open file `descriptor`."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except OSError:

@@ -1,8 +1,9 @@
-"""What a finished stage consists of: the size and the SHA-256 of each file, in its `manifest.json`.
+"""The `manifest.json` of a finished stage, with the size and the SHA-256 of each of its files.
 
     {"schema": 2, "stage": "embed", "key": ..., "files": {"embeddings.safetensors": {"bytes": 4096, "sha256": ...}}}
 
-Files that match a pattern in `spare` may be gone. Manifests of schema 1 lack both; their stages count as whole.
+Files that match a pattern in `spare` may be missing. Manifests of schema 1 have neither `files` nor `spare`; their
+stages count as complete.
 """
 
 import hashlib
@@ -17,17 +18,18 @@ from llmrec.atomic import KEY, MANIFEST, read_manifest, write_text
 
 SCHEMA = 2
 CHANGED = "changed_by"
-"""The command that gave a finished stage content of the user's own, which a new stage must not replace."""
+"""Key of the manifest: the command by which the user changed the finished stage. Such a stage is never replaced."""
 
 LARGE = 2**24
-"""Bytes of a file that is worth reading once only. Smaller ones can be written twice within a tick of the clock."""
+"""Size in bytes from which `sha256` caches the hash of a file. A smaller file can change twice within one tick of the
+clock, so that its modification time stays the same."""
 
 _known: dict[tuple[int, int, int, int], str] = {}
-"""SHA-256 of large files that this process has read, by device, inode, size and modification time."""
+"""(device, inode, size, modification time) -> SHA-256 of a large file that this process has read."""
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content; a large file is read once, under whatever names."""
+    """The SHA-256 of a file's content. A large file is read only once, also if it has several names."""
     with path.open("rb") as file:
         state = os.fstat(file.fileno())
         key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
@@ -40,7 +42,7 @@ def sha256(path: Path) -> str:
 
 
 def record(folder: Path, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of the files below `folder`, or of those of these `names`, by name; links are left out."""
+    """Name -> size and SHA-256 of the files below `folder`, or only of those in `names`. Links are left out."""
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         for name in (names if names is not None else sorted(_files(folder)))
@@ -49,12 +51,12 @@ def record(folder: Path, names: Iterable[str] | None = None) -> dict[str, dict[s
 
 
 def fault(folder: Path, manifest: Mapping[str, Any], verify: bool = False) -> str | None:
-    """The first file of a stage that is not as its manifest says; None if all are.
+    """Describe the first file of a stage that is missing or differs from the manifest; None if there is none.
 
     Args:
-        folder: of the stage.
-        manifest: of the stage.
-        verify: compare the content of files too, not only their sizes.
+        folder: folder of the stage.
+        manifest: manifest of the stage.
+        verify: whether to compare the content of files too, not only their sizes.
     """
     for name, expected in manifest.get("files", {}).items():
         path = folder / name
@@ -70,12 +72,12 @@ def fault(folder: Path, manifest: Mapping[str, Any], verify: bool = False) -> st
 
 
 def belongings(folder: Path, manifest: Mapping[str, Any], precious: Sequence[str] = ()) -> str | None:
-    """What the user would lose if the stage in `folder` were replaced; None if nothing.
+    """Describe what the user would lose if the stage in `folder` were replaced; None if nothing.
 
     Args:
-        folder: of the stage.
-        manifest: of the stage.
-        precious: names of files that are the user's if they differ from what the stage wrote.
+        folder: folder of the stage.
+        manifest: manifest of the stage.
+        precious: names of files that belong to the user if they differ from what the stage wrote.
     """
     if by := manifest.get(CHANGED):
         return f"{folder} was changed by llmrec {by}, and the stage would be made again without these changes"
@@ -94,9 +96,9 @@ def note_change(folder: Path, names: Iterable[str], by: str) -> None:
     """Record in the manifest of the stage in `folder`, if it has one, that a command of the user changed these files.
 
     Args:
-        folder: of the stage.
-        names: of files that were written, removed or added.
-        by: the command, which then stands there as `changed_by`.
+        folder: folder of the stage.
+        names: names of the files that were written, removed or added.
+        by: the command; the manifest records it as `changed_by`.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -109,12 +111,12 @@ def note_change(folder: Path, names: Iterable[str], by: str) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write `manifest.json`, whole or not at all."""
+    """Write `manifest.json` atomically."""
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 
 
 def _files(folder: Path) -> set[str]:
-    """Names of all files and links below a folder, but for the manifest and the key of the stage."""
+    """Names of all files and links below a folder, except for the manifest and the key of the stage."""
     return set(_walk(folder)) - {MANIFEST, KEY}
 
 

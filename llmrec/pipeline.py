@@ -1,9 +1,10 @@
-"""The whole flow: a catalogue and a log in, a bundle and its metrics out.
+"""The whole pipeline makes a bundle and its metrics from a catalogue and a log of interactions.
 
     data -> embed -> tokenize -> intentions -> base -> train -> model -> evaluate
 
-Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips what stands. The stages before
-`model` learn from `Prepared.for_training`. Under the strict regime it lacks the cold items, which the model stage adds.
+Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips finished stages. The stages
+before `model` learn from `Prepared.for_training`. With `data.regime: strict` it lacks the cold items; the model stage
+adds them.
 """
 
 import json
@@ -33,8 +34,8 @@ def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
     """Record the configuration and make every stage up to `until`, in order; finished ones are skipped.
 
     Raises:
-        UserError: before anything is written, if an input lies where a stage will be written, or if something that
-            llmrec did not make would be replaced; later, whatever the stages raise.
+        UserError: before anything is written: an input lies where a stage will be written, or something that llmrec
+            did not make would be replaced. Later: a stage raises it.
     """
     check(config, run, until)
     if run.main:
@@ -45,7 +46,7 @@ def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
 
 
 def check(config: Config, run: RunDirectory, until: str) -> None:
-    """Check everything that can be checked before the first stage; then mark the run directory as one."""
+    """Check everything that can be checked before the first stage, then mark the folder as a run directory."""
     check_inputs(config, run)
     make_stages(config, run.rehearsal(), until)
     run.claim(NAMES)
@@ -60,13 +61,17 @@ def make_stages(config: Config, run: RunDirectory, until: str) -> None:
 
 
 def data_stage(config: Config, run: RunDirectory) -> None:
-    """Read, filter, split -> items.parquet, interactions.parquet, split.json."""
+    """Read, filter and split the data -> items.parquet, interactions.parquet, split.json."""
     files = file_hashes(input_files(config.data)) if run.main else {}
     run.build(Stage("data", asdict(config.data), lambda out: save(prepare(config.data), out), files=files))
 
 
 def embed_stage(config: Config, run: RunDirectory) -> None:
-    """Items -> embeddings.safetensors, aligned with the training events if so configured; learnt from known items."""
+    """Items -> embeddings.safetensors.
+
+    The encoder learns from the items of `Prepared.for_training`. If `embed.align.epochs` is above 0, the vectors are
+    aligned with the training events.
+    """
     from llmrec.embed import embed
 
     def make(out: Path) -> None:
@@ -100,7 +105,7 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
 
 
 def intentions_stage(config: Config, run: RunDirectory) -> None:
-    """What people want, in words -> intentions.parquet; nothing if no source is named."""
+    """What people want, in words -> intentions.parquet; no stage if `intentions.source` is none."""
     source, files = config.intentions, {}
     if source.source == "none":
         return
@@ -116,7 +121,7 @@ def intentions_stage(config: Config, run: RunDirectory) -> None:
 
 
 def base_stage(config: Config, run: RunDirectory) -> None:
-    """Make a small language model from the catalogue's text, unless one is named."""
+    """Make a small language model from the catalogue's text, unless `base.model` names a model."""
     from llmrec.model.base import make_base
     from llmrec.tasks.template import load_templates, tokenizer_texts
     from llmrec.train.finetune import pretrain
@@ -134,7 +139,7 @@ def base_stage(config: Config, run: RunDirectory) -> None:
 
 
 def train_stage(config: Config, run: RunDirectory) -> None:
-    """Fine-tune on the task mixture -> checkpoints, log.jsonl, the finished bundle in `bundle/`."""
+    """Fine-tune on the task mixture -> checkpoints, log.jsonl, and the trained bundle in `bundle/`."""
     from llmrec.embed import Embeddings
     from llmrec.quantize.tokenizer import ItemTokenizer
     from llmrec.recommender.recommender import Recommender
@@ -148,7 +153,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
         recommender = Recommender.from_base(
-            config.base.model or run.path("base").resolve(),  # an adapter finds its base from anywhere
+            config.base.model or run.path("base").resolve(),  # absolute: valid in any working directory
             ItemTokenizer.load(run.path("tokenize")),
             prepared.catalog,
             config.base,
@@ -164,7 +169,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
         if config.base.model is None and (config.train.lora.merge or config.train.method == "full"):
             recommender.base_model = f"a {config.base.architecture} made from the catalogue's text"
         if run.main:
-            remove_inside(out / "bundle", out, (KEY,))  # of a killed call
+            remove_inside(out / "bundle", out, (KEY,))  # left by a killed process
             recommender.save_pretrained(out / "bundle")
 
     run.build(
@@ -182,9 +187,10 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
 
 def model_stage(config: Config, run: RunDirectory) -> None:
-    """The bundle, in its place: what `recommend` loads and the Hub gets; under the strict regime with all items.
+    """The final bundle, which `recommend` loads and a push publishes -> `model/`.
 
-    The fusion of a model with a dense head is calibrated on the validation part.
+    With `data.regime: strict`, this stage adds the cold items. For a model with a dense head, it calibrates the fusion
+    on the validation part.
     """
     from llmrec.decode.config import DecodeConfig
     from llmrec.embed import Embeddings
@@ -195,7 +201,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 
     def make(out: Path) -> None:
         bundle, prepared = run.path("train") / "bundle", load(run.path("data"))
-        # Hard links: the weights stand on the disk once.
+        # Hard links, so that the weights are not copied.
         shutil.copytree(bundle, out, copy_function=os.link, dirs_exist_ok=True)
         cold_items = prepared.cold_items
         if cold_items is None and not dense:
@@ -218,14 +224,17 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             {"warm_floor": config.decode.warm_floor} if dense else {},
             make,
             reads=["train"] + (["data", "embed"] if strict or dense else []),
-            precious=(INDEX,),  # items that the user has added
+            precious=(INDEX,),  # the user may add items
         )
     )
 
 
 def evaluate_stage(config: Config, run: RunDirectory) -> None:
-    """Full ranking beside the baselines -> metrics.json, per_user.parquet, report.md, report.png, and where there are
-    intentions text_queries.json, on demand diagnosis.* and frontier.*."""
+    """Evaluate the recommender and the baselines -> metrics.json, per_user.parquet, report.md, report.png.
+
+    Also writes text_queries.json if the run has intentions, diagnosis.* for `evaluate.diagnose` and frontier.* for
+    `evaluate.frontier`.
+    """
     from llmrec.embed import Embeddings
     from llmrec.evaluation.diagnosis import diagnose, frontier, write_diagnosis, write_frontier
     from llmrec.evaluation.protocol import select_cases
@@ -265,13 +274,13 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
 
 
 def finalize(run: RunDirectory) -> None:
-    """Write what was measured into the bundle: its card, and the scoring that it is to decode with."""
+    """Write the results of the evaluation into the bundle: the model card, and the default scoring for decoding."""
     from llmrec.evaluation.report import model_card
     from llmrec.recommender.bundle import HEADER, header_text, read_header
 
     measured, bundle = metrics(run), run.path("model")
     texts = {"README.md": model_card(bundle, measured, text_metrics(run))}
-    if measured["decode"]["constraint"] == "trie":  # else it is the constraint that was measured
+    if measured["decode"]["constraint"] == "trie":  # else the run measures the constraint, not the scoring
         texts[HEADER] = header_text(replace(read_header(bundle), scoring=measured["decode"]["scoring"]))
     run.amend("model", texts)
 
@@ -290,7 +299,7 @@ STAGES = {
 FOLDERS = ("data", "embed", "tokenize", "intentions", "base", "train", "model", "evaluate")
 COMPARE = "compare"
 NAMES = (*FOLDERS, COMPARE, CONFIG)
-"""All that is ever written into a run directory, but for the mark and the lock."""
+"""All files and folders that llmrec writes into a run directory, except for the mark and the lock."""
 
 INPUTS = {
     "data.path": True,
@@ -302,21 +311,21 @@ INPUTS = {
     "base.model": True,
     "tasks.prompts": False,
 }
-"""The fields that name files and folders of the user -> whether they may also name something on a hub."""
+"""Field that names a file or folder of the user -> whether it may also name something on a hub."""
 
 
 def check_inputs(config: Config, run: RunDirectory) -> None:
-    """Refuse inputs that lie where a stage is written, which would be replaced with it.
+    """Check that no input lies in the folder of a stage, because making the stage would replace the input.
 
     Raises:
-        UserError: one does; names the field and the folder.
+        UserError: an input lies there; the message names the field and the folder.
     """
     for field, on_a_hub in INPUTS.items():
         section, name = field.split(".")
         value = getattr(getattr(config, section), name)
         if value is None:
             continue
-        name = value.partition("@")[0]  # of a dataset; its split and its configuration follow
+        name = value.partition("@")[0]  # a data set: NAME[:CONFIG][@SPLIT]
         paths = [Path(path).expanduser() for path in (value, name, name.partition(":")[0])]
         for place in run.places([*FOLDERS, COMPARE]):
             if any(_lies_in(path, place) for path in paths if not on_a_hub or os.path.lexists(path)):
@@ -327,23 +336,23 @@ def check_inputs(config: Config, run: RunDirectory) -> None:
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether a path leads into a folder, by its name or by where its links lead."""
+    """Whether a path lies in a folder, by its name or after links are resolved."""
     names = (Path(os.path.abspath(path)), Path(os.path.realpath(path)))
     places = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
     return any(name.is_relative_to(place) for name in names for place in places)
 
 
 def metrics(run: RunDirectory) -> dict[str, Any]:
-    """What the evaluate stage measured."""
+    """The metrics of the evaluate stage."""
     return dict(json.loads((run.path("evaluate") / "metrics.json").read_text()))
 
 
 def text_metrics(run: RunDirectory) -> dict[str, Any] | None:
-    """What it measured of plain-words queries, if the run has any."""
+    """The metrics of the evaluate stage for queries in plain words; None if the run has none."""
     path = run.path("evaluate") / "text_queries.json"
     return dict(json.loads(path.read_text())) if path.exists() else None
 
 
 def load_intentions(config: Config, run: RunDirectory) -> Intentions | None:
-    """What people want, in words; None if the run has no such stage."""
+    """The intentions of the run; None if it has no such stage."""
     return None if config.intentions.source == "none" else Intentions.load(run.path("intentions"))

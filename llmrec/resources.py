@@ -1,25 +1,25 @@
-"""Where files come from: the shipped prompts and configs, and the Hub."""
+"""Finds the prompts and configs that llmrec ships, and checks whether the Hub can be reached."""
 
 from pathlib import Path
 from typing import Any
 
 HUB_SECONDS = 10
-"""How long the Hub may take to answer."""
+"""Longest wait for an answer of the Hub, in seconds."""
 
 
 def resource_folder(name: str) -> Path:
-    """The folder `prompts` or `configs` that belongs to this llmrec."""
+    """The folder `prompts` or `configs` of this installation of llmrec."""
     package = Path(__file__).parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
 
 
 def hub_options(name: str | Path) -> dict[str, Any]:
-    """What `from_pretrained(name)` is given, so that it does not wait for a Hub that can't be reached.
+    """Keyword arguments for `from_pretrained(name)`, so that it does not wait for a Hub that can't be reached.
 
     Returns:
-        Nothing where the Hub answers; `local_files_only` where `name` is a path, or the Hub does not answer within ten
-        seconds. Left alone, the Hub's client would try each file six times, which takes half a minute.
+        An empty dictionary if the Hub answers; `local_files_only` if `name` is a path, or if the Hub does not answer
+        within ten seconds. Without it, the Hub's client would try each file six times, which takes half a minute.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -28,7 +28,7 @@ def hub_options(name: str | Path) -> dict[str, Any]:
         return {"local_files_only": True}
     try:
         HfApi().model_info(str(name), timeout=HUB_SECONDS)
-    except HfHubHTTPError:  # an answer: no such repository, or no access; loading says it
+    except HfHubHTTPError:  # the Hub answers: no such repository, or no access; loading reports it
         return {}
     except (HTTPError, OSError, ValueError):  # ValueError: a name that no repository can have
         return {"local_files_only": True}

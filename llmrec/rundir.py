@@ -1,10 +1,10 @@
-"""The run directory: stages that are skipped when nothing changed and are never seen half-written.
+"""The run directory holds the stages of a run. An unchanged stage is skipped, and no stage is ever incomplete.
 
-A stage is made in a hidden sibling, `.NAME.partial`; its `manifest.json` is written last, and then the sibling takes
-the stage's place. So a folder with a manifest is whole, whatever was killed when.
+A stage is made in a hidden folder beside its own, `.NAME.partial`. Its `manifest.json` is written last, and then the
+hidden folder is renamed to NAME. So a folder with a manifest is complete, even if the process was killed.
 
-A run directory holds `.llmrec-run.json`. In a folder with files of the user, stages are made only where nothing of the
-user's is in the way: what llmrec did not make is never replaced and never removed.
+The file `.llmrec-run.json` marks a run directory. The folder may hold files of the user too: llmrec never replaces or
+removes what it did not make, and raises an error if such a file has the name of a stage.
 """
 
 import json
@@ -28,22 +28,22 @@ log = get_logger(__name__)
 RUN = ".llmrec-run.json"
 LOCK = ".llmrec.lock"
 CONFIG = "config.yaml"
-OLD_LOCK = ".lock"  # earlier versions left it, empty, in every run directory
-OLD_CONFIG = b"data:\n  format: "  # how a config.yaml of llmrec begins
+OLD_LOCK = ".lock"  # earlier versions left this empty file in every run directory
+OLD_CONFIG = b"data:\n  format: "  # the first bytes of a config.yaml of llmrec
 WORK = (KEY, MANIFEST)  # marks of `.NAME.partial` and `.NAME.old`
 
 
 class RunDirectory:
-    """Stages below one folder.
+    """A folder with one subfolder per stage.
 
     Args:
-        folder: made if it is not there.
-        main: whether this process writes; the others of a distributed launch only read and train.
+        folder: created if it does not exist.
+        main: whether this process writes; the other processes of a distributed launch only read and train.
         wait: barrier over the processes of a distributed launch.
-        verify: compare the content of a finished stage's files with its manifest, not only their sizes.
+        verify: whether to compare the content of a finished stage's files with its manifest, not only their sizes.
 
     Raises:
-        UserError: no folder can be made or written there, or another process works in it.
+        UserError: the folder can't be created or written, or another process works in it.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RunDirectory:
                 self._open()
 
     def _open(self) -> None:
-        """Make the folder if need be, and lock it."""
+        """Create the folder if it does not exist, and lock it."""
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"--run {self.folder}: a file is there, expected a folder; name another one.")
         made = not self.folder.exists()
@@ -78,10 +78,10 @@ class RunDirectory:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Turn what the disk refuses into one line that names the run directory.
+        """Turn an OSError within the context into an error of one line that names the run directory.
 
         Raises:
-            UserError: in place of an OSError within.
+            UserError: the context raised an OSError.
         """
         try:
             yield
@@ -98,7 +98,7 @@ class RunDirectory:
         """The manifest of a finished stage.
 
         Raises:
-            UserError: the stage is not there.
+            UserError: the stage is missing.
         """
         found = atomic.read_manifest(self.path(stage))
         if found is None:
@@ -106,13 +106,14 @@ class RunDirectory:
         return found
 
     def claim(self, names: Sequence[str]) -> None:
-        """Mark the folder as a run directory, unless it is one.
+        """Mark the folder as a run directory, unless it is marked already.
 
         Args:
-            names: of all folders and files that llmrec may ever write there.
+            names: names of all folders and files that llmrec may write there.
 
         Raises:
-            UserError: the folder is none of ours, and one of these names is taken in it; nothing was changed.
+            UserError: the folder is not marked, and something that llmrec did not make has one of these names. Nothing
+                has changed then.
         """
         if not self.main:
             return
@@ -128,7 +129,7 @@ class RunDirectory:
             self._mark()
 
     def places(self, names: Sequence[str]) -> Iterator[Path]:
-        """The folders and files of these `names`, and the hidden ones that stand for them while they change."""
+        """The folders and files of these `names`, and their hidden folders `.NAME.partial` and `.NAME.old`."""
         for name in names:
             yield from (self.path(name), self._partial(name), self._old(name))
 
@@ -136,7 +137,7 @@ class RunDirectory:
         atomic.write_text(self.folder / RUN, json.dumps({"schema": 1, "llmrec": package_version("llmrec")}) + "\n")
 
     def _older(self) -> bool:
-        """Whether a version of llmrec that left no mark made this run directory."""
+        """Whether an earlier version of llmrec, which wrote no mark, made this run directory."""
         if (self.folder / RUN).exists():
             return False
         lock = self.folder / OLD_LOCK
@@ -146,22 +147,22 @@ class RunDirectory:
             (_content(self.folder / CONFIG) or b"").startswith(OLD_CONFIG),
             any(atomic.is_ours(path.parent, WORK) for path in begun),
         )
-        return sum(signs) > 1  # a copy may lack one of them
+        return sum(signs) > 1  # a copy of a run directory may lack one of the signs
 
     def write(self, name: str, text: str) -> None:
-        """Write a file of the run directory itself, whole or not at all."""
+        """Write a file directly inside the run directory, atomically."""
         with self.reporting():
             atomic.write_text(self.folder / name, text)
 
     def build(self, stage: Stage) -> bool:
-        """Make a stage unless it stands with the same configuration and inputs, and all of its files.
+        """Make a stage, unless it is finished with the same configuration and inputs and has all of its files.
 
         Returns:
-            True if it was made, False if it stood.
+            True if the stage was made, False if it was finished already.
 
         Raises:
-            UserError: a stage that it reads is missing; something that is not ours, or that the user put into the
-                stage, would be lost; or the disk is full or can't be written. Nothing has changed.
+            UserError: a stage that it reads is missing; something would be lost that llmrec did not make or that the
+                user put into the stage; or the disk is full or can't be written. Nothing has changed then.
         """
         inputs = {name: self.manifest(name)["key"] for name in stage.reads} if self.main else {}
         inputs |= stage.files
@@ -171,7 +172,7 @@ class RunDirectory:
             with self.reporting():
                 due = self._prepare(stage, stage.key(inputs))
         self.wait()
-        # After the barrier a stage that is due has a partial folder, for every process to see.
+        # After the barrier, every process sees the partial folder of a stage that must be made.
         if (stage.together or self.main) and partial.is_dir():
             started = time.perf_counter()
             with self._explaining(partial, stage.reads):
@@ -184,7 +185,7 @@ class RunDirectory:
         return due
 
     def _finish(self, stage: Stage, inputs: Mapping[str, str], seconds: float) -> None:
-        """Write the manifest of a stage whose files are made, and put the stage in its place."""
+        """Write the manifest of a stage whose files are made, and rename the partial folder to the stage's name."""
         partial = self._partial(stage.name)
         with self._explaining(partial, stage.reads):
             atomic.usual_modes(partial)
@@ -194,11 +195,11 @@ class RunDirectory:
         log.info("%s: done in %.1f s", stage.name, seconds)
 
     def amend(self, stage: str, texts: Mapping[str, str]) -> None:
-        """Change files of a finished stage, all or none; nothing is written if they have this content already.
+        """Change files of a finished stage atomically; write nothing if they have this content already.
 
         Args:
-            stage: name of the folder.
-            texts: name of a file in it -> its new content.
+            stage: name of the stage.
+            texts: name of a file of the stage -> its new content.
 
         Raises:
             UserError: the stage is missing, or the disk is full or can't be written.
@@ -209,7 +210,7 @@ class RunDirectory:
                 return
             content = self.manifest(stage)
             self._start(stage, digest({"amend": content["key"], "texts": dict(texts)}))
-            # Hard links: the weights stand on the disk once. Not of the manifest, which says that all is there.
+            # Hard links, so that the weights are not copied. Without the manifest, which marks a complete folder.
             shutil.copytree(
                 final,
                 partial,
@@ -226,7 +227,7 @@ class RunDirectory:
             self._exchange(stage)
 
     def rehearsal(self) -> "RunDirectory":
-        """A stand-in whose `build` makes nothing, but raises what this one's would raise before it makes a stage."""
+        """A run directory whose `build` makes nothing, but raises the errors that come before a stage is made."""
         return _Rehearsal(self)
 
     def _partial(self, stage: str) -> Path:
@@ -237,13 +238,16 @@ class RunDirectory:
 
     @contextmanager
     def _guarding(self, stage: str) -> Iterator[None]:
-        """Keep `add-items` and its like away from a stage while it changes."""
+        """Lock a stage, so that commands such as `add-items` can't change it within the context."""
         with Lock(lock_of(self.path(stage)), wait=True):
             yield
 
     @contextmanager
     def _explaining(self, partial: Path, reads: Sequence[str]) -> Iterator[None]:
-        """Turn errors of the disk, and what comes of folders that vanish, into one line; our defects pass through."""
+        """Turn errors of the disk, or errors after a folder was removed, into a UserError of one line.
+
+        Other exceptions are defects of llmrec and pass through.
+        """
         try:
             yield
         except UserError:
@@ -256,7 +260,7 @@ class RunDirectory:
             raise UserError(f"--run {self.folder}: {reason}; {fix}.") from error
 
     def _vanished(self, partial: Path, reads: Sequence[str]) -> str | None:
-        """What somebody took away while a stage was made."""
+        """Which folder or file another program removed or changed while the stage was made, in words; None if none."""
         if not partial.is_dir():
             return f"{partial} was removed while llmrec wrote into it"
         for name in reads:
@@ -268,7 +272,11 @@ class RunDirectory:
         return None
 
     def _prepare(self, stage: Stage, key: str) -> bool:
-        """End what an earlier process left; True if the stage is due, its partial folder then ready."""
+        """Clean up after an earlier process, and find out whether the stage must be made.
+
+        Returns:
+            True if the stage must be made; its partial folder is ready then.
+        """
         name, partial = stage.name, self._partial(stage.name)
         with self._guarding(name):
             self._recover(name, stage.precious)
@@ -287,26 +295,26 @@ class RunDirectory:
         return True
 
     def _recover(self, stage: str, precious: Sequence[str]) -> None:
-        """End what a killed process began to put in place or to remove."""
+        """Complete the renaming or the removal that a killed process began."""
         final, partial, old = self.path(stage), self._partial(stage), self._old(stage)
         if self._standing(stage) is not None and not final.is_symlink():
-            (final / KEY).unlink(missing_ok=True)  # killed after the new stage was in its place
+            (final / KEY).unlink(missing_ok=True)  # killed after the new stage was renamed
         if atomic.read_manifest(partial) is not None:
-            if (partial / KEY).exists():  # whole, but killed before it was in its place
+            if (partial / KEY).exists():  # complete, but killed before it was renamed
                 self._put_in_place(stage, precious)
-            else:  # the stage that was replaced
+            else:  # the old stage, after the exchange with the new one
                 atomic.discard_folder(partial, old, WORK)
         atomic.remove_folder(old, WORK)
 
     def _start(self, stage: str, key: str) -> None:
-        """An empty partial folder, marked with the key."""
+        """Create an empty partial folder with a key file."""
         partial = self._partial(stage)
         atomic.discard_folder(partial, self._old(stage), WORK)
         partial.mkdir()
         (partial / KEY).write_text(key)
 
     def _put_in_place(self, stage: str, precious: Sequence[str]) -> None:
-        """Put the partial folder, which holds its manifest, in the place of the stage."""
+        """Replace the stage with the partial folder, which has a manifest already."""
         self._require_replaceable(stage, precious)
         self._exchange(stage)
 
@@ -315,7 +323,7 @@ class RunDirectory:
         (self.path(stage) / KEY).unlink()
 
     def _standing(self, stage: str) -> dict[str, Any] | None:
-        """The manifest of a stage of ours that stands; None if there is none, or something else."""
+        """The manifest of a finished stage of this name; None if the folder is missing or is something else."""
         found = atomic.read_manifest(self.path(stage))
         return found if found is not None and found["stage"] == stage else None
 
@@ -343,7 +351,7 @@ class RunDirectory:
 
 
 class _Rehearsal(RunDirectory):
-    """What a run would do, found out before the first stage: nothing is made."""
+    """Finds out, before the first stage, which stages a run would make; makes nothing."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.folder, self.main, self.wait, self.verify = run.folder, run.main, lambda: None, run.verify
@@ -353,7 +361,7 @@ class _Rehearsal(RunDirectory):
         """Whether the stage would be made.
 
         Raises:
-            UserError: it would be, and something that is not ours, or that the user put into it, is in the way.
+            UserError: making it would replace something that llmrec did not make or that the user put into the stage.
         """
         if not self.main:
             return False
@@ -385,8 +393,8 @@ def _content(path: Path) -> bytes | None:
 
 
 def _close(lock: Lock, made: Path | None) -> None:
-    """Let go of a run directory; one that was made for nothing goes."""
+    """Unlock a run directory; remove the folder `made` if it is still empty."""
     lock.release()
     if made is not None:
-        with suppress(OSError):  # there is something in it
+        with suppress(OSError):  # the folder is not empty
             made.rmdir()

@@ -1,6 +1,6 @@
-"""One stage of a run: what it is made from, who makes it, and what its manifest says.
+"""One stage of a run: its configuration, its inputs, the function that makes it, and its manifest.
 
-The key of a stage is a digest of its configuration and of all that it reads. A stage with the same key stands.
+The key of a stage is a digest of its configuration and inputs. A finished stage with the same key is not made again.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from llmrec import manifest
 from llmrec.config import with_old_names
 
 KEY_SCHEMA = 1
-"""Of what a stage's key is the digest of; a new one would make every stage of every run directory anew."""
+"""Version of the data that a key is the digest of. A new version changes all keys, so all stages are made again."""
 PACKAGES = (
     "llmrec",
     "torch",
@@ -35,15 +35,16 @@ class Stage:
     """One stage, as `RunDirectory.build` makes it.
 
     Attributes:
-        name: of the folder.
-        config: everything that steers the stage, JSON-able; `seed` in it goes to the manifest.
-        make: writes the stage's files into the folder that it is given.
+        name: name of the stage and its folder.
+        config: all settings of the stage, as values that JSON can hold; the manifest records its `seed`.
+        make: writes the files of the stage into the folder that is its argument.
         reads: names of the stages that this one reads.
-        files: hashes of what else it reads, by name.
-        resumable: `make` can go on with what an interrupted call left in the folder.
-        together: all processes of a distributed launch call `make`, not just the main one.
-        spare: patterns of files that nobody reads once the stage is made; they may be deleted.
-        precious: names of files that are the user's once they differ from what the stage wrote.
+        files: name of another input -> its hash.
+        resumable: whether `make` can continue with the files that an interrupted call left in the folder.
+        together: whether all processes of a distributed launch call `make`, not only the main one.
+        spare: patterns of files that are not read after the stage is finished; the user may delete them.
+        precious: names of files that the user may change. If one differs from what the stage wrote, llmrec does not
+            replace it.
     """
 
     name: str
@@ -57,17 +58,17 @@ class Stage:
     precious: Sequence[str] = ()
 
     def key(self, inputs: Mapping[str, str]) -> str:
-        """What the stage is made from, as one digest; fields count under the names that they had first.
+        """The digest of the stage's configuration and inputs. Renamed fields enter it with their old names.
 
         Args:
-            inputs: key of each stage, hash of each file that it reads, by name.
+            inputs: name -> key of a stage, or hash of a file, that this stage reads.
         """
         sections = {name: with_old_names(name, each) for name, each in self.config.items() if isinstance(each, dict)}
         config = with_old_names(self.name, {**self.config, **sections})
         return digest({"schema": KEY_SCHEMA, "stage": self.name, "config": config, "inputs": inputs})
 
     def manifest(self, folder: Path, inputs: Mapping[str, str], seconds: float) -> dict[str, Any]:
-        """What is written beside the files of the finished stage in `folder`; `seconds`: how long `make` took."""
+        """The manifest for the finished stage in `folder`; `seconds` is how long `make` took."""
         return {
             "schema": manifest.SCHEMA,
             "stage": self.name,
@@ -84,12 +85,12 @@ class Stage:
 
 
 def file_hashes(paths: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each file's content, by its path."""
+    """Path -> SHA-256 of the file's content."""
     return {str(path): manifest.sha256(path) for path in paths}
 
 
 def folder_state(folder: Path) -> dict[str, str]:
-    """Size and modification time of each file of a folder too large to hash, such as a base model."""
+    """Path -> size and modification time of each file in a folder that is too large to hash, such as a base model."""
     return {
         str(path): f"{path.stat().st_size} bytes, {path.stat().st_mtime_ns}"
         for path in sorted(folder.iterdir())

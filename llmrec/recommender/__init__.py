@@ -1,1 +1,1 @@
-"""From a model and a catalogue to answers: the Recommender, its bundle, its items, and the Hub."""
+"""The Recommender answers requests with a model and a catalogue; also its bundle, its items and the Hub."""

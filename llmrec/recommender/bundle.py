@@ -1,6 +1,6 @@
-"""The bundle: an ordinary Hugging Face checkpoint with what llmrec needs beside it.
+"""The bundle: a Hugging Face checkpoint, plus the files that llmrec needs.
 
-Only safetensors, JSON, YAML and parquet; transformers and peft load their parts without llmrec.
+All files are safetensors, JSON, YAML, parquet or text. transformers and peft load their files without llmrec.
 """
 
 import json
@@ -46,25 +46,27 @@ QUANTIZER = "quantizer"
 PROMPTS = "prompts"
 
 
-MOST_LEVELS = 26  # the letters that item tokens begin with
+MOST_LEVELS = 26  # each level has a letter in the names of its item tokens: <a_12><b_7>
 
 
 @dataclass(frozen=True)
 class Header:
-    """`llmrec.json`.
+    """The content of `llmrec.json`.
 
     Attributes:
-        schema: of this file.
-        llmrec: version that wrote it.
-        levels: codes per item, the dedup level included.
-        level_sizes: codes of each level.
-        token_prefix: of the item tokens' names.
-        scoring: how answers are scored (see `DecodeConfig`): what the bundle was last evaluated with, and what it
-            decodes with unless told otherwise.
-        base_model: what the training started from.
-        weights: model (whole weights) or adapter (PEFT adapter with the item tokens' rows; needs the base).
-        max_history: items of a history that a prompt shows.
-        files: bytes of each other file of the bundle but the card, so that a damaged file is noticed.
+        schema: version of the file format.
+        llmrec: version of llmrec that wrote the file.
+        levels: L, the number of codes per item; the dedup level counts.
+        level_sizes: C_l, the number of codes of each of the L levels.
+        token_prefix: the prefix of the item tokens' names.
+        scoring: how answers are scored (see `DecodeConfig`). It is the scoring of the last evaluation, and the default
+            for decoding.
+        base_model: name of the model that the training started from.
+        weights: `model` (all weights) or `adapter` (a PEFT adapter with the rows of the item tokens; it needs the
+            base model).
+        max_history: largest number of history items in a prompt.
+        files: file name -> size in bytes, for all other files of the bundle except the model card. Loading compares
+            the sizes and so finds damaged files.
     """
 
     schema: int
@@ -80,12 +82,12 @@ class Header:
 
 
 def header_text(header: Header) -> str:
-    """What `llmrec.json` says."""
+    """The text of `llmrec.json`."""
     return json.dumps(asdict(header), indent=1) + "\n"
 
 
 def write_header(header: Header, folder: Path) -> None:
-    """Write `llmrec.json`, whole or not at all, with the sizes of the bundle's files as they are now."""
+    """Write `llmrec.json` atomically, with the current sizes of the bundle's files."""
     names = [name for name in hub.published_files(folder) if name not in (HEADER, hub.CARD)]
     sizes = {name: (folder / name).stat().st_size for name in names}
     write_text(folder / HEADER, header_text(replace(header, files=sizes)))
@@ -95,7 +97,8 @@ def read_header(folder: Path) -> Header:
     """Read and check `llmrec.json`.
 
     Raises:
-        UserError: no such file, not JSON, of another schema, or a file of the bundle has another size than it says.
+        UserError: the file is missing, is not JSON or has another schema; or a file of the bundle is missing or has
+            another size than `llmrec.json` lists.
     """
     header = parse_header(folder)
     for name, size in header.files.items():
@@ -104,10 +107,10 @@ def read_header(folder: Path) -> Header:
 
 
 def parse_header(folder: Path) -> Header:
-    """`llmrec.json` alone, without a look at the other files.
+    """Read and check `llmrec.json`, but not the sizes of the other files.
 
     Raises:
-        UserError: no such file, not JSON, or of another schema.
+        UserError: the file is missing, is not JSON, has another schema, or has a field with an invalid value.
     """
     path = folder / HEADER
     if not path.is_file():
@@ -126,10 +129,10 @@ def parse_header(folder: Path) -> Header:
 
 
 def _check_size(folder: Path, name: str, size: int) -> None:
-    """Raise UserError unless a file of the bundle has the size that `llmrec.json` says."""
+    """Raise UserError if a file of the bundle is missing or has another size than `llmrec.json` lists."""
     path = folder / name
     if not path.is_file():
-        if name != TRIE:  # which only saves time
+        if name != TRIE:  # the trie may be missing: it is built from the codes then
             raise UserError(f"{path}: is missing, but {HEADER} lists it; restore the bundle.")
     elif (found := path.stat().st_size) != size:
         raise UserError(
@@ -139,10 +142,10 @@ def _check_size(folder: Path, name: str, size: int) -> None:
 
 
 def _expectations(header: Header) -> list[tuple[str, str, bool]]:
-    """(field, what it should be, whether it is) of a header's fields, whose types JSON leaves open."""
+    """(field, expected value in words, whether the field has it), since JSON does not guarantee the fields' types."""
 
     def whole(value: Any) -> bool:
-        return type(value) is int and value >= 1  # True is no number
+        return type(value) is int and value >= 1  # not isinstance: True would count as 1
 
     sizes = header.level_sizes
     return [
@@ -166,13 +169,16 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
 
 
 def locate(name: str | Path) -> Path:
-    """The folder of a bundle: a local one, or the snapshot of a Hub repository, `org/name` or `org/name@revision`.
+    """The folder of a bundle.
+
+    Args:
+        name: a local folder, or a Hub repository, `org/name` or `org/name@revision`, which is downloaded.
 
     Raises:
-        UserError: neither, or a bundle of the Hub that refers to a folder of this machine.
+        UserError: there is neither, or the bundle comes from the Hub and its base model is a local folder.
     """
     folder = Path(name)
-    if os.path.isdir(folder):  # False, too, for what no path can be
+    if os.path.isdir(folder):  # also False for a name that no path can have
         check_files(folder)
         return folder
     if folder.is_absolute() or str(name).count("/") != 1:
@@ -190,10 +196,10 @@ def push(
     revision: str | None = None,
     message: str = "Upload a recommender",
 ) -> str:
-    """Publish the bundle in `folder`; the arguments and the address it returns are those of `hub.upload`.
+    """Publish the bundle in `folder` on the Hub. The arguments and the returned address are those of `hub.upload`.
 
     Raises:
-        UserError: no bundle, one that nobody else could load, or as `hub.upload`.
+        UserError: the folder holds no bundle, nobody else could load the bundle, or `hub.upload` fails.
     """
     folder = Path(folder)
     check_files(folder)
@@ -207,10 +213,10 @@ def push(
 
 
 def require_writable(folder: Path) -> None:
-    """Check that a bundle written into `folder` would replace nothing but a bundle.
+    """Check that writing a bundle into `folder` replaces no files other than those of a bundle.
 
     Raises:
-        UserError: the folder is no bundle and holds a file that a bundle's would replace.
+        UserError: the folder holds no bundle, but a file with the name of a bundle file.
     """
     in_the_way = [] if (folder / HEADER).exists() else hub.published_files(folder)
     if in_the_way:
@@ -218,7 +224,7 @@ def require_writable(folder: Path) -> None:
 
 
 def _check_base(folder: Path, header: Header, subject: str, fix: str) -> None:
-    """Refuse an adapter whose base is found on one machine only."""
+    """Raise UserError for an adapter whose base model is not a model of the Hub, so only this machine has it."""
     base = header.base_model
     if header.weights == "adapter" and (not hub.is_repo_id(base) or Path(base).exists()):
         raise UserError(f"{subject}: an adapter of {base!r:.200}, which is not a model of the Hub; {fix}.")
@@ -227,8 +233,17 @@ def _check_base(folder: Path, header: Header, subject: str, fix: str) -> None:
 def write_index(
     item_ids: list[str], codes: list[list[int]], events: list[int], fields: pl.DataFrame, folder: Path
 ) -> None:
-    """`item_index.parquet`: item_id, codes, training_events, title, searchable fields; one row per item, in catalogue
-    order."""
+    """Write `item_index.parquet`: one row per item, in catalogue order.
+
+    The columns are item_id, codes, training_events, title and the searchable fields.
+
+    Args:
+        item_ids: ids of the N items.
+        codes: N lists of L codes.
+        events: training events of each of the N items.
+        fields: N rows, the title and the other text fields.
+        folder: folder of the bundle.
+    """
     frame = pl.DataFrame(
         {"item_id": item_ids, "codes": codes, EVENTS: events},
         schema={"item_id": pl.String, "codes": pl.List(pl.Int32), EVENTS: pl.Int64},
@@ -237,7 +252,7 @@ def write_index(
 
 
 def read_index(folder: Path) -> pl.DataFrame:
-    """The frame that `write_index` wrote.
+    """Read the frame that `write_index` wrote, N rows.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -252,25 +267,25 @@ PARTS = ("weights", "adapter", "tokenizer", "trie", "dense", "quantizer", "index
 
 
 TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
-"""How the names of a tokenizer's files begin."""
+"""First parts of the names of a tokenizer's files."""
 
 
 NAMED = {ADAPTER: "adapter", bundle.TRIE: "trie", bundle.DENSE: "dense", bundle.INDEX: "index"}
 
 
 ADAPTER_ROWS = "trainable_tokens"
-"""In the names of an adapter's tensors that are token rows."""
+"""The part of a tensor's name that marks an adapter's token rows."""
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each part of the bundle in `folder`, of the files that a push takes.
+    """The size in bytes of each part of the bundle in `folder`; only the files that a push publishes count.
 
     Returns:
-        One number per name of PARTS; their `total`; and `item_token_rows`, what the weights or the adapter hold of it
-        for the item tokens.
+        One number per name of PARTS; `total`, their sum; and `item_token_rows`, the bytes of the item tokens' rows,
+        which are included in `weights` or `adapter`.
 
     Raises:
-        UserError: no bundle there.
+        UserError: the folder holds no bundle.
     """
     header = bundle.read_header(folder)
     parts = dict.fromkeys(PARTS, 0)
@@ -280,7 +295,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def readable(count: int) -> str:
-    """`count` bytes in words: 1,023 B, 1.5 KiB, 600 MiB."""
+    """A number of bytes with a unit: 1023 B, 1.5 KiB, 600 MiB."""
     power = max(0, min(4, (count.bit_length() - 1) // 10))
     return f"{count / 1024**power:,.3g} {'KMGT'[power - 1]}iB" if power else f"{count} B"
 
@@ -297,7 +312,11 @@ def _part(name: str) -> str:
 
 
 def _row_bytes(folder: Path, tokens: int) -> int:
-    """Bytes of the item tokens' rows: an adapter has them as tensors; in a model, a part of each matrix of all rows."""
+    """Bytes of the item tokens' rows.
+
+    An adapter stores these rows as tensors of their own. In a model they are a part of each matrix with one row per
+    token of the vocabulary.
+    """
     from tokenizers import Tokenizer
 
     tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _tensors(path)]
@@ -308,7 +327,7 @@ def _row_bytes(folder: Path, tokens: int) -> int:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, list[int], int]]:
-    """Name, shape and bytes of every tensor of a file of weights, from its head."""
+    """Name, shape and bytes of every tensor of a weight file, read from the header of the file."""
     if _part(path.name) not in ("weights", "adapter"):
         return
     with path.open("rb") as file:

@@ -1,8 +1,9 @@
 """Item discovery: semantic IDs that no item has and that the model would recommend, described in words.
 
-A tuple of codes that is free in the catalogue and likely after somebody's history names an item that is missing. What
-it would be like is told by the items whose reconstructions are nearest to the tuple's, and by the model itself. The
-idea is that of section 6.2 of the survey of vector quantization for recommenders (arXiv 2405.03110).
+A tuple of codes is free if no item of the catalogue has it. A free tuple that is likely after a user's history stands
+for an item that the catalogue lacks. Two things describe that item: the items whose reconstructions are nearest to the
+reconstruction of the tuple, and the answer of the model to the tuple's item tokens. The idea is from section 6.2 of the
+survey of vector quantization for recommenders (arXiv 2405.03110).
 """
 
 import copy
@@ -32,9 +33,9 @@ class Neighbour:
     """An item near a free tuple of codes.
 
     Attributes:
-        item_id: of the catalogue.
+        item_id: ID of the item in the catalogue.
         title: its title.
-        similarity: cosine of the two reconstructions; 1 for an item that the quantizer can't tell from the tuple.
+        similarity: cosine between the reconstruction of the item's codes and that of the tuple; 1 if they are equal.
     """
 
     item_id: str
@@ -48,12 +49,12 @@ class Discovery:
 
     Attributes:
         rank: from 1.
-        semantic_id: the item tokens that an item there would have.
-        codes: of the levels of content, without the level that tells colliding items apart.
-        score: log-probability of the codes among all tuples, free or not; its mean over the histories.
+        semantic_id: the item tokens of the tuple.
+        codes: the codes of the quantizer's levels, without the dedup level.
+        score: log-probability of the codes among all tuples, free or not; the mean over the histories.
         neighbours: the nearest items, nearest first.
-        words: those that most tell the neighbours' titles from the others', best first.
-        says: what the model makes of the tokens; None if it was not taught to put them into words.
+        words: the words that best distinguish the neighbours' titles from all titles, best first.
+        says: the model's answer to the prompt `codes-to-item` for these tokens; None if the bundle lacks that prompt.
     """
 
     rank: int
@@ -72,24 +73,26 @@ def discover(
     k: int = 10,
     neighbours: int = 5,
 ) -> list[Discovery]:
-    """The free tuples of codes that the model likes best for somebody, for a segment, or for a request in words.
+    """The free tuples of codes with the highest log-probability for a user, a group of users, or a request in words.
 
-    A beam search over all tuples, with the beams of `recommender.decode_config` at least k; a prefix below which all
-    tuples are taken is left. With several histories the mean of their log-probabilities steers the search too.
+    A beam search over all tuples of codes finds them, with max(k, `recommender.decode_config.beams`) beams. It drops a
+    prefix if items have all tuples below it. For several histories, the score of a prefix is the mean of its
+    log-probabilities over the histories.
 
     Args:
-        recommender: whose model is asked.
-        histories: item ids, oldest first; one list for each person of a segment.
-        prompt: what is asked for, in words; with histories, after each of them.
-        k: tuples at most.
-        neighbours: items to describe each by, nearest by cosine of the reconstructions that the quantizer makes of
-            codes: a bundle holds no other vectors of its items.
+        recommender: the recommender whose model gives the log-probabilities.
+        histories: one list of item ids per user, oldest first.
+        prompt: the request in words; it is added to the prompt of each history.
+        k: largest number of tuples.
+        neighbours: number of items that describe a tuple: the nearest by cosine of the reconstructions that the
+            quantizer makes from codes. A bundle holds no other vectors of its items.
 
     Returns:
-        Best first; fewer than k only if the beams reach no more.
+        The tuples, best first; fewer than k only if the beams reach no more.
 
     Raises:
-        UserError: nothing to go by, an unknown item, k or neighbours below 1, or no tuple of codes is free.
+        UserError: there is neither a history nor a prompt, an item is unknown, k or neighbours is below 1, or no tuple
+            of codes is free.
     """
     for flag, number in (("--k", k), ("--neighbours", neighbours)):
         if number < 1:
@@ -110,7 +113,7 @@ def discover(
 
 
 def _requests(recommender: Recommender, histories: Sequence[Sequence[str]], prompt: str | None) -> list[list[int]]:
-    """The token ids of one request per history, or of the words alone."""
+    """The token ids of one prompt per history, or of one prompt without a history if there are no histories."""
     rows = [
         recommender.store.lookup.rows(history, "--history" if len(histories) == 1 else f"--histories, line {line}")
         for line, history in enumerate(histories, start=1)
@@ -122,14 +125,14 @@ def _requests(recommender: Recommender, histories: Sequence[Sequence[str]], prom
 def free_tuples(
     search: BeamSearch, requests: Sequence[Sequence[int]], used: np.ndarray, level_sizes: Sequence[int], beams: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The free tuples that a beam search finds, by the mean over the requests of their log-probabilities.
+    """The free tuples that a beam search finds; the score of a tuple is its mean log-probability over the requests.
 
     Args:
-        search: of the model; only its model is used, which has item tokens for these levels at least.
+        search: gives the model, its item tokens for at least these L levels, and the decode settings.
         requests: token ids of the prompts.
         used: the distinct tuples of the items, int [M, L].
         level_sizes: C_l of the L levels.
-        beams: K; exact if there are no more prefixes than that.
+        beams: K. The search is exact if no level has more than K prefixes.
 
     Returns:
         Codes int64 [n, L] and scores float32 [n], n <= K, best first.
@@ -137,7 +140,7 @@ def free_tuples(
     Raises:
         NotNumbersError: the model's scores are not numbers.
     """
-    # A softmax over the level's codes, unless the bundle's own scores are among the whole vocabulary.
+    # The softmax goes over the codes of the level, or over the whole vocabulary if the bundle is scored so.
     scoring: Scoring = "vocab" if search.config.scoring == "vocab" else "level"
     head = ItemHead(search.model, search.vocabulary, scoring, search.dtype)
     trie = ItemTrie.build(used, level_sizes).to(search.device)
@@ -151,7 +154,7 @@ def free_tuples(
         require_numbers(means, level, len(level_sizes))
         totals = totals[:, None] + means
         rows, children = trie.children(level, nodes)
-        room = min(math.prod(level_sizes[level + 1 :]), len(used) + 1)  # more may be beyond 64 bits
+        room = min(math.prod(level_sizes[level + 1 :]), len(used) + 1)  # the minimum, as the product can exceed 64 bits
         full = trie.counts(level, children) == room
         totals[rows[full], trie.codes(level, children[full])] = -torch.inf
         totals, best = totals.view(-1).topk(min(beams, totals.numel()))
@@ -163,9 +166,9 @@ def free_tuples(
 
 
 def _next_codes(search: BeamSearch, head: ItemHead, prompt: Sequence[int], codes: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities float32 [K, C] of the codes that may follow the prefixes `codes` int64 [K, l] of a prompt.
+    """Log-probabilities float32 [K, C] of the next code after each of the prefixes `codes` int64 [K, l], for a prompt.
 
-    The prompt runs once, its key/value cache serves all prefixes.
+    The model runs once on the prompt; all prefixes use its key/value cache.
     """
     body, level = search.model.base_model, codes.shape[1]
     cache = DynamicCache(config=search.model.config)
@@ -186,14 +189,14 @@ def _next_codes(search: BeamSearch, head: ItemHead, prompt: Sequence[int], codes
 def nearest_items(
     quantizer: Quantizer, codes: np.ndarray, used: np.ndarray, tuple_of_item: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The items nearest to each of `codes` [n, L] by cosine of the reconstructions, nearest first.
+    """The items nearest to each tuple of `codes` [n, L] by cosine of the reconstructions, nearest first.
 
     Args:
         quantizer: makes the reconstructions.
         codes: tuples of codes.
         used: the distinct tuples of the items, int [M, L].
-        tuple_of_item: int64 [N], the row of `used` that each item has.
-        k: items per tuple; all N if there are fewer.
+        tuple_of_item: int64 [N], for each item the row of `used` that holds its codes.
+        k: number of items per tuple; all N items if N < k.
 
     Returns:
         Items int64 [n, k] and cosines float32 [n, k]; items that share their codes are in catalogue order.
@@ -208,16 +211,16 @@ def nearest_items(
 def _described(
     recommender: Recommender, codes: np.ndarray, scores: np.ndarray, near: np.ndarray, similar: np.ndarray
 ) -> list[Discovery]:
-    """What is to be told of the tuples `codes` [n, L], whose nearest items are `near` [n, k]."""
+    """The discoveries for the tuples `codes` [n, L] with the scores [n], nearest items `near` and cosines [n, k]."""
     ids, titles = recommender.catalog.ids, recommender.catalog.frame["title"].to_list()
-    # The neighbours' titles once more, as groups of their own: an item may be a neighbour of several tuples.
+    # The neighbours' titles are added again, one group per tuple: an item may be a neighbour of several tuples.
     group = np.repeat(np.arange(len(codes) + 1), [len(titles), *[near.shape[1]] * len(codes)])
     words = telling_words([*titles, *(titles[item] for item in near.ravel())], group, len(codes) + 1)[1:]
     vocabulary = recommender.renderer.vocabulary
     told = "codes-to-item" in recommender.templates
     discoveries = []
     for row, tuple_ in enumerate(track(codes, "describing", total=len(codes))):
-        # The first item with these codes gets rank 0 on the level that tells colliding items apart.
+        # The dedup level gets code 0, as for the first item with these codes.
         whole = np.append(tuple_, [0] * (len(vocabulary.level_sizes) - len(tuple_)))
         semantic_id = vocabulary.text(whole.astype(np.int64))
         discoveries.append(

@@ -1,4 +1,4 @@
-"""Item tokens in words: what an item is, what items that begin alike share, what somebody with a history likes."""
+"""The model describes in words an item, the items below a prefix, or the taste behind a history, from item tokens."""
 
 import re
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ from llmrec.recommender.recommender import Recommender
 from llmrec.tasks.config import TaskName
 
 MAX_TOKENS = 64
-"""Tokens of an answer in words, at most."""
+"""Largest number of tokens of an answer in words."""
 
 
 EXAMPLES = 5
-"""Items shown of a prefix."""
+"""Number of example items that `describe` shows for a prefix."""
 
 
 NEAR = 3
-"""Codes named where a prefix leads to no item."""
+"""Number of codes in use that the error names if no item has a prefix."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """An item as the model tells it.
+    """The model's description of an item.
 
     Attributes:
-        item_id: of the catalogue.
+        item_id: ID of the item in the catalogue.
         semantic_id: its item tokens.
         title: its real title.
-        says: what the model makes of the tokens alone.
+        says: the model's description; the model sees only the item tokens.
     """
 
     item_id: str
@@ -46,14 +46,14 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Description:
-    """The items whose semantic IDs begin alike.
+    """The items whose semantic IDs begin with the same prefix.
 
     Attributes:
-        prefix: the item tokens they begin with.
-        items: how many.
-        words: those that most tell their titles from the others', best first.
-        titles: of the first of them, in catalogue order.
-        says: what the model says they share; None if it has no prompt for that.
+        prefix: the first item tokens of their semantic IDs.
+        items: number of these items.
+        words: the words that best distinguish their titles from all titles, best first.
+        titles: titles of the first `EXAMPLES` items, in catalogue order.
+        says: the model's answer to the prompt `shared-codes`; None if the bundle lacks that prompt.
     """
 
     prefix: str
@@ -65,11 +65,11 @@ class Description:
 
 @dataclass(frozen=True)
 class Taste:
-    """Somebody with a history as the model tells them.
+    """The model's description of a user with a history.
 
     Attributes:
-        history: titles, oldest first.
-        says: what the model makes of the items' tokens alone.
+        history: titles of the items, oldest first.
+        says: the model's description; the model sees only the item tokens.
     """
 
     history: list[str]
@@ -77,10 +77,13 @@ class Taste:
 
 
 def explain(recommender: Recommender, item_id: str) -> Explanation:
-    """What the model says the item is, from its semantic ID alone, beside the real title.
+    """Ask the model to describe an item from its semantic ID alone.
+
+    Returns:
+        The model's description and the real title.
 
     Raises:
-        UserError: no such item, or a bundle without the prompt `codes-to-item`.
+        UserError: the catalogue has no such item, or the bundle lacks the prompt `codes-to-item`.
     """
     item = int(recommender.store.lookup.rows([item_id], "--item")[0])
     _require_taught(recommender, "codes-to-item", "--item")
@@ -90,10 +93,10 @@ def explain(recommender: Recommender, item_id: str) -> Explanation:
 
 
 def taste(recommender: Recommender, history: Sequence[str]) -> Taste:
-    """What the model says somebody likes who took these items, ids, oldest first.
+    """Ask the model what a user with this history likes; `history` holds item ids, oldest first.
 
     Raises:
-        UserError: no such item, or a model that was not taught the task `preference`.
+        UserError: the catalogue has no such item, or the model was not trained on the task `preference`.
     """
     rows = recommender.store.lookup.rows(history, "--history")
     _require_taught(recommender, "preference", "--history")
@@ -102,10 +105,10 @@ def taste(recommender: Recommender, history: Sequence[str]) -> Taste:
 
 
 def describe(recommender: Recommender, prefix: str) -> Description:
-    """What the items whose semantic IDs start with `prefix`, such as `<a_12><b_3>`, have in common.
+    """Describe what the items share whose semantic IDs start with `prefix`, such as `<a_12><b_3>`.
 
     Raises:
-        UserError: what is not the first item tokens of a semantic ID, or begins none in the catalogue.
+        UserError: `prefix` is not the first item tokens of a semantic ID, or no item has it.
     """
     vocabulary = recommender.ranker.renderer.vocabulary
     wanted = _parse(prefix, vocabulary)
@@ -128,7 +131,7 @@ def _require_taught(recommender: Recommender, task: TaskName, flag: str) -> None
 
 @torch.inference_mode()
 def say(recommender: Recommender, task: TaskName, **values: str) -> str:
-    """The model's most likely answer in words, token by token, on one line."""
+    """The model's answer in words (greedy decoding, without item tokens), on one line."""
     ranker, tokenizer = recommender.ranker, recommender.tokenizer
     search, renderer = ranker.search, ranker.renderer
     ids = torch.tensor(renderer.encode_prompts([renderer.prompt(task, 0, **values)]), device=search.device)
@@ -148,10 +151,10 @@ def say(recommender: Recommender, task: TaskName, **values: str) -> str:
 
 
 def _parse(prefix: str, vocabulary: ItemVocabulary) -> list[int]:
-    """The codes of a text of item tokens, first level first.
+    """The codes of a text that consists of item tokens, first level first.
 
     Raises:
-        UserError: other text, a token of another level, or more tokens than a semantic ID has.
+        UserError: the text holds something else, a token is not of its level, or there are more tokens than levels.
     """
     example = vocabulary.text(np.zeros(min(2, len(vocabulary.names)), np.int64))
     tokens = re.findall(r"<[^<>\s]*>", prefix)
@@ -170,10 +173,10 @@ def _parse(prefix: str, vocabulary: ItemVocabulary) -> list[int]:
 
 
 def _below(codes: np.ndarray, prefix: Sequence[int], vocabulary: ItemVocabulary) -> np.ndarray:
-    """Which rows of `codes` [N, L] begin with `prefix`, bool [N], at least one.
+    """Which rows of `codes` [N, L] begin with `prefix`, bool [N]; at least one does.
 
     Raises:
-        UserError: none; it names the codes nearest by number of those that lead to items.
+        UserError: no row does. The message names the codes in use that are numerically nearest to the first wrong code.
     """
     below = np.ones(len(codes), dtype=bool)
     for level, code in enumerate(prefix):

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, down and up: the plain files of a bundle, each push one commit."""
+"""Download a bundle from the Hugging Face Hub, or upload its files in one commit."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,28 +16,28 @@ SUFFIXES = (".safetensors", ".json", ".yaml", ".parquet", ".txt", ".jinja")
 
 
 MANIFEST = "manifest.json"
-"""Lies beside the bundle in a run directory, and tells of the run."""
+"""The file beside the bundle in a run directory that describes the run; it is not published."""
 CARD = "README.md"
 PUBLISHED = (
     CARD,
-    # llmrec's own
+    # files of llmrec
     *("llmrec.json", "item_index.parquet", "trie.safetensors", "dense.safetensors", "fusion.json"),
     *(f"prompts/{task}.yaml" for task in TASKS),
     *(f"quantizer/{name}.json" for name in ("quantizer", "report", "encoder")),
     *(f"quantizer/{name}.safetensors" for name in ("quantizer", "encoder", "alignment")),
     "quantizer/item_codes.parquet",
-    # transformers' and peft's
+    # files of transformers and peft
     *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
     "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors",
     *("adapter_config.json", "adapter_model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
 )
-"""The files of a bundle."""
+"""Patterns of the names of a bundle's files."""
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether the Hub allows a repository of this name."""
+    """Whether `name` is a valid name of a Hub repository."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -49,21 +49,25 @@ def is_repo_id(name: str) -> bool:
 
 
 def is_published(name: str) -> bool:
-    """Whether a push takes a file of this path inside the bundle: llmrec, transformers or peft writes it there."""
+    """Whether a push publishes the file with this path inside the bundle: llmrec, transformers or peft writes it."""
     return any(fnmatchcase(name, pattern) for pattern in PUBLISHED)
 
 
 def published_files(folder: Path) -> list[str]:
-    """The paths inside `folder` that a push takes, sorted."""
+    """The paths of the files inside `folder` that a push publishes, relative and sorted."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return list(filter(is_published, names))
 
 
 def download(name: str) -> Path:
-    """The snapshot of the repository `org/name`, or `org/name@revision`, in the Hub's cache on this machine.
+    """Download the repository `org/name`, or `org/name@revision`, into the local cache of the Hub.
+
+    Returns:
+        The folder of the snapshot in the cache.
 
     Raises:
-        UserError: no such repository or revision, no access, or no Hub and nothing in the cache.
+        UserError: there is no such repository or revision, access is denied, or the Hub can't be reached and the cache
+            lacks the repository.
     """
     from huggingface_hub import snapshot_download
 
@@ -74,22 +78,23 @@ def download(name: str) -> Path:
 
 
 def upload(folder: Path, repo_id: str, private: bool, revision: str | None, message: str) -> str:
-    """Put `published_files(folder)` into a repository, in one commit, so that nobody finds half of them there.
+    """Upload `published_files(folder)` to a repository in one commit, so that nobody downloads a part of them.
 
-    Files of an earlier bundle that this one lacks are removed by the same commit; a model card stays.
+    The same commit removes the files of an earlier bundle that this one lacks, except for the model card.
 
     Args:
         folder: the bundle.
-        repo_id: org/name; made if it is not there.
-        private: whether a repository made here can be seen by its owners only.
-        revision: branch, made if it is not there; default: main.
-        message: of the commit.
+        repo_id: org/name; the repository is created if it does not exist.
+        private: create a repository that only its owners can see; an existing one keeps its visibility.
+        revision: branch, created if it does not exist; default: main.
+        message: message of the commit.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        UserError: no token, no permission, or no Hub.
+        UserError: `repo_id` is not of the form org/name, there is no token, permission is denied, or the Hub can't be
+            reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
@@ -100,7 +105,7 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
     files = published_files(folder)
     api = HfApi()
     with _one_line(f"--repo-id {repo_id}: the Hub gave"):
-        # Not passed when false: that would make a repository public where its organisation's default is private.
+        # `private=False` would make the repository public even if the organisation's default is private.
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -109,7 +114,7 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
         operations = [CommitOperationDelete(name) for name in sorted(stale)]
         operations += [CommitOperationAdd(name, folder / name) for name in files]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*commit a data file")  # the parquet files belong here
+            warnings.filterwarnings("ignore", message=".*commit a data file")  # a bundle has parquet files
             commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
     others = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {*files, MANIFEST}
     if left := sorted(name for name in others if not name.startswith(".")):
@@ -119,7 +124,7 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
 
 @contextmanager
 def _one_line(start: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line that begins with `start`."""
+    """Turn an exception of the Hub's client into a UserError of one line that begins with `start`."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:

@@ -1,4 +1,4 @@
-"""The Recommender: everything a user of the Python API holds in one hand."""
+"""The Recommender: the main class of the Python API, from training to answers."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -62,16 +62,16 @@ class Recommender:
         """
         Args:
             model: causal language model, or a PEFT model, with rows for the item tokens.
-            tokenizer: with the item tokens.
+            tokenizer: the model's tokenizer, with the item tokens.
             store: the items.
-            base: for the names of item tokens.
-            base_model: name of what the training started from, for the record.
-            templates: prompts; the shipped ones by default.
-            max_history: items of a history that a prompt shows.
+            base: gives the prefix of the item tokens' names.
+            base_model: name of the model that the training started from; the bundle records it.
+            templates: task name -> prompts; default: the prompts that llmrec ships.
+            max_history: largest number of history items in a prompt.
             decode_config: beams, batch size, device.
 
         Attributes:
-            fusion_weights: of the fusion, if it has been calibrated.
+            fusion_weights: weights of the fusion ranking; None before the calibration.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -94,17 +94,17 @@ class Recommender:
         config: BaseConfig | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A recommender to be fitted.
+        """Make a recommender that is ready for `fit`.
 
         Args:
-            name: path or Hub id of any causal language model; None makes a small one from the catalogue's text.
-            item_tokenizer: fitted.
-            catalog: the items; by default those the tokenizer was fitted on.
-            config: sizes of a model made here, names of the item tokens, seed.
+            name: path or Hub id of any causal language model; None makes a small one for the catalogue's text.
+            item_tokenizer: a fitted item tokenizer.
+            catalog: the items; default: the items that the item tokenizer was fitted on.
+            config: sizes of a model made here, prefix of the item tokens' names, seed.
             kwargs: `templates`, `max_history`, `decode_config` of the constructor.
 
         Raises:
-            UserError: the model can't be loaded, or its tokenizer has tokens named as the item tokens.
+            UserError: the model can't be loaded, or its tokenizer already has tokens with the names of item tokens.
         """
         config = config or BaseConfig()
         catalog = catalog or item_tokenizer.catalog
@@ -122,7 +122,7 @@ class Recommender:
 
     @property
     def store(self) -> ItemStore:
-        """The items, and all that knows single ones; what ranks them is made anew after a change."""
+        """All data about single items. Setting it discards the ranker; the next request builds a new one."""
         return self._store
 
     @store.setter
@@ -137,23 +137,23 @@ class Recommender:
 
     @property
     def item_tokenizer(self) -> ItemTokenizer:
-        """The items' semantic IDs, and what makes them."""
+        """The items' semantic IDs, and the quantizer and encoder that make them."""
         return self.store.item_tokenizer
 
     @property
     def train_counts(self) -> np.ndarray:
-        """int64 [N], the items' events in the training."""
+        """int64 [N], the number of training events of each item."""
         return self.store.train_counts
 
     @property
     def renderer(self) -> Renderer:
-        """Prompts for this tokenizer and catalogue."""
+        """Writes the prompts for this tokenizer and catalogue."""
         vocabulary = ItemVocabulary.of(self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix)
         return Renderer(self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history)
 
     @property
     def decode_config(self) -> DecodeConfig:
-        """Beams, ranking, batch size, device; what ranks is made anew after a change."""
+        """Beams, ranking, batch size, device. Setting it discards the ranker; the next request builds a new one."""
         return self._decode_config
 
     @decode_config.setter
@@ -163,7 +163,7 @@ class Recommender:
 
     @property
     def ranker(self) -> ItemRanker:
-        """What ranks the catalogue, built when it is first needed."""
+        """Ranks the catalogue; built at the first use."""
         if self._ranker is None:
             vocabulary = self.renderer.vocabulary
             pad = self.tokenizer.pad_token_id or 0
@@ -174,10 +174,10 @@ class Recommender:
         return self._ranker
 
     def ranked_by(self, name: RankingName) -> ItemRanker:
-        """Another ranking of the same model's, whatever the one that answers.
+        """A ranker with the ranking method `name`, instead of that of `decode_config`.
 
         Raises:
-            UserError: the model or its bundle lacks what that takes.
+            UserError: the model or its bundle lacks a part that this method needs, such as the dense head.
         """
         return self._ranker_of(self.ranker.search, name)
 
@@ -200,17 +200,17 @@ class Recommender:
         """Fine-tune on a log.
 
         Args:
-            log: what to learn from; a split's `train`, never its test part.
-            validation: cases for the validation loss.
-            tasks: the mixture.
+            log: the training events: the `train` part of a split, never its test part.
+            validation: examples for the validation loss.
+            tasks: the task mixture.
             train: method and schedule.
-            folder: for checkpoints and the log; training resumes from what is there. Default: a temporary one.
-            intentions: what people want, in words, for the tasks that answer requests and tell preferences.
-            vectors: float32 [N, D], the items' vectors by the item tokenizer's encoder, for a dense head; default: made
-                here if there is to be one.
+            folder: for checkpoints and the log; training resumes from a checkpoint there. Default: a temporary folder.
+            intentions: what people want, in words: data for the tasks on requests and preferences.
+            vectors: float32 [N, D], the items' vectors by the item tokenizer's encoder, for a dense head; default: the
+                encoder makes them here if `train` has a dense head.
 
         Raises:
-            UserError: nothing to learn from, or a method that does not fit the model; a dense head without an encoder.
+            UserError: there is no training example, the method does not fit the model, or a dense head has no encoder.
         """
         train = train or TrainConfig()
         if train.dense.weight and vectors is None:
@@ -228,16 +228,17 @@ class Recommender:
         return self
 
     def calibrate(self, cases: EvalExamples, most: int = 10_000, seed: int = 0) -> Self:
-        """Learn the weights of the fusion on validation cases, and rank by it from now on unless told otherwise.
+        """Learn the weights of the fusion ranking from validation examples. After that, `ranking: auto` means fusion.
 
         Args:
-            cases: with targets that the model was not trained on, some of them new items (without training events);
-                without enough of either kind there is nothing to learn from, and the log says so.
-            most: cases with trained targets to learn from, drawn by `seed`; of the others all are used.
-            seed: of the draw.
+            cases: examples that the model was not trained on, with warm and cold items as targets. With too few warm
+                targets the fusion stays uncalibrated; with too few cold targets cold items get the weights of warm
+                items. The log says so.
+            most: largest number of examples with a warm target, drawn with `seed`; all with a cold target are used.
+            seed: seed of the draw.
 
         Raises:
-            UserError: the model has no dense head, or takes no tree attention mask.
+            UserError: the model has no dense head, or does not accept a tree attention mask.
         """
         new = (self.train_counts == 0)[cases.targets]
         chosen = new.copy()
@@ -249,7 +250,7 @@ class Recommender:
         return self
 
     def merge(self) -> Self:
-        """Fold a LoRA adapter into the weights, so that the bundle needs no base."""
+        """Merge a LoRA adapter into the weights, so that the bundle needs no base model."""
         if hasattr(self.model, "merge_and_unload"):
             self.model = self.model.merge_and_unload()
             self._ranker = None
@@ -262,13 +263,13 @@ class Recommender:
 
         Args:
             history: item ids, oldest first.
-            prompt: what is asked for, in words.
-            k: answers.
+            prompt: the request in words.
+            k: number of answers.
             options: the other fields of `Request`: exclude, include_seen, where, allow, offsets, max_per_field,
                 max_per_code, phrasings, exact.
 
         Raises:
-            UserError: as `Request` and `answer`.
+            UserError: as for `Request` and `answer`.
         """
         return self.answer(Request(history or (), prompt, k, **options))
 
@@ -276,8 +277,8 @@ class Recommender:
         """The best items for a request.
 
         Raises:
-            UserError: an unknown item or field, an empty or too long prompt, offsets that are not finite numbers, more
-                phrasings than there are, or `exact` with a ranking that does not go by codes alone.
+            UserError: an item or field is unknown, the prompt is empty or too long, an offset is not a finite number,
+                the prompts have fewer phrasings, or `exact` is set with a ranking that does not use codes alone.
         """
         ranking = self.decode_config.ranking
         if request.exact and ranking not in ("auto", "beam"):
@@ -298,23 +299,24 @@ class Recommender:
         return Answer(answers, selection.reason(len(rows), request.k, full))
 
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
-        """New items, at once recommendable, without training; arguments and errors are those of `ItemStore.with_items`.
+        """Add items without training; they can be recommended at once.
 
-        Old items keep codes and rows. After an error nothing has changed.
+        The items that are there keep their codes and rows. After an error nothing has changed. Arguments and errors are
+        those of `ItemStore.with_items`.
         """
         self.store = self.store.with_items(catalog, vectors, if_exists)
         return self
 
     def remove_items(self, item_ids: Sequence[str]) -> Self:
-        """Take items away; the others keep codes and order. Errors are those of `ItemStore.without_items`."""
+        """Remove items; the others keep their codes and order. Errors are those of `ItemStore.without_items`."""
         self.store = self.store.without_items(item_ids)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the bundle into `folder`, which is made, empty, or holds a bundle.
+        """Write the bundle into `folder`, which is created if it does not exist; a bundle there is replaced.
 
         Raises:
-            UserError: it holds files of another kind that a bundle's would replace.
+            UserError: the folder holds no bundle, but a file with the name of a bundle file.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -349,7 +351,7 @@ class Recommender:
         revision: str | None = None,
         message: str = "Upload a recommender",
     ) -> str:
-        """Publish the bundle; the arguments, errors and the address it returns are those of `bundle.push`."""
+        """Publish the bundle on the Hub. Arguments, errors and the returned address are those of `bundle.push`."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return bundle.push(folder, repo_id, private, revision, message)
@@ -367,13 +369,12 @@ class Recommender:
 
         Args:
             name: path or Hub id.
-            decode_config: beams, batch size, device; default: `DecodeConfig()` with the scoring that the bundle was
-                measured with.
-            trust_remote_code: run code that the base model brings along.
-            encoder: folder or Hub id of the sentence-transformers model that embeds new items. A name that stands in
-                the bundle is not followed, as the bundle may be a stranger's.
-            base: folder or Hub id of the model that an adapter belongs to; default: the one that the bundle names, if
-                it is on this machine.
+            decode_config: beams, batch size, device; default: `DecodeConfig()` with the bundle's scoring.
+            trust_remote_code: run the Python code that comes with the model.
+            encoder: folder or Hub id of the sentence-transformers model that embeds items added later. A name in the
+                bundle is not used, because the bundle may come from an untrusted author.
+            base: folder or Hub id of the base model of an adapter; default: the base model that the bundle names, if it
+                is on this machine.
 
         Raises:
             UserError: there is no bundle, a part of it can't be read, or its parts don't belong together.

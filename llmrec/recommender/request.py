@@ -1,4 +1,4 @@
-"""A request to a recommender, what its words mean in rows of the catalogue, and the answer."""
+"""A request to a recommender, the rows of the catalogue that its filters select, and the answer."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,39 +16,40 @@ from llmrec.errors import UserError, with_parameters
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked, in Python, over HTTP and on the command line alike: a history, a wish in plain words, or both.
+    """A request: a history, a text in plain words, or both. Python, HTTP and the command line have the same fields.
 
     Raises:
-        UserError: a field of another type, k, phrasings or a limit below 1, or neither history nor prompt.
+        UserError: a field has another type; k, phrasings or a limit is below 1; or history and prompt are both missing.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # over HTTP an unknown field is a mistake
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # HTTP requests with unknown fields are refused
 
     history: Sequence[str] = ()
     """Item ids, oldest first."""
     prompt: str | None = None
-    """What is asked for, in plain words."""
+    """The request in plain words."""
     k: int = 10
-    """Answers. Fewer come only if fewer items are allowed; the answer's `reason` then says why."""
+    """Number of answers. There are fewer only if the filters leave fewer items; the answer's `reason` then says why."""
     exclude: Sequence[str] = ()
-    """Item ids that must not come out."""
+    """Item ids; these items are never answers."""
     include_seen: bool = False
-    """Let the items of the history come out too."""
+    """Whether items of the history can be answers too."""
     where: Mapping[str, str] = field(default_factory=dict)
-    """Field -> value. Only items whose field is that value, or has it among its comma-separated parts, in upper or
-    lower case."""
+    """Field -> value. Only items with this value can be answers: the field equals it, or one of the field's
+    comma-separated parts does. Upper and lower case count as equal."""
     allow: Sequence[str] | None = None
-    """Item ids; only these may come out."""
+    """Item ids; only these items can be answers."""
     offsets: Mapping[str, float] | Sequence[float] | None = None
-    """Numbers to add to the log-probabilities: by item id (0 for other items), or float [N] by row of the catalogue."""
+    """Numbers to add to the items' scores: item id -> number (0 for other items), or float [N] in catalogue order."""
     max_per_field: Mapping[str, int] = field(default_factory=dict)
-    """Field -> m. At most m answers with the same text in that field; items without text there are not counted."""
+    """Field -> m. At most m answers have the same text in this field; items with an empty field are not limited."""
     max_per_code: int | None = None
-    """Answers with the same first code at most."""
+    """Largest number of answers with the same first code."""
     phrasings: int = 1
-    """Ask in so many phrasings, and rank by the mean log-probability over them."""
+    """Number of phrasings of the prompt; the score of an item is its mean log-probability over them."""
     exact: bool = False
-    """The provably best k by the probability of their codes, for more forward passes; other rankings are left out."""
+    """Find the k items whose codes have exactly the highest probability; takes more forward passes than beam search.
+    Only for the rankings auto and beam."""
 
     def __post_init__(self) -> None:
         for name in ("history", "exclude", "allow"):
@@ -72,9 +73,9 @@ class Recommendation:
 
     Attributes:
         rank: from 1.
-        item_id: of the catalogue.
+        item_id: ID of the item in the catalogue.
         score: log-probability of the item's semantic ID given the request, plus the item's offset.
-        title: of the item.
+        title: title of the item.
         fields: the item's other text fields.
     """
 
@@ -85,7 +86,7 @@ class Recommendation:
     fields: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `recommend --json` prints it."""
+        """The dictionary that `recommend --json` prints."""
         return {
             "rank": self.rank,
             "item_id": self.item_id,
@@ -99,8 +100,8 @@ class Answer(list[Recommendation]):
     """The answers to one request, best first.
 
     Attributes:
-        reason: why they are fewer than were asked for, in the parameters' names; None if they are not.
-        reason_with_flags: the same as the command line prints it.
+        reason: why there are fewer than k answers, with the names of Python parameters; None if there are k.
+        reason_with_flags: the same with the flags of the command line.
     """
 
     def __init__(self, items: Iterable[Recommendation] = (), reason: str | None = None) -> None:
@@ -110,11 +111,11 @@ class Answer(list[Recommendation]):
 
 
 class Selection:
-    """The items that may come out, narrowed filter by filter.
+    """The items that can be answers; each filter removes some.
 
     Attributes:
-        allowed: bool [N].
-        steps: what each filter left, in words.
+        allowed: bool [N], the items that are left.
+        steps: for each filter, how many items it left, in words.
     """
 
     def __init__(self, n_items: int) -> None:
@@ -123,10 +124,10 @@ class Selection:
 
     @classmethod
     def of(cls, request: Request, lookup: "ItemLookup") -> "Selection":
-        """The items that the filters of a request leave.
+        """Apply the filters of a request.
 
         Raises:
-            UserError: an unknown item or field.
+            UserError: an item or field is unknown.
         """
         selection = cls(len(lookup.catalog))
         for name, value in request.where.items():
@@ -140,24 +141,27 @@ class Selection:
         return selection
 
     def keep(self, rows: np.ndarray, filter_name: str) -> None:
-        """Allow none but `rows`, int64 [n]."""
+        """Keep only the items in `rows`, int64 [n]."""
         inside = np.zeros_like(self.allowed)
         inside[rows] = True
         self.allowed &= inside
         self._note(filter_name)
 
     def drop(self, rows: np.ndarray, filter_name: str) -> None:
-        """Allow none of `rows`, int64 [n]."""
+        """Remove the items in `rows`, int64 [n]."""
         self.allowed[rows] = False
         self._note(filter_name)
 
     @property
     def left(self) -> int:
-        """How many items may come out."""
+        """Number of items that are left."""
         return int(np.count_nonzero(self.allowed))
 
     def reason(self, found: int, k: int, limits: Sequence[str] = ()) -> str | None:
-        """Why only `found` answers of k came out, given what else there was to limit them; None if all did."""
+        """Why there are only `found` answers instead of k; None if there are k.
+
+        `limits` are further reasons, in words.
+        """
         if found >= k:
             return None
         opening = f"{found} of the {k} asked for" if found else "No item passes the filters"
@@ -168,7 +172,7 @@ class Selection:
 
 
 class ItemLookup:
-    """Finds the items that a request names; what a field holds is gathered when it is first asked for."""
+    """Finds the items that a request names. The index of a field is built when the field is first used."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -176,10 +180,10 @@ class ItemLookup:
         self._groups: dict[str, np.ndarray] = {}
 
     def rows(self, item_ids: Sequence[str], flag: str) -> np.ndarray:
-        """Rows int64 [n] of items.
+        """Rows int64 [n] of the items in the catalogue.
 
         Raises:
-            UserError: an item that the catalogue lacks.
+            UserError: the catalogue lacks one of the items.
         """
         index = self.catalog.index
         unknown = [item for item in item_ids if item not in index]
@@ -191,7 +195,7 @@ class ItemLookup:
         return np.array([index[item] for item in item_ids], dtype=np.int64)
 
     def having(self, field: str, value: str) -> np.ndarray:
-        """Rows int64 [n] whose field is `value`, or has it among its comma-separated parts, in whatever case.
+        """Rows int64 [n] whose field, or one of its comma-separated parts, equals `value`; case is ignored.
 
         Raises:
             UserError: no such field.
@@ -202,7 +206,7 @@ class ItemLookup:
         return self._values[field].get(value.strip().casefold(), np.empty(0, np.int64))
 
     def groups(self, field: str, flag: str) -> np.ndarray:
-        """int64 [N]: items whose field has the same text, in whatever case, share a number; -1 for an empty field.
+        """Group numbers int64 [N]: items with the same text in the field share one; case is ignored; -1 if empty.
 
         Raises:
             UserError: no such field.
@@ -215,10 +219,10 @@ class ItemLookup:
         return self._groups[field]
 
     def offsets(self, offsets: Mapping[str, float] | Sequence[float] | np.ndarray) -> np.ndarray:
-        """float32 [N] of offsets by item id (0 for the others) or by row.
+        """Offsets as float32 [N], from a mapping item id -> offset (0 for other items) or from a sequence by row.
 
         Raises:
-            UserError: an unknown item, an array of another shape, or an offset that is not a finite number.
+            UserError: an item is unknown, the shape is not [N], or an offset is not a finite number.
         """
         if isinstance(offsets, Mapping):
             values = np.zeros(len(self.catalog), np.float32)
@@ -247,10 +251,18 @@ class ItemLookup:
 
 
 def quotas_of(request: Request, lookup: ItemLookup, first_codes: np.ndarray) -> dict[str, Quota]:
-    """The limits of a request, each under the flag that sets it; `first_codes`, int [N], of the items.
+    """The limits `max_per_field` and `max_per_code` of a request.
+
+    Args:
+        request: the request.
+        lookup: finds the items with the same text in a field.
+        first_codes: int [N], the first code of each item.
+
+    Returns:
+        The flag that sets a limit -> the limit.
 
     Raises:
-        UserError: an unknown field.
+        UserError: a field is unknown.
     """
     quotas = {}
     for name, most in request.max_per_field.items():

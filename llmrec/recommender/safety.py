@@ -1,7 +1,8 @@
-"""What a bundle by a stranger may contain: looked at before transformers and peft read it.
+"""Checks the files of a bundle from an untrusted author, before transformers and peft read them.
 
-They run no code of a checkpoint unless told to. What is left, and refused here: files that send them to other weights,
-to weights in pickle, to compiled kernels, or through parts of peft that no bundle of ours uses.
+By default, these libraries run no code of a checkpoint. Other dangers remain, and this module refuses them: files that
+make the libraries load weights from elsewhere, weights in pickle files or compiled kernels, or use parts of peft that
+no bundle of llmrec uses.
 """
 
 import json
@@ -30,9 +31,9 @@ ELSEWHERE = ("transformers_weights", "quantization_config")
 ATTENTION = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
 """Values of attn_implementation; others name a repository of kernels."""
 FOLDERS = (".", "quantizer", "prompts")
-"""Where a bundle has files: in its own folder and these, nothing deeper."""
+"""The folders that hold a bundle's files; their subfolders hold none."""
 MOST_BYTES = {".json": 2**28, ".jinja": 2**16, ".yaml": 2**20, ".txt": 2**26, ".md": 2**22}
-"""Size of a bundle's text files at most, by how their names end."""
+"""Suffix of a text file of a bundle -> its largest size in bytes."""
 
 
 FREE = {
@@ -51,14 +52,19 @@ FREE = {
     "use_dora",
     "use_rslora",
 }
-"""Keys of adapter_config.json that a training sets; every other has peft's default."""
+"""Keys of adapter_config.json that a training of llmrec sets. All others must have peft's default."""
 
 
 def check_parts(folder: Path, weights: Literal["model", "adapter"], base_model: str) -> None:
-    """Check the files that hold or name weights; `weights` and `base_model` as the header says.
+    """Check the files that hold or name weights.
+
+    Args:
+        folder: the bundle.
+        weights: field `weights` of `llmrec.json`.
+        base_model: field `base_model` of `llmrec.json`.
 
     Raises:
-        UserError: weights that are missing or no safetensors, or a file that refers to anything outside the bundle.
+        UserError: weights are missing or are not safetensors, or a file refers to files outside the bundle.
     """
     if weights == "adapter":
         _require(folder, ADAPTER, ADAPTER_CONFIG)
@@ -78,12 +84,12 @@ def check_parts(folder: Path, weights: Literal["model", "adapter"], base_model: 
 
 
 def check_files(folder: Path) -> None:
-    """Check what kind of files a bundle consists of, before any is opened: plain ones of a plausible size, no links.
+    """Check, before any file is opened, that a bundle has only plain files of a plausible size, and no links.
 
-    The snapshot of a repository in the Hub's cache is a folder of links to the files that the Hub's client stored.
+    The links of the Hub's cache are allowed: a snapshot there is a folder of links to the stored files.
 
     Raises:
-        UserError: a link, a pipe, a device or a folder in place of a file, or a text file that is too large.
+        UserError: there is a link, a pipe, a device or a folder instead of a file, or a text file is too large.
     """
     try:
         for place in FOLDERS:
@@ -110,7 +116,7 @@ def _check_entry(path: Path, folder: Path, place: str) -> None:
 
 
 def _is_cached(path: Path, folder: Path) -> bool:
-    """Whether a link is one of the Hub's cache: REPO/snapshots/REVISION/... -> REPO/blobs/HASH."""
+    """Whether a link is one of the links in the Hub's cache: REPO/snapshots/REVISION/... -> REPO/blobs/HASH."""
     root = folder.absolute()
     if root.parent.name != "snapshots":
         return False
@@ -119,10 +125,10 @@ def _is_cached(path: Path, folder: Path) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Read the object in a JSON file.
 
     Raises:
-        UserError: it can't be read, or holds something else.
+        UserError: the file can't be read, is not JSON, or holds something other than an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -140,7 +146,7 @@ def _require(folder: Path, *names: str) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """Shards are safetensors beside their index."""
+    """Raise UserError unless all shards are safetensors files in the folder of the index."""
     shards = read_object(path).get("weight_map")
     for name in shards.values() if isinstance(shards, dict) else [shards]:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
@@ -148,7 +154,7 @@ def _check_index(path: Path) -> None:
 
 
 def _check_attention(path: Path, key: str, value: Any) -> None:
-    """Attention by name, one for all parts of a model or one for each."""
+    """Raise UserError unless `value` is a known attention, or a dictionary with one for each part of a model."""
     for name in value.values() if isinstance(value, dict) else [value]:
         if not (name is None or isinstance(name, str)) or name not in ATTENTION:
             known = ", ".join(sorted(filter(None, ATTENTION)))
@@ -156,7 +162,7 @@ def _check_attention(path: Path, key: str, value: Any) -> None:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a JSON file's objects, however deep."""
+    """All keys and values of the objects in a JSON file, at any depth."""
     left: list[Any] = [read_object(path)]
     while left:
         value = left.pop()
@@ -168,7 +174,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _check_adapter(path: Path, base_model: str) -> None:
-    """A LoRA adapter of the header's base, and no setting that a training of ours leaves alone."""
+    """Raise UserError unless this is a LoRA adapter for `base_model`, with peft's defaults for all keys but `FREE`."""
     from dataclasses import MISSING, fields
 
     from peft import LoraConfig
@@ -181,6 +187,6 @@ def _check_adapter(path: Path, base_model: str) -> None:
         raise UserError(f"{path}: an adapter of {base!r:.80}, but llmrec.json says {base_model!r}.")
     for field in fields(LoraConfig):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        # An empty container or None: peft writes the one for the other.
+        # An empty container equals None here, as peft may write either.
         if field.name in found and field.name not in FREE and (found[field.name] or None) != (default or None):
             raise UserError(f"{path}: {field.name} {found[field.name]!r:.80}, but adapters of a bundle don't set it.")

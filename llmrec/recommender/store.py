@@ -1,7 +1,8 @@
-"""The items of a recommender, which come, change and go without training: no weight and no old code changes.
+"""The items of a recommender. Items can be added, updated and removed without training.
 
-A new item's text is embedded and quantized as those of the fit were, gets free codes and a place in the trie, and with
-that it can be searched for and recommended. Needs no language model, so a bundle's items change without loading one.
+Weights and the codes of other items do not change. The encoder embeds the text of an added item, the item tokenizer
+turns the vector into codes, and the trie gets these codes; then the item can be found and recommended. No step needs
+the language model, so the items of a bundle change without loading it.
 """
 
 import os
@@ -34,19 +35,19 @@ IfExists = Literal["refuse", "update"]
 
 
 FILES = (bundle.INDEX, f"{bundle.QUANTIZER}/{CODES}", bundle.TRIE, bundle.DENSE)
-"""The files of a bundle that tell of single items."""
+"""The files of a bundle with data about single items."""
 
 
 @dataclass(frozen=True)
 class ItemStore:
-    """All that knows single items; not changed in place.
+    """All data about single items. Immutable: a change makes a new store.
 
     Attributes:
         catalog: N items.
-        item_tokenizer: their semantic IDs, and what makes them.
-        trie: the same IDs.
-        train_counts: int64 [N], training events of each item; 0 marks a cold item, which the model knows by its text.
-        dense: the same items as vectors, where the model has a dense head.
+        item_tokenizer: their semantic IDs, and the quantizer and encoder that make them.
+        trie: the trie of these semantic IDs.
+        train_counts: int64 [N], training events of each item; 0 for a cold item, which the model knows by its text.
+        dense: the vectors of the items for the dense head; None for a model without one.
     """
 
     catalog: Catalog
@@ -57,12 +58,12 @@ class ItemStore:
 
     @classmethod
     def untrained(cls, catalog: Catalog, item_tokenizer: ItemTokenizer) -> Self:
-        """The items of a model that has not been trained yet; both list the same items in the same order."""
+        """The items of a model before its training; `catalog` and `item_tokenizer` list them in the same order."""
         trie = ItemTrie.build(item_tokenizer.codes, item_tokenizer.level_sizes)
         return cls(catalog, item_tokenizer, trie, np.zeros(len(catalog), np.int64))
 
     def recommendation(self, rank: int, row: int, score: float) -> Recommendation:
-        """The item in a row of the catalogue as the answer of a rank, which counts from 1."""
+        """The answer with the item in this row of the catalogue; ranks count from 1."""
         fields = self.catalog.row(self.catalog.ids[row])
         title = fields.pop("title", "")
         fields.pop("item_id", None)
@@ -73,10 +74,10 @@ class ItemStore:
         """The items of the bundle in `folder`.
 
         Raises:
-            UserError: a part can't be read, or the parts don't belong together.
+            UserError: a file can't be read, or the files don't belong together.
         """
         index = bundle.read_index(folder)
-        if bundle.EVENTS not in index.columns:  # written before items could be added: all were trained
+        if bundle.EVENTS not in index.columns:  # older bundles: items could not be added, so all are warm
             index = index.with_columns(pl.lit(1, dtype=pl.Int64).alias(bundle.EVENTS))
         catalog, events = Catalog(index.drop("codes", bundle.EVENTS)), index[bundle.EVENTS].to_numpy()
         tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER, own=False, encoder=encoder)
@@ -101,7 +102,7 @@ class ItemStore:
         return ItemLookup(self.catalog)
 
     def save(self, folder: Path) -> None:
-        """Write the `FILES` of a bundle; as new ones, since a file of a run directory may be another folder's too."""
+        """Write the `FILES` of a bundle, after removing the old ones: another folder may share them by hard links."""
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         bundle.write_index(
@@ -116,18 +117,18 @@ class ItemStore:
             bundle.write_header(bundle.parse_header(folder), folder)
 
     def with_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
-        """The shelf with the items of `catalog`, new ones after the old, all old codes as they were.
+        """A store with the items of `catalog` too. Added items come last; all other items keep their codes and order.
 
         Args:
-            catalog: n items. Fields that the shelf has and they lack are empty in a new item and stay as they were in
-                an old one; fields that only they have are left out, and the log says so.
-            vectors: floats [n, D], made as those of the fit were; default: by the item tokenizer's encoder.
-            if_exists: an item that is there already is a mistake (refuse), or gets the new text and keeps its codes,
-                by which the model knows it (update).
+            catalog: n items. A field of the store that `catalog` lacks is empty for an added item and unchanged for an
+                updated one. Fields that the store lacks are left out, and the log says so.
+            vectors: floats [n, D], made as those of the fit were; default: the item tokenizer's encoder makes them.
+            if_exists: for an item that the store already has, `refuse` raises an error. `update` replaces its text and
+                keeps its codes, as the model knows the item by them.
 
         Raises:
-            UserError: an item that is there already, one without text, no encoder and no vectors, vectors of another
-                number or dimensions or not finite, or a full codebook.
+            UserError: the store already has an item (`refuse`), an item has no text, there is neither an encoder nor
+                vectors, the vectors are not [n, D] or not finite, or no free codes are left.
         """
         rows = np.array([self.catalog.index.get(item, -1) for item in catalog.ids], np.int64)
         old, new = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
@@ -153,10 +154,10 @@ class ItemStore:
         )
 
     def without_items(self, item_ids: Sequence[str]) -> Self:
-        """The shelf without these items; the others keep order and codes.
+        """A store without these items; the others keep their order and codes.
 
         Raises:
-            UserError: an item that is not there, or none would be left.
+            UserError: the store lacks one of the items, or no item would be left.
         """
         gone = self.lookup.rows(item_ids, "--remove")
         stays = np.setdiff1d(np.arange(len(self.catalog)), gone)
@@ -173,7 +174,7 @@ class ItemStore:
         )
 
     def semantic_ids(self, rows: Iterable[int], names: Sequence[Sequence[str]]) -> dict[str, str]:
-        """The semantic ID of each item of `rows` by its id, spelt with the `names` of the codes per level."""
+        """Item id -> semantic ID for the items in `rows`; `names[l][c]` is the token of code c of level l."""
         codes = self.item_tokenizer.codes
         return {
             self.catalog.ids[row]: "".join(level[code] for level, code in zip(names, codes[row], strict=True))
@@ -181,7 +182,10 @@ class ItemStore:
         }
 
     def _with_our_fields(self, catalog: Catalog, rows: np.ndarray) -> Catalog:
-        """The items of `catalog`, which are our `rows` (-1: new), with our fields, in our order."""
+        """The items of `catalog` with the fields of this store, in the order of this store's fields.
+
+        `rows` int64 [n] has the row of each item in this store, or -1 for an added item.
+        """
         unknown = [field for field in catalog.fields if field not in self.catalog.fields]
         if unknown:
             log.info("left out fields that the catalogue lacks: %s", ", ".join(unknown))
@@ -195,8 +199,10 @@ class ItemStore:
         return Catalog(pl.DataFrame([column(name) for name in self.catalog.frame.columns]))
 
     def _vectors(self, added: Catalog, given: np.ndarray | None, wanted: np.ndarray) -> np.ndarray:
-        """Vectors, float32 [n, D], of the arriving items: those `given`, or made here of the rows `wanted` (the others
-        are 0)."""
+        """Vectors float32 [n, D] of the items in `added`: `given`, or else made by the encoder.
+
+        The encoder makes vectors only for the rows `wanted`; all other rows are 0.
+        """
         dims = self.item_tokenizer.quantizer.dims
         if given is not None:
             if given.shape != (len(added), dims):
@@ -207,7 +213,7 @@ class ItemStore:
             require_finite(added.ids, given)
             return np.asarray(given, np.float32)
         if self.item_tokenizer.encoder is not None:
-            item_texts(added, self.item_tokenizer.encoder.config)  # that all have text, whoever is embedded
+            item_texts(added, self.item_tokenizer.encoder.config)  # raises if any item has no text
         if not len(wanted):
             return np.zeros((len(added), dims), np.float32)
         made = self._embedded(added.take_rows(pl.Series(wanted)))
@@ -216,7 +222,7 @@ class ItemStore:
         return vectors
 
     def _embedded(self, added: Catalog) -> np.ndarray:
-        """Vectors, float32 [n, D], of items by the item tokenizer's encoder."""
+        """Vectors float32 [n, D] of items, by the item tokenizer's encoder."""
         vectors = self.item_tokenizer.embed(added)
         silent = np.flatnonzero(~vectors.any(axis=1))
         if len(silent):
@@ -230,20 +236,20 @@ class ItemStore:
 def change_items(
     model: str | Path, out: str | Path | None, change: Callable[[ItemStore], ItemStore], encoder: str | None = None
 ) -> tuple[ItemStore, ItemStore]:
-    """Change the items of a bundle, in place or into a new folder; at any moment it is the old one or the new one.
+    """Change the items of a bundle, in place or in a new folder. The change is atomic.
 
     Args:
-        model: folder or Hub id.
-        out: the new bundle's folder; default: in place.
-        change: makes the new shelf of the old one.
-        encoder: as in `ItemTokenizer.load`.
+        model: folder or Hub id of the bundle.
+        out: folder for the new bundle; default: change the bundle in place.
+        change: makes the new store from the old one.
+        encoder: as for `ItemTokenizer.load`.
 
     Returns:
-        The old shelf and the new one.
+        The old store and the new one.
 
     Raises:
-        UserError: no bundle, one of the Hub without `out`, `out` is there already, another process at work, a folder
-            that can't be written; and what `change` raises, with nothing changed.
+        UserError: there is no bundle, a bundle of the Hub is to be changed in place, `out` exists already, another
+            process changes the bundle, a folder can't be written, or `change` raises it. Nothing has changed then.
     """
     if out is None and not os.path.isdir(model):
         raise UserError(
@@ -257,7 +263,7 @@ def change_items(
         old = ItemStore.load(folder, bundle.read_header(folder), encoder)
         new = change(old)
         try:
-            if out is None:  # links: the weights stay where they are on the disk
+            if out is None:  # hard links: the weights are not copied
                 shutil.copytree(folder, sibling, symlinks=True, copy_function=os.link, dirs_exist_ok=True)
             else:
                 shutil.copytree(folder, sibling, dirs_exist_ok=True)
@@ -270,7 +276,7 @@ def change_items(
 
 
 def _trie(folder: Path, tokenizer: ItemTokenizer) -> ItemTrie:
-    """The trie of a bundle; made here if it is missing, as it only saves time."""
+    """The trie of a bundle; built from the codes if its file is missing."""
     path = folder / bundle.TRIE
     if not path.exists():
         return ItemTrie.build(tokenizer.codes, tokenizer.level_sizes)

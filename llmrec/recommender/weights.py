@@ -1,4 +1,4 @@
-"""The weights of a bundle, as transformers and peft write them; loaded exactly, or not at all."""
+"""Save and load the weights of a bundle in the files of transformers and peft. Loading accepts no wrong tensor."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write weights (or adapter) and tokenizer, as transformers and peft write them."""
+    """Write the weights (or the adapter) and the tokenizer in the files of transformers and peft."""
     from transformers import GenerationConfig
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # Sampling settings of the base would make a plain `generate` draw at random; the answers are beams.
+    # With the base model's sampling settings, a plain `generate` would sample; llmrec's answers come from beam search.
     base.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     card = folder / "README.md"
     own = card.read_bytes() if card.exists() else None
-    # Of a PEFT model that was loaded, peft would save the whole matrices of the tokens too.
+    # For a loaded PEFT model, peft would also save the whole embedding matrices.
     model.save_pretrained(folder, **({"save_embedding_layers": False} if base is not model else {}))
     tokenizer.save_pretrained(folder)
-    card.unlink(missing_ok=True)  # peft's; ours is written from the run's metrics
+    card.unlink(missing_ok=True)  # the card that peft wrote; llmrec writes one from the run's metrics
     if own is not None:
         card.write_bytes(own)
 
@@ -37,25 +37,27 @@ def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTok
 def load_weights(
     folder: Path, header: Header, trust_remote_code: bool = False, base: str | Path | None = None
 ) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]":
-    """Model and tokenizer of a bundle, with the adapter if it is one; each tensor in memory of its own.
+    """Load the model of a bundle, with its adapter if it has one, and the tokenizer.
+
+    Tensors on the CPU begin at multiples of 64 bytes (`own_memory`).
 
     Args:
         folder: the bundle.
-        header: what its `llmrec.json` says.
-        trust_remote_code: run code that the base model brings along.
-        base: the model that the adapter belongs to, as a path or Hub id. By default the one that the bundle names, if
-            it is on this machine: a folder, or in the Hub's cache. A bundle's word alone asks no network.
+        header: the content of its `llmrec.json`.
+        trust_remote_code: run the Python code that comes with the model.
+        base: the base model of the adapter, as a path or Hub id. Default: the base model that the bundle names, if it
+            is on this machine, as a folder or in the Hub's cache. A name in a bundle is never downloaded.
 
     Raises:
-        UserError: the files can't be loaded, the adapter's base can't be found, or a tensor is missing, superfluous, of
-            another shape, or holds NaN or infinity.
+        UserError: the files can't be loaded, the adapter's base model can't be found, or a tensor is missing,
+            unexpected, of another shape, or holds NaN or infinity.
     """
     check_parts(folder, header.weights, header.base_model)
     try:
         return _load(folder, header, base, {"trust_remote_code": trust_remote_code})
     except UserError:
         raise
-    except Exception as error:  # whatever wrong files make transformers, peft, tokenizers or safetensors raise
+    except Exception as error:  # damaged files make transformers, peft, tokenizers and safetensors raise many types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
 
@@ -64,9 +66,9 @@ def _load(folder: Path, header: Header, base: str | Path | None, options: dict[s
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    if sum(header.level_sizes) > len(tokenizer):  # before that many names are made
+    if sum(header.level_sizes) > len(tokenizer):  # checked before so many names are made
         raise ValueError(f"{sum(header.level_sizes)} item tokens in {HEADER}, {len(tokenizer)} tokens in all")
-    if not isinstance(tokenizer.model_max_length, int | float):  # what prompts are compared with
+    if not isinstance(tokenizer.model_max_length, int | float):  # prompt lengths are compared with it
         raise ValueError(f"model_max_length {tokenizer.model_max_length!r} in tokenizer_config.json, expected a number")
     if header.weights == "model":
         if base is not None:
@@ -82,7 +84,7 @@ def _load(folder: Path, header: Header, base: str | Path | None, options: dict[s
 def _adapter_base(
     folder: Path, named: str, base: str | Path | None, n_tokens: int, options: dict[str, Any]
 ) -> "PreTrainedModel":
-    """The model below an adapter, with `n_tokens` token rows: `base`, or what the bundle has `named`."""
+    """The base model of an adapter, with `n_tokens` token rows: `base`, or else the model `named` in the bundle."""
     name = named if base is None else base
     where = _on_this_machine(named) if base is None else base
     if where is None:
@@ -92,7 +94,7 @@ def _adapter_base(
         )
     try:
         model = _complete(where, f"{folder}: its base model {name}", {**options, **hub_options(where)})
-    except OSError as error:  # what transformers raises for a model that is not there
+    except OSError as error:  # transformers raises it for a model that does not exist
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"--base {name}: can't be loaded: {reason}") from None
     model.resize_token_embeddings(n_tokens, mean_resizing=False)
@@ -100,7 +102,7 @@ def _adapter_base(
 
 
 def _on_this_machine(name: str) -> Path | None:
-    """The folder of a model: `name` itself, or where the Hub's cache has it; None if there is none."""
+    """The folder of a model: `name` itself, or its folder in the Hub's cache; None if this machine has neither."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -114,10 +116,10 @@ def _on_this_machine(name: str) -> Path | None:
 
 
 def _complete(name: str | Path, subject: str, options: dict[str, Any]) -> "PreTrainedModel":
-    """The causal language model of a checkpoint that has all its tensors and no others."""
+    """Load a causal language model; raise UserError unless the checkpoint has exactly the model's tensors."""
     from transformers import AutoModelForCausalLM
 
-    # Other shapes are not ignored but named, below.
+    # Wrong shapes are let through here, and `_require_same` names them below.
     loading = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = AutoModelForCausalLM.from_pretrained(name, **loading, **options)
     other = [found[0] if isinstance(found, tuple) else found for found in info["mismatched_keys"]]
@@ -126,7 +128,7 @@ def _complete(name: str | Path, subject: str, options: dict[str, Any]) -> "PreTr
 
 
 def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
-    """`base` under the adapter in `folder`, whose file has the adapter's tensors and no others."""
+    """`base` with the adapter in `folder`; raise UserError unless its file has exactly the adapter's tensors."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -134,14 +136,14 @@ def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {name: list(tensor.shape) for name, tensor in saved.items()}
     with safe_open(folder / ADAPTER, "pt") as file:
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no dict
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
     other = [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
     _require_same(f"{folder / ADAPTER}", wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
     return model
 
 
 def _require_same(subject: str, missing: Iterable[Any], unexpected: Iterable[Any], other: Iterable[Any]) -> None:
-    """Raise UserError if a tensor is missing, unexpected or of another shape."""
+    """Raise UserError if any tensor is missing, unexpected or of another shape."""
     for what, names in (("has another shape of", other), ("lacks", missing), ("has the unknown", unexpected)):
         if found := sorted(map(str, names)):
             raise UserError(
