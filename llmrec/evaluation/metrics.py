@@ -1,4 +1,4 @@
-"""Recall, NDCG and MRR from the rank of each user's one target, ties always against the system."""
+"""Recall, NDCG and MRR from the rank of each target; an item with the target's score ranks before the target."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def ranks_from_lists(items: np.ndarray, scores: np.ndarray, targets: np.ndarray)
 
     Args:
         items: int [B, K], catalogue rows in any order, each at most once; -1 is padding.
-        scores: float [B, K]; what stands beside padding is ignored.
+        scores: float [B, K]; the scores of padding are ignored.
         targets: int [B], catalogue rows.
 
     Returns:
@@ -35,8 +35,8 @@ def ranks_from_lists(items: np.ndarray, scores: np.ndarray, targets: np.ndarray)
 def per_user(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
     """`recall@k`, `ndcg@k` and `mrr@k` of each of U ranks, float64 [U] in [0, 1].
 
-    With one target, recall is a hit or a miss, NDCG is 1 / log2(rank + 1) (Järvelin & Kekäläinen 2002) and
-    MRR is 1 / rank, both 0 beyond k.
+    With one target, recall is 1 if rank <= k, NDCG is 1 / log2(rank + 1) (Järvelin & Kekäläinen 2002) and MRR is
+    1 / rank. All are 0 if rank > k.
     """
     hit = ranks <= k
     return {
@@ -49,14 +49,18 @@ def per_user(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
 def summarise(
     ranks: np.ndarray, ks: Sequence[int], bootstrap: int, seed: int, users: np.ndarray | None = None
 ) -> dict[str, float | list[float]]:
-    """Means over n targets, with a 95% interval `<name>_ci` for recall@10 and ndcg@10.
+    """Means of the metrics over n targets, with a 95% interval for recall@10 and ndcg@10.
 
     Args:
         ranks: float64 [n], from 1; inf where the target was not ranked.
         ks: cut-offs, 10 among them.
         bootstrap: number of resamples of the users.
         seed: seed of the resampling.
-        users: int [n], whose targets these are; None: each has one. Where users have several, `targets` counts those.
+        users: int [n], the user of each target; None: each user has one target.
+
+    Returns:
+        `users`, the number of distinct users; `targets`, n, only if a user has several targets; the mean of each metric
+        under its name; `recall@10_ci` and `ndcg@10_ci`, each [low, high].
 
     Raises:
         ValueError: no users.
@@ -77,9 +81,9 @@ def summarise(
 def interval(values: np.ndarray, bootstrap: int, seed: int, users: np.ndarray | None = None) -> tuple[float, float]:
     """Percentile bootstrap 95% interval of the mean of `values` [n] (Efron 1979).
 
-    `users`, int [n], are whose they are, None if each has one; where one has several, it is `user_interval`. A resample
-    counts how often each distinct value is drawn, which is multinomial: with one target per user there are few distinct
-    values, so the cost does not grow with n.
+    `users`, int [n], is the user of each value; None: each user has one. If a user has several values, the result is
+    that of `user_interval`. Otherwise a resample draws how often each distinct value occurs, from a multinomial
+    distribution. There are few distinct values, so the cost does not grow with n.
     """
     if users is not None and len(np.unique(users)) < len(users):
         return user_interval(values, users, bootstrap, seed)
@@ -90,13 +94,18 @@ def interval(values: np.ndarray, bootstrap: int, seed: int, users: np.ndarray | 
 
 
 def user_interval(values: np.ndarray, users: np.ndarray, bootstrap: int, seed: int) -> tuple[float, float]:
-    """The same interval where targets of one user [n] are not independent: whole users are drawn (a cluster bootstrap).
+    """The interval of `interval` for users with several values each; it draws whole users (a cluster bootstrap).
+
+    The values of one user are not independent, so they are drawn together.
 
     Args:
         values: float64 [n].
-        users: int [n].
+        users: int [n], the user of each value.
         bootstrap: number of resamples of the users.
-        seed: of these.
+        seed: seed of the resampling.
+
+    Returns:
+        The lower and the upper end.
     """
     _, of = np.unique(users, return_inverse=True)
     counts, sums = np.bincount(of), np.bincount(of, weights=values)
