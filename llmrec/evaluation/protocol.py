@@ -1,6 +1,7 @@
-"""One protocol for all systems: the same users, the whole catalogue, one target each.
+"""One protocol for all systems: the same cases, each with one target, which is ranked among the whole catalogue.
 
-Beside it stands a second table in which only cold items compete; its figures are not comparable with the others.
+A second table ranks only the cold items, for the cases with a cold target. Its figures are not comparable with those of
+the full ranking.
 """
 
 import time
@@ -17,39 +18,39 @@ from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.metrics import summarise
 
 Metrics = dict[str, Any]
-"""What metrics.json holds: `protocol`, `systems` -> name -> slice -> metric, `milliseconds_per_user` -> name, and
-`decode` of llmrec; perhaps `cold_candidates`, with `protocol` and `systems` of its own."""
+"""The content of metrics.json: `protocol`; `systems` -> name -> slice -> metric; `milliseconds_per_user` -> name; and
+`decode`, the decoding statistics of llmrec. It may have `cold_candidates`, with its own `protocol` and `systems`."""
 
 
 OURS = "llmrec"
-"""The system whose decoding is reported."""
+"""The name of the system whose decoding statistics are in the metrics."""
 
 
 class System(Protocol):
-    """Anything that can rank; one that decodes may also offer `decode_stats() -> dict`."""
+    """Anything that ranks items; a system that decodes may also have `decode_stats() -> dict`."""
 
     @property
     def name(self) -> str:
-        """The system's name in the report, unique in it."""
+        """The system's name in the report; no two systems share one."""
 
     def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
-        """Rank of each case's target, float64 [n] from 1, inf where it is not ranked.
+        """Rank of each case's target, float64 [n] from 1; inf if the system does not rank it.
 
         Args:
-            cases: n of them.
-            filter_seen: leave what stands in the history out, the target excepted.
-            among: int [E], the catalogue's rows that compete, each target among them; None: all.
+            cases: n cases.
+            filter_seen: whether the items of a history are left out of its ranking; the target never is.
+            among: int [E], catalogue rows of the items that compete, which include all targets; None: all items.
         """
 
 
 def select_cases(sequences: Sequences, config: EvaluateConfig) -> EvalExamples:
-    """The cases that a configuration asks for."""
+    """The cases to evaluate: of the configured part, a random sample of them if `max_users` is set."""
     cases = sequences.cases(VALID if config.part == "valid" else TEST, config.every_event)
     return cases.sample(config.max_users, config.seed) if config.max_users else cases
 
 
 def warm_cold_slices(cases: EvalExamples, train_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Boolean masks [n]: `all`, targets with training events (`warm`) and without (`cold`)."""
+    """Masks bool [n]: `all` cases, those with a `warm` target (with training events) and with a `cold` target."""
     warm = train_counts[cases.targets] > 0
     return {"all": np.ones(len(cases), bool), "warm": warm, "cold": ~warm}
 
@@ -64,11 +65,11 @@ def evaluate_systems(
     """Measure all systems on the same cases.
 
     Args:
-        systems: with distinct names.
+        systems: systems with distinct names.
         cases: n cases.
-        slices: name -> bool [n]; a slice without users is left out.
+        slices: name -> bool [n]; a slice without cases is left out.
         config: cut-offs, filter and bootstrap.
-        protocol: what the metrics should say about the split and the catalogue, besides `config`'s part.
+        protocol: facts about the split and the catalogue, which the metrics record with those of `config`.
 
     Returns:
         The metrics, and each system's ranks, float64 [n].
@@ -108,16 +109,16 @@ def evaluate_systems(
 def evaluate_cold_candidates(
     systems: Sequence[System], cases: EvalExamples, candidates: np.ndarray, config: EvaluateConfig
 ) -> Metrics | None:
-    """Measure all systems on the cases with a cold target, where they rank the cold items alone.
+    """Measure all systems on the cases with a cold target, ranked among the cold items only.
 
     Args:
-        systems: with distinct names; a `random` order stands beside them.
-        cases: of which those with a cold target are taken.
-        candidates: int [E], rows of the catalogue without training events.
+        systems: systems with distinct names. The result also has a system `random`, which ranks at random.
+        cases: the cases; only those with a cold target are measured.
+        candidates: int [E], catalogue rows of the cold items (without training events).
         config: cut-offs, filter and bootstrap.
 
     Returns:
-        `protocol` and `systems` -> name -> `all` -> metric as in metrics.json; None without a cold target.
+        `protocol` and `systems` -> name -> `all` -> metric as in metrics.json; None if no target is cold.
     """
     chosen = cases.where(np.isin(cases.targets, candidates))
     if not len(chosen):
@@ -142,7 +143,7 @@ def evaluate_cold_candidates(
 
 
 def random_ranks(cases: EvalExamples, filter_seen: bool, among: np.ndarray, seed: int) -> np.ndarray:
-    """Rank of each case's target in an order of `among` (int [E]) that the seed draws for it, float64 [n]."""
+    """Rank of each case's target in a random order of the items `among` (int [E]), drawn by `seed`: float64 [n]."""
     left = np.full(len(cases), len(among))
     if filter_seen:
         left -= [len(np.intersect1d(h[h != t], among)) for h, t in zip(cases.histories, cases.targets, strict=True)]
@@ -156,13 +157,13 @@ def summarise_systems(
     targets: np.ndarray,
     users: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """`systems` of the metrics: name -> slice -> metric, with the slice's `users` and distinct targets, `items`.
+    """`systems` of the metrics: name -> slice -> metric. `items` counts the distinct targets of the slice.
 
     Args:
         ranks: name -> float64 [n].
-        slices: name -> bool [n]; one without cases is left out.
+        slices: name -> bool [n]; a slice without cases is left out.
         config: cut-offs and bootstrap.
-        targets: int [n], rows of the catalogue.
+        targets: int [n], catalogue rows.
         users: int [n], as in `summarise`.
     """
     items = {name: len(np.unique(targets[mask])) for name, mask in slices.items()}
@@ -184,7 +185,7 @@ def summarise_systems(
 def per_user_table(
     ranks: Mapping[str, np.ndarray], cases: EvalExamples, sequences: Sequences, catalog: Catalog
 ) -> pl.DataFrame:
-    """One row per user and system: `user_id`, `system`, target's `item_id`, `rank` (null: unranked)."""
+    """One row per case and system: `user_id`, `system`, `item_id` of the target, `rank` (null: not ranked)."""
     users = [sequences.users[user] for user in cases.users]
     targets = [catalog.ids[item] for item in cases.targets]
     tables = [
@@ -222,23 +223,27 @@ HISTORIES = (1, 3, 5, 10, 20)
 
 
 AGES = (0, 31, 181)
-"""The least value of each bin; the last is open."""
+"""`COUNTS`, `HISTORIES` and `AGES` are the least values of their bins; the last bin has no upper end."""
 
 
 MILLISECONDS_FROM = 10**11
-"""As seconds, a time thousands of years ahead; as milliseconds, the year 1973."""
+"""Times from here on are milliseconds: 10^11 seconds is thousands of years from now, 10^11 ms is the year 1973."""
 
 
 def make_slices(cases: EvalExamples, sequences: Sequences, n_items: int) -> Slices:
-    """`all`, `warm`, `cold`, and those finer slices that hold some of the n cases but not all.
+    """The slices `all`, `warm` and `cold`, and each finer slice that has some of the n cases but not all of them.
 
-    These go by the target's training events (`count 1-4`) and its days in the log (`age 0-30 days`), the length of the
-    history (`history 1-2`), and whether the user has training events (`warm-users`, `cold-users`).
+    The finer slices are by the number of training events of the target (`count 1-4`), the days that the target has been
+    in the log (`age 0-30 days`), the length of the history (`history 1-2`), and whether the user has training events
+    (`warm-users`, `cold-users`).
 
     Args:
-        cases: of `sequences`.
+        cases: n cases of `sequences`.
         sequences: the whole log.
-        n_items: of the catalogue.
+        n_items: number of items of the catalogue.
+
+    Returns:
+        name -> bool [n].
     """
     counts = sequences.train_counts(n_items)
     warm_users = sequences.parts[sequences.offsets[cases.users]] == TRAIN
@@ -253,13 +258,13 @@ def make_slices(cases: EvalExamples, sequences: Sequences, n_items: int) -> Slic
 
 
 def binned(values: np.ndarray, starts: Sequence[int], name: str, unit: str = "") -> Slices:
-    """A slice for each bin of whole numbers: `name 1-4`, `name 5` where a bin has one number, `name 10+` for the last.
+    """A slice for each bin of whole numbers: `name 1-4`, `name 5` for a bin with one number, `name 10+` for the last.
 
     Args:
         values: int [n], none below the first start.
         starts: the least number of each bin.
-        name: before the numbers.
-        unit: behind them.
+        name: the text before the numbers.
+        unit: the text after the numbers.
     """
     slices = {}
     for low, following in zip(starts, [*starts[1:], None], strict=True):
@@ -269,16 +274,16 @@ def binned(values: np.ndarray, starts: Sequence[int], name: str, unit: str = "")
 
 
 def target_ages(cases: EvalExamples, sequences: Sequences, times: np.ndarray) -> np.ndarray:
-    """Whole days from an item's first event that the split left in the log to the event that asks for it, int64 [n].
+    """Age of each target in whole days, int64 [n]: from the item's first event in `sequences` to the target's event.
 
     Args:
-        cases: of `sequences`.
-        sequences: E events.
-        times: int64 [E], seconds, or milliseconds where the latest is too far ahead for seconds.
+        cases: n cases of `sequences`.
+        sequences: E events, those that the split kept.
+        times: int64 [E], in seconds; in milliseconds if the latest is at least `MILLISECONDS_FROM`.
     """
     first = np.full(sequences.items.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, sequences.items, times)
-    # A case's target comes right after its history.
+    # The target's event comes right after the history.
     events = sequences.offsets[cases.users] + np.array([len(history) for history in cases.histories], dtype=np.int64)
     day = 86_400 * (1000 if times.max(initial=0) >= MILLISECONDS_FROM else 1)
     return (times[events] - first[cases.targets]) // day
