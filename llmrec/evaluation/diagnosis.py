@@ -1,7 +1,7 @@
-"""Where a cold item dies: what the model makes of each code of the target, had it got all codes before it right.
+"""The level at which the model loses warm and cold targets: its score of each true code after the true codes before it.
 
-Of TIGER (arXiv 2305.05065) the level where unseen items fall is known: a reproduction found log-probabilities of
--5.1, -7.9 and -12.5 per code, against -5.2, -4.0 and -.5 for seen ones.
+For TIGER (arXiv 2305.05065) this is known: a reproduction found log-probabilities of -5.1, -7.9 and -12.5 per code for
+unseen items, against -5.2, -4.0 and -.5 for seen items.
 """
 
 import json
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Diagnosis = dict[str, Any]
-"""What diagnosis.json holds: `protocol`, and `targets` -> warm, cold -> figure -> one number per level."""
+"""The content of diagnosis.json: `protocol`, and `targets` -> `warm` or `cold` -> figure -> one number per level."""
 
 
 AT = 10
-"""k of the recall."""
+"""The k of recall@k."""
 
 
 RESAMPLES = 1000
-"""Of the bootstrap behind each interval."""
+"""Number of bootstrap resamples for each interval."""
 
 
 EXPLANATION = f"""One line per level of the semantic ID, after the user's history and the true codes before it.
@@ -53,21 +53,22 @@ Brackets are bootstrap 95% intervals over users."""
 def diagnose(
     recommender: Recommender, cases: EvalExamples, train_counts: np.ndarray, settings: EvaluateConfig
 ) -> Diagnosis:
-    """Warm and cold targets, level by level.
+    """Measure at each level how the model scores the codes of warm and of cold targets.
 
     Args:
-        recommender: to be examined; its beam search, whatever else ranks its answers.
+        recommender: the recommender to diagnose. Only its beam search is measured, also if another ranking is set.
         cases: histories and targets.
-        train_counts: int [N], training events of each item; a target without is cold.
-        settings: `diagnose`, the most cases of each kind; `seed`, of their draw and of the bootstrap; `filter_seen`.
+        train_counts: int [N], training events of each item; a target without training events is cold.
+        settings: `diagnose` is the maximum number of cases of each kind, `seed` is for their sample and the bootstrap,
+            and `filter_seen` says whether the items of a history are left out.
 
     Returns:
-        Ready for JSON. `targets` has `warm` and `cold`, as far as there are any, each with `users`, their number of
-        `targets` and, per level, `log_probability`, `code_rank` (median), `prefix_seen`, `recall@10`, `chance`; means
-        with an interval `_ci`.
+        Ready for JSON. `targets` has `warm` and `cold`, if there are such targets. Each has the numbers of `users` and
+        `targets`, and one number per level of `log_probability`, `code_rank` (median), `prefix_seen`, `recall@10` and
+        `chance`. The means `log_probability`, `prefix_seen` and `recall@10` also have an interval, `<name>_ci`.
 
     Raises:
-        UserError: a search that other than items may come out of.
+        UserError: `decode.constraint` is not `trie`, so the search may return codes of no item.
     """
     ranker = recommender.ranker
     config = ranker.search.config
@@ -108,12 +109,12 @@ def write_diagnosis(diagnosis: Diagnosis, directory: str | Path) -> None:
 
 
 def table(diagnosis: Diagnosis) -> str:
-    """Plain text for a terminal: a line per kind of target and level."""
+    """Plain text for a terminal: one line per kind of target and level."""
     return plain(_rows(diagnosis))
 
 
 def _rows(diagnosis: Diagnosis) -> list[list[str]]:
-    """A header and a row of cells per kind of target and level."""
+    """A header row, and one row of cells per kind of target and level."""
     sizes = diagnosis["protocol"]["level_sizes"]
     rows = [["targets", "level", "log p", "rank", "seen", f"recall@{AT}", "chance", "users", "their targets"]]
     for kind, group in diagnosis["targets"].items():
@@ -135,7 +136,7 @@ def _rows(diagnosis: Diagnosis) -> list[list[str]]:
 
 
 def _mean(group: dict[str, Any], name: str, level: int, digits: int) -> str:
-    """A mean with its interval."""
+    """A mean with its interval, as text."""
     low, high = group[f"{name}_ci"][level]
     return f"{group[name][level]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -143,7 +144,7 @@ def _mean(group: dict[str, Any], name: str, level: int, digits: int) -> str:
 def _group(
     ranker: ItemRanker, cases: EvalExamples, train_counts: np.ndarray, seed: int, filter_seen: bool
 ) -> dict[str, int | list[Any]]:
-    """The figures of one kind of target."""
+    """The figures of one kind of target, as in `diagnose`."""
     own, place = forced_codes(ranker, cases)
     found, chance = forced_recall(ranker, cases, filter_seen)
     group: dict[str, int | list[Any]] = {"users": len(np.unique(cases.users)), "targets": len(cases)}
@@ -162,11 +163,11 @@ def _group(
 
 @torch.inference_mode()
 def forced_codes(ranker: ItemRanker, cases: EvalExamples) -> tuple[np.ndarray, np.ndarray]:
-    """What the model makes of each code of the n targets after the history and the codes before it.
+    """How the model scores each code of the n targets after the history and the true codes before it.
 
     Returns:
-        Its log-probability among the whole vocabulary, float32 [n, L], and its place among the level's codes from 1,
-        ties against it, int64 [n, L].
+        The log-probability of the code among the whole vocabulary, float32 [n, L]; and its rank among the
+        level's codes, int64 [n, L], from 1. A code with the same score ranks before it.
     """
     search, vocabulary = ranker.search, ranker.renderer.vocabulary
     head = ItemHead(search.model, vocabulary, "vocab", search.dtype)
@@ -177,7 +178,7 @@ def forced_codes(ranker: ItemRanker, cases: EvalExamples) -> tuple[np.ndarray, n
         here = slice(start, start + size)
         prompts = [ranker.prompt_ids(history) for history in cases.histories[here]]
         tokens = vocabulary.token_ids(codes[here])
-        # Padded on the right, where causal attention looks at nothing of it.
+        # Padding is on the right: with causal attention, no token before it sees it.
         ids = torch.full((len(prompts), max(map(len, prompts)) + codes.shape[1] - 1), search.pad_token_id)
         for row, (prompt, answer) in enumerate(zip(prompts, tokens, strict=True)):
             ids[row, : len(prompt) + len(answer) - 1] = torch.tensor([*prompt, *answer[:-1]])
@@ -193,7 +194,7 @@ def forced_codes(ranker: ItemRanker, cases: EvalExamples) -> tuple[np.ndarray, n
 
 
 def seen_prefixes(ranker: ItemRanker, targets: np.ndarray, train_counts: np.ndarray) -> np.ndarray:
-    """Whether an item with training events begins with the first l codes of each target, l = 1..L; bool [n, L]."""
+    """Whether some warm item begins with the first l codes of each target, l = 1..L: bool [n, L]."""
     codes = ranker.renderer.codes
     trie = ItemTrie.build(codes[train_counts > 0], ranker.search.trie.level_sizes)
     nodes = torch.zeros(len(targets), dtype=torch.int64)
@@ -205,10 +206,10 @@ def seen_prefixes(ranker: ItemRanker, targets: np.ndarray, train_counts: np.ndar
 
 
 def forced_recall(ranker: ItemRanker, cases: EvalExamples, filter_seen: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the beam search puts each target among the first `AT`, had it got the first l codes right, l = 0..L-1.
+    """Whether each target is in the first `AT` of a beam search over the items with its first l codes, l = 0..L-1.
 
     Returns:
-        Hits bool [n, L], and the chance of a random order of the items that begin so, float64 [n, L].
+        Hits, bool [n, L]; and the probability of a hit if these items are in random order, float64 [n, L].
     """
     search, codes = ranker.search, ranker.renderer.codes
     found = np.empty((len(cases), codes.shape[1]), bool)
@@ -243,7 +244,7 @@ PANELS = {
 
 
 def save_picture(diagnosis: dict[str, Any], path: Path) -> None:
-    """Draw a diagnosis (see `llmrec.evaluation.diagnosis`) as a PNG; dotted in the last panel: a random order."""
+    """Draw a diagnosis (see `diagnose`) as a PNG; the dotted lines in the last panel are a random order."""
     from matplotlib.figure import Figure
 
     levels = np.arange(1, diagnosis["protocol"]["levels"] + 1)
@@ -266,20 +267,23 @@ def save_picture(diagnosis: dict[str, Any], path: Path) -> None:
 
 
 POINTS = 41
-"""Of the curve."""
+"""Number of points of the curve."""
 
 
 def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.ndarray) -> dict[str, Any]:
-    """The curve on n cases, with what stands in a history left out.
+    """Recall@10 of warm and of cold targets as a curve over the fusion's bonus for cold items.
+
+    The items of a history are left out of its ranking.
 
     Args:
-        recommender: calibrated.
-        cases: with warm and cold targets.
+        recommender: a recommender with a calibrated fusion.
+        cases: n cases with warm and cold targets.
         train_counts: int [N], training events of each item.
 
     Returns:
-        `points`, each `bonus`, `warm` and `cold` (recall@10), from no new item in any list to nothing but new ones;
-        and `calibrated`, the point that the recommender ranks at.
+        `targets`, the numbers of warm and cold targets; `points`, each with `bonus` and the recall@10 `warm` and
+        `cold`, from the bonus with the most warm hits to the bonus with the most cold hits; and `calibrated`, the point
+        of the calibrated bonus.
 
     Raises:
         UserError: the recommender is not calibrated, or there is no warm or no cold target.
@@ -301,7 +305,7 @@ def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.nda
 
     turns = bars[np.isfinite(bars)]
     grid = np.quantile(turns, np.linspace(0, 1, POINTS)) if len(turns) else np.zeros(POINTS)
-    grid[[0, -1]] = np.nextafter(grid[0], -np.inf), np.nextafter(grid[-1], np.inf)  # before any turns, after all have
+    grid[[0, -1]] = np.nextafter(grid[0], -np.inf), np.nextafter(grid[-1], np.inf)  # below and above all limits
     return {
         "targets": {"warm": int((~cold).sum()), "cold": int(cold.sum())},
         "calibrated": point(recommender.fusion_weights.bonus),
@@ -310,7 +314,7 @@ def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.nda
 
 
 def write_frontier(curve: dict[str, Any], metrics: Metrics, directory: str | Path) -> None:
-    """Write frontier.json and frontier.png, with the systems of `metrics` as points beside the curve."""
+    """Write frontier.json and frontier.png; the picture also shows each system of `metrics` as a point."""
     from matplotlib.figure import Figure
 
     directory = Path(directory)
