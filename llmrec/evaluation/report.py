@@ -1,4 +1,4 @@
-"""The report of an evaluation: metrics.json, per_user.parquet, report.md, report.png, perhaps text_queries.json."""
+"""The report of an evaluation (metrics.json, per_user.parquet, report.md, report.png) and the bundle's README.md."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ _COLUMNS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10
 def write_report(
     metrics: Metrics, per_user: pl.DataFrame, directory: str | Path, text_queries: Metrics | None = None
 ) -> None:
-    """Write the files into an existing directory."""
+    """Write the report into an existing directory; with `text_queries`, also text_queries.json."""
     directory = Path(directory)
     _write_json(metrics, directory / "metrics.json")
     per_user.write_parquet(directory / "per_user.parquet")
@@ -28,17 +28,17 @@ def write_report(
 
 
 def table(metrics: Metrics, slice_name: str = "all") -> str:
-    """Plain text for a terminal: one line per system that has the slice, numbers aligned."""
+    """Plain text for a terminal: one line per system that has the slice, with aligned numbers."""
     return plain(_rows(metrics, slice_name))
 
 
 def markdown_table(metrics: Metrics, slice_name: str = "all") -> str:
-    """The same table in Markdown."""
+    """The table of `table` in Markdown."""
     return markdown(_rows(metrics, slice_name))
 
 
 def protocol_line(metrics: Metrics) -> str:
-    """The protocol in one line: what was ranked, for whom, with what left out."""
+    """The protocol in one line: the split, the items that compete, the users, and whether seen items are left out."""
     protocol = metrics["protocol"]
     catalogue = f" over {protocol['items']:,} items" if "items" in protocol else ""
     if cold := protocol.get("cold_items"):
@@ -52,7 +52,7 @@ def protocol_line(metrics: Metrics) -> str:
 
 
 def cold_candidates_line(metrics: Metrics) -> str:
-    """What the `cold_candidates` of metrics.json are, in one line."""
+    """One line that explains the `cold_candidates` of metrics.json."""
     protocol = metrics["protocol"]
     return (
         f"not the full ranking: for the {_asked(protocol)} with a cold target, only the "
@@ -62,13 +62,13 @@ def cold_candidates_line(metrics: Metrics) -> str:
 
 
 def _asked(protocol: dict[str, Any]) -> str:
-    """How many users, and targets where they have several."""
+    """The number of users, and the number of targets if some users have several."""
     users, targets = protocol["users"], protocol.get("targets", protocol["users"])
     return f"{users:,} users" + (f" ({targets:,} targets)" if targets > users else "")
 
 
 def _further_rows(metrics: Metrics) -> list[list[str]]:
-    """recall@10 on the finer slices: a header, and one row per slice, with its users, distinct targets and systems."""
+    """A header row, and one row per finer slice: its users, its distinct targets, and the recall@10 of each system."""
     systems = metrics["systems"]
     finer = {name: entry for name, entry in next(iter(systems.values())).items() if name not in MAIN}
     return [["slice", "users", "items", *systems]] + [
@@ -83,7 +83,7 @@ def _further_rows(metrics: Metrics) -> list[list[str]]:
 
 
 def text_queries_line(metrics: Metrics) -> str:
-    """What `text_queries.json` was measured on, and what its fusions are, in one line."""
+    """One line that says which queries text_queries.json measures and what its fusions combine."""
     protocol = metrics["protocol"]
     return (
         f"{protocol['queries']:,} held-out intentions ({protocol['source']}), {protocol['ranking']} ranking over "
@@ -98,7 +98,7 @@ def _write_json(metrics: Metrics, path: Path) -> None:
 
 
 def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
-    """A header row and one row of cells per system; recall@10 and ndcg@10 carry their interval."""
+    """A header row, and one row of cells per system; recall@10 and ndcg@10 have their interval in the cell."""
     slices = {name: entry[slice_name] for name, entry in metrics["systems"].items() if slice_name in entry}
     columns = [name for name in _COLUMNS if all(name in entry for entry in slices.values())]
 
@@ -151,7 +151,7 @@ def _plot(metrics: Metrics, path: Path) -> None:
         values = [entry[metric] for entry in systems.values()]
         lows = [entry[metric] - entry[f"{metric}_ci"][0] for entry in systems.values()]
         highs = [entry[f"{metric}_ci"][1] - entry[metric] for entry in systems.values()]
-        # A percentile interval of a skewed sample may end a hair short of the mean.
+        # If the sample is skewed, a percentile interval may not contain the mean; an error bar can't be negative.
         errors = [[max(0.0, size) for size in sizes] for sizes in (lows, highs)]
         colors = ["tab:orange" if name == "llmrec" else "tab:gray" for name in systems]
         axes.bar(list(systems), values, yerr=errors, capsize=4, color=colors)
@@ -217,7 +217,7 @@ WEIGHTS = {
 
 
 def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, Any] | None = None) -> str:
-    """README.md of the bundle in `folder`, with the evaluation's `metrics` and, if measured, those of text queries."""
+    """The text of README.md for the bundle in `folder`, with its `metrics` and, if measured, those of text queries."""
     header = read_header(folder)
     decode, size = metrics["decode"], sizes(folder)
     asked = cold = ""
