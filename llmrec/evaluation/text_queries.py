@@ -1,6 +1,6 @@
-"""Text retrieval that plain-words queries to a language model have to stand beside: by words, by vectors, and fused.
+"""Queries in plain words: the language model against BM25, dense retrieval, and fusions of them.
 
-Everything that retrieves scores the whole catalogue; -inf marks an item that it does not return.
+Each retriever scores the whole catalogue; -inf marks an item that it does not return.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,21 +23,21 @@ from llmrec.evaluation.protocol import Metrics, summarise_systems
 from llmrec.recommender.recommender import Recommender
 
 RRF_K = 60
-"""What is added to every rank, as in the paper: it softens the lead of the first few."""
+"""The number added to each rank, 60 as in the paper; it reduces the lead of the first few items."""
 
 
 class Retriever(Protocol):
     """Answers queries in plain words."""
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """Scores of all items for each of B queries, float [B, N], higher is better, -inf for what is not returned."""
+        """Scores of all items for each of B queries, float [B, N]: higher is better, -inf for an item not returned."""
 
 
 class BM25:
     """Okapi BM25 (Robertson & Zaragoza 2009) in Lucene's form with bm25s's defaults (Lù, arXiv 2407.03618).
 
     Args:
-        texts: of the N items.
+        texts: texts of the N items.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -52,10 +52,10 @@ class BM25:
 
 
 class Dense:
-    """Cosine of the query's vector and the items', all of one encoder.
+    """Cosine of the query's vector and each item's vector, all from one encoder.
 
     Args:
-        embeddings: of the N items, with the encoder that made them.
+        embeddings: vectors of the N items, with the encoder that made them.
     """
 
     def __init__(self, embeddings: Embeddings) -> None:
@@ -72,22 +72,22 @@ class Dense:
 
 
 def reciprocal_rank_fusion(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Several retrievers' scores of the same queries as one: the sum of 1 / (60 + rank) (Cormack et al., SIGIR 2009).
+    """Fuse the scores of several retrievers: the sum of 1 / (60 + rank) over retrievers (Cormack et al., SIGIR 2009).
 
-    Tied items all get the last of their ranks, so that no order of the catalogue helps; what a retriever does not
-    return gets nothing from it.
+    Items with tied scores all get the last of their ranks, so that the order of the catalogue does not matter. An item
+    that a retriever does not return gets 0 from it.
 
     Args:
-        scores: per retriever, float [B, N].
+        scores: one float [B, N] per retriever, for the same queries.
 
     Returns:
-        float64 [B, N]; -inf for an item that none returns.
+        float64 [B, N]; -inf for an item that no retriever returns.
     """
     shares = [
         np.where(np.isneginf(one), 0.0, 1 / (RRF_K + rankdata(-one.astype(np.float64), method="max", axis=1)))
         for one in scores
     ]
-    # Sorted, so that the same ranks by other retrievers sum to the very same number and tie.
+    # Sorted before the sum, so that items with the same ranks from different retrievers get exactly the same sum.
     fused = np.sort(shares, axis=0).sum(axis=0)
     return np.where(fused > 0, fused, -np.inf)
 
@@ -100,16 +100,16 @@ log = get_logger(__name__)
 
 
 FUSIONS = {"hybrid-text": ("bm25", "dense"), "hybrid": ("llmrec", "bm25", "dense")}
-"""Systems that fuse the lists of others."""
+"""Fusion -> the systems whose scores it fuses."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """n requests in plain words with known answers.
+    """n queries in plain words, each with the item that it asks for.
 
     Attributes:
-        texts: n of them.
-        targets: int64 [n], catalogue rows.
+        texts: the n queries.
+        targets: int64 [n], catalogue rows of the items.
     """
 
     texts: list[str]
@@ -119,7 +119,7 @@ class Queries:
         return len(self.texts)
 
     def sample(self, n: int, seed: int) -> "Queries":
-        """At most n of them, drawn without replacement by `seed`, in their old order."""
+        """At most n random queries, drawn without replacement with `seed`; their order stays."""
         if n >= len(self):
             return self
         chosen = np.sort(np.random.default_rng(seed).choice(len(self), size=n, replace=False))
@@ -127,11 +127,11 @@ class Queries:
 
 
 class Generative:
-    """llmrec's beam search, scoring the items that its beams reach.
+    """The language model as a retriever: the scores of the items that its ranking returns.
 
     Args:
-        ranker: of the model to measure.
-        depth: how many items it returns per query.
+        ranker: ranker of the model to measure.
+        depth: number of items that it returns per query.
     """
 
     def __init__(self, ranker: ItemRanker, depth: int) -> None:
@@ -148,8 +148,11 @@ class Generative:
 
 
 def select_queries(held_out: Mapping[str, Sequence[str]], catalog: Catalog, ranker: ItemRanker) -> Queries:
-    """Held-out intentions (item id -> texts) as every system is asked them: without item or control tokens, cut to
-    half of the model's context, and only those of which something is left."""
+    """The held-out intentions (item id -> texts) as queries, the same for all systems.
+
+    Item tokens and control tokens are removed, each text is cut to half of the model's context, and a text that is then
+    empty is left out.
+    """
     rows = [catalog.index[item] for item, texts in held_out.items() for _ in texts]
     texts = ranker.renderer.clip([text for texts in held_out.values() for text in texts], ranker.context // 2)
     asked = [at for at, text in enumerate(texts) if ranker.renderer.request(text)]
@@ -163,22 +166,22 @@ def evaluate_text_queries(
     config: EvaluateConfig,
     source: str,
 ) -> Metrics | None:
-    """How well plain words find the item they were told of: llmrec, BM25, dense retrieval and their fusions.
+    """Measure how well llmrec, BM25, dense retrieval and their fusions find the item that a query asks for.
 
     Args:
-        recommender: that trained on none of the held-out texts.
+        recommender: a recommender that was not trained on the held-out intentions.
         held_out: item id -> intentions.
-        embeddings: of the same items.
-        config: how many queries, cut-offs, bootstrap, seed.
-        source: of the intentions, for the record.
+        embeddings: embeddings of the recommender's items.
+        config: maximum number of queries, cut-offs, bootstrap and seed.
+        source: source of the intentions, to be recorded.
 
     Returns:
         `protocol` and `systems` -> name -> `all` -> metric as in metrics.json, where `users` counts queries;
-        None when nothing is held out.
+        None if there are no queries.
 
     Raises:
         UserError: the encoder of the embeddings can't be loaded to embed the queries.
-        ValueError: the embeddings are of other items.
+        ValueError: the embeddings are not of the recommender's items.
     """
     catalog, ranker = recommender.catalog, recommender.ranker
     if embeddings.item_ids != catalog.ids:
@@ -213,13 +216,13 @@ def evaluate_text_queries(
 def target_ranks(
     retrievers: Mapping[str, Retriever], fusions: Mapping[str, Sequence[str]], queries: Queries, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Each system's rank of each query's target among all items, float64 [n], inf where it is not returned.
+    """Each system's rank of each query's target among all items, float64 [n]; inf if the target is not returned.
 
     Args:
-        retrievers: by name; each is asked every query once.
-        fusions: name -> the retrievers whose lists it fuses.
-        queries: n of them.
-        batch_size: queries asked together.
+        retrievers: name -> retriever; each scores every query once.
+        fusions: name -> the retrievers whose scores it fuses.
+        queries: n queries.
+        batch_size: number of queries per batch.
     """
     ranks = {name: np.empty(len(queries)) for name in (*retrievers, *fusions)}
     for start in track(range(0, len(queries), batch_size), "asking in words"):
