@@ -1,8 +1,9 @@
-"""Published ways to combine two rankings, so that cold items come out too.
+"""Published ways to combine two rankings, so that the list also has cold items.
 
-A quota in every prefix of the list (TIGER, arXiv 2305.05065), dense retrieval over the beams' candidates (LIGER, arXiv
-2411.18814), dense retrieval inside a first code (COBRA, arXiv 2503.02453), and drafts that the model verifies (SpecGR,
-arXiv 2410.02939).
+- quota (TIGER, arXiv 2305.05065): cold items have a share of each prefix of the list.
+- liger (LIGER, arXiv 2411.18814): dense retrieval ranks the items of the beams and all cold items.
+- cascade (COBRA, arXiv 2503.02453): dense retrieval ranks the items below the first code of each beam.
+- specgr (SpecGR, arXiv 2410.02939): dense retrieval proposes items (drafts), and the model verifies their codes.
 """
 
 from collections import defaultdict
@@ -20,42 +21,45 @@ from llmrec.index.trie import ranges
 
 
 def interleave(first: np.ndarray, second: np.ndarray, epsilon: float, k: int) -> np.ndarray:
-    """The first k of both rankings together, of which every prefix of length s holds floor(epsilon s) of the second.
+    """Merge two rankings into one of length k; its first s slots have floor(epsilon s) items of the second.
 
-    Slot s, counted from 1, is the second's where floor(epsilon s) > floor(epsilon (s - 1)); where one ranking has run
-    out, the other fills.
+    Slot s, counted from 1, is for the second ranking if floor(epsilon s) > floor(epsilon (s - 1)). If one ranking has
+    no more items, the other one fills the remaining slots.
 
     Args:
-        first: int [B, K1], best first; -1 pads at the end.
-        second: the same, int [B, K2], with other items.
-        epsilon: share of the second's slots, from 0 to 1.
-        k: slots.
+        first: int [B, K1], best first; -1 is padding at the end.
+        second: int [B, K2], the same; no item is in both rankings.
+        epsilon: share of the slots that are for the second ranking, from 0 to 1.
+        k: number of slots.
 
     Returns:
-        int64 [B, k], -1 where both have run out.
+        int64 [B, k]; -1 if neither ranking has more items.
 
     Raises:
-        ValueError: `epsilon` is no share, or the numbers of rows differ.
+        ValueError: `epsilon` is not between 0 and 1, or the numbers of rows differ.
     """
     if not 0 <= epsilon <= 1 or len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} rows to interleave with a share of {epsilon}")
     slots = np.arange(k + 1)
     firsts, seconds = ((ranking >= 0).sum(axis=1)[:, None] for ranking in (first, second))
-    # The second's items among the first s slots; 1e-9 as .29 * 100 falls short of 29.
+    # Items of the second ranking in the first s slots. In floating point, .29 * 100 is below 29; so 1e-9 is added.
     taken = np.minimum(np.maximum(np.floor(epsilon * slots + 1e-9).astype(np.int64), slots - firsts), seconds)
     theirs = taken[:, 1:] > taken[:, :-1]
     return np.where(theirs, _at(second, taken[:, 1:] - 1), _at(first, slots[1:] - taken[:, 1:] - 1))
 
 
 def _at(ranking: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Items at `places` [B, k] of the ranking, -1 beyond its end."""
+    """The items at `places` [B, k] of the ranking [B, K]; -1 beyond its end."""
     padded = np.pad(ranking.astype(np.int64), ((0, 0), (0, 1)), constant_values=-1)
     return np.take_along_axis(padded, np.clip(places, 0, ranking.shape[1]), axis=1)
 
 
 class QuotaRanking(RankingMethod):
-    """Beams over the items with training events; new items take their slots in the order of the beams they share a
-    prefix with. A list's scores are minus the places, since those of its two parts do not compare."""
+    """Beam search over the warm items; a share of the slots is for cold items that share a prefix with a beam.
+
+    The cold items are in the order of these beams. The score of an item is minus its place in the list, because the
+    scores of warm and cold items are not comparable.
+    """
 
     name: RankingName = "quota"
 
@@ -77,7 +81,7 @@ class QuotaRanking(RankingMethod):
     ) -> Ranking:
         mask, trained = allowed(filters, len(prefilled.prompts), len(self.facts.is_cold)), ~self.facts.is_cold
         both = (mask & trained).any(axis=1)
-        # Where only new items may come out, others still lead to them.
+        # If a filter allows only cold items, the beams search all warm items, to find prefixes that lead to cold ones.
         warm = [Filter.of_mask(row & trained if some else trained) for row, some in zip(mask, both, strict=True)]
         beams = self.search.rank(prefilled, max(k, self.config.beams), warm, offsets=offsets)
         found = np.full((len(mask), k), -1, dtype=np.int64)
@@ -92,7 +96,10 @@ class QuotaRanking(RankingMethod):
 
 
 class LigerRanking(RankingMethod):
-    """With as many beams as items it is dense retrieval; new items are always candidates."""
+    """The dense head ranks the items of the beams and all cold items.
+
+    With as many beams as items, this is dense retrieval over the whole catalogue.
+    """
 
     name: RankingName = "liger"
 
@@ -110,15 +117,20 @@ class LigerRanking(RankingMethod):
 
 
 TAU = 0.9
-"""How much a beam's log-probability counts: COBRA's."""
+"""Factor of a beam's log-probability, as in COBRA."""
 
 
 PSI = 16.0
-"""How much a cosine counts: COBRA's."""
+"""Factor of a cosine, as in COBRA."""
 
 
 class CascadeRanking(RankingMethod):
-    """log softmax(tau * beam) + log softmax(psi * cosine), the latter among the trained items of the beam's code."""
+    """Beams choose first codes, and the dense head ranks the items below each code.
+
+    score = log softmax(tau * log-probability of the code) + log softmax(psi * cosine)
+
+    The first softmax is over the beams, the second over the warm items below the code.
+    """
 
     name: RankingName = "cascade"
 
@@ -137,14 +149,14 @@ class CascadeRanking(RankingMethod):
         restriction = None if filters is None else Restriction(trie, filters)
         beams, hidden = self.tree.prefixes(prefilled, 1, min(self.config.beams, len(trie.node_codes[0])), restriction)
         nodes, width = beams.nodes.flatten(), beams.nodes.shape[1]
-        # Clamped, as a beam that found no code, -1, has no items.
+        # A beam without a code has node -1; clamping its start to node 0 makes its range of items empty.
         rows, places = ranges(trie.firsts[0][nodes.clamp(min=0)].long(), trie.firsts[0][nodes + 1].long())
         items = trie.order[places].long()
         queries = dense.head.queries(hidden.to(dense.vectors.device, dense.vectors.dtype)).flatten(0, 1)
         similar = PSI * (queries[rows] * dense.vectors[items]).sum(1)
         is_cold = torch.from_numpy(self.facts.is_cold).to(items.device)[items]
         known = _logsumexp(similar[~is_cold], rows[~is_cold], len(nodes))
-        # Of trained items alone, where there are any, so that new ones change nobody's score.
+        # The sum is over the warm items, if the code has any, so that cold items do not change the scores of others.
         total = torch.where(torch.isneginf(known), _logsumexp(similar, rows, len(nodes)), known)
         inside = similar - total[rows]
         whole = torch.full((len(beams.scores), trie.n_items), -torch.inf, device=similar.device)
@@ -156,24 +168,26 @@ class CascadeRanking(RankingMethod):
 
 
 def _logsumexp(values: torch.Tensor, groups: torch.Tensor, n: int) -> torch.Tensor:
-    """Of the values [T] of each of n groups (int64 [T]): [n], -inf for an empty group."""
+    """logsumexp of the values [T] in each of n groups (`groups`, int64 [T]): float [n]; -inf for an empty group."""
     most = torch.full((n,), -torch.inf, device=values.device).scatter_reduce(0, groups, values, "amax")
     sums = torch.zeros(n, device=values.device).scatter_add(0, groups, (values - most[groups]).exp())
     return torch.where(sums > 0, most + sums.log(), -torch.inf)
 
 
 DRAFT = 50
-"""Items of one draft."""
+"""Number of items of one draft."""
 
 
 BELOW = 100.0
-"""What puts the beams that fill up a list below all accepted items."""
+"""Subtracted from the scores of the beams that fill up the list, so that they rank below all accepted items."""
 
 
 class SpecGRRanking(RankingMethod):
-    """Ranks the accepted drafts by their mean log-probability per code, and fills the list up with the beams.
+    """Ranks the accepted drafts by their mean log-probability per code, and fills up the list with the beams.
 
-    A cold item is verified by its content codes only; its dedup code says nothing about its content.
+    The dense head drafts items. The first draft is from all items, each later one from the items that share one more
+    first code with a beam. The model accepts an item if its mean log-probability per code is above a threshold. For a
+    cold item, only the content codes count; the dedup code says nothing about its content.
     """
 
     name: RankingName = "specgr"
@@ -205,16 +219,16 @@ class SpecGRRanking(RankingMethod):
             good = verified > self.config.specgr_threshold
             scores[row[good], item[good]] = (verified + np.broadcast_to(bonus, len(self.facts.is_cold))[item])[good]
             accepted += np.bincount(row[good], minlength=len(drafts))
-            drafts[row, item] = -np.inf  # none is drafted twice
+            drafts[row, item] = -np.inf  # no item is drafted twice
         return top(scores, k)
 
     def _verified(self, prefilled: PrefilledBatch, items: np.ndarray) -> np.ndarray:
-        """Mean log-probability per code of items int64 [B, M] (-1: none), float32 [B, M]."""
+        """Mean log-probability per code, float32 [B, M], of the items int64 [B, M]; -1 is padding."""
         codes = self.tree.code_scores(prefilled, items)
         content = codes[..., : self.facts.content_levels].mean(axis=2)
         return np.where(self.facts.is_cold[items], content, codes.mean(axis=2))
 
     def _under(self, beams: np.ndarray, length: int) -> np.ndarray:
-        """bool [B, N]: items that begin, for so many codes, as one of the beams (items int64 [B, K], -1: none) does."""
+        """bool [B, N]: items that share the first `length` codes with a beam (`beams`: int64 [B, K], -1 for none)."""
         nodes = self._nodes[length - 1]
         return np.stack([np.isin(nodes, nodes[row[row >= 0]]) for row in beams])
