@@ -1,6 +1,6 @@
-"""What a log says about the items themselves: how often each was taken, and which were taken together.
+"""Counts of a log: the events of each item, and how often two items occur together.
 
-Give it the training part alone, or what is learned from it will have seen the answers.
+Use the training part only. Otherwise what is learned from the counts has seen the targets of the evaluation.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 WINDOW = 5
-"""Steps of a user's sequence within which two events count as together."""
+"""Two events of a user count as a pair if they are at most so many steps apart in the user's sequence."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +28,19 @@ class Behaviour:
     counts: np.ndarray
     """int64 [N], events per item"""
     pairs: "csr_array"
-    """int64 [N, N], how often two items stand within the window of one user's sequence; symmetric, zero diagonal"""
+    """int64 [N, N], how often two items are within the window in one user's sequence; symmetric, zero diagonal"""
 
     @classmethod
     def from_log(cls, log: Interactions, item_ids: Sequence[str], window: int = WINDOW) -> Self:
-        """Count the events of `log`, and its pairs of events at most `window` steps apart, over the rows of `item_ids`.
+        """Count the events of `log`, and its pairs of events at most `window` steps apart.
+
+        Args:
+            log: the training events, sorted by user and time.
+            item_ids: ids of the N items; item n has row n.
+            window: maximum number of steps between the two events of a pair.
 
         Raises:
-            UserError: for an item of the log that is not among `item_ids`.
+            UserError: an item of the log is not in `item_ids`.
         """
         from scipy.sparse import coo_array, csr_array
 
@@ -52,13 +57,22 @@ class Behaviour:
 
 
 LEAST_SHARE = 1e-6
-"""Length of a projected row, as a share of the row's own, below which it is rounding, not content."""
+"""A projected row is only rounding error if its length is not above this share of the original row's length."""
 
 
 def collaborative_vectors(behaviour: Behaviour, dim: int, seed: int) -> np.ndarray:
-    """Unit vectors (float32 [N, dim]), close where two items are taken together more than chance would have it.
+    """Collaborative vectors of items: close if two items occur together more often than by chance.
 
-    Zeros for an item without such company, or whose company the `dim` leading dimensions leave out.
+    They are the rows of `positive_information`, projected to `dim` dimensions by a truncated SVD.
+
+    Args:
+        behaviour: counts of N items.
+        dim: number of dimensions.
+        seed: seed of the SVD.
+
+    Returns:
+        float32 [N, dim], rows of length 1. A row is zero if the item occurs with no other item more often than by
+        chance, or if the `dim` dimensions have no part of its row.
 
     Raises:
         UserError: `dim` is not below the number of items.
@@ -84,7 +98,7 @@ def collaborative_vectors(behaviour: Behaviour, dim: int, seed: int) -> np.ndarr
 
 
 def positive_information(behaviour: Behaviour) -> "csr_array":
-    """max(0, log p(i, j) / (p(i) p(j))) of the pairs, float64 [N, N]; p(i) is an item's share of all pairs."""
+    """max(0, log(p(i, j) / (p(i) p(j)))) of the pairs, float64 [N, N]; p(i) is the share of row i in all pairs."""
     from scipy.sparse import coo_array
 
     pairs = behaviour.pairs.tocoo()
