@@ -1,7 +1,7 @@
-"""Collaborative models that only count, and text neighbours.
+"""Baselines that count events, and baselines that use text neighbours.
 
-Popularity; first-order Markov; item-kNN; text-kNN; transitions over the last few steps, decayed by their distance; and
-the same transitions shared among items with similar texts.
+They are popularity, first-order Markov, item-kNN, text-kNN, decayed Markov (pairs of items a few steps apart, with less
+weight for more steps), and smoothed Markov (decayed Markov whose transitions items with similar texts share).
 """
 
 from dataclasses import dataclass
@@ -17,23 +17,23 @@ RECENCY = 0.6
 
 
 DAMPING = 0.35
-"""Exponent of an item's count in item-kNN's norm; 0.5 is the cosine, less favours popular neighbours."""
+"""Exponent of an item's number of users in item-kNN's norm: 0.5 is the cosine; less favours popular neighbours."""
 
 
 class Popularity(BaselineSystem):
-    """The items with most training events, whatever the history."""
+    """Scores each item by its number of training events; the history does not matter."""
 
     name = "popularity"
 
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
-        """Popularity is all there is to know."""
+        """Learn nothing more: `fit` has counted popularity."""
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         return np.tile(self.popularity, (len(histories), 1))
 
 
 class Markov(BaselineSystem):
-    """How often an item directly followed the last one; ties and unseen pairs fall back on popularity."""
+    """Scores an item by how often it directly follows the last item of the history; popularity breaks ties."""
 
     name = "markov"
 
@@ -49,7 +49,11 @@ class Markov(BaselineSystem):
 
 
 class ItemKNN(BaselineSystem):
-    """Users in common over damped norms (Deshpande & Karypis 2004), summed over the history by recency."""
+    """Item-kNN (Deshpande & Karypis 2004).
+
+    The similarity of items i and j is |users of both| / (|users of i| |users of j|)^DAMPING. The score of an item is
+    the sum of its similarities to the items of the history, with more weight for later items.
+    """
 
     name = "item-knn"
 
@@ -64,7 +68,7 @@ class ItemKNN(BaselineSystem):
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         recency = [RECENCY ** np.arange(len(history))[::-1] for history in histories]
         weighted = incidence(histories, recency, len(self.popularity))
-        # Popularity orders the items that no history item is similar to.
+        # Popularity orders the items that are similar to no item of the history.
         return (weighted @ self.similarity).toarray() + np.float32(1e-6) * self.popularity
 
 
@@ -73,10 +77,10 @@ TEXT_RECENCY = 0.4
 
 
 class TextKNN(BaselineSystem):
-    """Cosine of text vectors, summed over the history by recency.
+    """Sum of the cosines of text vectors over the items of the history, with more weight for later items.
 
     Args:
-        vectors: of the N items' texts, float [N, D].
+        vectors: text vectors of the N items, float [N, D].
     """
 
     name = "text-knn"
@@ -95,31 +99,31 @@ class TextKNN(BaselineSystem):
 
 
 BLOCK = 1024
-"""Items whose text neighbours are looked for at a time."""
+"""Number of items whose text neighbours are computed at a time."""
 
 
 @dataclass(frozen=True)
 class TransitionSettings:
-    """How transitions are counted and a history is read."""
+    """Settings of decayed and smoothed Markov: how they count transitions and how they weight a history."""
 
     window: int = 5
-    """Steps between two items of a pair at most."""
+    """Maximum number of steps between the two items of a pair."""
     decay: float = 0.7
-    """Weight of a step relative to the one before."""
+    """Weight of a pair s + 1 steps apart, relative to a pair s steps apart."""
     backward: float = 0.5
-    """Weight of a pair in the other direction."""
+    """Weight of the transition from the later item of a pair to the earlier one."""
     shrinkage: float = 3.0
-    """Added to the sum that a row is divided by, so that rare items say little."""
+    """Added to the sum that a row is divided by, so that the transitions of rare items have little weight."""
     recency: float = 0.5
     """Weight of a history item relative to the one after it."""
     neighbours: int = 20
-    """Text neighbours of an item, beside itself (smoothed)."""
+    """Number of text neighbours of an item, without itself (smoothed Markov only)."""
     power: float = 4.0
-    """Exponent of the cosine in their weights (smoothed)."""
+    """Exponent of the cosine in the weight of a text neighbour (smoothed Markov only)."""
 
 
 class DecayedMarkov(BaselineSystem):
-    """Transitions over several steps, in both directions; popularity breaks ties and orders the rest."""
+    """Transitions over several steps, in both directions; popularity breaks ties and orders items without any."""
 
     name = "decayed-markov"
 
@@ -133,7 +137,7 @@ class DecayedMarkov(BaselineSystem):
         return self.expected(histories) + np.float32(1e-6) * self.popularity
 
     def expected(self, histories: list[np.ndarray]) -> np.ndarray:
-        """The transitions out of each of B histories, float32 [B, N], 0 where there are none."""
+        """The transitions from each of B histories to each item, float32 [B, N]; 0 if there are none."""
         return np.asarray((self._recent(histories) @ self.transitions).todense(), np.float32)
 
     def _recent(self, histories: list[np.ndarray]) -> sparse.csr_matrix:
@@ -142,11 +146,11 @@ class DecayedMarkov(BaselineSystem):
 
 
 class SmoothedMarkov(DecayedMarkov):
-    """The same transitions between text neighbours.
+    """Decayed Markov whose transitions T are shared among text neighbours W: the scores are history @ W T W^T.
 
     Args:
-        vectors: of the N items' texts, float [N, D].
-        settings: how they are counted and shared.
+        vectors: text vectors of the N items, float [N, D].
+        settings: how transitions are counted and shared.
     """
 
     name = "smoothed-markov"
@@ -167,7 +171,7 @@ class SmoothedMarkov(DecayedMarkov):
 
 
 def count_transitions(sequences: list[np.ndarray], n_items: int, settings: TransitionSettings) -> sparse.csr_matrix:
-    """The decayed transitions T, float32 [N, N], of U int arrays of items in time order; rows sum to less than 1."""
+    """Transitions T, float32 [N, N], from U int arrays of items in time order; each row sums to less than 1."""
     items = np.concatenate(sequences) if sequences else np.empty(0, np.int64)
     users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     counts = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
@@ -182,14 +186,18 @@ def count_transitions(sequences: list[np.ndarray], n_items: int, settings: Trans
 
 
 def text_neighbours(vectors: np.ndarray, count: int, power: float) -> sparse.csr_matrix:
-    """W, float32 [N, N]: each item and its `count` nearest by the cosine of centred vectors [N, D]; rows sum to 1."""
+    """Text neighbours W, float32 [N, N]: the weights of each item's neighbours, which are itself and `count` others.
+
+    The neighbours are the nearest by the cosine of the centred `vectors` [N, D]. A weight is max(cosine, 0) ** `power`,
+    divided so that each row sums to 1.
+    """
     unit = normalize(np.asarray(vectors, np.float32) - np.asarray(vectors, np.float32).mean(axis=0))
     n_items, kept = len(unit), min(count + 1, len(unit))
     rows, columns, weights = [], [], []
     for start in range(0, n_items, BLOCK):
         cosines = unit[start : start + BLOCK] @ unit.T
         own = np.arange(len(cosines))
-        cosines[own, start + own] = 1.0  # itself first, also an item without text
+        cosines[own, start + own] = 1.0  # an item is its own nearest neighbour, also without text
         best = np.argpartition(-cosines, kept - 1, axis=1)[:, :kept]
         rows.append(np.repeat(start + own, kept))
         columns.append(best.ravel())
