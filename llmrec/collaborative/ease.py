@@ -2,7 +2,8 @@
 
     P = (X^T X + regularization I)^-1        B = -P / diag(P), diagonal 0
 
-X is users by items. The inverse takes 8 N^2 bytes (1.2 GB for 12,101 items) and N^3 operations.
+X [U, N] is 1 where a user has events of an item, else 0. The inverse takes 8 N^2 bytes (1.2 GB for 12,101 items) and
+N^3 operations.
 """
 
 import numpy as np
@@ -11,11 +12,11 @@ from llmrec.collaborative.base import BaselineSystem, incidence
 from llmrec.errors import UserError
 
 MOST_ITEMS = 30_000
-"""Items at most: the inverse of more takes over 7 GB."""
+"""Maximum number of items; the inverse for more takes over 7 GB."""
 
 
 class EASE(BaselineSystem):
-    """Item weights B, summed over the history by recency.
+    """The score of an item is the sum of its weights B over the history, with more weight for later items.
 
     Args:
         regularization: added to the diagonal of X^T X.
