@@ -1,7 +1,7 @@
 """SASRec (Kang & McAuley, ICDM 2018, arXiv 1808.09781): a small causal Transformer over item embeddings.
 
-Trained with a softmax over all known items instead of the paper's one sampled negative, which is what makes it a
-strong baseline (Klenitskiy & Vasilev, arXiv 2309.07602).
+The loss is a softmax over all warm items instead of the paper's one sampled negative; that makes it a strong baseline
+(Klenitskiy & Vasilev, arXiv 2309.07602).
 """
 
 import copy
@@ -23,20 +23,20 @@ log = get_logger(__name__)
 
 
 POOL = 20
-"""Batches' worth of sequences that are sorted by length together, so that a batch pads little."""
+"""Number of batches whose sequences are sorted by length together, so that a batch has little padding."""
 
 
 STOP_BY = 5000
-"""Validation cases, at most, that are ranked after each epoch."""
+"""Maximum number of validation cases that are ranked after each epoch."""
 
 
 class SASRec(BaselineSystem):
-    """Knows the items with training events; all others score -inf and are passed over in histories.
+    """SASRec over the warm items. Cold items score -inf and are left out of histories.
 
     Args:
         config: sizes and schedule.
-        validation: cases that tell when to stop; those with a target that it knows count.
-        seed: of the weights, the order of training, and the sample of `validation`.
+        validation: validation cases for early stopping; only those with a warm target are used.
+        seed: seed of the weights, of the order of training, and of the sample of `validation`.
     """
 
     name = "sasrec"
@@ -52,7 +52,7 @@ class SASRec(BaselineSystem):
         scores = np.full((len(histories), len(self.popularity)), -np.inf, np.float32)
         known = [places[places >= 0] for places in (self.places[history] for history in histories)]
         asked = np.array([row for row, places in enumerate(known) if len(places)], dtype=np.int64)
-        # Nothing known to go by: what most people take.
+        # A history without warm items gets the popularity of the items.
         scores[:, self.items] = self.popularity[self.items]
         if len(asked):
             scores[asked[:, None], self.items] = self._predict([known[row] for row in asked])
@@ -73,7 +73,7 @@ class SASRec(BaselineSystem):
             self._train(sequences, stop_by.sample(STOP_BY, self.seed))
 
     def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
-        """Epochs until the validation NDCG@10 has not risen for `patience` of them; the best epoch's weights stay."""
+        """Train until the validation NDCG@10 has not risen for `patience` epochs; keep the best epoch's weights."""
         config, rng = self.config, np.random.default_rng(self.seed)
         optimizer = self._optimizer()
         best, best_epoch, weights = -1.0, 0, {}
@@ -103,7 +103,11 @@ class SASRec(BaselineSystem):
         return torch.optim.AdamW(self.network.parameters(), lr=self.config.learning_rate, fused=True)
 
     def _batches(self, sequences: list[np.ndarray], rng: np.random.Generator) -> Iterator[list[np.ndarray]]:
-        """The last items of each sequence, one more than the network reads, in random order; of like lengths within."""
+        """Batches of training sequences in random order; the sequences of a batch have similar lengths.
+
+        Each sequence is cut to its last `max_history` + 1 items: the network reads `max_history`, and the last item is
+        only a target.
+        """
         config, order = self.config, rng.permutation(len(sequences))
         for start in range(0, len(order), POOL * config.batch_size):
             pool = sorted(order[start : start + POOL * config.batch_size], key=lambda row: len(sequences[row]))
@@ -112,7 +116,7 @@ class SASRec(BaselineSystem):
                 yield [sequences[row][-config.max_history - 1 :] for row in batches[number]]
 
     def _loss(self, batch: list[np.ndarray]) -> torch.Tensor:
-        """Cross-entropy of each next item among all known ones."""
+        """Mean cross-entropy of each next item among all warm items."""
         following = torch.from_numpy(np.concatenate([sequence[1:] for sequence in batch])).to(self.device)
         with self._autocast():
             states = self.network([sequence[:-1] for sequence in batch])
@@ -120,7 +124,7 @@ class SASRec(BaselineSystem):
 
     @torch.inference_mode()
     def _predict(self, histories: list[np.ndarray]) -> np.ndarray:
-        """Scores of the M known items after each of B histories of their numbers, float32 [B, M]."""
+        """Scores of the M warm items, float32 [B, M], after each of B histories; items are numbered 0..M-1 here."""
         self.network.eval()
         ends = np.cumsum([min(len(history), self.config.max_history) for history in histories]) - 1
         with self._autocast():
@@ -132,11 +136,11 @@ class SASRec(BaselineSystem):
 
 
 class _Network(nn.Module):
-    """Post-norm Transformer over normed embeddings, as in BERT, whose item embeddings are also its output layer.
+    """Post-norm Transformer over normalised embeddings, as in BERT; the item embeddings are also the output layer.
 
     Args:
-        n_items: M known items; one more row pads.
-        config: sizes.
+        n_items: number M of warm items; the embedding has one more row, for padding.
+        config: sizes of the network.
     """
 
     def __init__(self, n_items: int, config: SASRecConfig) -> None:
@@ -152,14 +156,14 @@ class _Network(nn.Module):
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
 
     def forward(self, sequences: list[np.ndarray]) -> torch.Tensor:
-        """State after each of the E items of B sequences, one sequence after the other: float [E, D]."""
+        """State after each of the E items of B sequences, float [E, D], one sequence after the other."""
         device, pad = self.items.weight.device, self.items.num_embeddings - 1
         tokens = nn.utils.rnn.pad_sequence(
             [torch.from_numpy(sequence) for sequence in sequences], batch_first=True, padding_value=pad
         ).to(device)
         length = tokens.shape[1]
         states = self.dropout(self.norm(self.items(tokens) + self.positions.weight[:length]))
-        # Padding stands to the right, where the causal mask hides it from what counts.
+        # Padding is on the right: with the causal mask, no item sees it.
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=device)
         return self.layers(states, mask=mask, is_causal=True)[tokens != pad]
 
