@@ -1,4 +1,4 @@
-"""A tiny shop that the tests of the language model's rooms share."""
+"""Fixtures that many tests share: a tiny catalogue, and a `Shop` with a language model for it."""
 
 import logging
 import os
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-# Before the first import of numpy or torch. With one thread each, the tests and the programs that they start add up in
-# the same order, and pytest-xdist's workers don't compete for the cores.
+# This must be set before the first import of numpy or torch. With one thread each, the tests and the programs that they
+# start sum numbers in the same order, and the workers of pytest-xdist don't compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmrec.model.tokens import ItemVocabulary
     from llmrec.tasks.render import Renderer
 
-# hypothesis fails examples that take longer than 200 ms, which says more of the machine than of the code.
+# By default, hypothesis fails an example that takes longer than 200 ms. That depends on the machine.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
@@ -39,7 +39,7 @@ CHAT = (
 
 @pytest.fixture(autouse=True)
 def no_log_handler_stays() -> Iterator[None]:
-    """A command run in this process leaves its log handler, bound to a stream that ends with the test."""
+    """Remove the log handler that a command leaves in this process; its stream is closed when the test ends."""
     yield
     logger = logging.getLogger("llmrec")
     logger.handlers.clear()
@@ -48,7 +48,7 @@ def no_log_handler_stays() -> Iterator[None]:
 
 @dataclass
 class Shop:
-    """20 items with distinct semantic IDs, and a small language model that has their tokens."""
+    """20 items with distinct semantic IDs, and a small language model with their item tokens."""
 
     catalog: Catalog
     codes: np.ndarray
@@ -81,7 +81,7 @@ def tiny_catalog() -> Catalog:
 
 @pytest.fixture
 def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
-    """Builds a fresh `Shop`: `make_shop(tied=True, chat=False)`."""
+    """A function that builds a new `Shop`: `make_shop(tied=True, chat=False)`."""
     from transformers import AutoModelForCausalLM
 
     from llmrec.index.trie import ItemTrie
@@ -122,13 +122,13 @@ def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
 
 @pytest.fixture
 def shop(make_shop: Callable[..., Shop]) -> Shop:
-    """A fresh `Shop` with tied token rows and no chat template."""
+    """A new `Shop` with tied token embeddings and no chat template."""
     return make_shop()
 
 
 @pytest.fixture
 def loud(shop: Shop) -> Shop:
-    """The shop with weights so large that the model has opinions."""
+    """The shop with large random weights, so that the model's scores of items differ clearly."""
     import torch
 
     torch.manual_seed(0)
