@@ -1,4 +1,4 @@
-"""An unfitted recommender over the tiny shop: its answers are arbitrary, its behaviour is not."""
+"""An untrained recommender for the tiny catalogue: its answers are arbitrary, but how it handles requests is not."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from llmrec.recommender.recommender import Recommender
 
 @pytest.fixture(scope="session")
 def recommender(tiny_catalog: Catalog) -> Recommender:
-    """20 items, 2 levels of 4 codes and a dedup level."""
+    """A recommender for 20 items with 2 levels of 4 codes and a dedup level."""
     tokenizer = ItemTokenizer(levels=2, codes=4, embed=EmbedConfig(encoder="tfidf-svd", dim=8)).fit(tiny_catalog)
     config = BaseConfig(hidden_size=32, layers=1, heads=4, vocabulary=320, context=160)
     return Recommender.from_base(None, tokenizer, config=config)
@@ -23,7 +23,7 @@ def recommender(tiny_catalog: Catalog) -> Recommender:
 
 @pytest.fixture(scope="session")
 def unsized() -> Callable[[Path], Path]:
-    """Makes a bundle's header name no file sizes, as in version 0.1, so that other checks see what is damaged."""
+    """A function that removes the file sizes from a bundle's header, as in 0.1, so that other checks find damage."""
 
     def change(folder: Path) -> Path:
         header = json.loads((folder / "llmrec.json").read_text())
