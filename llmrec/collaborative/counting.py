@@ -33,7 +33,7 @@ class Popularity(BaselineSystem):
 
 
 class Markov(BaselineSystem):
-    """Scores an item by how often it directly follows the last item of the history; popularity breaks ties."""
+    """Counts how often an item directly followed the last one; popularity breaks ties and orders unseen pairs."""
 
     name = "markov"
 
