@@ -286,8 +286,8 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
 
     from llmrec.model.base import load_tokenizer, make_base
     from llmrec.model.tokens import ItemVocabulary
+    from llmrec.tasks.config import load_templates, tokenizer_texts
     from llmrec.tasks.render import Renderer
-    from llmrec.tasks.template import load_templates, tokenizer_texts
 
     templates = load_templates(config.tasks.prompts)
     if config.base.model is not None:

@@ -123,7 +123,7 @@ def intentions_stage(config: Config, run: RunDirectory) -> None:
 def base_stage(config: Config, run: RunDirectory) -> None:
     """Make a small language model from the catalogue's text, unless `base.model` names a model."""
     from llmrec.model.base import make_base
-    from llmrec.tasks.template import load_templates, tokenizer_texts
+    from llmrec.tasks.config import load_templates, tokenizer_texts
     from llmrec.train.finetune import pretrain
 
     def make(out: Path) -> None:
@@ -143,7 +143,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.embed import Embeddings
     from llmrec.quantize.tokenizer import ItemTokenizer
     from llmrec.recommender.recommender import Recommender
-    from llmrec.tasks.template import load_templates
+    from llmrec.tasks.config import load_templates
 
     local = Path(config.base.model) if config.base.model is not None else None
     prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []

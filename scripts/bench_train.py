@@ -37,11 +37,10 @@ from llmrec.model.adapter import add_item_rows
 from llmrec.model.base import make_base
 from llmrec.model.config import BaseConfig
 from llmrec.model.tokens import ItemVocabulary
-from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.config import TasksConfig, load_templates, tokenizer_texts
 from llmrec.tasks.examples import Sequential
 from llmrec.tasks.mixture import IGNORE
 from llmrec.tasks.render import Renderer
-from llmrec.tasks.template import load_templates, tokenizer_texts
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
 

@@ -89,8 +89,8 @@ def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
     from llmrec.model.base import make_base
     from llmrec.model.config import BaseConfig
     from llmrec.model.tokens import ItemVocabulary
+    from llmrec.tasks.config import load_templates
     from llmrec.tasks.render import Renderer
-    from llmrec.tasks.template import load_templates
 
     def build(tied: bool = True, chat: bool = False) -> Shop:
         base = BaseConfig(hidden_size=32, layers=2, heads=4, vocabulary=320, context=160)

@@ -44,9 +44,9 @@ def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[st
     from llmrec.model.base import load_tokenizer
     from llmrec.model.tokens import ItemVocabulary
     from llmrec.quantize.tokenizer import ItemTokenizer
+    from llmrec.tasks.config import load_templates
     from llmrec.tasks.mixture import build_tasks, show_tasks
     from llmrec.tasks.render import Renderer
-    from llmrec.tasks.template import load_templates
 
     pipeline.check(config, run, "base")
     pipeline.make_stages(config, run, "base")

@@ -66,8 +66,8 @@ class BSARecConfig(SASRecConfig):
     """Passes after which it stops when the NDCG@10 of validation has not risen."""
     alpha: float = 0.7
     """Share of the frequency filter in a layer's output; attention has the rest. 0 is SASRec."""
-    frequencies: int = 3
-    """Lowest frequencies that the filter keeps apart, the mean of the history among them."""
+    frequencies: int = 5
+    """Lowest frequencies that the filter keeps apart, of a history as long as max_history; the mean is one of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,7 +45,7 @@ class BSARec(SASRec):
     def _batches(self, sequences: list[np.ndarray], rng: np.random.Generator) -> Iterator[list[np.ndarray]]:
         """Prefixes of the sequences with the item after them, in random order; of one length within a batch."""
         longest, size = self.config.max_history, self.config.batch_size
-        ends = [(row, end) for row, sequence in enumerate(sequences) for end in range(1, len(sequence))]
+        ends = [(row, end) for row, sequence in enumerate(sequences) for end in range(len(sequence))]
         lengths = np.array([min(end, longest) for _, end in ends])
         order = rng.permutation(len(ends))
         order = order[np.argsort(lengths[order], kind="stable")]
@@ -89,7 +89,7 @@ class FrequencyTransformer(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.items = nn.Embedding(n_items, size)
-        self.positions = nn.Embedding(config.max_history, size)
+        self.positions = nn.Embedding(config.max_history + 1, size)
         self.norm = nn.LayerNorm(size, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(FrequencyLayer(config) for _ in range(config.layers))
@@ -102,7 +102,9 @@ class FrequencyTransformer(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """State [B, D] after B histories of one length, int64 [B, T]; positions count from the end."""
         places = torch.arange(tokens.shape[1] - 1, -1, -1, device=tokens.device)
-        states = self.dropout(self.norm(self.items(tokens) + self.positions(places)))
+        found = self.items(tokens) + self.positions(places)
+        start = self.positions.weight[-1].expand(len(tokens), 1, -1)
+        states = self.dropout(self.norm(torch.cat([start, found], dim=1)))
         for layer in self.layers:
             states = layer(states)
         return states[:, -1]
@@ -115,11 +117,13 @@ class FrequencyTransformer(nn.Module):
 class FrequencyLayer(nn.Module):
     """Frequency filter beside causal attention, mixed by alpha, then a feed-forward block."""
 
+    low_pass: torch.Tensor
+
     def __init__(self, config: BSARecConfig) -> None:
         super().__init__()
         size = config.hidden_size
         self.alpha, self.heads, self.share = config.alpha, config.heads, config.dropout
-        self.frequencies = config.frequencies
+        self.register_buffer("low_pass", low_pass(config.max_history + 1, config.frequencies), persistent=False)
         self.beta = nn.Parameter(torch.randn(1, 1, size))
         self.project = nn.Linear(size, 3 * size)
         self.out = nn.Linear(size, size)
@@ -129,7 +133,7 @@ class FrequencyLayer(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Float [B, T, D] -> [B, T, D]."""
-        low = low_frequencies(states, self.frequencies)
+        low = self.low_pass[: states.shape[1], : states.shape[1]].to(states.dtype) @ states
         filtered = low + self.beta**2 * (states - low)
         mixed = self.alpha * self.filter_norm(states + self.dropout(filtered))
         mixed = mixed + (1 - self.alpha) * self.attention_norm(states + self.dropout(self._attention(states)))
@@ -144,8 +148,13 @@ class FrequencyLayer(nn.Module):
         return self.out(found.transpose(1, 2).reshape(batch, length, size))
 
 
-def low_frequencies(states: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` lowest frequencies of float [B, T, D] along T; all of them give the input back."""
-    spectrum = torch.fft.rfft(states.float(), dim=1, norm="ortho")
-    kept = torch.arange(spectrum.shape[1], device=states.device)[:, None] < count
-    return torch.fft.irfft(spectrum * kept, n=states.shape[1], dim=1, norm="ortho").to(states.dtype)
+def low_pass(length: int, count: int) -> torch.Tensor:
+    """The filter that keeps the `count` lowest frequencies of a sequence of `length` steps: float32 [length, length].
+
+    Of a shorter sequence the upper left part filters as if zeros came before it; all frequencies give the input back.
+    """
+    spectrum = torch.zeros(length // 2 + 1)
+    spectrum[:count] = 1
+    kernel = torch.fft.irfft(spectrum, n=length)
+    steps = torch.arange(length)
+    return kernel[(steps[:, None] - steps) % length]

@@ -1,7 +1,7 @@
-"""Baselines that count events, and baselines that use text neighbours.
+"""Collaborative models without training: each is one small matrix, made in seconds.
 
-They are popularity, first-order Markov, item-kNN, text-kNN, decayed Markov (pairs of items a few steps apart, with less
-weight for more steps), and smoothed Markov (decayed Markov whose transitions items with similar texts share).
+Popularity; first-order Markov; item-kNN; text-kNN; transitions over the last few steps, decayed by their distance; the
+same transitions shared among items with similar texts; and EASE (Steck, WWW 2019, arXiv 1905.03375).
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from scipy import sparse
 from sklearn.preprocessing import normalize
 
 from llmrec.collaborative.base import BaselineSystem, incidence
+from llmrec.errors import UserError
 
 RECENCY = 0.6
 """Weight of a history item in item-kNN relative to the one after it."""
@@ -146,10 +147,12 @@ class DecayedMarkov(BaselineSystem):
 
 
 class SmoothedMarkov(DecayedMarkov):
-    """Decayed Markov whose transitions T are shared among text neighbours W: the scores are history @ W T W^T.
+    """The same transitions T between text neighbours: W T W^T, where W holds the neighbours of each item.
+
+    Neighbours are warm items; so a cold item is reached through the warm items whose texts are like its own.
 
     Args:
-        vectors: text vectors of the N items, float [N, D].
+        vectors: of the N items' texts, float [N, D].
         settings: how transitions are counted and shared.
     """
 
@@ -163,7 +166,12 @@ class SmoothedMarkov(DecayedMarkov):
         if len(self.vectors) != n_items:
             raise ValueError(f"{len(self.vectors)} text vectors for {n_items} items")
         super()._learn(train_sequences, n_items)
-        self.neighbours = text_neighbours(self.vectors, self.settings.neighbours, self.settings.power)
+        warm = np.flatnonzero(self.popularity)
+        self.neighbours = self.find_neighbours(centred(self.vectors, warm), warm)
+
+    def find_neighbours(self, unit: np.ndarray, warm: np.ndarray, first: int = 0) -> sparse.csr_matrix:
+        """As `text_neighbours`, with the settings of this model."""
+        return text_neighbours(unit, self.settings.neighbours, self.settings.power, warm, first)
 
     def expected(self, histories: list[np.ndarray]) -> np.ndarray:
         around = self._recent(histories) @ self.neighbours @ self.transitions
@@ -185,23 +193,72 @@ def count_transitions(sequences: list[np.ndarray], n_items: int, settings: Trans
     return sparse.csr_matrix(sparse.diags((1 / totals).astype(np.float32)) @ counts)
 
 
-def text_neighbours(vectors: np.ndarray, count: int, power: float) -> sparse.csr_matrix:
-    """Text neighbours W, float32 [N, N]: the weights of each item's neighbours, which are itself and `count` others.
+def centred(vectors: np.ndarray, warm: np.ndarray) -> np.ndarray:
+    """Vectors float [N, D] minus the mean of the rows `warm`, with length 1: float32 [N, D]."""
+    vectors = np.asarray(vectors, np.float32)
+    return np.asarray(normalize(vectors - vectors[warm].mean(axis=0)), np.float32)
 
-    The neighbours are the nearest by the cosine of the centred `vectors` [N, D]. A weight is max(cosine, 0) ** `power`,
-    divided so that each row sums to 1.
+
+def text_neighbours(unit: np.ndarray, count: int, power: float, warm: np.ndarray, first: int = 0) -> sparse.csr_matrix:
+    """The neighbours of the items from row `first` on: W, float32 [N - first, N], whose rows sum to 1.
+
+    Args:
+        unit: float32 [N, D], as `centred` gives them.
+        count: neighbours of an item; a warm item is a neighbour of itself beside them.
+        power: exponent of the cosine in a neighbour's weight.
+        warm: int [M], rows of the items that can be neighbours.
+        first: row of the first item that is asked for.
     """
-    unit = normalize(np.asarray(vectors, np.float32) - np.asarray(vectors, np.float32).mean(axis=0))
-    n_items, kept = len(unit), min(count + 1, len(unit))
+    kept = min(count + 1, len(warm))
+    place = np.full(len(unit), -1)
+    place[warm] = np.arange(len(warm))
     rows, columns, weights = [], [], []
-    for start in range(0, n_items, BLOCK):
-        cosines = unit[start : start + BLOCK] @ unit.T
-        own = np.arange(len(cosines))
-        cosines[own, start + own] = 1.0  # an item is its own nearest neighbour, also without text
+    for start in range(first, len(unit), BLOCK):
+        cosines = unit[start : start + BLOCK] @ unit[warm].T
+        own = place[start : start + BLOCK]
+        known = np.flatnonzero(own >= 0)
+        cosines[known, own[known]] = 1.0  # itself first, also an item without text
         best = np.argpartition(-cosines, kept - 1, axis=1)[:, :kept]
-        rows.append(np.repeat(start + own, kept))
-        columns.append(best.ravel())
+        rows.append(np.repeat(np.arange(start, start + len(cosines)) - first, kept))
+        columns.append(warm[best.ravel()])
         weights.append(np.maximum(np.take_along_axis(cosines, best, axis=1), 0).ravel() ** power)
     entries = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
-    matrix = sparse.csr_matrix(entries, shape=(n_items, n_items))
+    matrix = sparse.csr_matrix(entries, shape=(len(unit) - first, len(unit)), dtype=np.float32)
     return sparse.csr_matrix(normalize(matrix, norm="l1", axis=1))
+
+
+MOST_ITEMS = 30_000
+"""Maximum number of items; the inverse for more takes over 7 GB."""
+
+
+class EASE(BaselineSystem):
+    """The score of an item is the sum of its weights B over the history, with more weight for later items.
+
+    Args:
+        regularization: added to the diagonal of X^T X.
+        recency: weight of a history item relative to the one after it.
+    """
+
+    name = "ease"
+
+    def __init__(self, regularization: float = 120.0, recency: float = 0.8) -> None:
+        self.regularization = regularization
+        self.recency = recency
+
+    def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
+        if n_items > MOST_ITEMS:
+            raise UserError(
+                f"--evaluate.baselines ease: {n_items} items, expected at most {MOST_ITEMS}; its matrix has a row "
+                "and a column per item. Leave ease out."
+            )
+        users = incidence(train_sequences, [np.ones(len(s)) for s in train_sequences], n_items).sign()
+        gram = np.asarray((users.T @ users).todense(), np.float64)
+        gram[np.diag_indices(n_items)] += self.regularization
+        inverse = np.linalg.inv(gram)
+        weights = inverse / -np.diag(inverse)
+        np.fill_diagonal(weights, 0.0)
+        self.weights = weights.astype(np.float32)
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        recency = [self.recency ** np.arange(len(history))[::-1] for history in histories]
+        return np.asarray(incidence(histories, recency, len(self.popularity)) @ self.weights, np.float32)

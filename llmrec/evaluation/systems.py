@@ -9,8 +9,7 @@ import polars as pl
 
 from llmrec.collaborative.base import BATCH, BaselineSystem, only, ranks_from_scores
 from llmrec.collaborative.bsarec import BSARec
-from llmrec.collaborative.counting import DecayedMarkov, ItemKNN, Markov, Popularity, SmoothedMarkov, TextKNN
-from llmrec.collaborative.ease import EASE
+from llmrec.collaborative.counting import EASE, DecayedMarkov, ItemKNN, Markov, Popularity, SmoothedMarkov, TextKNN
 from llmrec.collaborative.sasrec import SASRec
 from llmrec.console import get_logger, track
 from llmrec.data import Split

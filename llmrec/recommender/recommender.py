@@ -32,9 +32,8 @@ from llmrec.recommender import bundle
 from llmrec.recommender.request import Answer, Request, Selection, quotas_of
 from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights, save_weights
-from llmrec.tasks.config import ASKED, TasksConfig
+from llmrec.tasks.config import ASKED, TasksConfig, Template, load_templates, save_templates, tokenizer_texts
 from llmrec.tasks.render import Renderer
-from llmrec.tasks.template import Template, load_templates, save_templates, tokenizer_texts
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, context_length, finetune
 

@@ -23,8 +23,7 @@ import numpy as np
 
 from llmrec.errors import UserError
 from llmrec.model.tokens import ItemVocabulary
-from llmrec.tasks.config import TaskName
-from llmrec.tasks.template import Template, turns
+from llmrec.tasks.config import TaskName, Template, turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llmrec.collaborative.base import BSARecConfig
-from llmrec.collaborative.bsarec import BSARec, low_frequencies
+from llmrec.collaborative.bsarec import BSARec, low_pass
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 
@@ -47,12 +47,16 @@ def test_scores_do_not_depend_on_the_company(system: BSARec) -> None:
 
 
 def test_the_filter() -> None:
+    """Against the Fourier transform of the whole length, with zeros before a shorter history."""
     states = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(low_frequencies(states, 5), states)  # all of them
-    torch.testing.assert_close(low_frequencies(states, 1), states.mean(1, keepdim=True).expand_as(states))
-    constant = torch.ones(1, 6, 3)
-    torch.testing.assert_close(low_frequencies(constant, 1), constant)
-    torch.testing.assert_close(low_frequencies(states, 2) + (states - low_frequencies(states, 2)), states)
+    for count in (1, 3, 5):
+        spectrum = torch.fft.rfft(states, dim=1)
+        spectrum[:, count:] = 0
+        torch.testing.assert_close(low_pass(9, count) @ states, torch.fft.irfft(spectrum, n=9, dim=1))
+        padded = torch.cat([torch.zeros(2, 5, 4), states[:, :4]], dim=1)
+        torch.testing.assert_close(low_pass(9, count)[:4, :4] @ states[:, :4], (low_pass(9, count) @ padded)[:, 5:])
+    torch.testing.assert_close(low_pass(9, 5), torch.eye(9))  # all of them
+    torch.testing.assert_close(low_pass(9, 1) @ states, states.mean(1, keepdim=True).expand_as(states))
 
 
 def test_every_prefix_is_an_example_once() -> None:
@@ -61,7 +65,7 @@ def test_every_prefix_is_an_example_once() -> None:
     batches = list(system._batches(sequences, np.random.default_rng(0)))
     assert all(len({len(example) for example in batch}) == 1 for batch in batches)
     found = sorted(tuple(example.tolist()) for batch in batches for example in batch)
-    expected = [tuple(row[max(0, end - 6) : end + 1].tolist()) for row in sequences for end in range(1, len(row))]
+    expected = [tuple(row[max(0, end - 6) : end + 1].tolist()) for row in sequences for end in range(len(row))]
     assert found == sorted(expected)
 
 

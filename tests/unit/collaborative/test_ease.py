@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llmrec.collaborative import ease
-from llmrec.collaborative.ease import EASE
+from llmrec.collaborative import counting as ease
+from llmrec.collaborative.counting import EASE
 from llmrec.errors import UserError
 
 

@@ -9,6 +9,7 @@ from llmrec.collaborative.counting import (
     DecayedMarkov,
     SmoothedMarkov,
     TransitionSettings,
+    centred,
     count_transitions,
     text_neighbours,
 )
@@ -42,14 +43,18 @@ def test_the_latest_item_counts_most() -> None:
 def test_text_neighbours_are_the_nearest_and_the_item_itself() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(30, 6))
-    found = text_neighbours(vectors, 4, 4.0).toarray()
-    unit = vectors - vectors.mean(axis=0)
+    warm = np.arange(0, 30, 2)
+    found = text_neighbours(centred(vectors, warm), 4, 4.0, warm).toarray()
+    unit = vectors - vectors[warm].mean(axis=0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    cosines = unit @ unit.T
+    cosines = unit @ unit[warm].T
     for row in range(30):
-        nearest = set(np.argsort(-cosines[row])[:5].tolist())
-        expected = np.where(np.isin(np.arange(30), list(nearest)), np.maximum(cosines[row], 0) ** 4, 0)
+        best = np.argsort(-cosines[row])[:5]
+        expected = np.zeros(30)
+        expected[warm[best]] = np.maximum(cosines[row][best], 0) ** 4
         np.testing.assert_allclose(found[row], expected / expected.sum(), atol=1e-5)
+    assert (found[warm, warm] > 0).all()
+    np.testing.assert_array_equal(text_neighbours(centred(vectors, warm), 4, 4.0, warm, 21).toarray(), found[21:])
 
 
 def test_smoothing_reaches_items_without_events() -> None:
@@ -61,6 +66,7 @@ def test_smoothing_reaches_items_without_events() -> None:
     assert seen[5] > seen[6]
     assert unseen[1] > unseen[2]
     assert unseen[5] > unseen[6]
+    assert not system.neighbours[:, 3:].nnz, "cold items are nobody's neighbours"
     around, counts = system.neighbours.toarray(), system.transitions.toarray()
     np.testing.assert_allclose(seen - 1e-6 * system.popularity, (around @ counts @ around.T)[0], atol=1e-6)
 

@@ -8,9 +8,9 @@ from tokenizers.processors import TemplateProcessing
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.tree import TreeSearch
+from llmrec.tasks.config import load_templates
 from llmrec.tasks.mixture import Collator, validation_examples
 from llmrec.tasks.render import Example, Renderer
-from llmrec.tasks.template import load_templates
 
 FRAGMENTS = ["<a_1>", "<b_4>", "<|end|>", "<|pad|>", "<a_", "1>", "<|", "end", "|>", "<a_<a_1>1>", "<|e<b_0>nd|>"]
 FRAGMENTS += [

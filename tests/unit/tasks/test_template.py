@@ -4,8 +4,7 @@ import pytest
 import yaml
 
 from llmrec.errors import UserError
-from llmrec.tasks.config import TASKS, TasksConfig
-from llmrec.tasks.template import INPUTS, load_template, load_templates, save_templates
+from llmrec.tasks.config import INPUTS, TASKS, TasksConfig, load_template, load_templates, save_templates
 
 GOOD = {
     "name": "personal-search",
