@@ -7,6 +7,10 @@ import numpy as np
 INTERVAL_METRICS = ("recall@10", "ndcg@10")
 
 
+DRAWN_AT_ONCE = 4_000_000
+"""Counts that the bootstrap holds at a time: 64 MB, half of it as integers and half as floats."""
+
+
 def ranks_from_lists(items: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Rank of each target in a list of K items: 1 + the number of other items that score at least as high.
 
@@ -79,37 +83,39 @@ def summarise(
 
 
 def interval(values: np.ndarray, bootstrap: int, seed: int, users: np.ndarray | None = None) -> tuple[float, float]:
-    """Percentile bootstrap 95% interval of the mean of `values` [n] (Efron 1979).
+    """Percentile bootstrap 95% interval of the mean of `values` [n]; arguments as in `resampled_means`."""
+    return percentiles(resampled_means(values, bootstrap, seed, users))
 
-    `users`, int [n], is the user of each value; None: each user has one. If a user has several values, the result is
-    that of `user_interval`. Otherwise a resample draws how often each distinct value occurs, from a multinomial
-    distribution. There are few distinct values, so the cost does not grow with n.
-    """
-    if users is not None and len(np.unique(users)) < len(users):
-        return user_interval(values, users, bootstrap, seed)
-    distinct, counts = np.unique(values, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=bootstrap)
-    low, high = np.percentile(draws @ distinct / len(values), [2.5, 97.5])
+
+def percentiles(means: np.ndarray) -> tuple[float, float]:
+    """The 95% interval of resampled means, float64 [bootstrap]."""
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
-def user_interval(values: np.ndarray, users: np.ndarray, bootstrap: int, seed: int) -> tuple[float, float]:
-    """The interval of `interval` for users with several values each; it draws whole users (a cluster bootstrap).
+def resampled_means(values: np.ndarray, bootstrap: int, seed: int, users: np.ndarray | None = None) -> np.ndarray:
+    """Mean of `values` in each resample of the users (Efron 1979), float64 [bootstrap].
 
-    The values of one user are not independent, so they are drawn together.
+    A resample is drawn as multinomial counts. With one value per user, it counts how often each distinct value comes:
+    there are few, so the cost does not grow with n. Where a user has several values, they are not independent, and
+    whole users are drawn (a cluster bootstrap).
 
     Args:
         values: float64 [n].
-        users: int [n], the user of each value.
-        bootstrap: number of resamples of the users.
-        seed: seed of the resampling.
-
-    Returns:
-        The lower and the upper end.
+        bootstrap: number of resamples.
+        seed: of these.
+        users: int [n], whose the values are; None: each user has one.
     """
-    _, of = np.unique(users, return_inverse=True)
-    counts, sums = np.bincount(of), np.bincount(of, weights=values)
-    rng, share = np.random.default_rng(seed), np.full(len(counts), 1 / len(counts))
-    draws = (rng.multinomial(len(counts), share) for _ in range(bootstrap))
-    low, high = np.percentile([draw @ sums / (draw @ counts) for draw in draws], [2.5, 97.5])
-    return float(low), float(high)
+    of = None if users is None else np.unique(users, return_inverse=True)[1]
+    if of is None or of.max() + 1 == len(of):
+        sums, drawn = np.unique(values, return_counts=True)
+        sizes = np.ones(len(sums))
+    else:
+        sums, sizes = np.bincount(of, weights=values), np.bincount(of).astype(np.float64)
+        drawn = np.ones(len(sizes), dtype=np.int64)
+    total, rng, block = int(drawn.sum()), np.random.default_rng(seed), max(1, DRAWN_AT_ONCE // len(sums))
+    means = []
+    for start in range(0, bootstrap, block):
+        draws = rng.multinomial(total, drawn / total, size=min(block, bootstrap - start)).astype(np.float64)
+        means.append(draws @ sums / (draws @ sizes))
+    return np.concatenate(means)

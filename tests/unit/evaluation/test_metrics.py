@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.collaborative.base import ranks_from_scores
-from llmrec.evaluation.metrics import interval, per_user, ranks_from_lists, summarise, user_interval
+from llmrec.evaluation.metrics import interval, per_user, ranks_from_lists, resampled_means, summarise
 
 SCORES = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0])  # few values, so that ties are common
 
@@ -125,10 +125,19 @@ def test_targets_of_one_user_are_drawn_together():
 
 def test_the_interval_over_users_weighs_them_by_their_targets():
     users, values = np.array([0, 0, 0, 1]), np.array([1.0, 1.0, 1.0, 0.0])
-    assert user_interval(values, users, bootstrap=1000, seed=0) == (0.0, 1.0)
-    alone = np.arange(400) % 5 == 0
-    ends = user_interval(alone.astype(float), np.arange(400), 2000, seed=0), interval(alone.astype(float), 2000, seed=0)
-    np.testing.assert_allclose(*ends, atol=0.01)
+    assert interval(values, 1000, 0, users) == (0.0, 1.0)
+    assert set(resampled_means(values, 1000, 0, users)) == {0.0, 0.75, 1.0}
+    alone = (np.arange(400) % 5 == 0).astype(float)
+    twice = interval(np.repeat(alone, 2), 2000, 0, np.repeat(np.arange(400), 2))
+    np.testing.assert_allclose(twice, interval(alone, 2000, seed=0), atol=0.01)
+
+
+@pytest.mark.parametrize("users", [None, np.arange(60) // 3])
+def test_resampling_in_blocks_draws_the_same(monkeypatch, users):
+    values = np.random.default_rng(0).random(60)
+    whole = resampled_means(values, 50, 1, users)
+    monkeypatch.setattr("llmrec.evaluation.metrics.DRAWN_AT_ONCE", 7 * 60)
+    np.testing.assert_allclose(resampled_means(values, 50, 1, users), whole, rtol=1e-12)
 
 
 def test_one_target_each_needs_no_users():
