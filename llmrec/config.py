@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmrec.collaborative.base import ExpertsConfig
 from llmrec.data.config import DataConfig
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig
-from llmrec.embed.config import EmbedConfig
+from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.intentions.intentions import IntentionsConfig
@@ -26,6 +27,8 @@ class Config:
     """Items -> vectors."""
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     """Vectors -> semantic IDs."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """What ranks beside the language model."""
     intentions: IntentionsConfig = field(default_factory=IntentionsConfig)
     """What people want, in words."""
     base: BaseConfig = field(default_factory=BaseConfig)

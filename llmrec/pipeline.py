@@ -1,6 +1,6 @@
 """The whole pipeline makes a bundle and its metrics from a catalogue and a log of interactions.
 
-    data -> embed -> tokenize -> intentions -> base -> train -> model -> evaluate
+    data -> embed -> tokenize -> experts -> intentions -> base -> train -> model -> evaluate
 
 Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips finished stages. The stages
 before `model` learn from `Prepared.for_training`. With `data.regime: strict` it lacks the cold items; the model stage
@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from llmrec.atomic import KEY, remove_inside
@@ -104,6 +105,28 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
     run.build(Stage("tokenize", asdict(config.tokenize), make, reads=["data", "embed"]))
 
 
+def experts_stage(config: Config, run: RunDirectory) -> None:
+    """What the log and the texts teach without a language model -> experts.json, experts.safetensors; nothing if no
+    expert is named."""
+    from llmrec.collaborative.fused import FusedExperts
+    from llmrec.embed import Embeddings
+
+    by_text = config.experts.by_text
+
+    def make(out: Path) -> None:
+        prepared = load(run.path("data"))
+        catalog, split = prepared.catalog, prepared.split
+        vectors = Embeddings.load(run.path("embed")).take_ids(catalog.ids).vectors if by_text else None
+        examples = split.validation_examples(catalog), split.calibration_examples(catalog)
+        experts = FusedExperts(config.experts, vectors, *examples)
+        experts.fit(split.sequences(catalog).train_sequences(), len(catalog))
+        experts.save(out)
+
+    if config.experts.models:
+        reads = ["data", *(["embed"] if by_text else [])]
+        run.build(Stage("experts", asdict(config.experts), make, reads=reads))
+
+
 def intentions_stage(config: Config, run: RunDirectory) -> None:
     """What people want, in words -> intentions.parquet; no stage if `intentions.source` is none."""
     source, files = config.intentions, {}
@@ -192,25 +215,33 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     With `data.regime: strict`, this stage adds the cold items. For a model with a dense head, it calibrates the fusion
     on the validation part.
     """
+    from llmrec.collaborative.fused import FusedExperts
     from llmrec.decode.config import DecodeConfig
     from llmrec.embed import Embeddings
     from llmrec.recommender.bundle import FUSION, INDEX, parse_header, write_header
     from llmrec.recommender.recommender import Recommender
 
     strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
+    experts = bool(config.experts.models)
 
     def make(out: Path) -> None:
         bundle, prepared = run.path("train") / "bundle", load(run.path("data"))
         # Hard links, so that the weights are not copied.
         shutil.copytree(bundle, out, copy_function=os.link, dirs_exist_ok=True)
         cold_items = prepared.cold_items
-        if cold_items is None and not dense:
+        if cold_items is None and not dense and not experts:
             return
         own = config.decode
         decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
         recommender = Recommender.from_pretrained(bundle, decode)
         if cold_items is not None:
             recommender.add_items(cold_items, Embeddings.load(run.path("embed")).take_ids(cold_items.ids).vectors)
+        if experts:
+            fitted = FusedExperts.load(run.path("experts"))
+            rows = np.array([prepared.catalog.index[item] for item in recommender.catalog.ids])
+            fitted = fitted.with_experts(fitted.experts.without_items(rows))
+            recommender.store = replace(recommender.store, experts=fitted)
+        if cold_items is not None or experts:
             recommender.store.save(out)
         if dense:
             recommender.calibrate(prepared.split.calibration_examples(recommender.catalog), seed=config.data.seed)
@@ -223,7 +254,11 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             "model",
             {"warm_floor": config.decode.warm_floor} if dense else {},
             make,
-            reads=["train"] + (["data", "embed"] if strict or dense else []),
+            reads=[
+                "train",
+                *(["data", "embed"] if strict or dense or experts else []),
+                *(["experts"] if experts else []),
+            ],
             precious=(INDEX,),  # the user may add items
         )
     )
@@ -289,6 +324,7 @@ STAGES = {
     "prepare": data_stage,
     "embed": embed_stage,
     "tokenize": tokenize_stage,
+    "experts": experts_stage,
     "intentions": intentions_stage,
     "base": base_stage,
     "train": train_stage,
@@ -296,7 +332,7 @@ STAGES = {
     "evaluate": evaluate_stage,
 }
 
-FOLDERS = ("data", "embed", "tokenize", "intentions", "base", "train", "model", "evaluate")
+FOLDERS = ("data", "embed", "tokenize", "experts", "intentions", "base", "train", "model", "evaluate")
 COMPARE = "compare"
 NAMES = (*FOLDERS, COMPARE, CONFIG)
 """All files and folders that llmrec writes into a run directory, except for the mark and the lock."""

@@ -1,12 +1,12 @@
 """What a collaborative model is: fitted on training sequences, it scores every item after a history.
 
-The configuration of the trained ones (SASRec, BSARec) stands here too.
+The configuration of the trained models (SASRec, BSARec) and of the experts stands here too.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 from scipy import sparse
@@ -76,6 +76,50 @@ class BSARecConfig(SASRecConfig):
             raise UserError(f"--evaluate.bsarec.alpha {self.alpha}: expected a share from 0 to 1.")
 
 
+ExpertName = Literal[
+    "popularity", "decayed-markov", "smoothed-markov", "item-knn", "text", "last-text", "sasrec", "bsarec"
+]
+BY_TEXT: set[ExpertName] = {"smoothed-markov", "text", "last-text"}
+"""Experts that go by the items' text vectors; they alone know cold items."""
+
+
+@dataclass
+class ExpertsConfig:
+    """Collaborative models and text neighbours that rank beside the language model."""
+
+    models: list[ExpertName] = field(default_factory=list)
+    """The experts. popularity: training events; decayed-markov: transitions over five steps; smoothed-markov: the same
+    between text neighbours; item-knn: users in common; text, last-text: cosine of
+    the text with those of the history, and of its last item; sasrec, bsarec: Transformers over items, trained here."""
+    sasrec: SASRecConfig = field(default_factory=SASRecConfig)
+    """The Transformer sasrec."""
+    bsarec: BSARecConfig = field(default_factory=BSARecConfig)
+    """The Transformer bsarec."""
+    candidates: int = 50
+    """Best items of each expert among which the weights of the fusion are learnt."""
+    examples: int = 6000
+    """Validation examples with a warm target that the weights are learnt from, at most, drawn by the seed."""
+    learned: bool = False
+    """Order the best hundred items of the fused ranking by LambdaRank, trained on validation examples (the extra
+    `ranker`)."""
+    warm_floor: float = 1.0
+    """Least recall@10 of warm targets that cold items must leave, as a share of what the experts reach without them."""
+    seed: int = 0
+    """Seed of the trained experts and of the draw of validation examples."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "experts", at_least={0: ("seed",), 1: ("candidates", "examples")}, positive=("warm_floor",))
+        if len(set(self.models)) < len(self.models):
+            raise UserError(f"--experts.models {self.models}: expected each expert at most once.")
+        if self.learned and not self.models:
+            raise UserError("--experts.learned true: there are no experts; name some with --experts.models.")
+
+    @property
+    def by_text(self) -> bool:
+        """Whether one of the experts goes by the items' text vectors."""
+        return not BY_TEXT.isdisjoint(self.models)
+
+
 def ranks_from_scores(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """Rank of each target among all N items: 1 + the number of other items that score at least as high.
 
@@ -104,6 +148,8 @@ def ranks_from_scores(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np
 
 
 BATCH = 256
+RECENCY = 0.6
+"""Weight of a history's item relative to the one after it, in the direction of its texts."""
 
 
 class BaselineSystem(ABC):
@@ -121,8 +167,7 @@ class BaselineSystem(ABC):
         if not len(items):
             raise ValueError(f"{self.name}: the training part has no events")
         counts = np.bincount(items, minlength=n_items)
-        # Below 1, the smallest count, so that popularity only ever breaks ties.
-        self.popularity = (counts / (counts.max() + 1)).astype(np.float32)
+        self.popularity = popularity(counts)
         self._learn(train_sequences, n_items)
         return self
 
@@ -145,6 +190,11 @@ class BaselineSystem(ABC):
     @abstractmethod
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
         """Keep what `scores` needs beside popularity, which is there."""
+
+
+def popularity(counts: np.ndarray) -> np.ndarray:
+    """Training events int [N] as shares below 1, the smallest count, so that they only ever break ties: float32 [N]."""
+    return (counts / (counts.max() + 1)).astype(np.float32)
 
 
 def only(scores: np.ndarray, among: np.ndarray) -> np.ndarray:

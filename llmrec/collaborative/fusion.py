@@ -8,11 +8,6 @@ Cold items also get a bonus b. A larger b raises the recall of cold targets and 
     b = argmax recall@10(warm; b) * recall@10(cold; b)    subject to    recall@10(warm; b) >= least
 
 The product is Nash's solution of a bargain (1950). It needs no exchange rate between the two kinds.
-
-The best hundred items of a fused ranking can be ordered anew by LambdaRank (Burges 2010) with LightGBM's trees:
-
-    ranker = LearnedRanker.fit(values, fused, is_cold, lengths, hits, seed=0)
-    ranker.order(values, fused, is_cold, lengths)    # int64 [n, M], the list's places in their new order
 """
 
 import json
@@ -69,16 +64,27 @@ class FusionWeights:
         """
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            weights = cls(**{{"trained": "warm", "new": "cold"}.get(name, name): raw[name] for name in raw})  # 0.1
-            numbers = [*weights.warm, *weights.cold, weights.bonus]
-            if any(isinstance(number, bool | str) for number in numbers):
-                raise ValueError("expected numbers")
-            if not all(isinstance(name, str) for name in weights.features):
-                raise ValueError("expected names of features")
-            if len(numbers) != 2 * len(weights.features) + 1 or not np.isfinite(np.array(numbers, float)).all():
-                raise ValueError("expected one finite number per feature")
+            return cls.of({{"trained": "warm", "new": "cold"}.get(name, name): raw[name] for name in raw})  # 0.1
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path}: not fusion weights that llmrec saved: {error}.") from None
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], names: Sequence[str] | None = None) -> Self:
+        """The weights with these fields.
+
+        Raises:
+            ValueError, TypeError: a field is missing, unknown or no number, or the features are not `names`.
+        """
+        weights = cls(**raw)
+        numbers = [*weights.warm, *weights.cold, weights.bonus]
+        if any(isinstance(number, bool | str) for number in numbers):
+            raise ValueError("expected numbers")
+        if not isinstance(weights.features, list) or not all(isinstance(name, str) for name in weights.features):
+            raise ValueError("expected names of features")
+        if len(numbers) != 2 * len(weights.features) + 1 or not np.isfinite(np.array(numbers, float)).all():
+            raise ValueError("expected one finite number per feature")
+        if names is not None and weights.features != list(names):
+            raise ValueError(f"weights of {', '.join(weights.features)}, expected {', '.join(names)}")
         return weights
 
 
@@ -111,6 +117,7 @@ def fit_fusion(
         return None
     cold = fit_weights(items, features, targets, there & cold_candidate, cold_target)
     if cold is None:
+        log.info("fusion: fewer than %d validation examples found a cold target: cold items weigh as warm ones", LEAST)
         cold = warm
     weights = FusionWeights(warm.tolist(), cold.tolist(), 0.0, {}, list(names))
     limits = bonus_limits(weights, items, features, targets, is_cold)
@@ -222,105 +229,3 @@ def fit_weights(
 
 
 log = get_logger(__name__)
-
-SHARES = (0.7, 0.85)
-"""Examples up to the first share are learnt from, up to the second they tell when to stop, the rest decide."""
-SETTINGS = {
-    "objective": "lambdarank",
-    "learning_rate": 0.05,
-    "num_leaves": 15,
-    "min_data_in_leaf": 200,
-    "feature_fraction": 0.7,
-    "bagging_fraction": 0.8,
-    "bagging_freq": 1,
-    "lambdarank_truncation_level": 20,
-    "metric": "ndcg",
-    "eval_at": [10],
-    "deterministic": True,
-    "force_row_wise": True,
-    "verbosity": -1,
-}
-
-
-class LearnedRanker:
-    """Trees that order a list of M candidates.
-
-    Args:
-        booster: of LightGBM.
-    """
-
-    def __init__(self, booster: Any) -> None:
-        self.booster = booster
-
-    @classmethod
-    def fit(
-        cls,
-        values: np.ndarray,
-        fused: np.ndarray,
-        is_cold: np.ndarray,
-        lengths: np.ndarray,
-        hits: np.ndarray,
-        seed: int = 0,
-    ) -> Self | None:
-        """Learn from n lists that hold their target.
-
-        Returns:
-            The ranker; None if it does not raise the NDCG@10 of lists that it has not seen by more than one standard
-            error: with few examples the fused order is better.
-
-        Args:
-            values: float32 [n, M, F], each expert's.
-            fused: float32 [n, M], not increasing within a list.
-            is_cold: bool [n, M].
-            lengths: int [n], items of the histories.
-            hits: bool [n, M], the targets, one per list.
-            seed: of the split of the lists and of the trees.
-
-        Raises:
-            UserError: LightGBM is not installed.
-        """
-        try:
-            import lightgbm
-        except ImportError:
-            raise UserError("--experts.learned true needs lightgbm: pip install 'llmrec[ranker]'.") from None
-        table = list_features(values, fused, is_cold, lengths)
-        n, size, width = table.shape
-        learn, stop, decide = np.split(np.random.default_rng(seed).permutation(n), [int(n * share) for share in SHARES])
-        if not len(learn) or not len(stop) or len(decide) < 2:
-            return None
-        data = [
-            lightgbm.Dataset(table[rows].reshape(-1, width), hits[rows].ravel().astype(int), group=[size] * len(rows))
-            for rows in (learn, stop)
-        ]
-        data[1].set_reference(data[0])
-        stopping: list[Any] = [lightgbm.early_stopping(30, verbose=False)]
-        booster = lightgbm.train({**SETTINGS, "seed": seed}, data[0], 500, valid_sets=[data[1]], callbacks=stopping)
-        ranker = cls(booster)
-        order = ranker.order(values[decide], fused[decide], is_cold[decide], lengths[decide])
-        gain = _ndcg(np.take_along_axis(hits[decide], order, axis=1)) - _ndcg(hits[decide])
-        worth = gain.mean() > gain.std() / np.sqrt(len(gain))
-        log.info("learned ranker: NDCG@10 %+.4f on %d lists%s", gain.mean(), len(gain), "" if worth else "; left out")
-        return ranker if worth else None
-
-    def order(self, values: np.ndarray, fused: np.ndarray, is_cold: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The places of n lists in their new order, int64 [n, M]; ties stay as they are. Arguments as in `fit`."""
-        table = list_features(values, fused, is_cold, lengths)
-        scores = self.booster.predict(table.reshape(-1, table.shape[2])).reshape(fused.shape)
-        return np.argsort(-scores, axis=1, kind="stable")
-
-
-def _ndcg(hits: np.ndarray) -> np.ndarray:
-    """NDCG@10, float64 [n], of lists with one target each, bool [n, M]."""
-    place = hits.argmax(axis=1)
-    return np.where(place < CUT, 1 / np.log2(place + 2), 0.0)
-
-
-def list_features(values: np.ndarray, fused: np.ndarray, is_cold: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """What the trees see of n lists of M items: float32 [n, M, 3 F + 4]. Arguments as in `LearnedRanker.fit`."""
-    n, size, _ = values.shape
-    places = np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1)
-    behind = values - values.max(axis=1, keepdims=True)
-    own = np.broadcast_to(np.arange(size), (n, size))
-    whole = np.broadcast_to(lengths[:, None], (n, size))
-    single = np.stack([fused - fused[:, :1], own, whole, is_cold], axis=2)
-    return np.concatenate([values, places, behind, single], axis=2).astype(np.float32)

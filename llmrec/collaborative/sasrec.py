@@ -59,9 +59,7 @@ class SASRec(BaselineSystem):
         return scores
 
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
-        self.items = np.flatnonzero(self.popularity)
-        self.places = np.full(n_items, -1, np.int64)
-        self.places[self.items] = np.arange(len(self.items))
+        self.items, self.places = _known_items(np.flatnonzero(self.popularity), n_items)
         sequences = [self.places[sequence] for sequence in train_sequences if len(sequence) > 1]
         stop_by = self.validation.where(self.popularity[self.validation.targets] > 0)
         if not sequences or not len(stop_by):
@@ -71,6 +69,12 @@ class SASRec(BaselineSystem):
             torch.manual_seed(self.seed)
             self.network = self._make_network(len(self.items)).to(self.device)
             self._train(sequences, stop_by.sample(STOP_BY, self.seed))
+
+    def make(self, items: np.ndarray, n_items: int) -> Any:
+        """Make the untrained network of the known items int [M] of N; it is returned to be given its weights."""
+        self.items, self.places = _known_items(items, n_items)
+        self.network = self._make_network(len(items)).to(self.device).eval()
+        return self.network
 
     def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
         """Train until the validation NDCG@10 has not risen for `patience` epochs; keep the best epoch's weights."""
@@ -133,6 +137,13 @@ class SASRec(BaselineSystem):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _known_items(items: np.ndarray, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """The known items, int [M], and the place of each of N items among them, -1 for the others, int64 [N]."""
+    places = np.full(n_items, -1, np.int64)
+    places[items] = np.arange(len(items))
+    return items, places
 
 
 class _Network(nn.Module):

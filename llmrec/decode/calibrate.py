@@ -1,31 +1,17 @@
-"""Learn the weights of the fusion on validation examples.
+"""Learn the weights of the fusion on validation examples; `collaborative/fusion.py` has the formulas."""
 
-A conditional logit (McFadden 1974) learns one weight per feature: it maximises the probability of the target among the
-candidates. Warm items (with training events) and cold items (without) have weights of their own.
-
-Cold items also get a bonus b. A larger b raises the recall of cold targets and lowers that of warm ones:
-
-    b = argmax recall@10(warm; b) * recall@10(cold; b)    subject to    recall@10(warm; b) >= floor * recall@10(beams)
-
-The product is Nash's solution of a bargain (1950). It needs no exchange rate between the two kinds.
-"""
+from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 
+from llmrec.collaborative.fusion import CUT, LEAST, FusionWeights, fit_fusion
 from llmrec.console import get_logger, track
 from llmrec.data import EvalExamples
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
-from llmrec.decode.rankings.base import FEATURES, FusionWeights
 from llmrec.decode.rankings.fusion import FusionRanking
 
 log = get_logger(__name__)
-LEAST = 20
-"""Examples of a kind that weights are learnt from at least."""
-CUT = 10
-"""Cut-off of the recall."""
 
 
 def calibrate(ranker: ItemRanker, examples: EvalExamples, floor: float) -> FusionWeights | None:
@@ -43,108 +29,21 @@ def calibrate(ranker: ItemRanker, examples: EvalExamples, floor: float) -> Fusio
     method, targets = _fusion(ranker), examples.targets
     items, features, beam_hits = gather(ranker, examples)
     is_cold = method.facts.is_cold
-    cold_target = is_cold[targets]
-    cold_candidate, there = is_cold[np.maximum(items, 0)], items >= 0
-    warm = _fit(items, features, targets, there & ~cold_candidate, ~cold_target)
-    if warm is None:
+    beams = float(beam_hits[~is_cold[targets]].mean())
+    weights = fit_fusion(items, features, targets, is_cold, floor * beams, method.features)
+    if weights is None:
         log.warning("the fusion is not calibrated: fewer than %d validation examples found their target", LEAST)
         return None
-    cold = _fit(items, features, targets, there & cold_candidate, cold_target)
-    if cold is None:
-        log.info("fusion: fewer than %d validation examples found a cold target: cold items weigh as warm ones", LEAST)
-        cold = warm
-    weights = FusionWeights(warm.tolist(), cold.tolist(), 0.0, {})
-    limits = bonus_limits(weights, items, features, targets, is_cold)
-    beams = float(beam_hits[~cold_target].mean())
-    bonus = best_bonus(limits, cold_target, floor * beams)
-    measured = {
-        "warm_examples": int((~cold_target).sum()),
-        "cold_examples": int(cold_target.sum()),
-        "beam_recall@10_warm": beams,
-        "recall@10_warm": float((limits[~cold_target] > bonus).mean()),
-    }
-    if cold_target.any():
-        measured["recall@10_cold"] = float((limits[cold_target] < bonus).mean())
+    measured = {"beam_recall@10_warm": beams, **weights.measured}
     log.info("fusion: %s", ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
-    return FusionWeights(weights.warm, weights.cold, bonus, measured)
-
-
-def bonus_limits(
-    weights: FusionWeights, items: np.ndarray, features: np.ndarray, targets: np.ndarray, is_cold: np.ndarray
-) -> np.ndarray:
-    """The bonus at which each target enters or leaves the first 10, float64 [n].
-
-    A warm target is among the first 10 for every bonus below its limit, a cold target for every bonus above it. A warm
-    target that is never among them has the limit -inf, a cold one inf.
-
-    Args:
-        weights: of the features; their own bonus is ignored.
-        items: int64 [n, M], candidates, -1 for none.
-        features: float [n, M, 4].
-        targets: int64 [n].
-        is_cold: bool [N].
-    """
-    cold_candidate = is_cold[np.maximum(items, 0)]
-    scores = weights.scores(features, cold_candidate) - weights.bonus * cold_candidate
-    scores = np.where(items >= 0, scores, -np.inf)
-    limits = np.empty(len(targets))
-    for row, target in enumerate(targets):
-        never = np.inf if is_cold[target] else -np.inf
-        at = np.flatnonzero(items[row] == target)
-        if not len(at):
-            limits[row] = never
-            continue
-        own = scores[row, at[0]]
-        same_kind = cold_candidate[row] == is_cold[target]
-        same = np.sort(scores[row][same_kind])[::-1]
-        others = np.sort(scores[row][~same_kind])[::-1]
-        ahead = int((same >= own).sum()) - 1
-        if ahead >= CUT:
-            limits[row] = never
-            continue
-        room = CUT - 1 - ahead  # items of the other kind that may stand before the target
-        rival = others[room] if room < len(others) else -np.inf
-        limits[row] = rival - own if is_cold[target] else own - rival
-    return limits
-
-
-def best_bonus(limits: np.ndarray, cold_target: np.ndarray, least: float) -> float:
-    """The bonus with the greatest product of warm and cold recall, among those with a warm recall of at least `least`.
-
-    Args:
-        limits: float64 [n], as `bonus_limits` gives them.
-        cold_target: bool [n]; if no target is cold, the bonus is 0, or less where `least` demands it.
-        least: share of the warm targets; if no bonus reaches it, the share that is reached without any cold item.
-    """
-    warm, cold = np.sort(limits[~cold_target]), np.sort(limits[cold_target])
-    most = largest_bonus(warm, min(least, float((warm > -np.inf).mean())))
-    # The product changes only where a cold target enters: just above each of their limits, and below all limits.
-    below = np.nextafter(limits[np.isfinite(limits)].min(initial=0.0), -np.inf)
-    tried = np.append(np.nextafter(cold[np.isfinite(cold)], np.inf), below)
-    tried = tried[tried <= most]
-    warm_hits = len(warm) - np.searchsorted(warm, tried, side="right")
-    product = warm_hits * np.searchsorted(cold, tried)
-    return float(tried[product.argmax()]) if product.any() else min(0.0, most)
-
-
-def largest_bonus(limits: np.ndarray, least: float) -> float:
-    """The largest bonus at which a share `least` of the warm targets is among the first 10; inf if any bonus is.
-
-    Args:
-        limits: float64 [n], of warm targets; a target is among the first 10 for every bonus below its limit.
-        least: a share of the n targets, not more than the share with a limit above -inf.
-    """
-    needed = int(np.ceil(least * len(limits) - 1e-9)) - int(np.isposinf(limits).sum())
-    if needed <= 0:
-        return np.inf
-    return float(np.nextafter(np.sort(limits[np.isfinite(limits)])[-needed], -np.inf))
+    return replace(weights, measured=measured)
 
 
 def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The candidates of n examples; items of the history are left out unless they are the target.
 
     Returns:
-        Candidates int64 [n, M] (-1 for none), their features float32 [n, M, 4], and whether the target is among the
+        Candidates int64 [n, M] (-1 for none), their features float32 [n, M, F], and whether the target is among the
         first 10 of the beams alone, bool [n].
     """
     method, targets = _fusion(ranker), examples.targets
@@ -159,7 +58,7 @@ def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.n
         found.append((chosen, scored))
     width = max((scored.items.shape[1] for _, scored in found), default=0)
     items = np.full((len(prompts), width), -1, np.int64)
-    features = np.zeros((len(prompts), width, len(FEATURES)), np.float32)
+    features = np.zeros((len(prompts), width, len(method.features)), np.float32)
     for chosen, scored in found:
         items[chosen, : scored.items.shape[1]] = scored.items
         features[chosen, : scored.items.shape[1]] = scored.features
@@ -170,28 +69,3 @@ def _fusion(ranker: ItemRanker) -> FusionRanking:
     if not isinstance(ranker.method, FusionRanking):
         raise ValueError("expected a ranker by fusion")
     return ranker.method
-
-
-def _fit(
-    items: np.ndarray, features: np.ndarray, targets: np.ndarray, among: np.ndarray, examples: np.ndarray
-) -> np.ndarray | None:
-    """Weights float64 [4], learnt from the `examples` (bool [n]) whose target is one of the candidates `among` (bool
-    [n, M]); None if these are fewer than 20."""
-    hit = (items == targets[:, None]) & among
-    rows = np.flatnonzero(examples & hit.any(axis=1))
-    if len(rows) < LEAST:
-        return None
-    x, y, open_ = features[rows].astype(np.float64), hit[rows].argmax(axis=1), among[rows]
-    scale = x[open_].std(axis=0) + 1e-9
-    x = x / scale
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        scores = np.where(open_, x @ weights, -np.inf)
-        total = logsumexp(scores, axis=1)
-        share = np.exp(scores - total[:, None])
-        right = np.arange(len(rows)), y
-        gradient = (share[..., None] * x).sum(axis=1) - x[right]
-        ridge = 1e-3 * weights
-        return float((total - scores[right]).mean() + 0.5 * ridge @ weights), gradient.mean(axis=0) + ridge
-
-    return np.asarray(minimize(loss, np.zeros(x.shape[2]), jac=True, method="L-BFGS-B").x / scale)

@@ -17,8 +17,7 @@ from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
 from llmrec.embed.align import AlignedEncoder
-from llmrec.embed.config import EmbedConfig
-from llmrec.embed.encoder import Encoder
+from llmrec.embed.encoder import EmbedConfig, Encoder
 from llmrec.errors import UserError
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from llmrec.collaborative.fusion import bonus_limits
 from llmrec.console import markdown, plain, track
 from llmrec.data.sequences import EvalExamples
-from llmrec.decode.calibrate import bonus_limits, gather
+from llmrec.decode.calibrate import gather
 from llmrec.decode.context import ItemHead
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker

@@ -233,6 +233,7 @@ def evaluate(
     systems: list[System] = [
         GenerativeSystem(recommender.ranker, depth),
         *(GenerativeSystem(recommender.ranked_by(name), depth, name) for name in config.rankings),
+        *([] if recommender.store.experts is None else [recommender.store.experts]),
         *fit_baselines(
             config, sequences.train_sequences(), len(catalog), split.validation_examples(catalog), vectors=text_vectors
         ),

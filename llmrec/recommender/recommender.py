@@ -11,6 +11,7 @@ import polars as pl
 
 from llmrec import __version__
 from llmrec.atomic import usual_modes
+from llmrec.collaborative.fusion import FusionWeights
 from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.data.interactions import Split
 from llmrec.data.sequences import TRAIN
@@ -18,7 +19,7 @@ from llmrec.decode.calibrate import calibrate
 from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.generate import check_fit, make_search
 from llmrec.decode.ranker import ItemRanker, make_ranking
-from llmrec.decode.rankings.base import FusionWeights, ItemFacts
+from llmrec.decode.rankings.base import ItemFacts
 from llmrec.decode.search import BeamSearch
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
@@ -182,7 +183,8 @@ class Recommender:
 
     def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
         dense = None if self.store.dense is None else self.store.dense.to(search.device)
-        facts = ItemFacts(self.train_counts == 0, self.item_tokenizer.quantizer.levels, dense, self.fusion_weights)
+        levels = self.item_tokenizer.quantizer.levels
+        facts = ItemFacts(self.train_counts == 0, levels, dense, self.fusion_weights, self.store.experts)
         method = make_ranking(search, facts, search.config, name)
         return ItemRanker(self.renderer, search, context_length(self.model), method)
 

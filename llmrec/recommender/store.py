@@ -17,6 +17,9 @@ import numpy as np
 import polars as pl
 
 from llmrec.atomic import put_in_place, replacing, usual_modes
+from llmrec.collaborative.fused import CONFIG as EXPERTS
+from llmrec.collaborative.fused import FILES as EXPERT_FILES
+from llmrec.collaborative.fused import FusedExperts
 from llmrec.console import get_logger
 from llmrec.data import Catalog
 from llmrec.embed import item_texts
@@ -34,7 +37,7 @@ log = get_logger(__name__)
 IfExists = Literal["refuse", "update"]
 
 
-FILES = (bundle.INDEX, f"{bundle.QUANTIZER}/{CODES}", bundle.TRIE, bundle.DENSE)
+FILES = (bundle.INDEX, f"{bundle.QUANTIZER}/{CODES}", bundle.TRIE, bundle.DENSE, *EXPERT_FILES)
 """The files of a bundle with data about single items."""
 
 
@@ -48,6 +51,7 @@ class ItemStore:
         trie: the trie of these semantic IDs.
         train_counts: int64 [N], training events of each item; 0 for a cold item, which the model knows by its text.
         dense: the vectors of the items for the dense head; None for a model without one.
+        experts: collaborative models and text neighbours that rank the same items, where the run has them.
     """
 
     catalog: Catalog
@@ -55,6 +59,7 @@ class ItemStore:
     trie: ItemTrie
     train_counts: np.ndarray
     dense: DenseIndex | None = None
+    experts: FusedExperts | None = None
 
     @classmethod
     def untrained(cls, catalog: Catalog, item_tokenizer: ItemTokenizer) -> Self:
@@ -94,7 +99,13 @@ class ItemStore:
                 f"{folder}: {len(dense)} items in {bundle.DENSE}, {len(catalog)} in {bundle.INDEX}; they belong to "
                 "different bundles."
             )
-        return cls(catalog, tokenizer, _trie(folder, tokenizer), events, dense)
+        experts = FusedExperts.load(folder) if (folder / EXPERTS).exists() else None
+        if experts is not None and len(experts.experts.rows) != len(catalog):
+            raise UserError(
+                f"{folder}: {len(experts.experts.rows)} items in {EXPERTS}, {len(catalog)} in {bundle.INDEX}; they "
+                "belong to different bundles."
+            )
+        return cls(catalog, tokenizer, _trie(folder, tokenizer), events, dense, experts)
 
     @cached_property
     def lookup(self) -> ItemLookup:
@@ -112,6 +123,8 @@ class ItemStore:
         self.trie.save(folder / bundle.TRIE)
         if self.dense is not None:
             self.dense.save(folder / bundle.DENSE)
+        if self.experts is not None:
+            self.experts.save(folder)
         usual_modes(folder)
         if (folder / bundle.HEADER).exists():
             bundle.write_header(bundle.parse_header(folder), folder)
@@ -138,19 +151,29 @@ class ItemStore:
                 "say --if-exists update to change its text"
             )
         added = self._with_our_fields(catalog, rows)
-        made = self._vectors(added, vectors, new if self.dense is None else np.arange(len(catalog)))
-        tokenizer, trie, dense = self.item_tokenizer, self.trie, self.dense
+        by_text = self.dense is not None or self.experts is not None
+        made = self._vectors(added, vectors, np.arange(len(catalog)) if by_text else new)
+        tokenizer, trie, dense, experts = self.item_tokenizer, self.trie, self.dense, self.experts
         if len(new):
             tokenizer = tokenizer.with_items([catalog.ids[row] for row in new], made[new])
             trie = trie.with_items(tokenizer.codes[len(self.catalog) :])
         if dense is not None:
             dense = dense.with_texts(rows[old], made[old]).with_items(made[new])
+        if experts is not None:
+            changed = experts.experts.with_texts(rows[old], made[old]) if len(old) else experts.experts
+            experts = experts.with_experts(changed.with_items(made[new]) if len(new) else changed)
         order = np.arange(len(self.catalog))
         order[rows[old]] = len(self.catalog) + old
         frame = pl.concat([self.catalog.frame, added.frame])[np.append(order, len(self.catalog) + new)]
         train_counts = np.append(self.train_counts, np.zeros(len(new), np.int64))
         return replace(
-            self, catalog=Catalog(frame), item_tokenizer=tokenizer, trie=trie, train_counts=train_counts, dense=dense
+            self,
+            catalog=Catalog(frame),
+            item_tokenizer=tokenizer,
+            trie=trie,
+            train_counts=train_counts,
+            dense=dense,
+            experts=experts,
         )
 
     def without_items(self, item_ids: Sequence[str]) -> Self:
@@ -171,6 +194,7 @@ class ItemStore:
             trie=ItemTrie.build(tokenizer.codes, tokenizer.level_sizes),
             train_counts=self.train_counts[stays],
             dense=self.dense.rows(stays) if self.dense is not None else None,
+            experts=self.experts and self.experts.with_experts(self.experts.experts.without_items(stays)),
         )
 
     def semantic_ids(self, rows: Iterable[int], names: Sequence[Sequence[str]]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmrec import Catalog, Interactions, ItemTokenizer, Recommender, TrainConfig
-from llmrec.embed.config import EmbedConfig
+from llmrec.embed.encoder import EmbedConfig
 from llmrec.model.base import make_base
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.tasks.config import TasksConfig

@@ -7,10 +7,12 @@ import pytest
 import torch
 from tolerances import SCORES
 
+from llmrec.collaborative.fusion import FusionWeights
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import METHODS, make_ranking
-from llmrec.decode.rankings.base import FusionWeights, ItemFacts
+from llmrec.decode.rankings.base import ItemFacts
+from llmrec.decode.rankings.fusion import FEATURES
 from llmrec.decode.search import NotNumbersError, Prompt
 from llmrec.decode.tree import TreeSearch
 from llmrec.index.dense import DenseIndex
@@ -29,7 +31,7 @@ def facts_of():
         texts = np.random.default_rng(2).normal(size=(len(shop.catalog), 12)).astype(np.float32)
         new = np.zeros(len(shop.catalog), bool)
         new[NEW] = True
-        weights = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.0, 1.0, 3.0], 0.5, {})
+        weights = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.0, 1.0, 3.0], 0.5, {}, list(FEATURES))
         return ItemFacts(new, content_levels=2, dense=DenseIndex.of(head, texts), fusion_weights=weights)
 
     return make

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from llmrec import BaseConfig, Catalog, EmbedConfig, ItemTokenizer, Recommender, UserError
-from llmrec.decode.rankings.base import FusionWeights
+from llmrec.collaborative.fusion import FusionWeights
+from llmrec.decode.rankings.fusion import FEATURES
 from llmrec.index.dense import DenseIndex
 from llmrec.model.adapter import DenseHead, with_adapter
 from llmrec.model.config import AdapterConfig
@@ -46,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dense=DenseIndex.of(DenseHead(16, 6, 4), texts),
         train_counts=np.where(np.arange(ITEMS) < 20, 3, 0),
     )
-    recommender.fusion_weights = FusionWeights([1.0, 1.0, 0.5, 2.0], [1.0, 0.5, 0.5, 3.0], 0.5, {})
+    recommender.fusion_weights = FusionWeights([1.0, 1.0, 0.5, 2.0], [1.0, 0.5, 0.5, 3.0], 0.5, {}, list(FEATURES))
     folder = tmp_path_factory.mktemp("whole") / "model"
     recommender.save_pretrained(folder)
     return folder

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llmrec import Catalog, Interactions, ItemTokenizer, Recommender, TrainConfig
-from llmrec.embed.config import EmbedConfig
+from llmrec.embed.encoder import EmbedConfig
 from llmrec.model.config import AdapterConfig
 from llmrec.tasks.config import TasksConfig
 

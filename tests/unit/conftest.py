@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmrec.data import Catalog
-from llmrec.embed.config import EmbedConfig
+from llmrec.embed.encoder import EmbedConfig
 from llmrec.model.config import BaseConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender.recommender import Recommender

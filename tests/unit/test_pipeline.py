@@ -11,7 +11,7 @@ import pytest
 from llmrec import pipeline
 from llmrec.config import Config
 from llmrec.data import DataConfig
-from llmrec.embed.config import EmbedConfig
+from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.intentions import IntentionsConfig
 from llmrec.model.config import BaseConfig

@@ -1,15 +1,14 @@
 """What a ranking of one model is, and the plain ones: by beams and by the dense head."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from llmrec.collaborative.fused import FusedExperts
+from llmrec.collaborative.fusion import FusionWeights
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
 from llmrec.decode.filters import Filter
 from llmrec.decode.search import BeamSearch, NotNumbersError, Offsets, PrefilledBatch, Ranking
@@ -17,56 +16,6 @@ from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
-
-FEATURES = ("first_code", "later_codes", "dense", "text")
-"""Log-probability of the first code and of those after it, of the item by the dense head, and the cosine of the item's
-text with the history's."""
-
-
-@dataclass(frozen=True)
-class FusionWeights:
-    """An item's score is the weighted sum of its features, plus a bonus if the item is cold (has no training events).
-
-    Attributes:
-        warm: one weight per feature, for warm items.
-        cold: the same for cold items.
-        bonus: added to the score of cold items.
-        measured: what the calibration measured, for the record.
-    """
-
-    warm: list[float]
-    cold: list[float]
-    bonus: float
-    measured: dict[str, float]
-
-    def scores(self, features: np.ndarray, is_cold: np.ndarray) -> np.ndarray:
-        """Float [...]: scores of items with features [..., 4]; `is_cold`, bool [...], marks the cold ones."""
-        return np.where(is_cold, features @ np.array(self.cold) + self.bonus, features @ np.array(self.warm))
-
-    def save(self, path: Path) -> None:
-        """Write JSON."""
-        path.write_text(json.dumps({"features": FEATURES, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: the file is damaged, or of other features.
-        """
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            if tuple(raw.pop("features")) != FEATURES:
-                raise ValueError(f"other features than {', '.join(FEATURES)}")
-            weights = cls(**{{"trained": "warm", "new": "cold"}.get(name, name): raw[name] for name in raw})  # 0.1
-            numbers = [*weights.warm, *weights.cold, weights.bonus]
-            if any(isinstance(number, bool | str) for number in numbers):
-                raise ValueError("expected numbers")
-            if len(numbers) != 2 * len(FEATURES) + 1 or not np.isfinite(np.array(numbers, float)).all():
-                raise ValueError("expected one finite number per feature")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path}: not fusion weights that llmrec saved: {error}.") from None
-        return weights
 
 
 @dataclass(frozen=True)
@@ -78,12 +27,14 @@ class ItemFacts:
         content_levels: levels of a semantic ID that tell content; a dedup level comes after them.
         dense: the items as vectors, where the model has a dense head.
         fusion_weights: of the fusion, where it has been calibrated.
+        experts: what else ranks the items, without the language model.
     """
 
     is_cold: np.ndarray
     content_levels: int
     dense: DenseIndex | None = None
     fusion_weights: FusionWeights | None = None
+    experts: FusedExperts | None = None
 
 
 class RankingMethod(ABC):

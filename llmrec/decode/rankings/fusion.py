@@ -1,8 +1,8 @@
-"""Our own: what the beams, the dense head and the items' texts find, scored by all of them with calibrated weights.
+"""Our own ranking: beams, dense head, texts and collaborative experts find candidates, and all of them score each one.
 
-A product of experts with learnt exponents (Hinton 2002; `calibrate` learns them). Beams tell trained items apart; of a
-new item only the first codes mean something to a model, so its later codes weigh little and its text more. Both kinds
-compete in one ranking.
+A product of experts with learnt exponents (Hinton 2002); `calibrate` learns them. Beams tell warm items apart. Only the
+first codes of a cold item mean something to a model; so its later codes weigh little, and its text weighs more. Both
+kinds compete in one ranking.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,17 @@ from typing import cast
 import numpy as np
 import torch
 
+from llmrec.collaborative.base import RECENCY
+from llmrec.collaborative.fusion import FusionWeights
 from llmrec.decode.config import RankingName
 from llmrec.decode.filters import Filter
-from llmrec.decode.rankings.base import FusionWeights, RankingMethod, allowed, as_array, candidates, top
+from llmrec.decode.rankings.base import RankingMethod, allowed, as_array, candidates, top
 from llmrec.decode.search import Offsets, PrefilledBatch, Prompt, Ranking
 from llmrec.errors import UserError
 
-RECENCY = 0.6
-"""Weight of a history's item relative to the one after it, in the direction of its texts."""
+FEATURES = ("first_code", "later_codes", "dense", "text")
+"""Of the language model: log-probability of the first code and of those after it, of the item by the dense head, and
+the cosine of the item's text with the history's. Those of the experts follow."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Scored:
 
     Attributes:
         items: int64 [B, M], rows of the catalogue, -1 at the end.
-        features: float32 [B, M, 4], of `FEATURES`.
+        features: float32 [B, M, F], of `FusionRanking.features`.
         beams: the ranking of the beams alone.
     """
 
@@ -38,7 +41,7 @@ class Scored:
 
 
 class FusionRanking(RankingMethod):
-    """Candidates are the best of the beams, of the dense head and of the texts, trained and new items apart."""
+    """Candidates are the best of the beams, the dense head, the texts and the experts, warm and cold items apart."""
 
     name: RankingName = "fusion"
 
@@ -55,16 +58,26 @@ class FusionRanking(RankingMethod):
         return Ranking(ranking.items, ranking.scores, beams.width, beams.beams, beams.invalid, beams.invalid_first)
 
     @property
+    def features(self) -> list[str]:
+        """Names of what speaks for an item."""
+        return [*FEATURES, *(self.facts.experts.experts.names if self.facts.experts is not None else ())]
+
+    @property
     def weights(self) -> FusionWeights:
         """As calibrated.
 
         Raises:
-            UserError: the bundle has none.
+            UserError: the bundle has none, or those of other features.
         """
         if self.facts.fusion_weights is None:
             raise UserError(
                 "--decode.ranking fusion: this bundle has not been calibrated; do so with Recommender.calibrate on "
                 "validation cases (`llmrec run` does), or choose another."
+            )
+        if list(self.facts.fusion_weights.features) != self.features:
+            raise UserError(
+                f"--decode.ranking fusion: weights of {', '.join(self.facts.fusion_weights.features)}, but this bundle "
+                f"has {', '.join(self.features)}; calibrate it again."
             )
         return self.facts.fusion_weights
 
@@ -77,17 +90,25 @@ class FusionRanking(RankingMethod):
         """
         width = max(k, self.config.beams)
         dense = self.dense_scores(prefilled)
-        texts = self._text_scores([prompt.history for prompt in cast(list[Prompt], prefilled.prompts)])
+        histories = [prompt.history for prompt in cast(list[Prompt], prefilled.prompts)]
+        texts = self._text_scores(histories)
         mask = allowed(filters, *dense.shape)
         beams = self.search.rank(prefilled, width, filters, offsets=offsets)
         bonus = 0.0 if offsets is None else offsets.items
         found = [beams.items]
+        experts, values = self.facts.experts, None
+        rankings = [dense, texts]
+        if experts is not None:
+            values = experts.experts.values(histories)
+            rankings.append(experts.fused(values))
         for side in (self.facts.is_cold, ~self.facts.is_cold):
-            found += [top(np.where(mask & side, scores + bonus, -np.inf), width).items for scores in (dense, texts)]
+            found += [top(np.where(mask & side, scores + bonus, -np.inf), width).items for scores in rankings]
         items = candidates(*found)
         codes = self.tree.code_scores(prefilled, items)
         rows = np.arange(len(items))[:, None]
-        parts = (codes[..., 0], codes[..., 1:].sum(axis=2), dense[rows, items], texts[rows, items])
+        parts = [codes[..., 0], codes[..., 1:].sum(axis=2), dense[rows, items], texts[rows, items]]
+        if values is not None:
+            parts += [value[rows, items] for value in values]
         return Scored(items, np.stack(parts, axis=-1), beams)
 
     def _text_scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:

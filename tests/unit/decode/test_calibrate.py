@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tolerances import SCORES
 
+from llmrec.collaborative.fusion import FusionWeights, best_bonus, bonus_limits, fit_weights, largest_bonus
 from llmrec.data import EvalExamples
-from llmrec.decode import calibrate as module
-from llmrec.decode.calibrate import best_bonus, bonus_limits, calibrate, gather, largest_bonus
+from llmrec.decode.calibrate import calibrate, gather
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker, make_ranking
-from llmrec.decode.rankings.base import FusionWeights, ItemFacts
+from llmrec.decode.rankings.base import ItemFacts
+from llmrec.decode.rankings.fusion import FEATURES
 from llmrec.decode.tree import TreeSearch
 from llmrec.index.dense import DenseIndex
 from llmrec.model.adapter import DenseHead
@@ -47,7 +48,7 @@ def candidates(draw):
         items[row, draw(st.integers(0, width)) :] = -1
     features = draw(hnp.arrays(np.int64, (n, width, 4), elements=st.integers(-3, 3))).astype(np.float32)
     numbers = st.lists(st.integers(-2, 3).map(float), min_size=4, max_size=4)
-    weights = FusionWeights(draw(numbers), draw(numbers), float(draw(st.integers(-4, 4))), {})
+    weights = FusionWeights(draw(numbers), draw(numbers), float(draw(st.integers(-4, 4))), {}, list(FEATURES))
     targets = draw(hnp.arrays(np.int64, n, elements=st.integers(0, N - 1)))
     return weights, items, features, targets, draw(hnp.arrays(bool, N))
 
@@ -55,7 +56,7 @@ def candidates(draw):
 @given(candidates(), st.sampled_from([1, 3, 10]))
 def test_bars_are_where_cases_turn(made, cut):
     weights, items, features, targets, new = made
-    with patch.object(module, "CUT", cut):
+    with patch("llmrec.collaborative.fusion.CUT", cut):
         bars = bonus_limits(weights, items, features, targets, new)
     is_cold_target = new[targets]
     for bonus in (-200.5, -7.5, -3.5, -1.5, -0.5, 0.5, 2.5, 6.5, 200.5):
@@ -122,7 +123,7 @@ def test_planted_weights_are_found():
     weights = [1.0, 0.3, 0.0, 4.0]
     items, features, targets = planted(3000, 12, weights)
     everything = np.ones(items.shape, bool)
-    found = module._fit(items, features, targets, everything, np.ones(3000, bool))
+    found = fit_weights(items, features, targets, everything, np.ones(3000, bool))
     np.testing.assert_allclose(found * [1, 3, 0.5, 0.2], np.array(weights) * [1, 3, 0.5, 0.2], atol=0.08)
 
 
@@ -131,25 +132,26 @@ def test_only_the_candidates_and_cases_of_a_kind_count():
     mine = np.arange(12) < 8
     cases = np.arange(400) % 2 == 0
     among = np.tile(mine, (400, 1))
-    found = module._fit(items, features, targets, among, cases)
+    found = fit_weights(items, features, targets, among, cases)
     chosen = cases & (items[:, :8] == targets[:, None]).any(axis=1)
     whole = np.ones((int(chosen.sum()), 8), bool)
-    alone = module._fit(items[chosen][:, :8], features[chosen][:, :8], targets[chosen], whole, whole[:, 0])
+    alone = fit_weights(items[chosen][:, :8], features[chosen][:, :8], targets[chosen], whole, whole[:, 0])
     np.testing.assert_allclose(found, alone, atol=SCORES)
 
 
 def test_fewer_than_twenty_targets_teach_nothing():
     items, features, targets = planted(20, 5, [1, 1, 1, 1])
     everything = np.ones(items.shape, bool)
-    assert module._fit(items, features, targets, everything, np.ones(20, bool)) is not None
+    assert fit_weights(items, features, targets, everything, np.ones(20, bool)) is not None
     targets[3] = 99  # is no candidate
-    assert module._fit(items, features, targets, everything, np.ones(20, bool)) is None
+    assert fit_weights(items, features, targets, everything, np.ones(20, bool)) is None
 
 
 @pytest.fixture
 def three(monkeypatch):
     """Recall@3 instead of recall@10, as the shop has 20 items."""
-    monkeypatch.setattr(module, "CUT", 3)
+    for module in ("collaborative.fusion", "decode.calibrate"):
+        monkeypatch.setattr(f"llmrec.{module}.CUT", 3)
 
 
 @pytest.fixture

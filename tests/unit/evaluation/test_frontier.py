@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from llmrec.collaborative.fusion import FusionWeights, bonus_limits
 from llmrec.data.sequences import EvalExamples
-from llmrec.decode.calibrate import bonus_limits, gather
+from llmrec.decode.calibrate import gather
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker, make_ranking
-from llmrec.decode.rankings.base import FusionWeights, ItemFacts
+from llmrec.decode.rankings.base import ItemFacts
+from llmrec.decode.rankings.fusion import FEATURES
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.evaluation.diagnosis import POINTS, frontier, write_frontier
@@ -22,7 +24,7 @@ from llmrec.model.adapter import DenseHead
 
 COUNTS = np.array([0, 1] * 10)
 """Half of the items are cold: ten of each kind, as many as fill a list."""
-WEIGHTS = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.1, 1.0, 3.0], 0.5, {})
+WEIGHTS = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.1, 1.0, 3.0], 0.5, {}, list(FEATURES))
 
 
 @dataclass
@@ -105,7 +107,8 @@ def test_the_calibrated_point_is_on_the_curve(shop):
 
 def test_cases_that_never_turn_have_a_curve_too(shop, monkeypatch):
     """A list longer than the catalogue holds every candidate at any bonus."""
-    monkeypatch.setattr("llmrec.decode.calibrate.CUT", 50)
+    for module in ("collaborative.fusion", "decode.calibrate"):
+        monkeypatch.setattr(f"llmrec.{module}.CUT", 50)
     curve = frontier(Holder(shop), cases(), COUNTS)
     assert {(point["warm"], point["cold"]) for point in curve["points"]} == {(1.0, 1.0)}
 

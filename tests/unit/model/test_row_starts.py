@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.embed.config import EmbedConfig
+from llmrec.embed.encoder import EmbedConfig
 from llmrec.model.adapter import add_item_rows, code_vectors, gaussian, near_mean, row_start, word_shares
 from llmrec.model.base import make_base
 from llmrec.model.config import BaseConfig

@@ -13,7 +13,7 @@ from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import NotNumbersError
 from llmrec.decode.tree import TreeSearch
-from llmrec.embed.config import EmbedConfig
+from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.model.config import BaseConfig
 from llmrec.quantize.tokenizer import ItemTokenizer

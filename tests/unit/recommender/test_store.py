@@ -20,7 +20,7 @@ from tolerances import SUMS
 
 from llmrec.data import Catalog
 from llmrec.decode.config import DecodeConfig, Scoring
-from llmrec.embed.config import EmbedConfig
+from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from llmrec.collaborative.fusion import FusionWeights
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.ranker import make_ranking
-from llmrec.decode.rankings.base import FusionWeights, ItemFacts
+from llmrec.decode.rankings.base import ItemFacts
+from llmrec.decode.rankings.fusion import FEATURES
 from llmrec.decode.search import Prompt
 from llmrec.decode.tree import TreeSearch
 from llmrec.index.dense import DenseIndex
@@ -24,7 +26,7 @@ def facts(deep, new_items) -> ItemFacts:
     torch.manual_seed(1)
     head = DenseHead(deep.model.config.hidden_size, 12, 6)
     texts = np.random.default_rng(2).normal(size=(20, 12)).astype(np.float32)
-    weights = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.1, 1.0, 3.0], 0.5, {})
+    weights = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.1, 1.0, 3.0], 0.5, {}, list(FEATURES))
     return ItemFacts(new_items, content_levels=2, dense=DenseIndex.of(head, texts), fusion_weights=weights)
 
 

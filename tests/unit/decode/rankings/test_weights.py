@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from llmrec.decode.rankings.base import FEATURES, FusionWeights
+from llmrec.collaborative.fusion import FusionWeights
+from llmrec.decode.rankings.fusion import FEATURES
 from llmrec.errors import UserError
 
 WEIGHTS = FusionWeights(
-    [1.0, 0.8, 0.5, 2.0], [0.7, 0.0, 1.0, 3.0], -0.25, {"cold_examples": 40, "recall@10_cold": 0.125}
+    [1.0, 0.8, 0.5, 2.0], [0.7, 0.0, 1.0, 3.0], -0.25, {"cold_examples": 40, "recall@10_cold": 0.125}, list(FEATURES)
 )
 
 
