@@ -187,9 +187,13 @@ class FusedExperts(BaselineSystem):
             items, listed, fused = self._lists(values, scores, histories)
             lengths = np.array([len(history) for history in histories])
             order = self.ranker.order(listed, fused, self.experts.is_cold[items], lengths)
-            # The listed items exchange their scores, so that all others keep their places.
             rows = np.arange(len(items))[:, None]
-            scores[rows, items[rows, order]] = fused
+            # In a small catalogue the list ends with items of the history; they stay at its end.
+            order = order[rows, np.argsort(np.isneginf(fused)[rows, order], axis=1, kind="stable")]
+            # The listed items exchange their scores, so that all others keep their places.
+            exchanged = scores.copy()
+            exchanged[rows, items[rows, order]] = fused
+            scores = np.where(np.isneginf(exchanged), scores, exchanged)
         return scores
 
     def fused(self, values: np.ndarray) -> np.ndarray:

@@ -167,9 +167,8 @@ class Recommender:
         if self._ranker is None:
             vocabulary = self.renderer.vocabulary
             pad = self.tokenizer.pad_token_id or 0
-            search = make_search(
-                self.model, vocabulary, self.store.trie, self.decode_config, pad, self.train_counts == 0
-            )
+            own = self.store
+            search = make_search(self.model, vocabulary, own.trie, self.decode_config, pad, own.train_counts == 0)
             self._ranker = self._ranker_of(search, None)
         return self._ranker
 
@@ -183,8 +182,8 @@ class Recommender:
 
     def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
         dense = None if self.store.dense is None else self.store.dense.to(search.device)
-        levels = self.item_tokenizer.quantizer.levels
-        facts = ItemFacts(self.train_counts == 0, levels, dense, self.fusion_weights, self.store.experts)
+        own, levels = self.store, self.item_tokenizer.quantizer.levels
+        facts = ItemFacts(own.train_counts == 0, levels, dense, self.fusion_weights, own.experts)
         method = make_ranking(search, facts, search.config, name)
         return ItemRanker(self.renderer, search, context_length(self.model), method)
 
