@@ -119,6 +119,22 @@ def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
     return rows
 
 
+def _paired_lines(metrics: Metrics) -> list[str]:
+    """One line per metric and system: its paired difference from the best baseline, and llmrec's from the experts."""
+
+    def line(metric: str, name: str, other: str, found: dict[str, Any]) -> str:
+        low, high = found["interval"]
+        p = f"p (Holm) {found['p_holm']:.3g}" if "p_holm" in found else f"p {found['p']:.3g}"
+        return f"- {metric}: {name} - {other} = {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}], {p}"
+
+    lines = []
+    for metric, entry in metrics.get("paired", {}).items():
+        lines += [line(metric, name, entry["best"], found) for name, found in entry.get("systems", {}).items()]
+        if "experts" in entry:
+            lines.append(line(metric, "llmrec", "experts", entry["experts"]))
+    return lines
+
+
 def _markdown(metrics: Metrics, text_queries: Metrics | None) -> str:
     slices = next(iter(metrics["systems"].values()))
     parts = ["# Evaluation", f"{protocol_line(metrics)}. Brackets are bootstrap 95% intervals over users."]
@@ -136,6 +152,9 @@ def _markdown(metrics: Metrics, text_queries: Metrics | None) -> str:
         parts += ["## Cold candidates only", f"{cold_candidates_line(cold).capitalize()}.", markdown_table(cold)]
     if text_queries is not None:
         parts += ["## In plain words", f"{text_queries_line(text_queries)}.", markdown_table(text_queries)]
+    if lines := _paired_lines(metrics):
+        said = "Bootstrap over users of the per-case difference; the best baseline is the best on these cases."
+        parts += ["## Paired differences", said, "\n".join(lines)]
     if "decode" in metrics:
         parts += ["## Decoding", "\n".join(f"- {name}: {value}" for name, value in metrics["decode"].items())]
     parts.append("![recall@10 and ndcg@10 with intervals](report.png)")

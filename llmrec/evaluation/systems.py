@@ -1,6 +1,6 @@
 """The systems that an evaluation ranks with: the baselines, and llmrec itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import polars as pl
 from llmrec.collaborative.base import BATCH, BaselineSystem, only, ranks_from_scores
 from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.counting import EASE, DecayedMarkov, ItemKNN, Markov, Popularity, SmoothedMarkov, TextKNN
+from llmrec.collaborative.fused import FusedExperts
+from llmrec.collaborative.fusion import CUT
 from llmrec.collaborative.sasrec import SASRec
 from llmrec.console import get_logger, track
 from llmrec.data import Split
@@ -19,7 +21,7 @@ from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.rankings.hybrid import interleave
 from llmrec.errors import UserError
 from llmrec.evaluation.config import READS_TEXT, EvaluateConfig
-from llmrec.evaluation.metrics import ranks_from_lists
+from llmrec.evaluation.metrics import INTERVAL_METRICS, per_user, ranks_from_lists
 from llmrec.evaluation.protocol import (
     OURS,
     Metrics,
@@ -30,6 +32,7 @@ from llmrec.evaluation.protocol import (
     per_user_table,
     select_cases,
 )
+from llmrec.evaluation.significance import compare_with_best, paired_difference
 from llmrec.recommender.recommender import Recommender
 
 
@@ -230,20 +233,52 @@ def evaluate(
         )
     cold = np.flatnonzero(sequences.train_counts(len(catalog)) == 0)
     depth = _depth(recommender.ranker, config)
+    baselines = fit_baselines(
+        config, sequences.train_sequences(), len(catalog), split.validation_examples(catalog), vectors=text_vectors
+    )
     systems: list[System] = [
         GenerativeSystem(recommender.ranker, depth),
         *(GenerativeSystem(recommender.ranked_by(name), depth, name) for name in config.rankings),
         *([] if recommender.store.experts is None else [recommender.store.experts]),
-        *fit_baselines(
-            config, sequences.train_sequences(), len(catalog), split.validation_examples(catalog), vectors=text_vectors
-        ),
+        *baselines,
     ]
     slices = make_slices(cases, sequences, len(catalog))
     protocol = _protocol(split) | {"items": len(catalog), "cold_items": len(cold)}
     metrics, ranks = evaluate_systems(systems, cases, slices, config, protocol)
+    if paired := compare_systems(ranks, [system.name for system in baselines], cases.users, config):
+        metrics["paired"] = paired
     if cold_candidates := evaluate_cold_candidates(systems, cases, cold, config):
         metrics["cold_candidates"] = cold_candidates
     return Evaluation(metrics, per_user_table(ranks, cases, sequences, catalog))
+
+
+def compare_systems(
+    ranks: Mapping[str, np.ndarray], baselines: Sequence[str], users: np.ndarray, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Paired differences on the same cases, by metric.
+
+    Args:
+        ranks: of each system, float64 [n].
+        baselines: names of the systems that the others are compared with.
+        users: int [n].
+        config: resamples and seed.
+
+    Returns:
+        Metric -> `best`, `systems` (see `compare_with_best`), and, where the experts rank alone too, `experts`: what
+        llmrec gains over them, which is the worth of its language model. Empty if there is nothing to compare.
+    """
+    found: dict[str, Any] = {}
+    for metric in INTERVAL_METRICS:
+        values = {name: per_user(each, CUT)[metric] for name, each in ranks.items()}
+        entry: dict[str, Any] = {}
+        if baselines:
+            entry |= compare_with_best(values, baselines, users, config.bootstrap, config.seed)
+        if FusedExperts.name in values:
+            gain = paired_difference(values[OURS], values[FusedExperts.name], users, config.bootstrap, config.seed)
+            entry["experts"] = {"difference": gain.mean, "interval": [gain.low, gain.high], "p": gain.p}
+        if entry:
+            found[metric] = entry
+    return found
 
 
 def _depth(ranker: ItemRanker, config: EvaluateConfig) -> int:

@@ -60,7 +60,8 @@ class FusionRanking(RankingMethod):
     @property
     def features(self) -> list[str]:
         """Names of what speaks for an item."""
-        return [*FEATURES, *(self.facts.experts.experts.names if self.facts.experts is not None else ())]
+        experts = [] if self.facts.experts is None else self.facts.experts.experts.names
+        return [*FEATURES, *(f"experts.{name}" for name in experts)]
 
     @property
     def weights(self) -> FusionWeights:
