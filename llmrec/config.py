@@ -1,7 +1,9 @@
 """The whole configuration. Each section is a dataclass in the package whose code uses it."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llmrec.collaborative.base import ExpertsConfig
@@ -147,3 +149,44 @@ def with_old_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
             old[name.split(".")[1]] = place.pop(field_name)
     groups_of = {new.split(".")[1] for new in renamed if new.split(".")[0] == section}
     return {name: value for name, value in old.items() if name not in groups_of or value != {}}
+
+
+INPUTS = {
+    "data.path": True,
+    "data.items": True,
+    "embed.model": True,
+    "embed.cache": False,
+    "intentions.path": False,
+    "intentions.local_model": True,
+    "base.model": True,
+    "tasks.prompts": False,
+}
+"""Field that names a file or folder of the user -> whether it may also name something on a hub."""
+
+
+def check_inputs(config: Config, places: Iterable[Path]) -> None:
+    """Check that no input lies in the folder of a stage, because making the stage would replace the input.
+
+    Raises:
+        UserError: an input lies there; the message names the field and the folder.
+    """
+    for key, on_a_hub in INPUTS.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value is None:
+            continue
+        name = value.partition("@")[0]  # a data set: NAME[:CONFIG][@SPLIT]
+        paths = [Path(path).expanduser() for path in (value, name, name.partition(":")[0])]
+        for place in places:
+            if any(_lies_in(path, place) for path in paths if not on_a_hub or os.path.lexists(path)):
+                raise UserError(
+                    f"--{key} {value}: lies in {place}, which belongs to the run directory and may be replaced; "
+                    "copy it elsewhere, or name another --run."
+                )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, by its name or after links are resolved."""
+    names = (Path(os.path.abspath(path)), Path(os.path.realpath(path)))
+    places = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
+    return any(name.is_relative_to(place) for name in names for place in places)

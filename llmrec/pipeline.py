@@ -18,12 +18,11 @@ import numpy as np
 import yaml
 
 from llmrec.atomic import KEY, remove_inside
-from llmrec.config import Config
+from llmrec.config import Config, check_inputs
 from llmrec.console import get_logger
 from llmrec.data.files import require_file
 from llmrec.data.prepare import load, prepare, save
 from llmrec.data.readers import input_files
-from llmrec.errors import UserError
 from llmrec.intentions import Intentions, gather
 from llmrec.rundir import CONFIG, RunDirectory
 from llmrec.stage import Stage, file_hashes, folder_state
@@ -48,17 +47,23 @@ def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
 
 def check(config: Config, run: RunDirectory, until: str) -> None:
     """Check everything that can be checked before the first stage, then mark the folder as a run directory."""
-    check_inputs(config, run)
+    check_inputs(config, list(run.places([*FOLDERS, COMPARE])))
     make_stages(config, run.rehearsal(), until)
     run.claim(NAMES)
 
 
 def make_stages(config: Config, run: RunDirectory, until: str) -> None:
     """Make the stages up to `until`, in order; finished ones are skipped."""
-    for name, stage in STAGES.items():
-        stage(config, run)
-        if name == until:
-            break
+    for name in flow(until):
+        STAGES[name](config, run)
+
+
+def flow(until: str) -> list[str]:
+    """The stages up to `until`; the benchmark needs no language model."""
+    if until == "benchmark":
+        return ["prepare", "embed", "experts", "benchmark"]
+    names = [name for name in STAGES if name != "benchmark"]
+    return names[: names.index(until) + 1]
 
 
 def data_stage(config: Config, run: RunDirectory) -> None:
@@ -320,6 +325,26 @@ def finalize(run: RunDirectory) -> None:
     run.amend("model", texts)
 
 
+def benchmark_stage(config: Config, run: RunDirectory) -> None:
+    """Full ranking of the baselines and the experts, without a language model -> the files of the stage evaluate."""
+    from llmrec.collaborative.fused import FusedExperts
+    from llmrec.embed import Embeddings
+    from llmrec.evaluation.report import write_report
+    from llmrec.evaluation.systems import evaluate_catalog
+
+    experts = bool(config.experts.models)
+
+    def make(out: Path) -> None:
+        prepared = load(run.path("data"))
+        vectors = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids).vectors
+        fused = FusedExperts.load(run.path("experts")) if experts else None
+        evaluation = evaluate_catalog(prepared.catalog, prepared.split, config.evaluate, vectors, fused)
+        write_report(evaluation.metrics, evaluation.per_user, out, None)
+
+    reads = ["data", "embed", *["experts"] * experts]
+    run.build(Stage("benchmark", asdict(config.evaluate), make, reads=reads))
+
+
 STAGES = {
     "prepare": data_stage,
     "embed": embed_stage,
@@ -330,57 +355,18 @@ STAGES = {
     "train": train_stage,
     "model": model_stage,
     "evaluate": evaluate_stage,
+    "benchmark": benchmark_stage,
 }
 
-FOLDERS = ("data", "embed", "tokenize", "experts", "intentions", "base", "train", "model", "evaluate")
+FOLDERS = ("data", "embed", "tokenize", "experts", "intentions", "base", "train", "model", "evaluate", "benchmark")
 COMPARE = "compare"
 NAMES = (*FOLDERS, COMPARE, CONFIG)
 """All files and folders that llmrec writes into a run directory, except for the mark and the lock."""
 
-INPUTS = {
-    "data.path": True,
-    "data.items": True,
-    "embed.model": True,
-    "embed.cache": False,
-    "intentions.path": False,
-    "intentions.local_model": True,
-    "base.model": True,
-    "tasks.prompts": False,
-}
-"""Field that names a file or folder of the user -> whether it may also name something on a hub."""
 
-
-def check_inputs(config: Config, run: RunDirectory) -> None:
-    """Check that no input lies in the folder of a stage, because making the stage would replace the input.
-
-    Raises:
-        UserError: an input lies there; the message names the field and the folder.
-    """
-    for field, on_a_hub in INPUTS.items():
-        section, name = field.split(".")
-        value = getattr(getattr(config, section), name)
-        if value is None:
-            continue
-        name = value.partition("@")[0]  # a data set: NAME[:CONFIG][@SPLIT]
-        paths = [Path(path).expanduser() for path in (value, name, name.partition(":")[0])]
-        for place in run.places([*FOLDERS, COMPARE]):
-            if any(_lies_in(path, place) for path in paths if not on_a_hub or os.path.lexists(path)):
-                raise UserError(
-                    f"--{field} {value}: lies in {place}, which belongs to the run directory and may be replaced; "
-                    "copy it elsewhere, or name another --run."
-                )
-
-
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder, by its name or after links are resolved."""
-    names = (Path(os.path.abspath(path)), Path(os.path.realpath(path)))
-    places = (Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))
-    return any(name.is_relative_to(place) for name in names for place in places)
-
-
-def metrics(run: RunDirectory) -> dict[str, Any]:
+def metrics(run: RunDirectory, stage: str = "evaluate") -> dict[str, Any]:
     """The metrics of the evaluate stage."""
-    return dict(json.loads((run.path("evaluate") / "metrics.json").read_text()))
+    return dict(json.loads((run.path(stage) / "metrics.json").read_text()))
 
 
 def text_metrics(run: RunDirectory) -> dict[str, Any] | None:

@@ -21,6 +21,9 @@ COMMANDS = {
     ),
     "train": stages.command("train", "model", "fine-tune the language model and write the bundle"),
     "evaluate": stages.command("evaluate", "evaluate", "full ranking beside the baselines"),
+    "benchmark": stages.command(
+        "benchmark", "benchmark", "baselines and experts in one table, without a language model"
+    ),
     "compare-tokenizers": compare.COMMAND,
     "tasks": tasks.COMMAND,
     "recommend": recommend.COMMAND,

@@ -102,8 +102,8 @@ class ExpertsConfig:
     learned: bool = False
     """Order the best hundred items of the fused ranking by LambdaRank, trained on validation examples (the extra
     `ranker`)."""
-    warm_floor: float = 1.0
-    """Least recall@10 of warm targets that cold items must leave, as a share of what the experts reach without them."""
+    warm_floor: float = 0.97
+    """Least recall@10 of warm targets that cold items must leave, as a share of what it is without cold items."""
     seed: int = 0
     """Seed of the trained experts and of the draw of validation examples."""
 

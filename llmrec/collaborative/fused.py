@@ -96,7 +96,9 @@ class FusedExperts(BaselineSystem):
         chosen[np.random.default_rng(self.config.seed).permutation(warm)[: self.config.examples]] = True
         examples = self.examples.where(chosen)
         items, features = gather(self.experts, examples, self.config.candidates)
-        weights = fit_fusion(items, features, examples.targets, is_cold, 0.0, self.experts.names)
+        weights = fit_fusion(
+            items, features, examples.targets, is_cold, self.experts.names, share=self.config.warm_floor
+        )
         if weights is None:
             raise UserError("--experts.models: too few validation examples find their target; leave the experts out.")
         self.weights = weights

@@ -93,8 +93,9 @@ def fit_fusion(
     features: np.ndarray,
     targets: np.ndarray,
     is_cold: np.ndarray,
-    least: float,
     names: Sequence[str],
+    least: float = 0.0,
+    share: float = 0.0,
 ) -> FusionWeights | None:
     """Learn the weights on n examples.
 
@@ -103,8 +104,9 @@ def fit_fusion(
         features: float [n, M, F].
         targets: int64 [n].
         is_cold: bool [N].
-        least: least recall@10 of warm targets.
         names: of the F features.
+        least: least recall@10 of warm targets.
+        share: the same as a share of the recall@10 that warm targets have without any cold item.
 
     Returns:
         The weights; None if fewer than 20 examples have their warm target among the candidates. If fewer than 20 have
@@ -121,10 +123,12 @@ def fit_fusion(
         cold = warm
     weights = FusionWeights(warm.tolist(), cold.tolist(), 0.0, {}, list(names))
     limits = bonus_limits(weights, items, features, targets, is_cold)
-    bonus = best_bonus(limits, cold_target, least)
+    alone = float((limits[~cold_target] > -np.inf).mean())
+    bonus = best_bonus(limits, cold_target, max(least, share * alone))
     measured = {
         "warm_examples": int((~cold_target).sum()),
         "cold_examples": int(cold_target.sum()),
+        "recall@10_warm_alone": alone,
         "recall@10_warm": float((limits[~cold_target] > bonus).mean()),
     }
     if cold_target.any():

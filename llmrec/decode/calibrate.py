@@ -30,7 +30,9 @@ def calibrate(ranker: ItemRanker, examples: EvalExamples, floor: float) -> Fusio
     items, features, beam_hits = gather(ranker, examples)
     is_cold = method.facts.is_cold
     beams = float(beam_hits[~is_cold[targets]].mean())
-    weights = fit_fusion(items, features, targets, is_cold, floor * beams, method.features)
+    experts = method.facts.experts
+    share = 0.0 if experts is None else experts.config.warm_floor
+    weights = fit_fusion(items, features, targets, is_cold, method.features, floor * beams, share)
     if weights is None:
         log.warning("the fusion is not calibrated: fewer than %d validation examples found their target", LEAST)
         return None

@@ -14,7 +14,7 @@ from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import CUT
 from llmrec.collaborative.sasrec import SASRec
 from llmrec.console import get_logger, track
-from llmrec.data import Split
+from llmrec.data import Catalog, Split
 from llmrec.data.sequences import EvalExamples
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
@@ -222,8 +222,32 @@ def evaluate(
         UserError: no user has an event in the part and a history before it; a baseline lacks text vectors, or events
             to be trained on.
     """
-    config = config or EvaluateConfig()
-    catalog = recommender.catalog
+    return evaluate_catalog(
+        recommender.catalog, split, config or EvaluateConfig(), text_vectors, recommender.store.experts, recommender
+    )
+
+
+def evaluate_catalog(
+    catalog: Catalog,
+    split: Split,
+    config: EvaluateConfig,
+    text_vectors: np.ndarray | None = None,
+    experts: FusedExperts | None = None,
+    recommender: Recommender | None = None,
+) -> Evaluation:
+    """As `evaluate`, with or without a recommender.
+
+    Args:
+        catalog: N items.
+        split: its log.
+        config: part, cut-offs, baselines, filter.
+        text_vectors: of the items, float [N, D], for the baselines that go by text.
+        experts: fitted on the training part; a system beside the baselines.
+        recommender: of the same items.
+
+    Raises:
+        UserError: as `evaluate`; nothing to measure.
+    """
     sequences = split.sequences(catalog)
     cases = select_cases(sequences, config)
     if not len(cases):
@@ -232,16 +256,17 @@ def evaluate(
             "see split.json for what was dropped, or choose another --data.split."
         )
     cold = np.flatnonzero(sequences.train_counts(len(catalog)) == 0)
-    depth = _depth(recommender.ranker, config)
     baselines = fit_baselines(
         config, sequences.train_sequences(), len(catalog), split.validation_examples(catalog), vectors=text_vectors
     )
-    systems: list[System] = [
-        GenerativeSystem(recommender.ranker, depth),
-        *(GenerativeSystem(recommender.ranked_by(name), depth, name) for name in config.rankings),
-        *([] if recommender.store.experts is None else [recommender.store.experts]),
-        *baselines,
-    ]
+    systems: list[System] = []
+    if recommender is not None:
+        depth = _depth(recommender.ranker, config)
+        systems.append(GenerativeSystem(recommender.ranker, depth))
+        systems += [GenerativeSystem(recommender.ranked_by(name), depth, name) for name in config.rankings]
+    systems += [*([] if experts is None else [experts]), *baselines]
+    if not systems:
+        raise UserError("--evaluate.baselines []: nothing to measure; name baselines, or experts (--experts.models).")
     slices = make_slices(cases, sequences, len(catalog))
     protocol = _protocol(split) | {"items": len(catalog), "cold_items": len(cold)}
     metrics, ranks = evaluate_systems(systems, cases, slices, config, protocol)
@@ -271,9 +296,9 @@ def compare_systems(
     for metric in INTERVAL_METRICS:
         values = {name: per_user(each, CUT)[metric] for name, each in ranks.items()}
         entry: dict[str, Any] = {}
-        if baselines:
+        if baselines and set(baselines) < values.keys():
             entry |= compare_with_best(values, baselines, users, config.bootstrap, config.seed)
-        if FusedExperts.name in values:
+        if {OURS, FusedExperts.name} <= values.keys():
             gain = paired_difference(values[OURS], values[FusedExperts.name], users, config.bootstrap, config.seed)
             entry["experts"] = {"difference": gain.mean, "interval": [gain.low, gain.high], "p": gain.p}
         if entry:

@@ -80,3 +80,23 @@ def test_experts_without_a_name_are_refused(llmrec: Callable, tmp_path: Path) ->
     done = llmrec("run", "--config", "quickstart.yaml", "--run", tmp_path / "run", "--experts.learned", "true")
     assert done.returncode == 2
     assert "--experts.learned true: there are no experts" in done.stderr
+
+
+def test_a_benchmark_needs_no_language_model(llmrec: Callable, tmp_path: Path) -> None:
+    """Baselines and experts in one table; a second call makes nothing anew, another baseline only the table."""
+    shop = ["--data.synthetic_items", "200", "--data.synthetic_users", "300", "--data.user_core", "1"]
+    words = ["--config", "quickstart.yaml", "--run", tmp_path / "run", "--data.item_core", "1", *shop, *EXPERTS]
+    done = llmrec("benchmark", *words)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir() if path.is_dir()} == {"data", "embed", "experts", "benchmark"}
+    metrics = json.loads((run / "benchmark" / "metrics.json").read_text())
+    assert list(metrics["systems"]) == ["experts", "popularity", "markov", "item-knn"]
+    recall = {name: system["all"]["recall@10"] for name, system in metrics["systems"].items()}
+    assert recall["experts"] > max(recall["markov"], recall["item-knn"]) > recall["popularity"]
+    assert "experts" in done.stdout
+    assert "Paired differences" in (run / "benchmark" / "report.md").read_text()
+    fitted = (run / "experts" / "manifest.json").read_bytes()
+    again = llmrec("benchmark", *words, "--evaluate.baselines", "[decayed-markov]", "--json")
+    assert list(json.loads(again.stdout)["systems"]) == ["experts", "decayed-markov"]
+    assert (run / "experts" / "manifest.json").read_bytes() == fitted

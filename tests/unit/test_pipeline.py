@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmrec import pipeline
-from llmrec.config import Config
+from llmrec.config import INPUTS, Config, check_inputs
 from llmrec.data import DataConfig
 from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
@@ -46,7 +46,12 @@ def texts(section: Any, name: str) -> Iterator[str]:
 
 
 def test_every_field_that_may_name_a_file_is_known() -> None:
-    assert set(texts(Config(), "")) == {*pipeline.INPUTS, *NO_FILES}
+    assert set(texts(Config(), "")) == {*INPUTS, *NO_FILES}
+
+
+def places(run: RunDirectory) -> list[Path]:
+    """Where a run may write."""
+    return list(run.places([*pipeline.FOLDERS, pipeline.COMPARE]))
 
 
 def config(field: str, path: str) -> Config:
@@ -66,7 +71,7 @@ def config(field: str, path: str) -> Config:
     return made
 
 
-@pytest.mark.parametrize("field", pipeline.INPUTS)
+@pytest.mark.parametrize("field", INPUTS)
 @pytest.mark.parametrize(
     "place", ["data", "data/deep/in", "train/bundle", "compare/x", ".model.partial", ".embed.old/x"]
 )
@@ -83,27 +88,27 @@ def test_inputs_where_a_stage_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("field", pipeline.INPUTS)
+@pytest.mark.parametrize("field", INPUTS)
 def test_inputs_elsewhere(tmp_path: Path, field: str) -> None:
     run = RunDirectory(tmp_path / "run")
     for name in ("run/mine", "run/datasets/x", "data/x", "run/config.yaml"):
         (tmp_path / name).mkdir(parents=True)
-        pipeline.check_inputs(config(field, str(tmp_path / name)), run)
+        check_inputs(config(field, str(tmp_path / name)), places(run))
 
 
-@pytest.mark.parametrize(("field", "on_a_hub"), pipeline.INPUTS.items())
+@pytest.mark.parametrize(("field", "on_a_hub"), INPUTS.items())
 def test_a_name_on_a_hub_is_no_path_unless_there_is_such_a_path(
     tmp_path: Path, field: str, on_a_hub: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if on_a_hub:
-        pipeline.check_inputs(config(field, "base/tiny"), RunDirectory("."))
+        check_inputs(config(field, "base/tiny"), places(RunDirectory(".")))
     else:
         with pytest.raises(UserError, match="lies in base"):
-            pipeline.check_inputs(config(field, "base/tiny"), RunDirectory("."))
+            check_inputs(config(field, "base/tiny"), places(RunDirectory(".")))
     os.makedirs("base/tiny")
     with pytest.raises(UserError, match="lies in base"):
-        pipeline.check_inputs(config(field, "base/tiny"), RunDirectory("."))
+        check_inputs(config(field, "base/tiny"), places(RunDirectory(".")))
 
 
 def test_the_split_of_a_local_dataset_is_no_part_of_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,4 +117,4 @@ def test_the_split_of_a_local_dataset_is_no_part_of_its_path(tmp_path: Path, mon
     for name in ("data/shop@train", "data/shop:small", "data/shop:small@train"):
         dataset = Config(data=DataConfig(format="datasets", path=name))
         with pytest.raises(UserError, match=f"data.path {name}: lies in data"):
-            pipeline.check_inputs(dataset, RunDirectory("."))
+            check_inputs(dataset, places(RunDirectory(".")))

@@ -20,7 +20,7 @@ SMALL = {"hidden_size": 8, "layers": 1, "heads": 1, "max_history": 6, "epochs": 
 EVERY = ExpertsConfig(
     models=[*UNTRAINED, "sasrec", "bsarec"],
     sasrec=SASRecConfig(**SMALL),
-    bsarec=BSARecConfig(**SMALL),
+    bsarec=BSARecConfig(**SMALL, frequencies=2),
     candidates=10,
 )
 RNG = np.random.default_rng(0)
