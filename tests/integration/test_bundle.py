@@ -20,7 +20,7 @@ from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.model.config import AdapterConfig
 from llmrec.recommender.bundle import readable
-from llmrec.recommender.recommender import Recommendation
+from llmrec.recommender.request import Recommendation
 
 Program = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -222,7 +222,7 @@ def test_strict_stages_are_those_of_a_shop_without_cold_items(strict: Prep, tmp_
     assert reports[0] == reports[1]
     embeddings = Embeddings.load(strict.stage("embed"))
     assert embeddings.item_ids == whole.catalog.ids, "all items have vectors"
-    assert np.array_equal(embeddings.take(catalog.ids).vectors, Embeddings.load(run.path("embed")).vectors)
+    assert np.array_equal(embeddings.take_ids(catalog.ids).vectors, Embeddings.load(run.path("embed")).vectors)
 
 
 def test_strict_intentions_are_of_known_items(strict: Prep) -> None:
