@@ -73,7 +73,7 @@ class BSARecConfig(SASRecConfig):
         super().__post_init__()
         check_fields(self, self.section, at_least={0: ("alpha",), 1: ("frequencies",)})
         if self.alpha > 1:
-            raise UserError(f"--evaluate.bsarec.alpha {self.alpha}: expected a share from 0 to 1.")
+            raise UserError(f"--{self.section}.alpha {self.alpha}: expected a share from 0 to 1.")
 
 
 ExpertName = Literal[
@@ -84,26 +84,40 @@ BY_TEXT: set[ExpertName] = {"smoothed-markov", "text", "last-text"}
 
 
 @dataclass
+class SASRecExpertConfig(SASRecConfig):
+    """The Transformer of the expert sasrec, and its training."""
+
+    section: ClassVar[str] = "experts.sasrec"
+
+
+@dataclass
+class BSARecExpertConfig(BSARecConfig):
+    """The Transformer of the expert bsarec, which also filters a history by frequency, and its training."""
+
+    section: ClassVar[str] = "experts.bsarec"
+
+
+@dataclass
 class ExpertsConfig:
     """Collaborative models and text neighbours that rank beside the language model."""
 
     models: list[ExpertName] = field(default_factory=list)
     """The experts. popularity: training events; decayed-markov: transitions over five steps; smoothed-markov: the same
-    between text neighbours; item-knn: users in common; text, last-text: cosine of
-    the text with those of the history, and of its last item; sasrec, bsarec: Transformers over items, trained here."""
-    sasrec: SASRecConfig = field(default_factory=SASRecConfig)
-    """The Transformer sasrec."""
-    bsarec: BSARecConfig = field(default_factory=BSARecConfig)
-    """The Transformer bsarec."""
+    between text neighbours; item-knn: users in common; text, last-text: cosine of the text with the texts of the history,
+    or with that of its last item; sasrec, bsarec: Transformers over items, trained here."""
+    sasrec: SASRecExpertConfig = field(default_factory=SASRecExpertConfig)
+    """The Transformer of the expert sasrec."""
+    bsarec: BSARecExpertConfig = field(default_factory=BSARecExpertConfig)
+    """The Transformer of the expert bsarec."""
     candidates: int = 50
-    """Best items of each expert among which the weights of the fusion are learnt."""
+    """The weights of the fusion are learnt among so many best items of each expert, warm and cold items apart."""
     examples: int = 6000
-    """Validation examples with a warm target that the weights are learnt from, at most, drawn by the seed."""
+    """Largest number of validation examples with a warm target that the weights are learnt from, drawn by the seed."""
     learned: bool = False
     """Order the best hundred items of the fused ranking by LambdaRank, trained on validation examples (the extra
     `ranker`)."""
     warm_floor: float = 0.97
-    """Least recall@10 of warm targets that cold items must leave, as a share of what it is without cold items."""
+    """Least recall@10 of warm targets when cold items rank too, as a share of the recall@10 without cold items."""
     seed: int = 0
     """Seed of the trained experts and of the draw of validation examples."""
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from llmrec.atomic import write_text
-from llmrec.collaborative.base import BaselineSystem, BSARecConfig, ExpertsConfig, SASRecConfig, popularity
+from llmrec.collaborative.base import BaselineSystem, BSARecExpertConfig, ExpertsConfig, SASRecExpertConfig, popularity
 from llmrec.collaborative.experts import Experts
 from llmrec.collaborative.fusion import CUT, FusionWeights, fit_fusion
 from llmrec.console import get_logger
@@ -160,7 +160,7 @@ class FusedExperts(BaselineSystem):
         try:
             content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             raw = content["config"]
-            nested = {"sasrec": SASRecConfig(**raw["sasrec"]), "bsarec": BSARecConfig(**raw["bsarec"])}
+            nested = {"sasrec": SASRecExpertConfig(**raw["sasrec"]), "bsarec": BSARecExpertConfig(**raw["bsarec"])}
             config = ExpertsConfig(**{**raw, **nested})
             nobody = EvalExamples(np.empty(0, np.int32), [], np.empty(0, np.int32))
             arrays = load_file(folder / ARRAYS)

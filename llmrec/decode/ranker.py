@@ -48,7 +48,7 @@ def make_ranking(
 
 
 class ItemRanker:
-    """Asks the language model in the first phrasing of the task that fits the request, or in several.
+    """Ranks items for requests: writes the prompt of a request, in one phrasing or several, and asks the model.
 
     Args:
         renderer: of the tokenizer and the catalogue that the search was built for.
@@ -73,7 +73,7 @@ class ItemRanker:
 
     @cached_property
     def exact(self) -> ExactSearch:
-        """The same model asked for the provably best; built when it is first needed."""
+        """The search for the provably best items of the same model; built at its first use."""
         return make_exact(self.search)
 
     def prompt_ids(self, history: Sequence[int] | np.ndarray = (), query: str | None = None) -> Prompt:
@@ -131,7 +131,7 @@ class ItemRanker:
             k: answers per request; fewer beams than that are widened to k.
             filters: per request.
             offsets: float [N], added to each item's score.
-            exact: the provably best, instead of the best that the beams reach.
+            exact: find the provably best items instead of the best that the beams reach.
 
         Raises:
             UserError: the model's weights are not numbers; `exact` of a model that can't.

@@ -31,50 +31,51 @@ class EvaluateConfig:
     """Cut-offs of recall, NDCG and MRR, in items; must include 10, which the intervals stand beside."""
 
     part: Literal["valid", "test"] = "test"
-    """Part of the log whose first event per user is the target, or every one with every_event."""
+    """Part of the log that holds the targets: the first event of each user in it, or with every_event all of them."""
 
     every_event: bool = False
-    """Every event of the part is a target, after all that its user did before it; else each user's first, after the
-    earlier parts. Intervals resample users either way."""
+    """Take every event of the part as a target; the history is then all earlier events of its user. If false, only the
+    first event of each user is a target, after the events of the earlier parts. Intervals always resample users."""
 
     filter_seen: bool = True
     """Leave the items of a user's history out of the ranking (a repeated target stays in)."""
 
     baselines: list[Baseline] = field(default_factory=lambda: ["popularity", "markov", "item-knn"])
-    """Baselines fitted on the training part and measured beside llmrec. decayed-markov: transitions over five steps;
-    smoothed-markov: the same between text neighbours; ease: a linear item-to-item model (arXiv 1905.03375); text-knn:
-    items whose texts are like the history's; sasrec: a Transformer over items (arXiv 1808.09781), trained here, minutes
-    for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325);
-    sasrec-knn: SASRec's ranking with a quota of cold items by text-knn."""
+    """Baselines, which are fitted on the training part and measured beside llmrec. decayed-markov: transitions over
+    five steps; smoothed-markov: the same between text neighbours; ease: a linear item-to-item model (arXiv 1905.03375);
+    text-knn: items with texts like those of the history; sasrec: a Transformer over items (arXiv 1808.09781), trained
+    here in minutes for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325); sasrec-knn:
+    the ranking of SASRec with a quota of cold items from text-knn."""
 
     quotas: list[float] = field(default_factory=lambda: [0.1, 0.3])
-    """Shares of cold items in every prefix of sasrec-knn's rankings; each makes a system of its own."""
+    """Shares of cold items in every prefix of the rankings of sasrec-knn; each share is a system of its own."""
 
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
-    """The Transformer of sasrec and sasrec-knn."""
+    """The Transformer of the baselines sasrec and sasrec-knn."""
 
     bsarec: BSARecConfig = field(default_factory=BSARecConfig)
-    """The Transformer of bsarec."""
+    """The Transformer of the baseline bsarec."""
 
     rankings: list[RankingName] = field(default_factory=list)
     """Further rankings of the same model (see --decode.ranking), each a system beside llmrec."""
 
     frontier: bool = False
-    """Draw how recall@10 of warm and of cold targets trade as the fusion favours new items more or less; needs a bundle
-    that has been calibrated."""
+    """Measure recall@10 of warm and of cold targets for different bonuses of cold items in the fusion, and draw the
+    curve. The bundle must be calibrated."""
 
     diagnose: int = 0
-    """Tell level by level where so many warm and so many cold targets get lost, drawn by the seed; 0: no diagnosis."""
+    """Number of warm targets, and of cold targets, for which the diagnosis finds the level at which the beam search
+    loses them; drawn by the seed. 0: no diagnosis."""
 
     max_users: int = 0
-    """Measure on this many users, drawn by the seed; 0 takes all."""
+    """Number of users to measure on, drawn by the seed; 0: all."""
 
     text_queries: int = 1000
-    """Held-out intentions asked in plain words, at most so many, drawn by the seed; 0 leaves them out. Only a run with
-    --intentions.source has any."""
+    """Largest number of held-out intentions that are asked as requests in plain words, drawn by the seed; 0: none. Only
+    a run with --intentions.source has intentions."""
 
     bootstrap: int = 1000
-    """Resamples of the users, or queries, behind each 95% interval."""
+    """Number of resamples of the users, or of the queries, for each 95% interval."""
 
     seed: int = 0
     """Seed of the samples of users and queries, of the random ranking, of sasrec and of the bootstrap."""

@@ -101,17 +101,17 @@ class RankingMethod(ABC):
         return self.facts.dense
 
     def dense_scores(self, prefilled: PrefilledBatch) -> np.ndarray:
-        """Log-probability of each item by the dense head, among those that are not new: float32 [B, N]."""
+        """Log-probability of each item by the dense head, normalised over the warm items: float32 [B, N]."""
         dense = self.dense
         is_cold = torch.from_numpy(self.facts.is_cold).to(dense.vectors.device)
         return as_array(dense.log_probabilities(prefilled.hidden, is_cold))
 
     @property
     def tree(self) -> TreeSearch:
-        """The search, which must be one that asks the model about single items.
+        """The search, if it can score single items.
 
         Raises:
-            UserError: it goes through `generate`, or not by the trie.
+            UserError: the search uses `generate`, or another constraint than the trie.
         """
         if not isinstance(self.search, TreeSearch) or self.search.config.constraint != "trie":
             raise UserError(
@@ -122,7 +122,7 @@ class RankingMethod(ABC):
 
 
 def allowed(filters: Sequence[Filter] | None, rows: int, items: int) -> np.ndarray:
-    """bool [B, N]: which items may come out for each request."""
+    """bool [B, N]: the items that each request allows."""
     mask = np.ones((rows, items), dtype=bool)
     for row, each in enumerate(filters or ()):
         if each.allowed is not None:
@@ -134,7 +134,12 @@ def allowed(filters: Sequence[Filter] | None, rows: int, items: int) -> np.ndarr
 
 
 def top(scores: np.ndarray, k: int, items: np.ndarray | None = None) -> Ranking:
-    """The k best of scores float32 [B, M], -inf for what may not come out; of the items int64 [B, M], or of all.
+    """The k best of M candidates per request.
+
+    Args:
+        scores: float32 [B, M]; -inf marks a candidate that is not allowed.
+        k: answers per request.
+        items: int64 [B, M], the candidates; default: all items, in catalogue order.
 
     Raises:
         NotNumbersError: a score is NaN.
@@ -154,7 +159,7 @@ def top(scores: np.ndarray, k: int, items: np.ndarray | None = None) -> Ranking:
 
 
 def candidates(*parts: np.ndarray) -> np.ndarray:
-    """The different items of all parts, int64 [B, *] with -1 as padding, in each row: int64 [B, M], -1 at the end."""
+    """The union of lists of items, int64 [B, *] with -1 as padding: int64 [B, M], -1 at the end of a row."""
     rows = [np.unique(row[row >= 0]) for row in np.concatenate(parts, axis=1)]
     united = np.full((len(rows), max(map(len, rows), default=0)), -1, dtype=np.int64)
     for row, items in enumerate(rows):

@@ -27,7 +27,7 @@ the cosine of the item's text with the history's. Those of the experts follow.""
 
 @dataclass(frozen=True)
 class Scored:
-    """Candidates of B prompts.
+    """The candidates of B prompts and their features.
 
     Attributes:
         items: int64 [B, M], rows of the catalogue, -1 at the end.
@@ -59,13 +59,13 @@ class FusionRanking(RankingMethod):
 
     @property
     def features(self) -> list[str]:
-        """Names of what speaks for an item."""
+        """Names of the features of an item."""
         experts = [] if self.facts.experts is None else self.facts.experts.experts.names
         return [*FEATURES, *(f"experts.{name}" for name in experts)]
 
     @property
     def weights(self) -> FusionWeights:
-        """As calibrated.
+        """The calibrated weights.
 
         Raises:
             UserError: the bundle has none, or those of other features.
@@ -85,9 +85,9 @@ class FusionRanking(RankingMethod):
     def scored(
         self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None = None
     ) -> Scored:
-        """The candidates for k answers to each prompt that the filters let through, with what speaks for each.
+        """The candidates for k answers to each prompt, which the filters allow, and their features.
 
-        Offsets have a say in who becomes a candidate, and none in the features.
+        Offsets are added to the scores that choose the candidates; the features do not contain them.
         """
         width = max(k, self.config.beams)
         dense = self.dense_scores(prefilled)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llmrec.collaborative.base import BSARecConfig, ExpertsConfig, SASRecConfig
+from llmrec.collaborative.base import BSARecExpertConfig, ExpertsConfig, SASRecExpertConfig
 from llmrec.collaborative.experts import FLOOR, Experts
 from llmrec.collaborative.fused import ARRAYS, CONFIG, LISTED, RANKER, FusedExperts, LearnedRanker, gather
 from llmrec.data.sequences import EvalExamples
@@ -19,8 +19,8 @@ UNTRAINED = ["popularity", "decayed-markov", "smoothed-markov", "item-knn", "tex
 SMALL = {"hidden_size": 8, "layers": 1, "heads": 1, "max_history": 6, "epochs": 2, "batch_size": 32}
 EVERY = ExpertsConfig(
     models=[*UNTRAINED, "sasrec", "bsarec"],
-    sasrec=SASRecConfig(**SMALL),
-    bsarec=BSARecConfig(**SMALL, frequencies=2),
+    sasrec=SASRecExpertConfig(**SMALL),
+    bsarec=BSARecExpertConfig(**SMALL, frequencies=2),
     candidates=10,
 )
 RNG = np.random.default_rng(0)
@@ -149,6 +149,12 @@ def test_scores_are_weighted_sums(fused: FusedExperts) -> None:
 def test_too_few_examples_are_one_line() -> None:
     with pytest.raises(UserError, match=r"experts\.models: too few validation examples"):
         FusedExperts(replace(EVERY, models=["popularity"]), None, examples(5, 1)).fit(walks(50, 8, 0), ITEMS)
+
+
+@pytest.mark.parametrize("kind", [SASRecExpertConfig, BSARecExpertConfig])
+def test_a_wrong_setting_is_named_by_the_flag_of_the_expert(kind: type) -> None:
+    with pytest.raises(UserError, match=rf"^{kind.section}.heads 7: expected a divisor"):
+        kind(heads=7)
 
 
 def test_text_experts_need_vectors() -> None:
