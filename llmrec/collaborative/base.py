@@ -103,8 +103,8 @@ class ExpertsConfig:
 
     models: list[ExpertName] = field(default_factory=list)
     """The experts. popularity: training events; decayed-markov: transitions over five steps; smoothed-markov: the same
-    between text neighbours; item-knn: users in common; text, last-text: cosine of the text with the texts of the history,
-    or with that of its last item; sasrec, bsarec: Transformers over items, trained here."""
+    between text neighbours; item-knn: users in common; text, last-text: cosine of the text with the texts of the
+    history, or with that of its last item; sasrec, bsarec: Transformers over items, trained here."""
     sasrec: SASRecExpertConfig = field(default_factory=SASRecExpertConfig)
     """The Transformer of the expert sasrec."""
     bsarec: BSARecExpertConfig = field(default_factory=BSARecExpertConfig)
