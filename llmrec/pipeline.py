@@ -54,16 +54,10 @@ def check(config: Config, run: RunDirectory, until: str) -> None:
 
 def make_stages(config: Config, run: RunDirectory, until: str) -> None:
     """Make the stages up to `until`, in order; finished ones are skipped."""
-    for name in flow(until):
-        STAGES[name](config, run)
-
-
-def flow(until: str) -> list[str]:
-    """The stages up to `until`; the benchmark needs no language model."""
-    if until == "benchmark":
-        return ["prepare", "embed", "experts", "benchmark"]
-    names = [name for name in STAGES if name != "benchmark"]
-    return names[: names.index(until) + 1]
+    for name, stage in (STAGES if until in STAGES else BENCHMARK).items():
+        stage(config, run)
+        if name == until:
+            break
 
 
 def data_stage(config: Config, run: RunDirectory) -> None:
@@ -113,6 +107,7 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
 def experts_stage(config: Config, run: RunDirectory) -> None:
     """What the log and the texts teach without a language model -> experts.json, experts.safetensors; nothing if no
     expert is named."""
+    from llmrec.collaborative.experts import Experts
     from llmrec.collaborative.fused import FusedExperts
     from llmrec.embed import Embeddings
 
@@ -122,10 +117,10 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
         prepared = load(run.path("data"))
         catalog, split = prepared.catalog, prepared.split
         vectors = Embeddings.load(run.path("embed")).take_ids(catalog.ids).vectors if by_text else None
-        examples = split.validation_examples(catalog), split.calibration_examples(catalog)
-        experts = FusedExperts(config.experts, vectors, *examples)
-        experts.fit(split.sequences(catalog).train_sequences(), len(catalog))
-        experts.save(out)
+        experts = Experts(config.experts, vectors, split.validation_examples(catalog))
+        fused = FusedExperts(config.experts, experts, split.calibration_examples(catalog))
+        fused.fit(split.sequences(catalog).train_sequences(), len(catalog))
+        fused.save(out)
 
     if config.experts.models:
         reads = ["data", *(["embed"] if by_text else [])]
@@ -244,8 +239,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         if experts:
             fitted = FusedExperts.load(run.path("experts"))
             rows = np.array([prepared.catalog.index[item] for item in recommender.catalog.ids])
-            fitted = fitted.with_experts(fitted.experts.without_items(rows))
-            recommender.store = replace(recommender.store, experts=fitted)
+            recommender.store = replace(recommender.store, experts=fitted.of_rows(rows))
         if cold_items is not None or experts:
             recommender.store.save(out)
         if dense:
@@ -341,7 +335,7 @@ def benchmark_stage(config: Config, run: RunDirectory) -> None:
         evaluation = evaluate_catalog(prepared.catalog, prepared.split, config.evaluate, vectors, fused)
         write_report(evaluation.metrics, evaluation.per_user, out, None)
 
-    reads = ["data", "embed", *["experts"] * experts]
+    reads = ["data", "embed", *(["experts"] if experts else [])]
     run.build(Stage("benchmark", asdict(config.evaluate), make, reads=reads))
 
 
@@ -355,8 +349,14 @@ STAGES = {
     "train": train_stage,
     "model": model_stage,
     "evaluate": evaluate_stage,
+}
+BENCHMARK = {
+    "prepare": data_stage,
+    "embed": embed_stage,
+    "experts": experts_stage,
     "benchmark": benchmark_stage,
 }
+"""The stages of `llmrec benchmark`, which needs no language model."""
 
 FOLDERS = ("data", "embed", "tokenize", "experts", "intentions", "base", "train", "model", "evaluate", "benchmark")
 COMPARE = "compare"

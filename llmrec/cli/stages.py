@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 from llmrec.cli.command import Command, config_parser, parse
 from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
-from llmrec.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from llmrec.config import Config
+    from llmrec.rundir import RunDirectory
 
 
-def open_run(folder: str | Path, verify: bool = False) -> RunDirectory:
+def open_run(folder: str | Path, verify: bool = False) -> "RunDirectory":
     """Open the run directory; under `accelerate launch` only the first process writes to it."""
+    from llmrec.rundir import RunDirectory
+
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return RunDirectory(folder, verify=verify)
     import torch

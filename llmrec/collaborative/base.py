@@ -3,17 +3,20 @@
 The configuration of the trained models (SASRec, BSARec) and of the experts stands here too.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from scipy import sparse
 
 from llmrec.checks import check_fields
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 
 @dataclass
@@ -21,6 +24,7 @@ class SASRecConfig:
     """The Transformer of the baselines sasrec and sasrec-knn, and its training."""
 
     section: ClassVar[str] = "evaluate.sasrec"
+    named_by: ClassVar[str] = "evaluate.baselines"
 
     hidden_size: int = 64
     """Width of the embeddings and the layers."""
@@ -88,6 +92,7 @@ class SASRecExpertConfig(SASRecConfig):
     """The Transformer of the expert sasrec, and its training."""
 
     section: ClassVar[str] = "experts.sasrec"
+    named_by: ClassVar[str] = "experts.models"
 
 
 @dataclass
@@ -95,6 +100,7 @@ class BSARecExpertConfig(BSARecConfig):
     """The Transformer of the expert bsarec, which also filters a history by frequency, and its training."""
 
     section: ClassVar[str] = "experts.bsarec"
+    named_by: ClassVar[str] = "experts.models"
 
 
 @dataclass
@@ -162,16 +168,21 @@ def ranks_from_scores(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np
 
 
 BATCH = 256
-RECENCY = 0.6
-"""Weight of a history's item relative to the one after it, in the direction of its texts."""
+TEXT_DIRECTION = 0.6
+"""Weight of a history item relative to the one after it in the sum of the history's text vectors."""
 
 
 class BaselineSystem(ABC):
-    """What training sequences teach, and how it turns histories into scores [B, N]."""
+    """What training sequences teach, and how it turns histories into scores [B, N].
+
+    A system that is an expert can be written into a file, and it can take in items that are added later.
+    """
 
     name: str
+    matrices: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that are item-to-item matrices, sparse float32 [N, N]."""
 
-    def fit(self, train_sequences: list[np.ndarray], n_items: int) -> "BaselineSystem":
+    def fit(self, train_sequences: list[np.ndarray], n_items: int) -> Self:
         """Learn from U int arrays of catalogue rows (oldest first, some perhaps empty); returns itself.
 
         Raises:
@@ -205,6 +216,45 @@ class BaselineSystem(ABC):
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
         """Keep what `scores` needs beside popularity, which is there."""
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was learnt beside popularity and the text vectors, by its names in a file."""
+        parts = ("data", "indices", "indptr")
+        return {f"{name}.{part}": getattr(getattr(self, name), part) for name in self.matrices for part in parts}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], counts: np.ndarray, unit: np.ndarray | None) -> None:
+        """Take back what `arrays` gave.
+
+        Args:
+            arrays: by their names.
+            counts: int [N], training events of each item.
+            unit: float32 [N, D], the text vectors as `centred` gives them, if the system goes by them.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: an array is missing, or has another shape or values out of range.
+        """
+        from scipy.sparse import csr_matrix
+
+        self.popularity = popularity(counts)
+        for name in self.matrices:
+            parts = [arrays[f"{name}.{part}"] for part in ("data", "indices", "indptr")]
+            matrix = csr_matrix(tuple(parts), shape=(len(counts), len(counts)))
+            matrix.check_format(full_check=True)
+            setattr(self, name, matrix)
+
+    def with_cold_items(self, n_items: int, unit: np.ndarray | None) -> Self:
+        """A copy that knows cold items from its last row up to `n_items`; `unit` [n_items, D] as in `restore`."""
+        grown = copy.copy(self)
+        grown.popularity = np.append(self.popularity, np.zeros(n_items - len(self.popularity), np.float32))
+        for name in self.matrices:
+            matrix = getattr(self, name).copy()
+            matrix.resize((n_items, n_items))
+            setattr(grown, name, matrix)
+        return grown
+
+    def with_texts(self, unit: np.ndarray) -> Self:
+        """A copy for other text vectors of the same items; `unit` as in `restore`."""
+        return copy.copy(self)
+
 
 def popularity(counts: np.ndarray) -> np.ndarray:
     """Training events int [N] as shares below 1, the smallest count, so that they only ever break ties: float32 [N]."""
@@ -218,8 +268,15 @@ def only(scores: np.ndarray, among: np.ndarray) -> np.ndarray:
     return kept
 
 
-def incidence(sequences: list[np.ndarray], weights: list[np.ndarray], n_items: int) -> sparse.csr_matrix:
+def incidence(sequences: list[np.ndarray], weights: list[np.ndarray], n_items: int) -> "csr_matrix":
     """Rows of weights over items, float32 [len(sequences), N]; repeated items add up."""
+    from scipy.sparse import csr_matrix
+
     rows = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     entries = (np.concatenate(weights).astype(np.float32), (rows, np.concatenate(sequences)))
-    return sparse.csr_matrix(entries, shape=(len(sequences), n_items))
+    return csr_matrix(entries, shape=(len(sequences), n_items))
+
+
+def recent(histories: list[np.ndarray], recency: float, n_items: int) -> "csr_matrix":
+    """Histories as rows of weights, float32 [B, N]: 1 for the last item, `recency` times less for each one before."""
+    return incidence(histories, [recency ** np.arange(len(history))[::-1] for history in histories], n_items)

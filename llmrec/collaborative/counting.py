@@ -5,12 +5,13 @@ same transitions shared among items with similar texts; and EASE (Steck, WWW 201
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 from scipy import sparse
 from sklearn.preprocessing import normalize
 
-from llmrec.collaborative.base import BaselineSystem, incidence
+from llmrec.collaborative.base import BaselineSystem, incidence, recent
 from llmrec.errors import UserError
 
 RECENCY = 0.6
@@ -57,6 +58,7 @@ class ItemKNN(BaselineSystem):
     """
 
     name = "item-knn"
+    matrices: ClassVar[tuple[str, ...]] = ("similarity",)
 
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
         events = incidence(train_sequences, [np.ones(len(s)) for s in train_sequences], n_items)
@@ -67,8 +69,7 @@ class ItemKNN(BaselineSystem):
         self.similarity.setdiag(0)
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        recency = [RECENCY ** np.arange(len(history))[::-1] for history in histories]
-        weighted = incidence(histories, recency, len(self.popularity))
+        weighted = recent(histories, RECENCY, len(self.popularity))
         # Popularity orders the items that are similar to no item of the history.
         return (weighted @ self.similarity).toarray() + np.float32(1e-6) * self.popularity
 
@@ -94,8 +95,7 @@ class TextKNN(BaselineSystem):
             raise ValueError(f"{len(self.vectors)} text vectors for {n_items} items")
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        recency = [TEXT_RECENCY ** np.arange(len(history))[::-1] for history in histories]
-        weighted = incidence(histories, recency, len(self.vectors))
+        weighted = recent(histories, TEXT_RECENCY, len(self.vectors))
         return np.asarray((weighted @ self.vectors) @ self.vectors.T)
 
 
@@ -127,6 +127,7 @@ class DecayedMarkov(BaselineSystem):
     """Transitions over several steps, in both directions; popularity breaks ties and orders items without any."""
 
     name = "decayed-markov"
+    matrices: ClassVar[tuple[str, ...]] = ("transitions",)
 
     def __init__(self, settings: TransitionSettings | None = None) -> None:
         self.settings = settings or TransitionSettings()
@@ -142,8 +143,7 @@ class DecayedMarkov(BaselineSystem):
         return np.asarray((self._recent(histories) @ self.transitions).todense(), np.float32)
 
     def _recent(self, histories: list[np.ndarray]) -> sparse.csr_matrix:
-        recency = [self.settings.recency ** np.arange(len(history))[::-1] for history in histories]
-        return incidence(histories, recency, len(self.popularity))
+        return recent(histories, self.settings.recency, len(self.popularity))
 
 
 class SmoothedMarkov(DecayedMarkov):
@@ -157,6 +157,7 @@ class SmoothedMarkov(DecayedMarkov):
     """
 
     name = "smoothed-markov"
+    matrices: ClassVar[tuple[str, ...]] = ("transitions", "neighbours")
 
     def __init__(self, vectors: np.ndarray, settings: TransitionSettings | None = None) -> None:
         super().__init__(settings)
@@ -166,11 +167,22 @@ class SmoothedMarkov(DecayedMarkov):
         if len(self.vectors) != n_items:
             raise ValueError(f"{len(self.vectors)} text vectors for {n_items} items")
         super()._learn(train_sequences, n_items)
-        warm = np.flatnonzero(self.popularity)
-        self.neighbours = self.find_neighbours(centred(self.vectors, warm), warm)
+        self.neighbours = self._find_neighbours(centred(self.vectors, np.flatnonzero(self.popularity)))
 
-    def find_neighbours(self, unit: np.ndarray, warm: np.ndarray, first: int = 0) -> sparse.csr_matrix:
+    def with_cold_items(self, n_items: int, unit: np.ndarray | None) -> Self:
+        assert unit is not None, "smoothed-markov goes by text vectors"
+        grown, old = super().with_cold_items(n_items, unit), len(self.popularity)
+        grown.neighbours = sparse.vstack([grown.neighbours[:old], grown._find_neighbours(unit, old)]).tocsr()
+        return grown
+
+    def with_texts(self, unit: np.ndarray) -> Self:
+        changed = super().with_texts(unit)
+        changed.neighbours = changed._find_neighbours(unit)
+        return changed
+
+    def _find_neighbours(self, unit: np.ndarray, first: int = 0) -> sparse.csr_matrix:
         """As `text_neighbours`, with the settings of this model."""
+        warm = np.flatnonzero(self.popularity)
         return text_neighbours(unit, self.settings.neighbours, self.settings.power, warm, first)
 
     def expected(self, histories: list[np.ndarray]) -> np.ndarray:
@@ -260,5 +272,4 @@ class EASE(BaselineSystem):
         self.weights = weights.astype(np.float32)
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        recency = [self.recency ** np.arange(len(history))[::-1] for history in histories]
-        return np.asarray(incidence(histories, recency, len(self.popularity)) @ self.weights, np.float32)
+        return np.asarray(recent(histories, self.recency, len(self.popularity)) @ self.weights, np.float32)

@@ -5,36 +5,23 @@ Each expert gives every item a value after a history. Values of counts enter as 
 
 import copy
 from collections.abc import Mapping
+from typing import Self
 
 import numpy as np
-import torch
-from scipy import sparse
 from scipy.special import log_softmax
 from sklearn.preprocessing import normalize
 
-from llmrec.collaborative.base import (
-    BY_TEXT,
-    RECENCY,
-    BaselineSystem,
-    ExpertName,
-    ExpertsConfig,
-    incidence,
-    popularity,
-)
+from llmrec.collaborative.base import BY_TEXT, TEXT_DIRECTION, BaselineSystem, ExpertName, ExpertsConfig, recent
 from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.counting import DecayedMarkov, ItemKNN, SmoothedMarkov, centred
 from llmrec.collaborative.sasrec import SASRec
-from llmrec.console import get_logger
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
-
-log = get_logger(__name__)
 
 TRAINED: set[ExpertName] = {"sasrec", "bsarec"}
 """Experts that are Transformers, trained here."""
 FLOOR = 1e-3
 """Added to values before their logarithm."""
-BATCH = 128
 
 
 class TextExpert(BaselineSystem):
@@ -56,8 +43,21 @@ class TextExpert(BaselineSystem):
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         if self.last:
             return np.asarray(self.unit[[history[-1] for history in histories]] @ self.unit.T)
-        recency = [RECENCY ** np.arange(len(history))[::-1] for history in histories]
-        return np.asarray(normalize(incidence(histories, recency, len(self.unit)) @ self.unit) @ self.unit.T)
+        return np.asarray(normalize(recent(histories, TEXT_DIRECTION, len(self.unit)) @ self.unit) @ self.unit.T)
+
+    def restore(self, arrays: Mapping[str, np.ndarray], counts: np.ndarray, unit: np.ndarray | None) -> None:
+        super().restore(arrays, counts, unit)
+        assert unit is not None, f"{self.name} goes by text vectors"
+        self.unit = unit
+
+    def with_cold_items(self, n_items: int, unit: np.ndarray | None) -> Self:
+        assert unit is not None, f"{self.name} goes by text vectors"
+        return super().with_cold_items(n_items, unit).with_texts(unit)
+
+    def with_texts(self, unit: np.ndarray) -> Self:
+        changed = super().with_texts(unit)
+        changed.unit = unit
+        return changed
 
 
 class Experts:
@@ -109,8 +109,9 @@ class Experts:
         return values
 
     def _values(self, name: ExpertName, histories: list[np.ndarray]) -> np.ndarray:
+        """Float32 [B, number of counts], or [1, ...] if the history does not matter."""
         if name == "popularity":
-            return np.tile(np.log(np.maximum(self.counts, 1)).astype(np.float32), (len(histories), 1))
+            return np.log(np.maximum(self.counts, 1)).astype(np.float32)[None]
         system = self.systems[name]
         if isinstance(system, DecayedMarkov):
             return np.log(system.expected(histories) + np.float32(FLOOR))
@@ -125,7 +126,8 @@ class Experts:
         grown.vectors = None if self.vectors is None else np.concatenate([self.vectors, vectors])
         grown.counts = np.append(self.counts, np.zeros(len(vectors), np.int64))
         grown.rows = np.append(self.rows, np.arange(len(self.counts), len(grown.counts)))
-        grown.systems = {name: self._grown(system, grown) for name, system in self.systems.items()}
+        unit = grown._unit()
+        grown.systems = {name: each.with_cold_items(len(grown.counts), unit) for name, each in self.systems.items()}
         return grown
 
     def with_texts(self, rows: np.ndarray, vectors: np.ndarray) -> "Experts":
@@ -135,35 +137,20 @@ class Experts:
         changed = copy.copy(self)
         changed.vectors = np.array(self.vectors, np.float32)
         changed.vectors[self.rows[rows]] = vectors
-        unit, warm = centred(changed.vectors, np.flatnonzero(self.counts)), np.flatnonzero(self.counts)
-        changed.systems = {name: copy.copy(system) for name, system in self.systems.items()}
-        for system in changed.systems.values():
-            if isinstance(system, TextExpert):
-                system.unit = unit
-            if isinstance(system, SmoothedMarkov):
-                system.neighbours = system.find_neighbours(unit, warm)
+        unit = changed._unit()
+        assert unit is not None
+        changed.systems = {name: each.with_texts(unit) for name, each in self.systems.items()}
         return changed
 
-    def _grown(self, system: BaselineSystem, grown: "Experts") -> BaselineSystem:
-        """A system that knows the items of `grown` too."""
-        old, n_items = len(self.counts), len(grown.counts)
-        system = copy.copy(system)
-        system.popularity = np.append(system.popularity, np.zeros(n_items - old, np.float32))
-        unit = None
-        if grown.vectors is not None:
-            unit = centred(grown.vectors, np.flatnonzero(grown.counts))
-        if isinstance(system, TextExpert) and unit is not None:
-            system.unit = unit
-        elif isinstance(system, DecayedMarkov):
-            system.transitions = _resized(system.transitions, n_items)
-            if isinstance(system, SmoothedMarkov) and unit is not None:
-                more = system.find_neighbours(unit, np.flatnonzero(grown.counts), old)
-                system.neighbours = sparse.vstack([_resized(system.neighbours, n_items)[:old], more]).tocsr()
-        elif isinstance(system, ItemKNN):
-            system.similarity = _resized(system.similarity, n_items)
-        elif isinstance(system, SASRec):
-            system.places = np.append(system.places, np.full(n_items - old, -1))
-        return system
+    def of_rows(self, rows: np.ndarray) -> "Experts":
+        """The experts of the catalogue's `rows`, int [M], in that order."""
+        chosen = copy.copy(self)
+        chosen.rows = self.rows[rows]
+        return chosen
+
+    def _unit(self) -> np.ndarray | None:
+        """The text vectors as `centred` gives them."""
+        return None if self.vectors is None else centred(self.vectors, np.flatnonzero(self.counts))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that was learnt, by names in a safetensors file."""
@@ -171,7 +158,7 @@ class Experts:
         if self.vectors is not None:
             arrays["vectors"] = np.asarray(self.vectors, np.float32)
         for name, system in self.systems.items():
-            arrays |= _arrays(name, system)
+            arrays |= {f"{name}.{part}": array for part, array in system.arrays().items()}
         return arrays
 
     @classmethod
@@ -181,7 +168,7 @@ class Experts:
         Raises:
             KeyError, ValueError, RuntimeError: an array is missing, or has another shape or values out of range.
         """
-        nobody = EvalExamples(np.empty(0, np.int32), [], np.empty(0, np.int32))
+        nobody = EvalExamples(np.empty(0, np.int32), [], np.empty(0, np.int32))  # nothing is trained here
         experts = cls(config, arrays.get("vectors"), nobody)
         experts.counts, experts.rows = arrays["counts"], arrays["rows"]
         n_items = len(experts.counts)
@@ -194,62 +181,11 @@ class Experts:
         for array in arrays.values():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError("an array holds NaN or infinity")
+        unit = experts._unit()
         for name, system in experts.systems.items():
-            _restore(name, system, arrays, experts.counts)
+            own = {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
+            system.restore(own, experts.counts, unit)
         return experts
-
-    def without_items(self, stays: np.ndarray) -> "Experts":
-        """The experts of the catalogue's rows `stays`, int [M], in that order."""
-        kept = copy.copy(self)
-        kept.rows = self.rows[stays]
-        return kept
-
-
-def _arrays(name: str, system: BaselineSystem) -> dict[str, np.ndarray]:
-    """What a fitted system holds beside popularity and the text vectors, by names in a file."""
-    if isinstance(system, SASRec):
-        return {f"{name}.{key}": tensor.cpu().numpy() for key, tensor in system.network.state_dict().items()}
-    matrices: dict[str, sparse.csr_matrix] = {}
-    if isinstance(system, DecayedMarkov):
-        matrices["transitions"] = system.transitions
-    if isinstance(system, SmoothedMarkov):
-        matrices["neighbours"] = system.neighbours
-    if isinstance(system, ItemKNN):
-        matrices["similarity"] = system.similarity
-    parts = {key: (matrix.data, matrix.indices, matrix.indptr) for key, matrix in matrices.items()}
-    return {
-        f"{name}.{key}.{part}": array
-        for key, arrays in parts.items()
-        for part, array in zip(("data", "indices", "indptr"), arrays, strict=True)
-    }
-
-
-def _restore(name: str, system: BaselineSystem, arrays: Mapping[str, np.ndarray], counts: np.ndarray) -> None:
-    """Give a system what `_arrays` took from it."""
-    n_items, warm = len(counts), np.flatnonzero(counts)
-    system.popularity = popularity(counts)
-    if isinstance(system, TextExpert):
-        system.unit = centred(system.vectors, warm)
-    if isinstance(system, SASRec):
-        state = {key: torch.from_numpy(value.copy()) for key, value in _below(name, arrays).items()}
-        system.make(warm, n_items).load_state_dict(state)
-    for key in ("transitions", "neighbours", "similarity"):
-        if parts := _below(f"{name}.{key}", arrays):
-            matrix = sparse.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=(n_items, n_items))
-            matrix.check_format(full_check=True)
-            setattr(system, key, matrix)
-
-
-def _below(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays whose names begin with `name.`, under the rest of their names."""
-    return {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
-
-
-def _resized(matrix: sparse.csr_matrix, n_items: int) -> sparse.csr_matrix:
-    """A copy with n_items rows and columns, empty where they are new."""
-    matrix = matrix.copy()
-    matrix.resize((n_items, n_items))
-    return matrix
 
 
 def _make(

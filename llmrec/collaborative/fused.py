@@ -13,6 +13,8 @@ import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +36,8 @@ BATCH = 128
 CONFIG, ARRAYS, RANKER = "experts.json", "experts.safetensors", "experts.ranker.txt"
 FILES = (CONFIG, ARRAYS, RANKER)
 """What a bundle and a stage hold of the experts."""
+FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
+"""What damaged files make json, safetensors, scipy and torch raise."""
 LISTED = 100
 """Items that the learned ranker orders."""
 
@@ -60,35 +64,39 @@ class FusedExperts(BaselineSystem):
     """The experts in one ranking, with weights learnt on validation examples.
 
     Args:
-        config: the experts, and how their weights are learnt.
-        vectors: of the N items' texts, float [N, D].
-        validation: examples that trained experts stop by.
-        calibration: examples that the weights are learnt from, some with cold targets; default: `validation`.
+        config: how the weights are learnt.
+        experts: of the same configuration.
+        examples: what the weights are learnt from, some with cold targets; None if they are learnt already.
     """
 
     name = "experts"
 
-    def __init__(
-        self,
-        config: ExpertsConfig,
-        vectors: np.ndarray | None,
-        validation: EvalExamples,
-        calibration: EvalExamples | None = None,
-    ) -> None:
+    def __init__(self, config: ExpertsConfig, experts: Experts, examples: EvalExamples | None = None) -> None:
         self.config = config
-        self.experts = Experts(config, vectors, validation)
-        self.examples = validation if calibration is None else calibration
+        self.experts = experts
+        self.examples = examples
+
+    @property
+    def names(self) -> list[str]:
+        """The experts' names, in the order of their values."""
+        return list(self.experts.names)
+
+    def __len__(self) -> int:
+        """N, the items of the catalogue."""
+        return len(self.experts.rows)
+
+    def values(self, histories: list[np.ndarray]) -> np.ndarray:
+        """As `Experts.values`."""
+        return self.experts.values(histories)
 
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
-        self.experts.fit(train_sequences, n_items)
-        self.calibrate()
-
-    def calibrate(self) -> None:
-        """Learn the weights of the fitted experts.
+        """Fit the experts, then learn their weights.
 
         Raises:
-            UserError: fewer than 20 validation examples have their target among the experts' candidates.
+            UserError: fewer than 20 examples have their target among the experts' candidates.
         """
+        assert self.examples is not None, "experts that are fitted need examples"
+        self.experts.fit(train_sequences, n_items)
         is_cold = self.experts.is_cold
         cold = is_cold[self.examples.targets]
         chosen = cold.copy()
@@ -134,8 +142,19 @@ class FusedExperts(BaselineSystem):
         best = best[rows, np.argsort(-scores[rows, best], axis=1, kind="stable")]
         return best, np.moveaxis(values[:, rows, best], 0, -1), scores[rows, best]
 
-    def with_experts(self, experts: Experts) -> "FusedExperts":
-        """The same weights over the experts of another state of the catalogue."""
+    def with_items(self, vectors: np.ndarray) -> Self:
+        """As `Experts.with_items`, with the same weights."""
+        return self._with(self.experts.with_items(vectors))
+
+    def with_texts(self, rows: np.ndarray, vectors: np.ndarray) -> Self:  # type: ignore[override]
+        """As `Experts.with_texts`, with the same weights."""
+        return self._with(self.experts.with_texts(rows, vectors))
+
+    def of_rows(self, rows: np.ndarray) -> Self:
+        """As `Experts.of_rows`, with the same weights."""
+        return self._with(self.experts.of_rows(rows))
+
+    def _with(self, experts: Experts) -> Self:
         changed = copy.copy(self)
         changed.experts = experts
         return changed
@@ -148,10 +167,10 @@ class FusedExperts(BaselineSystem):
         save_file(arrays, folder / ARRAYS)
         (folder / RANKER).unlink(missing_ok=True)
         if self.ranker is not None:
-            write_text(folder / RANKER, self.ranker.booster.model_to_string())
+            write_text(folder / RANKER, self.ranker.text)
 
     @classmethod
-    def load(cls, folder: Path) -> "FusedExperts":
+    def load(cls, folder: Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
@@ -162,23 +181,11 @@ class FusedExperts(BaselineSystem):
             raw = content["config"]
             nested = {"sasrec": SASRecExpertConfig(**raw["sasrec"]), "bsarec": BSARecExpertConfig(**raw["bsarec"])}
             config = ExpertsConfig(**{**raw, **nested})
-            nobody = EvalExamples(np.empty(0, np.int32), [], np.empty(0, np.int32))
-            arrays = load_file(folder / ARRAYS)
-            fused = cls(config, arrays.get("vectors"), nobody)
-            fused.experts = Experts.restored(config, arrays)
+            fused = cls(config, Experts.restored(config, load_file(folder / ARRAYS)))
             fused.popularity = popularity(fused.experts.counts)
             fused.weights = FusionWeights.of(content["weights"], fused.experts.names)
             fused.ranker = LearnedRanker.load(folder / RANKER) if (folder / RANKER).exists() else None
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            RuntimeError,
-            SafetensorError,
-        ) as e:
+        except FAULTS as e:
             raise UserError(f"{folder}: {CONFIG} and {ARRAYS} hold no experts that llmrec saved: {e}.") from None
         return fused
 
@@ -251,12 +258,27 @@ def _batches(experts: Experts, examples: EvalExamples, most: int) -> Iterator[tu
 class LearnedRanker:
     """Trees that order a list of M candidates.
 
+    LightGBM is needed where lists are ordered, and not to load a bundle.
+
     Args:
-        booster: of LightGBM.
+        text: the booster, as LightGBM writes it.
     """
 
-    def __init__(self, booster: Any) -> None:
-        self.booster = booster
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def booster(self) -> Any:
+        """The trees.
+
+        Raises:
+            UserError: LightGBM is not installed, or can't read the text.
+        """
+        lightgbm = _lightgbm()
+        try:
+            return lightgbm.Booster(model_str=self.text)
+        except (ValueError, lightgbm.basic.LightGBMError) as error:
+            raise UserError(f"{RANKER}: no model of LightGBM: {error}.") from None
 
     @classmethod
     def fit(
@@ -285,10 +307,7 @@ class LearnedRanker:
         Raises:
             UserError: LightGBM is not installed.
         """
-        try:
-            import lightgbm
-        except ImportError:
-            raise UserError("--experts.learned true needs lightgbm: pip install 'llmrec[ranker]'.") from None
+        lightgbm = _lightgbm()
         table = list_features(values, fused, is_cold, lengths)
         n, size, width = table.shape
         learn, stop, decide = np.split(np.random.default_rng(seed).permutation(n), [int(n * share) for share in SHARES])
@@ -301,7 +320,7 @@ class LearnedRanker:
         data[1].set_reference(data[0])
         stopping: list[Any] = [lightgbm.early_stopping(30, verbose=False)]
         booster = lightgbm.train({**SETTINGS, "seed": seed}, data[0], 500, valid_sets=[data[1]], callbacks=stopping)
-        ranker = cls(booster)
+        ranker = cls(booster.model_to_string(num_iteration=booster.best_iteration))
         order = ranker.order(values[decide], fused[decide], is_cold[decide], lengths[decide])
         gain = _ndcg(np.take_along_axis(hits[decide], order, axis=1)) - _ndcg(hits[decide])
         worth = gain.mean() > gain.std() / np.sqrt(len(gain))
@@ -310,25 +329,29 @@ class LearnedRanker:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the text of a booster.
+        """Read the text of a booster; where LightGBM is installed, see whether it can read it.
 
         Raises:
-            UserError: LightGBM is not installed, or can't read it.
+            UserError: it can't.
         """
-        try:
-            import lightgbm
-
-            return cls(lightgbm.Booster(model_str=path.read_text(encoding="utf-8")))
-        except ImportError:
-            raise UserError(f"{path}: the learned ranker needs lightgbm: pip install 'llmrec[ranker]'.") from None
-        except (OSError, ValueError, lightgbm.basic.LightGBMError) as error:
-            raise UserError(f"{path}: no model of LightGBM: {error}.") from None
+        ranker = cls(path.read_text(encoding="utf-8"))
+        if find_spec("lightgbm") is not None:
+            _ = ranker.booster
+        return ranker
 
     def order(self, values: np.ndarray, fused: np.ndarray, is_cold: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The places of n lists in their new order, int64 [n, M]; ties stay as they are. Arguments as in `fit`."""
         table = list_features(values, fused, is_cold, lengths)
         scores = self.booster.predict(table.reshape(-1, table.shape[2])).reshape(fused.shape)
         return np.argsort(-scores, axis=1, kind="stable")
+
+
+def _lightgbm() -> Any:
+    try:
+        import lightgbm
+    except ImportError:
+        raise UserError("--experts.learned true needs lightgbm: pip install 'llmrec[ranker]'.") from None
+    return lightgbm
 
 
 def _ndcg(hits: np.ndarray) -> np.ndarray:

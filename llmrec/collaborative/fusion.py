@@ -23,6 +23,8 @@ from scipy.special import logsumexp
 from llmrec.console import get_logger
 from llmrec.errors import UserError
 
+log = get_logger(__name__)
+
 LEAST = 20
 """Examples of a kind that weights are learnt from at least."""
 CUT = 10
@@ -230,6 +232,3 @@ def fit_weights(
         return float((total - scores[right]).mean() + 0.5 * ridge @ weights), gradient.mean(axis=0) + ridge
 
     return np.asarray(minimize(loss, np.zeros(x.shape[2]), jac=True, method="L-BFGS-B").x / scale)
-
-
-log = get_logger(__name__)

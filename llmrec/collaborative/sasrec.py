@@ -5,8 +5,8 @@ The loss is a softmax over all warm items instead of the paper's one sampled neg
 """
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -64,17 +64,25 @@ class SASRec(BaselineSystem):
         stop_by = self.validation.where(self.popularity[self.validation.targets] > 0)
         if not sequences or not len(stop_by):
             missing = "validation case with a target that it was trained on" if sequences else "two events of one user"
-            raise UserError(f"--evaluate.baselines {self.name}: the log has no {missing}; leave it out.")
+            raise UserError(f"--{self.config.named_by} {self.name}: the log has no {missing}; leave it out.")
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.network = self._make_network(len(self.items)).to(self.device)
             self._train(sequences, stop_by.sample(STOP_BY, self.seed))
 
-    def make(self, items: np.ndarray, n_items: int) -> Any:
-        """Make the untrained network of the known items int [M] of N; it is returned to be given its weights."""
-        self.items, self.places = _known_items(items, n_items)
-        self.network = self._make_network(len(items)).to(self.device).eval()
-        return self.network
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: tensor.cpu().numpy() for name, tensor in self.network.state_dict().items()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], counts: np.ndarray, unit: np.ndarray | None) -> None:
+        super().restore(arrays, counts, unit)
+        self.items, self.places = _known_items(np.flatnonzero(counts), len(counts))
+        self.network = self._make_network(len(self.items)).to(self.device).eval()
+        self.network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+
+    def with_cold_items(self, n_items: int, unit: np.ndarray | None) -> Self:
+        grown = super().with_cold_items(n_items, unit)
+        grown.items, grown.places = _known_items(self.items, n_items)
+        return grown
 
     def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
         """Train until the validation NDCG@10 has not risen for `patience` epochs; keep the best epoch's weights."""

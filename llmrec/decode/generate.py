@@ -30,6 +30,8 @@ from llmrec.model.tokens import ItemVocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = get_logger(__name__)
+
 
 class TrieConstraint(LogitsProcessor):
     """Logits processor: keeps the scores of tokens that continue the semantic ID of an allowed item, others are -inf.
@@ -189,7 +191,6 @@ def plain_generation(model: "PreTrainedModel") -> Iterator[None]:
         model.generation_config = own
 
 
-log = get_logger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Largest difference of log-probabilities between a tree and plain sequences that counts as a rounding error."""
 

@@ -35,6 +35,8 @@ from llmrec.evaluation.protocol import (
 from llmrec.evaluation.significance import compare_with_best, paired_difference
 from llmrec.recommender.recommender import Recommender
 
+log = get_logger(__name__)
+
 
 class SASRecKNN:
     """Of the first k of a ranking, floor(quota k) are the cold items that text-kNN puts first, the others SASRec's.
@@ -151,9 +153,6 @@ def _make(name: str, config: EvaluateConfig, validation: EvalExamples, vectors: 
             )
         return SmoothedMarkov(vectors) if name == "smoothed-markov" else TextKNN(vectors)
     return COUNTING[name]()
-
-
-log = get_logger(__name__)
 
 
 class GenerativeSystem:

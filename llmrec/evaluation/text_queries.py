@@ -22,6 +22,8 @@ from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.protocol import Metrics, summarise_systems
 from llmrec.recommender.recommender import Recommender
 
+log = get_logger(__name__)
+
 RRF_K = 60
 """The number added to each rank, 60 as in the paper; it reduces the lead of the first few items."""
 
@@ -94,9 +96,6 @@ def reciprocal_rank_fusion(scores: Sequence[np.ndarray]) -> np.ndarray:
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
     return list(bm25s.tokenize(list(texts), return_ids=False, show_progress=False))
-
-
-log = get_logger(__name__)
 
 
 FUSIONS = {"hybrid-text": ("bm25", "dense"), "hybrid": ("llmrec", "bm25", "dense")}

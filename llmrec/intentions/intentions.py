@@ -16,6 +16,8 @@ from llmrec.data import Catalog, Interactions
 from llmrec.data.files import id_column, read_json, read_table, require_column, require_file
 from llmrec.errors import UserError
 
+log = get_logger(__name__)
+
 FILE = "intentions.parquet"
 
 
@@ -163,8 +165,6 @@ class IntentionsConfig:
         """The fields on which the result depends: all except address, key variable and request rate of the endpoint."""
         return {name: value for name, value in asdict(self).items() if name not in _PACE}
 
-
-log = get_logger(__name__)
 
 FLAG = "--intentions.path"
 KEPT = ("valid", "val", "test")

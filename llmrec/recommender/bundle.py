@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from llmrec.atomic import write_file, write_text
+from llmrec.collaborative import fused
 from llmrec.data.files import read_stored
 from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
-from llmrec.recommender import bundle, hub
+from llmrec.recommender import hub
 from llmrec.recommender.safety import ADAPTER, check_files, check_parts, read_object
 
 SCHEMA = 1
@@ -263,14 +264,14 @@ def read_index(folder: Path) -> pl.DataFrame:
     return frame
 
 
-PARTS = ("weights", "adapter", "tokenizer", "trie", "dense", "quantizer", "index", "other")
+PARTS = ("weights", "adapter", "tokenizer", "trie", "dense", "experts", "quantizer", "index", "other")
 
 
 TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
 """First parts of the names of a tokenizer's files."""
 
 
-NAMED = {ADAPTER: "adapter", bundle.TRIE: "trie", bundle.DENSE: "dense", bundle.INDEX: "index"}
+NAMED = {ADAPTER: "adapter", TRIE: "trie", DENSE: "dense", INDEX: "index"} | dict.fromkeys(fused.FILES, "experts")
 
 
 ADAPTER_ROWS = "trainable_tokens"
@@ -287,7 +288,7 @@ def sizes(folder: Path) -> dict[str, int]:
     Raises:
         UserError: the folder holds no bundle.
     """
-    header = bundle.read_header(folder)
+    header = read_header(folder)
     parts = dict.fromkeys(PARTS, 0)
     for name in hub.published_files(folder):
         parts[_part(name)] += (folder / name).stat().st_size
@@ -302,7 +303,7 @@ def readable(count: int) -> str:
 
 def _part(name: str) -> str:
     place, _, file = name.rpartition("/")
-    if place == bundle.QUANTIZER:
+    if place == QUANTIZER:
         return "quantizer"
     if name in NAMED:
         return NAMED[name]
@@ -319,7 +320,7 @@ def _row_bytes(folder: Path, tokens: int) -> int:
     """
     from tokenizers import Tokenizer
 
-    tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _tensors(path)]
+    tensors = [tensor for path in sorted(folder.glob("*model*.safetensors")) for tensor in _tensors(path)]
     if any(ADAPTER_ROWS in name for name, _, _ in tensors) or not tensors:
         return sum(size for name, _, size in tensors if ADAPTER_ROWS in name)
     rows = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()

@@ -17,9 +17,7 @@ import numpy as np
 import polars as pl
 
 from llmrec.atomic import put_in_place, replacing, usual_modes
-from llmrec.collaborative.fused import CONFIG as EXPERTS
-from llmrec.collaborative.fused import FILES as EXPERT_FILES
-from llmrec.collaborative.fused import FusedExperts
+from llmrec.collaborative import fused
 from llmrec.console import get_logger
 from llmrec.data import Catalog
 from llmrec.embed import item_texts
@@ -37,7 +35,7 @@ log = get_logger(__name__)
 IfExists = Literal["refuse", "update"]
 
 
-FILES = (bundle.INDEX, f"{bundle.QUANTIZER}/{CODES}", bundle.TRIE, bundle.DENSE, *EXPERT_FILES)
+FILES = (bundle.INDEX, f"{bundle.QUANTIZER}/{CODES}", bundle.TRIE, bundle.DENSE, *fused.FILES)
 """The files of a bundle with data about single items."""
 
 
@@ -59,7 +57,7 @@ class ItemStore:
     trie: ItemTrie
     train_counts: np.ndarray
     dense: DenseIndex | None = None
-    experts: FusedExperts | None = None
+    experts: fused.FusedExperts | None = None
 
     @classmethod
     def untrained(cls, catalog: Catalog, item_tokenizer: ItemTokenizer) -> Self:
@@ -99,10 +97,10 @@ class ItemStore:
                 f"{folder}: {len(dense)} items in {bundle.DENSE}, {len(catalog)} in {bundle.INDEX}; they belong to "
                 "different bundles."
             )
-        experts = FusedExperts.load(folder) if (folder / EXPERTS).exists() else None
-        if experts is not None and len(experts.experts.rows) != len(catalog):
+        experts = fused.FusedExperts.load(folder) if (folder / fused.CONFIG).exists() else None
+        if experts is not None and len(experts) != len(catalog):
             raise UserError(
-                f"{folder}: {len(experts.experts.rows)} items in {EXPERTS}, {len(catalog)} in {bundle.INDEX}; they "
+                f"{folder}: {len(experts)} items in {fused.CONFIG}, {len(catalog)} in {bundle.INDEX}; they "
                 "belong to different bundles."
             )
         return cls(catalog, tokenizer, _trie(folder, tokenizer), events, dense, experts)
@@ -160,8 +158,8 @@ class ItemStore:
         if dense is not None:
             dense = dense.with_texts(rows[old], made[old]).with_items(made[new])
         if experts is not None:
-            changed = experts.experts.with_texts(rows[old], made[old]) if len(old) else experts.experts
-            experts = experts.with_experts(changed.with_items(made[new]) if len(new) else changed)
+            experts = experts.with_texts(rows[old], made[old]) if len(old) else experts
+            experts = experts.with_items(made[new]) if len(new) else experts
         order = np.arange(len(self.catalog))
         order[rows[old]] = len(self.catalog) + old
         frame = pl.concat([self.catalog.frame, added.frame])[np.append(order, len(self.catalog) + new)]
@@ -194,7 +192,7 @@ class ItemStore:
             trie=ItemTrie.build(tokenizer.codes, tokenizer.level_sizes),
             train_counts=self.train_counts[stays],
             dense=self.dense.rows(stays) if self.dense is not None else None,
-            experts=self.experts and self.experts.with_experts(self.experts.experts.without_items(stays)),
+            experts=self.experts.of_rows(stays) if self.experts is not None else None,
         )
 
     def semantic_ids(self, rows: Iterable[int], names: Sequence[Sequence[str]]) -> dict[str, str]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch.utils.data import Subset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = get_logger(__name__)
+
 
 def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
     """Check that `model` can be trained as `config` says.
@@ -173,9 +175,6 @@ def pretrain(
     with tempfile.TemporaryDirectory() as folder:
         run_trainer(model, examples, None, collator, settings, Path(folder), keeps_logits=True)
     model.eval()
-
-
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from llmrec.tasks.mixture import Mixture
 
+log = get_logger(__name__)
+
 
 def spread_over_processes() -> bool:
     """Whether `accelerate launch` uses FSDP or DeepSpeed ZeRO-3, which split the weights over processes."""
@@ -58,9 +60,6 @@ def gather(trainer: "Trainer", whole: nn.Module) -> nn.Module:
     if trainer.is_world_process_zero():
         whole.load_state_dict(state)
     return whole
-
-
-log = get_logger(__name__)
 
 
 WHOLE = "whole"  # file in a complete checkpoint; without it, the writing was interrupted

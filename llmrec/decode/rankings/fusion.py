@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from llmrec.collaborative.base import RECENCY
+from llmrec.collaborative.base import TEXT_DIRECTION
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.decode.config import RankingName
 from llmrec.decode.filters import Filter
@@ -60,7 +60,7 @@ class FusionRanking(RankingMethod):
     @property
     def features(self) -> list[str]:
         """Names of the features of an item."""
-        experts = [] if self.facts.experts is None else self.facts.experts.experts.names
+        experts = [] if self.facts.experts is None else self.facts.experts.names
         return [*FEATURES, *(f"experts.{name}" for name in experts)]
 
     @property
@@ -100,7 +100,7 @@ class FusionRanking(RankingMethod):
         experts, values = self.facts.experts, None
         rankings = [dense, texts]
         if experts is not None:
-            values = experts.experts.values(histories)
+            values = experts.values(histories)
             rankings.append(experts.fused(values))
         for side in (self.facts.is_cold, ~self.facts.is_cold):
             found += [top(np.where(mask & side, scores + bonus, -np.inf), width).items for scores in rankings]
@@ -119,5 +119,5 @@ class FusionRanking(RankingMethod):
         for row, history in enumerate(histories):
             items = torch.from_numpy(history).to(texts.device)
             ages = torch.arange(len(items) - 1, -1, -1, device=texts.device)
-            users[row] = (RECENCY**ages) @ texts[items]
+            users[row] = (TEXT_DIRECTION**ages) @ texts[items]
         return as_array(torch.nn.functional.normalize(users, dim=1) @ texts.T)

@@ -1,6 +1,7 @@
 """The experts: their values by hand, catalogues that grow and shrink, files, and what the fusion of them learns."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_later_items_are_known_by_their_text_and_change_nothing(experts: Experts
 
 def test_items_that_go_change_nothing(experts: Experts) -> None:
     stays = np.setdiff1d(np.arange(ITEMS), [4, 38])
-    left = experts.without_items(stays)
+    left = experts.of_rows(stays)
     histories = [np.array([3, 5]), np.array([30])]
     there = [np.searchsorted(stays, history) for history in histories]
     np.testing.assert_allclose(left.values(there), experts.values(histories)[:, :, stays], atol=2e-2)
@@ -125,7 +126,7 @@ def test_candidates_are_the_best_of_each_expert(experts: Experts) -> None:
 @pytest.fixture(scope="module")
 def fused() -> FusedExperts:
     config = replace(EVERY, models=UNTRAINED)
-    system = FusedExperts(config, VECTORS, examples(60, 1), examples(1200, 2, cold=0.5))
+    system = FusedExperts(config, Experts(config, VECTORS, examples(60, 1)), examples(1200, 2, cold=0.5))
     system.fit(walks(200, 8, 0), ITEMS)
     return system
 
@@ -147,8 +148,10 @@ def test_scores_are_weighted_sums(fused: FusedExperts) -> None:
 
 
 def test_too_few_examples_are_one_line() -> None:
+    config = replace(EVERY, models=["popularity"])
+    system = FusedExperts(config, Experts(config, None, examples(5, 1)), examples(5, 1))
     with pytest.raises(UserError, match=r"experts\.models: too few validation examples"):
-        FusedExperts(replace(EVERY, models=["popularity"]), None, examples(5, 1)).fit(walks(50, 8, 0), ITEMS)
+        system.fit(walks(50, 8, 0), ITEMS)
 
 
 @pytest.mark.parametrize("kind", [SASRecExpertConfig, BSARecExpertConfig])
@@ -159,19 +162,20 @@ def test_a_wrong_setting_is_named_by_the_flag_of_the_expert(kind: type) -> None:
 
 def test_text_experts_need_vectors() -> None:
     with pytest.raises(UserError, match=r"experts.models text: needs the vectors"):
-        FusedExperts(replace(EVERY, models=["text"]), None, examples(60, 1))
+        Experts(replace(EVERY, models=["text"]), None, examples(60, 1))
 
 
 @pytest.mark.parametrize("models", [UNTRAINED, ["popularity", "sasrec", "bsarec"]])
 def test_the_files_give_them_back(tmp_path: Path, models: list) -> None:
     vectors = VECTORS if "text" in models else None
-    system = FusedExperts(replace(EVERY, models=models), vectors, examples(60, 1), examples(400, 2))
+    config = replace(EVERY, models=models)
+    system = FusedExperts(config, Experts(config, vectors, examples(60, 1)), examples(400, 2))
     system.fit(walks(200, 8, 0), ITEMS)
     system.save(tmp_path)
     again = FusedExperts.load(tmp_path)
     np.testing.assert_array_equal(again.scores(HISTORIES[:2]), system.scores(HISTORIES[:2]))
     assert again.weights == system.weights
-    grown = again.with_experts(again.experts.with_items(VECTORS[:1]))
+    grown = again.with_items(VECTORS[:1])
     grown.save(tmp_path)
     np.testing.assert_array_equal(FusedExperts.load(tmp_path).scores(HISTORIES[:2]), grown.scores(HISTORIES[:2]))
 
@@ -238,7 +242,7 @@ def test_the_listed_items_exchange_their_scores(fused: FusedExperts) -> None:
             return np.tile(np.arange(fused.shape[1])[::-1], (len(fused), 1))
 
     plain = fused.scores(HISTORIES[:2])
-    fused.ranker = Backwards(None)
+    fused.ranker = Backwards("")
     try:
         turned = fused.scores(HISTORIES[:2])
     finally:
@@ -249,3 +253,27 @@ def test_the_listed_items_exchange_their_scores(fused: FusedExperts) -> None:
         np.testing.assert_allclose(turned[row, history], plain[row, history], err_msg="the history stays where it is")
         others = np.setdiff1d(np.arange(ITEMS), history)
         assert (np.argsort(turned[row, others]) == np.argsort(-plain[row, others])).mean() > 0.9
+
+
+def test_a_bundle_with_a_ranker_loads_without_lightgbm(
+    fused: FusedExperts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only who orders lists needs it."""
+    fused.ranker = LearnedRanker("tree\n")
+    try:
+        fused.save(tmp_path)
+    finally:
+        fused.ranker = None
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    monkeypatch.setattr("llmrec.collaborative.fused.find_spec", lambda name: None)
+    again = FusedExperts.load(tmp_path)
+    np.testing.assert_array_equal(again.values(HISTORIES), fused.values(HISTORIES))
+    with pytest.raises(UserError, match=r"needs lightgbm: pip install 'llmrec\[ranker\]'"):
+        again.scores(HISTORIES[:2])
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bsarec"])
+def test_a_log_that_cannot_train_an_expert_is_named_by_its_flag(name: str) -> None:
+    config = replace(EVERY, models=[name])
+    with pytest.raises(UserError, match=rf"^experts\.models {name}: the log has no"):
+        Experts(config, None, examples(60, 1)).fit([np.array([0]), np.array([1])], ITEMS)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tolerances import DENSE, SCORES
 
+from llmrec.collaborative.base import TEXT_DIRECTION
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import make_ranking
-from llmrec.decode.rankings.fusion import RECENCY
 from llmrec.decode.search import Prompt
 from llmrec.errors import UserError
 
@@ -19,7 +19,9 @@ HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8], [19, 1]]
 def text_scores(facts) -> np.ndarray:
     """Cosine with the history's texts, the last weighing 1, the one before it .6, and so on; [4, 20]."""
     texts = facts.dense.texts.double().numpy()
-    users = [sum(RECENCY**age * texts[item] for age, item in enumerate(reversed(history))) for history in HISTORIES]
+    users = [
+        sum(TEXT_DIRECTION**age * texts[item] for age, item in enumerate(reversed(history))) for history in HISTORIES
+    ]
     return np.stack([texts @ user / np.linalg.norm(user) for user in users])
 
 
