@@ -52,6 +52,7 @@ def outputs(cells: list[Cell]) -> Iterator[str]:
         last = statements.pop() if statements and isinstance(statements[-1], ast.Expr) else None
         out = io.StringIO()
         with redirect_stdout(out):
+            # A notebook is code: these cells are files of this repository, run as a reader runs them.
             exec(compile(ast.Module(statements, []), name, "exec"), namespace)
             if last is not None:  # "single" prints the value, unless it is None
                 exec(compile(ast.Interactive([last]), name, "single"), namespace)
