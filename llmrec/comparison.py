@@ -14,7 +14,8 @@ from statistics import mean, stdev
 from typing import Any, BinaryIO
 
 from llmrec import pipeline
-from llmrec.atomic import MARK, is_ours, mark, write_file
+from llmrec.atomic import write_file
+from llmrec.children import Children
 from llmrec.config import Config
 from llmrec.console import get_logger, markdown
 from llmrec.rundir import RunDirectory
@@ -47,16 +48,19 @@ def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, dow
         UserError: a tokenizer can't be fitted on these embeddings, or llmrec did not make a folder that it needs.
             Finished fits are kept.
     """
+    children = Children(run, COMPARE)
     for name in contenders:  # claim all folders before any computation
         for offset in range(seeds):
-            _open(run, name, offset)
+            children.open(name, offset)
     pipeline.run(next(iter(contenders.values())), run, until="embed")
     methods: dict[str, dict[str, Any]] = {}
     for name, config in contenders.items():
         runs = []
         for offset in range(seeds):
             log.info("%s, seed %d of %d", name, offset + 1, seeds)
-            runs.append(_one(_with_seed(config, offset), _share(run, name, offset), downstream))
+            child = children.open(name, offset)
+            children.share(child, SHARED)
+            runs.append(_one(with_seed(config, offset), child, downstream))
         figures = [_figures(one) for one in runs]
         methods[name] = {
             "tokenize": asdict(config.tokenize),
@@ -108,50 +112,14 @@ def rows(comparison: Comparison) -> list[list[str]]:
     return table
 
 
-def _with_seed(config: Config, offset: int) -> Config:
+def with_seed(config: Config, offset: int) -> Config:
+    """The configuration with `offset` added to the seeds of tokenizer, base model and training."""
     return replace(
         config,
         tokenize=replace(config.tokenize, seed=config.tokenize.seed + offset),
         base=replace(config.base, seed=config.base.seed + offset),
         train=replace(config.train, seed=config.train.seed + offset),
     )
-
-
-def _open(run: RunDirectory, name: str, offset: int) -> RunDirectory:
-    """The run directory of one fit.
-
-    Raises:
-        UserError: a file or folder that llmrec did not make has the name of the fit's folder or of one of its stages.
-    """
-    if run.main:
-        with run.reporting():
-            _claim(run)
-    child = RunDirectory(run.path(COMPARE) / name / f"seed-{offset}", run.main, run.wait)
-    child.claim(pipeline.NAMES)
-    return child
-
-
-def _claim(run: RunDirectory) -> None:
-    """Make and mark the folder of the comparison. A folder from an earlier version has no mark yet and gets one."""
-    run.claim(pipeline.NAMES)
-    folder = run.path(COMPARE)
-    if not is_ours(folder, (MARK,)) and not folder.is_symlink() and any(folder.glob("*/seed-*/.lock")):
-        (folder / MARK).touch()
-    mark(folder)
-
-
-def _share(run: RunDirectory, name: str, offset: int) -> RunDirectory:
-    """The run directory of one fit. Its folders of the shared stages are symbolic links to those of `run`."""
-    child = _open(run, name, offset)
-    for stage in SHARED:
-        link = child.path(stage)
-        if run.main and not link.exists():
-            with child.reporting():
-                if link.is_symlink():  # a broken link: the run directory was moved
-                    link.unlink()
-                link.symlink_to(run.path(stage).resolve(), target_is_directory=True)
-    run.wait()
-    return child
 
 
 def _one(config: Config, run: RunDirectory, downstream: bool) -> dict[str, Any]:

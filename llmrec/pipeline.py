@@ -47,14 +47,14 @@ def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
 
 def check(config: Config, run: RunDirectory, until: str) -> None:
     """Check everything that can be checked before the first stage, then mark the folder as a run directory."""
-    check_inputs(config, list(run.places([*FOLDERS, COMPARE])))
+    check_inputs(config, list(run.places([*FOLDERS, COMPARE, BENCHMARK])))
     make_stages(config, run.rehearsal(), until)
     run.claim(NAMES)
 
 
 def make_stages(config: Config, run: RunDirectory, until: str) -> None:
     """Make the stages up to `until`, in order; finished ones are skipped."""
-    for name, stage in (STAGES if until in STAGES else BENCHMARK).items():
+    for name, stage in STAGES.items():
         stage(config, run)
         if name == until:
             break
@@ -319,26 +319,6 @@ def finalize(run: RunDirectory) -> None:
     run.amend("model", texts)
 
 
-def benchmark_stage(config: Config, run: RunDirectory) -> None:
-    """Full ranking of the baselines and the experts, without a language model -> the files of the stage evaluate."""
-    from llmrec.collaborative.fused import FusedExperts
-    from llmrec.embed import Embeddings
-    from llmrec.evaluation.report import write_report
-    from llmrec.evaluation.systems import evaluate_catalog
-
-    experts = bool(config.experts.models)
-
-    def make(out: Path) -> None:
-        prepared = load(run.path("data"))
-        vectors = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids).vectors
-        fused = FusedExperts.load(run.path("experts")) if experts else None
-        evaluation = evaluate_catalog(prepared.catalog, prepared.split, config.evaluate, vectors, fused)
-        write_report(evaluation.metrics, evaluation.per_user, out, None)
-
-    reads = ["data", "embed", *(["experts"] if experts else [])]
-    run.build(Stage("benchmark", asdict(config.evaluate), make, reads=reads))
-
-
 STAGES = {
     "prepare": data_stage,
     "embed": embed_stage,
@@ -350,23 +330,15 @@ STAGES = {
     "model": model_stage,
     "evaluate": evaluate_stage,
 }
-BENCHMARK = {
-    "prepare": data_stage,
-    "embed": embed_stage,
-    "experts": experts_stage,
-    "benchmark": benchmark_stage,
-}
-"""The stages of `llmrec benchmark`, which needs no language model."""
-
-FOLDERS = ("data", "embed", "tokenize", "experts", "intentions", "base", "train", "model", "evaluate", "benchmark")
-COMPARE = "compare"
-NAMES = (*FOLDERS, COMPARE, CONFIG)
+FOLDERS = ("data", "embed", "tokenize", "experts", "intentions", "base", "train", "model", "evaluate")
+COMPARE, BENCHMARK = "compare", "benchmark"
+NAMES = (*FOLDERS, COMPARE, BENCHMARK, CONFIG)
 """All files and folders that llmrec writes into a run directory, except for the mark and the lock."""
 
 
-def metrics(run: RunDirectory, stage: str = "evaluate") -> dict[str, Any]:
+def metrics(run: RunDirectory) -> dict[str, Any]:
     """The metrics of the evaluate stage."""
-    return dict(json.loads((run.path(stage) / "metrics.json").read_text()))
+    return dict(json.loads((run.path("evaluate") / "metrics.json").read_text()))
 
 
 def text_metrics(run: RunDirectory) -> dict[str, Any] | None:

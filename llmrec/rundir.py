@@ -10,7 +10,6 @@ removes what it did not make, and raises an error if such a file has the name of
 import json
 import os
 import shutil
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -174,13 +173,12 @@ class RunDirectory:
         self.wait()
         # After the barrier, every process sees the partial folder of a stage that must be made.
         if (stage.together or self.main) and partial.is_dir():
-            started = time.perf_counter()
             with self._explaining(partial, stage.reads):
-                stage.make(partial)
+                seconds = stage.run(partial)
             if stage.together:
                 self.wait()
             if self.main:
-                self._finish(stage, inputs, time.perf_counter() - started)
+                self._finish(stage, inputs, seconds)
         self.wait()
         return due
 

@@ -6,7 +6,9 @@ The key of a stage is a digest of its configuration and inputs. A finished stage
 import hashlib
 import json
 import resource
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,6 +59,13 @@ class Stage:
     spare: Sequence[str] = ()
     precious: Sequence[str] = ()
 
+    def run(self, folder: Path) -> float:
+        """Make the stage in `folder`; the seconds that it took. The peak memory counts from here on."""
+        reset_peak_memory()
+        started = time.perf_counter()
+        self.make(folder)
+        return time.perf_counter() - started
+
     def key(self, inputs: Mapping[str, str]) -> str:
         """The digest of the stage's configuration and inputs. Renamed fields enter it with their old names.
 
@@ -78,10 +87,25 @@ class Stage:
             "packages": {name: package_version(name) for name in PACKAGES},
             "seed": self.config.get("seed"),
             "seconds": round(seconds, 3),
-            "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+            "peak_memory_gib": round(peak_memory() / 2**30, 3),
             "files": manifest.record(folder),
             "spare": list(self.spare),
         }
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from now on, where the system can do that (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process since `reset_peak_memory`, or since its start, in bytes."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
 
 
 def file_hashes(paths: Sequence[Path]) -> dict[str, str]:

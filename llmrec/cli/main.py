@@ -6,7 +6,20 @@ import warnings
 from collections.abc import Sequence
 
 from llmrec import __version__
-from llmrec.cli import add_items, compare, discover, estimate, explain, inspect, push, recommend, serve, stages, tasks
+from llmrec.cli import (
+    add_items,
+    benchmark,
+    compare,
+    discover,
+    estimate,
+    explain,
+    inspect,
+    push,
+    recommend,
+    serve,
+    stages,
+    tasks,
+)
 from llmrec.console import printable
 from llmrec.errors import UserError
 
@@ -21,9 +34,7 @@ COMMANDS = {
     ),
     "train": stages.command("train", "model", "fine-tune the language model and write the bundle"),
     "evaluate": stages.command("evaluate", "evaluate", "full ranking beside the baselines"),
-    "benchmark": stages.command(
-        "benchmark", "benchmark", "baselines and experts in one table, without a language model"
-    ),
+    "benchmark": benchmark.COMMAND,
     "compare-tokenizers": compare.COMMAND,
     "tasks": tasks.COMMAND,
     "recommend": recommend.COMMAND,

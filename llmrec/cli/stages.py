@@ -68,13 +68,13 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
     from llmrec import pipeline
 
     folder = run.path({"prepare": "data"}.get(until, until))
-    if until not in ("evaluate", "benchmark"):
+    if until != "evaluate":
         say(json.dumps(run.manifest(folder.name)) if as_json else f"Done: {folder}")
         return
     from llmrec.evaluation.report import cold_candidates_line, protocol_line, table, text_queries_line
 
-    metrics = pipeline.metrics(run, until)
-    spoken = pipeline.text_metrics(run) if until == "evaluate" else None
+    metrics = pipeline.metrics(run)
+    spoken = pipeline.text_metrics(run)
     if as_json:
         print(json.dumps(metrics))
         return
@@ -88,4 +88,4 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
         say(*f"{cold_candidates_line(cold)}\n\n{table(cold)}\n".split("\n"))
     if spoken is not None:
         say(*f"{text_queries_line(spoken)}\n\n{table(spoken)}\n".split("\n"))
-    say(f"The bundle: {run.path('model')}" if until == "evaluate" else f"The report: {folder / 'report.md'}")
+    say(f"The bundle: {run.path('model')}")

@@ -44,6 +44,8 @@ class SASRecConfig:
     """Passes over the training part at most."""
     patience: int = 5
     """Passes after which it stops when the NDCG@10 of validation has not risen."""
+    start: Literal["random", "text"] = "random"
+    """What the embeddings of the items start from. text: the principal components of their text vectors."""
 
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "layers", "heads", "max_history", "batch_size", "epochs", "patience")
@@ -85,6 +87,8 @@ ExpertName = Literal[
 ]
 BY_TEXT: set[ExpertName] = {"smoothed-markov", "text", "last-text"}
 """Experts that go by the items' text vectors; they alone know cold items."""
+TRAINED: set[ExpertName] = {"sasrec", "bsarec"}
+"""Experts that are Transformers, trained here."""
 
 
 @dataclass
@@ -94,6 +98,11 @@ class SASRecExpertConfig(SASRecConfig):
     section: ClassVar[str] = "experts.sasrec"
     named_by: ClassVar[str] = "experts.models"
 
+    patience: int = 10
+    """Passes after which it stops when the NDCG@10 of validation has not risen."""
+    start: Literal["random", "text"] = "text"
+    """What the embeddings of the items start from. text: the principal components of their text vectors."""
+
 
 @dataclass
 class BSARecExpertConfig(BSARecConfig):
@@ -101,6 +110,9 @@ class BSARecExpertConfig(BSARecConfig):
 
     section: ClassVar[str] = "experts.bsarec"
     named_by: ClassVar[str] = "experts.models"
+
+    start: Literal["random", "text"] = "text"
+    """What the embeddings of the items start from. text: the principal components of their text vectors."""
 
 
 @dataclass
@@ -136,8 +148,9 @@ class ExpertsConfig:
 
     @property
     def by_text(self) -> bool:
-        """Whether one of the experts goes by the items' text vectors."""
-        return not BY_TEXT.isdisjoint(self.models)
+        """Whether one of the experts goes by the items' text vectors, or starts from them."""
+        starts = {name for name in TRAINED if getattr(self, name).start == "text"}
+        return not (BY_TEXT | starts).isdisjoint(self.models)
 
 
 def ranks_from_scores(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np.ndarray] | None = None) -> np.ndarray:
@@ -172,13 +185,54 @@ TEXT_DIRECTION = 0.6
 """Weight of a history item relative to the one after it in the sum of the history's text vectors."""
 
 
-class BaselineSystem(ABC):
+@dataclass(frozen=True)
+class Answers:
+    """What a system answers in n cases.
+
+    Attributes:
+        ranks: rank of each case's target, float64 [n] from 1; inf if the system does not rank it.
+        items: the items that it ranks first, int64 [n, K] catalogue rows, best first; -1 where it ranks no more.
+    """
+
+    ranks: np.ndarray
+    items: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        """The answers of all parts, one after the other; at least one part."""
+        return cls(np.concatenate([each.ranks for each in parts]), np.concatenate([each.items for each in parts]))
+
+
+class System(ABC):
+    """Anything that ranks items; a system that decodes may also have `decode_stats() -> dict`."""
+
+    name: str
+    """In the report; no two systems share one."""
+
+    @abstractmethod
+    def answers(
+        self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None, listed: int = 0
+    ) -> Answers:
+        """Rank the items after the history of each case.
+
+        Args:
+            cases: n cases.
+            filter_seen: whether the items of a history are left out of its ranking; the target never is.
+            among: int [E], catalogue rows of the items that compete, which include all targets; None: all items.
+            listed: K, how many items the answers list.
+        """
+
+    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
+        """The ranks of `answers`, float64 [n]."""
+        return self.answers(cases, filter_seen, among).ranks
+
+
+class BaselineSystem(System):
     """What training sequences teach, and how it turns histories into scores [B, N].
 
     A system that is an expert can be written into a file, and it can take in items that are added later.
     """
 
-    name: str
     matrices: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes that are item-to-item matrices, sparse float32 [N, N]."""
 
@@ -196,17 +250,21 @@ class BaselineSystem(ABC):
         self._learn(train_sequences, n_items)
         return self
 
-    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
-        """Rank of each case's target among all items, or the rows `among` (int [E]) of them, float64 [n]."""
-        ranks = [np.empty(0)]
+    def answers(
+        self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None, listed: int = 0
+    ) -> Answers:
+        parts = [Answers(np.empty(0), np.empty((0, listed), np.int64))]
         for start in range(0, len(cases), BATCH):
-            histories = cases.histories[start : start + BATCH]
+            histories, targets = cases.histories[start : start + BATCH], cases.targets[start : start + BATCH]
             scores = self.scores(histories)
             if among is not None:
                 scores = only(scores, among)
             seen = histories if filter_seen else None
-            ranks.append(ranks_from_scores(scores, cases.targets[start : start + BATCH], seen))
-        return np.concatenate(ranks)
+            ranks = ranks_from_scores(scores, targets, seen)
+            if listed and seen is not None:
+                scores = without(scores, seen, targets)
+            parts.append(Answers(ranks, top(scores, listed)))
+        return Answers.joined(parts)
 
     @abstractmethod
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
@@ -266,6 +324,27 @@ def only(scores: np.ndarray, among: np.ndarray) -> np.ndarray:
     kept = np.full_like(scores, -np.inf)
     kept[:, among] = scores[:, among]
     return kept
+
+
+def without(scores: np.ndarray, seen: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
+    """The scores [B, N] in which what each user has seen is -inf, except the target."""
+    rows, kept = np.arange(len(targets)), scores.copy()
+    kept[np.repeat(rows, [len(items) for items in seen]), np.concatenate(seen)] = -np.inf
+    kept[rows, targets] = scores[rows, targets]
+    return kept
+
+
+def top(scores: np.ndarray, most: int) -> np.ndarray:
+    """The items with the largest scores [B, N], int64 [B, most], best first; -1 where fewer score more than -inf."""
+    found = np.full((len(scores), most), -1, np.int64)
+    kept = min(most, scores.shape[1])
+    if kept:
+        best = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+        values = np.take_along_axis(scores, best, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        best, values = (np.take_along_axis(each, order, axis=1) for each in (best, values))
+        found[:, :kept] = np.where(np.isneginf(values), -1, best)
+    return found
 
 
 def incidence(sequences: list[np.ndarray], weights: list[np.ndarray], n_items: int) -> "csr_matrix":

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmrec.collaborative.base import BSARecConfig
-from llmrec.collaborative.sasrec import SASRec
+from llmrec.collaborative.sasrec import START, SASRec
 from llmrec.data.sequences import EvalExamples
 
 
@@ -27,14 +27,17 @@ class BSARec(SASRec):
         config: sizes and schedule.
         validation: cases that tell when to stop; those with a target that it knows count.
         seed: of the weights, the order of training, and the sample of `validation`.
+        vectors: as in `SASRec`.
     """
 
     name = "bsarec"
     config: BSARecConfig
     network: "FrequencyTransformer"
 
-    def __init__(self, config: BSARecConfig, validation: EvalExamples, seed: int = 0) -> None:
-        super().__init__(config, validation, seed)
+    def __init__(
+        self, config: BSARecConfig, validation: EvalExamples, seed: int = 0, vectors: np.ndarray | None = None
+    ) -> None:
+        super().__init__(config, validation, seed, vectors)
 
     def _make_network(self, n_items: int) -> "FrequencyTransformer":
         return FrequencyTransformer(n_items, self.config)
@@ -95,7 +98,7 @@ class FrequencyTransformer(nn.Module):
         self.layers = nn.ModuleList(FrequencyLayer(config) for _ in range(config.layers))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=START)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 

@@ -4,15 +4,23 @@ Popularity; first-order Markov; item-kNN; text-kNN; transitions over the last fe
 same transitions shared among items with similar texts; and EASE (Steck, WWW 2019, arXiv 1905.03375).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Self
+import copy
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
+from itertools import product
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from scipy import sparse
 from sklearn.preprocessing import normalize
 
 from llmrec.collaborative.base import BaselineSystem, incidence, recent
+from llmrec.collaborative.fusion import CUT
+from llmrec.console import get_logger
+from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
+
+log = get_logger(__name__)
 
 RECENCY = 0.6
 """Weight of a history item in item-kNN relative to the one after it."""
@@ -122,18 +130,72 @@ class TransitionSettings:
     power: float = 4.0
     """Exponent of the cosine in the weight of a text neighbour (smoothed Markov only)."""
 
+    def array(self) -> np.ndarray:
+        """The settings as numbers, float32 [7], in the order above."""
+        return np.array(astuple(self), np.float32)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Self:
+        """The settings of which `array` made these numbers.
+
+        Raises:
+            ValueError, TypeError: the array has another shape.
+        """
+        window, decay, backward, shrinkage, recency, neighbours, power = np.asarray(array, np.float64).round(6).tolist()
+        return cls(int(window), decay, backward, shrinkage, recency, int(neighbours), power)
+
+
+TUNED_BY = 2000
+"""Maximum number of validation examples that settings are compared on."""
+
 
 class DecayedMarkov(BaselineSystem):
-    """Transitions over several steps, in both directions; popularity breaks ties and orders items without any."""
+    """Transitions over several steps, in both directions; popularity breaks ties and orders items without any.
+
+    Args:
+        settings: how transitions are counted and weighted.
+        validation: examples that choose among `GRID`, by their NDCG@10; None: `settings` as they are.
+    """
 
     name = "decayed-markov"
     matrices: ClassVar[tuple[str, ...]] = ("transitions",)
+    GRID: ClassVar[dict[str, tuple[Any, ...]]] = {"recency": (0.5, 0.7)}
 
-    def __init__(self, settings: TransitionSettings | None = None) -> None:
+    def __init__(self, settings: TransitionSettings | None = None, validation: EvalExamples | None = None) -> None:
         self.settings = settings or TransitionSettings()
+        self.validation = validation
 
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
         self.transitions = count_transitions(train_sequences, n_items, self.settings)
+        self._tune()
+
+    def _tune(self) -> None:
+        """Choose the settings of `GRID` by validation; of equally good ones, the first."""
+        if self.validation is None or not len(self.validation):
+            return
+        examples, best, chosen = self.validation.sample(TUNED_BY, 0), -1.0, self
+        for values in product(*self.GRID.values()):
+            tried = self._with(replace(self.settings, **dict(zip(self.GRID, values, strict=True))))
+            ranks = tried.ranks(examples, filter_seen=True)
+            figure = float(np.where(ranks <= CUT, 1 / np.log2(ranks + 1), 0.0).mean())
+            log.debug("%s, %s: validation ndcg@10 %.4f", self.name, tried.settings, figure)
+            if figure > best:
+                best, chosen = figure, tried
+        log.info("%s: %s", self.name, ", ".join(f"{name} {getattr(chosen.settings, name):g}" for name in self.GRID))
+        self.__dict__.update(chosen.__dict__)
+
+    def _with(self, settings: TransitionSettings) -> Self:
+        """A copy with other settings of `GRID`; transitions do not depend on these."""
+        changed = copy.copy(self)
+        changed.settings = settings
+        return changed
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return super().arrays() | {"settings": self.settings.array()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], counts: np.ndarray, unit: np.ndarray | None) -> None:
+        super().restore(arrays, counts, unit)
+        self.settings = TransitionSettings.of(arrays["settings"])
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         return self.expected(histories) + np.float32(1e-6) * self.popularity
@@ -153,21 +215,36 @@ class SmoothedMarkov(DecayedMarkov):
 
     Args:
         vectors: of the N items' texts, float [N, D].
-        settings: how transitions are counted and shared.
+        settings: how transitions are counted, weighted and shared.
+        validation: as in `DecayedMarkov`.
     """
 
     name = "smoothed-markov"
     matrices: ClassVar[tuple[str, ...]] = ("transitions", "neighbours")
+    GRID: ClassVar[dict[str, tuple[Any, ...]]] = {"neighbours": (20, 10), "power": (4.0, 2.0), "recency": (0.5, 0.7)}
 
-    def __init__(self, vectors: np.ndarray, settings: TransitionSettings | None = None) -> None:
-        super().__init__(settings)
+    def __init__(
+        self,
+        vectors: np.ndarray,
+        settings: TransitionSettings | None = None,
+        validation: EvalExamples | None = None,
+    ) -> None:
+        super().__init__(settings, validation)
         self.vectors = vectors
 
     def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
         if len(self.vectors) != n_items:
             raise ValueError(f"{len(self.vectors)} text vectors for {n_items} items")
+        self.unit = centred(self.vectors, np.flatnonzero(self.popularity))
+        self.neighbours = self._find_neighbours(self.unit)
         super()._learn(train_sequences, n_items)
-        self.neighbours = self._find_neighbours(centred(self.vectors, np.flatnonzero(self.popularity)))
+        del self.unit
+
+    def _with(self, settings: TransitionSettings) -> Self:
+        changed, own = super()._with(settings), self.settings
+        if (settings.neighbours, settings.power) != (own.neighbours, own.power):
+            changed.neighbours = changed._find_neighbours(self.unit)
+        return changed
 
     def with_cold_items(self, n_items: int, unit: np.ndarray | None) -> Self:
         assert unit is not None, "smoothed-markov goes by text vectors"

@@ -4,6 +4,7 @@ Each expert gives every item a value after a history. Values of counts enter as 
 """
 
 import copy
+import time
 from collections.abc import Mapping
 from typing import Self
 
@@ -11,15 +12,21 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.preprocessing import normalize
 
-from llmrec.collaborative.base import BY_TEXT, TEXT_DIRECTION, BaselineSystem, ExpertName, ExpertsConfig, recent
+from llmrec.collaborative.base import (
+    BY_TEXT,
+    TEXT_DIRECTION,
+    TRAINED,
+    BaselineSystem,
+    ExpertName,
+    ExpertsConfig,
+    recent,
+)
 from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.counting import DecayedMarkov, ItemKNN, SmoothedMarkov, centred
 from llmrec.collaborative.sasrec import SASRec
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 
-TRAINED: set[ExpertName] = {"sasrec", "bsarec"}
-"""Experts that are Transformers, trained here."""
 FLOOR = 1e-3
 """Added to values before their logarithm."""
 
@@ -78,11 +85,15 @@ class Experts:
         self.systems: dict[ExpertName, BaselineSystem] = {
             name: _make(name, config, vectors, validation) for name in self.names if name != "popularity"
         }
+        self.seconds: dict[str, float] = {}
+        """How long each took to be fitted."""
 
     def fit(self, train_sequences: list[np.ndarray], n_items: int) -> "Experts":
         """Learn from U int arrays of catalogue rows, oldest first, some perhaps empty; returns itself."""
-        for system in self.systems.values():
+        for name, system in self.systems.items():
+            started = time.perf_counter()
             system.fit(train_sequences, n_items)
+            self.seconds[name] = round(time.perf_counter() - started, 3)
         self.counts = np.bincount(np.concatenate([np.empty(0, np.int64), *train_sequences]), minlength=n_items)
         self.rows = np.arange(n_items)
         return self
@@ -194,9 +205,11 @@ def _make(
     if name in BY_TEXT:
         if vectors is None:
             raise UserError(f"--experts.models {name}: needs the vectors of the items' texts.")
-        return SmoothedMarkov(vectors) if name == "smoothed-markov" else TextExpert(vectors, name == "last-text")
+        if name == "smoothed-markov":
+            return SmoothedMarkov(vectors, validation=validation)
+        return TextExpert(vectors, name == "last-text")
     if name == "sasrec":
-        return SASRec(config.sasrec, validation, config.seed)
+        return SASRec(config.sasrec, validation, config.seed, vectors)
     if name == "bsarec":
-        return BSARec(config.bsarec, validation, config.seed)
-    return ItemKNN() if name == "item-knn" else DecayedMarkov()
+        return BSARec(config.bsarec, validation, config.seed, vectors)
+    return ItemKNN() if name == "item-knn" else DecayedMarkov(validation=validation)

@@ -121,7 +121,8 @@ def fit_fusion(
         return None
     cold = fit_weights(items, features, targets, there & cold_candidate, cold_target)
     if cold is None:
-        log.info("fusion: fewer than %d validation examples found a cold target: cold items weigh as warm ones", LEAST)
+        if is_cold.any():
+            log.info("fusion: fewer than %d examples found a cold target: cold items weigh as warm ones", LEAST)
         cold = warm
     weights = FusionWeights(warm.tolist(), cold.tolist(), 0.0, {}, list(names))
     limits = bonus_limits(weights, items, features, targets, is_cold)
@@ -155,25 +156,33 @@ def bonus_limits(
     """
     cold_candidate = is_cold[np.maximum(items, 0)]
     scores = weights.scores(features, cold_candidate) - weights.bonus * cold_candidate
-    scores = np.where(items >= 0, scores, -np.inf)
-    limits = np.empty(len(targets))
-    for row, target in enumerate(targets):
-        never = np.inf if is_cold[target] else -np.inf
-        at = np.flatnonzero(items[row] == target)
-        if not len(at):
-            limits[row] = never
-            continue
-        own = scores[row, at[0]]
-        same_kind = cold_candidate[row] == is_cold[target]
-        same = np.sort(scores[row][same_kind])[::-1]
+    return limits_of(np.where(items >= 0, scores, -np.inf), cold_candidate, items == targets[:, None], is_cold[targets])
+
+
+def limits_of(
+    scores: np.ndarray, is_cold: np.ndarray, hits: np.ndarray, cold_target: np.ndarray | None = None
+) -> np.ndarray:
+    """As `bonus_limits`, of candidates with scores.
+
+    Args:
+        scores: float [n, M], without any bonus; -inf for no candidate.
+        is_cold: bool [n, M].
+        hits: bool [n, M], the candidate that is the target, at most one per row.
+        cold_target: bool [n]; needed if the target of a row may not be among its candidates.
+    """
+    if cold_target is None:
+        cold_target = (hits & is_cold).any(axis=1)
+    limits = np.where(cold_target, np.inf, -np.inf)
+    for row in np.flatnonzero(hits.any(axis=1)):
+        own = scores[row, hits[row].argmax()]
+        same_kind = is_cold[row] == cold_target[row]
+        same = scores[row][same_kind]
         others = np.sort(scores[row][~same_kind])[::-1]
         ahead = int((same >= own).sum()) - 1
-        if ahead >= CUT:
-            limits[row] = never
-            continue
-        room = CUT - 1 - ahead  # items of the other kind that may stand before the target
-        rival = others[room] if room < len(others) else -np.inf
-        limits[row] = rival - own if is_cold[target] else own - rival
+        if ahead < CUT:
+            room = CUT - 1 - ahead  # items of the other kind that may stand before the target
+            rival = others[room] if room < len(others) else -np.inf
+            limits[row] = rival - own if cold_target[row] else own - rival
     return limits
 
 

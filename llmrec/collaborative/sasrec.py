@@ -10,8 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from llmrec.collaborative.base import BaselineSystem, SASRecConfig
 from llmrec.console import get_logger, progress_bar
@@ -26,6 +28,10 @@ POOL = 20
 """Number of batches whose sequences are sorted by length together, so that a batch has little padding."""
 
 
+START = 0.02
+"""Standard deviation of the embeddings before training."""
+
+
 STOP_BY = 5000
 """Maximum number of validation cases that are ranked after each epoch."""
 
@@ -37,14 +43,18 @@ class SASRec(BaselineSystem):
         config: sizes and schedule.
         validation: validation cases for early stopping; only those with a warm target are used.
         seed: seed of the weights, of the order of training, and of the sample of `validation`.
+        vectors: of the N items' texts, float [N, D], if `config.start` is text; a restored model needs none.
     """
 
     name = "sasrec"
 
-    def __init__(self, config: SASRecConfig, validation: EvalExamples, seed: int = 0) -> None:
+    def __init__(
+        self, config: SASRecConfig, validation: EvalExamples, seed: int = 0, vectors: np.ndarray | None = None
+    ) -> None:
         self.config = config
         self.validation = validation
         self.seed = seed
+        self.vectors = vectors
         self.device = resolve_device("auto")
         self.dtype = resolve_dtype("auto", self.device)
 
@@ -67,8 +77,21 @@ class SASRec(BaselineSystem):
             raise UserError(f"--{self.config.named_by} {self.name}: the log has no {missing}; leave it out.")
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            self.network = self._make_network(len(self.items)).to(self.device)
+            self.network = self._make_network(len(self.items))
+            if self.config.start == "text":
+                self._start_from_texts()
+            self.network.to(self.device)
             self._train(sequences, stop_by.sample(STOP_BY, self.seed))
+
+    def _start_from_texts(self) -> None:
+        """Set the embeddings of the items to the principal components of their text vectors, with the same spread."""
+        if self.vectors is None:
+            raise UserError(f"--{self.config.section}.start text: needs the vectors of the items' texts.")
+        known = np.asarray(self.vectors[self.items], np.float32)
+        width = min(self.config.hidden_size, *known.shape)
+        found = PCA(width, random_state=self.seed).fit_transform(known)
+        with torch.no_grad():
+            self.network.items.weight[: len(known), :width] = torch.from_numpy(START * found / (found.std() + 1e-9))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {name: tensor.cpu().numpy() for name, tensor in self.network.state_dict().items()}
@@ -85,24 +108,35 @@ class SASRec(BaselineSystem):
         return grown
 
     def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
-        """Train until the validation NDCG@10 has not risen for `patience` epochs; keep the best epoch's weights."""
+        """Train until the validation NDCG@10 has not risen for `patience` epochs; keep the best epoch's weights.
+
+        The weights that are ranked with and kept are a moving average over about one epoch (Polyak & Juditsky 1992):
+        it varies less from epoch to epoch than the weights themselves.
+        """
         config, rng = self.config, np.random.default_rng(self.seed)
-        optimizer = self._optimizer()
+        optimizer, trained = self._optimizer(), self.network
+        averaged: AveragedModel | None = None
         best, best_epoch, weights = -1.0, 0, {}
         bar = progress_bar(f"training {self.name}", config.epochs, 0)
         for epoch in range(1, config.epochs + 1):
-            self.network.train()
-            for batch in self._batches(sequences, rng):
+            trained.train()
+            batches = list(self._batches(sequences, rng))
+            if averaged is None:
+                averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / len(batches)))
+            for batch in batches:
                 optimizer.zero_grad()
                 self._loss(batch).backward()
                 optimizer.step()
+                averaged.update_parameters(trained)
             bar.advance()
+            self.network = averaged.module
             ranks = self.ranks(stop_by, filter_seen=True)
             figure = float(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean())  # NDCG@10 of one target
             log.debug("%s, epoch %d: validation ndcg@10 %.4f", self.name, epoch, figure)
             if figure > best:
                 best, best_epoch, weights = figure, epoch, copy.deepcopy(self.network.state_dict())
-            elif epoch >= best_epoch + config.patience:
+            self.network = trained
+            if epoch >= best_epoch + config.patience:
                 break
         bar.close()
         self.network.load_state_dict(weights)
@@ -168,7 +202,7 @@ class _Network(nn.Module):
         self.items = nn.Embedding(n_items + 1, size, padding_idx=n_items)
         self.positions = nn.Embedding(config.max_history, size)
         for embedding in (self.items, self.positions):
-            nn.init.normal_(embedding.weight, std=0.02)
+            nn.init.normal_(embedding.weight, std=START)
         self.norm = nn.LayerNorm(size)
         self.dropout = nn.Dropout(config.dropout)
         layer = nn.TransformerEncoderLayer(size, config.heads, 4 * size, config.dropout, "gelu", batch_first=True)

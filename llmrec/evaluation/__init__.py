@@ -8,7 +8,6 @@ from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.metrics import ranks_from_lists
 from llmrec.evaluation.protocol import (
     Metrics,
-    System,
     evaluate_systems,
     make_slices,
     per_user_table,
@@ -19,7 +18,6 @@ from llmrec.evaluation.protocol import (
 __all__ = [
     "EvaluateConfig",
     "Metrics",
-    "System",
     "evaluate_systems",
     "make_slices",
     "per_user_table",

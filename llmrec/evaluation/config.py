@@ -20,6 +20,8 @@ Baseline = Literal[
     "bsarec",
     "sasrec-knn",
 ]
+TRAINED_BASELINES: set[Baseline] = {"sasrec", "bsarec", "sasrec-knn"}
+"""Baselines that a seed changes."""
 READS_TEXT: set[Baseline] = {"text-knn", "smoothed-markov", "sasrec-knn"}
 
 
@@ -95,5 +97,10 @@ class EvaluateConfig:
 
     @property
     def reads_text(self) -> bool:
-        """Whether one of the baselines goes by the items' text vectors."""
-        return not READS_TEXT.isdisjoint(self.baselines)
+        """Whether one of the baselines goes by the items' text vectors, or starts from them."""
+        starts = {
+            name
+            for name, config in (("sasrec", self.sasrec), ("sasrec-knn", self.sasrec), ("bsarec", self.bsarec))
+            if config.start == "text"
+        }
+        return not (READS_TEXT | starts).isdisjoint(self.baselines)

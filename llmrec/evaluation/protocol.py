@@ -6,41 +6,30 @@ the full ranking.
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from llmrec.collaborative.base import System
 from llmrec.console import track
 from llmrec.data.catalog import Catalog
 from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
 from llmrec.evaluation.config import EvaluateConfig
-from llmrec.evaluation.metrics import summarise
+from llmrec.evaluation.metrics import beyond_accuracy, summarise
 
 Metrics = dict[str, Any]
-"""The content of metrics.json: `protocol`; `systems` -> name -> slice -> metric; `milliseconds_per_user` -> name; and
-`decode`, the decoding statistics of llmrec. It may have `cold_candidates`, with its own `protocol` and `systems`."""
+"""The content of metrics.json: `protocol`; `systems` -> name -> slice -> metric; `milliseconds_per_user` -> name;
+`lists` -> name -> coverage, popularity, novelty and concentration of the first ten; and `decode`, the decoding
+statistics of llmrec. It may have `cold_candidates`, with its own `protocol` and `systems`."""
 
 
 OURS = "llmrec"
 """The name of the system whose decoding statistics are in the metrics."""
 
 
-class System(Protocol):
-    """Anything that ranks items; a system that decodes may also have `decode_stats() -> dict`."""
-
-    @property
-    def name(self) -> str:
-        """The system's name in the report; no two systems share one."""
-
-    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
-        """Rank of each case's target, float64 [n] from 1; inf if the system does not rank it.
-
-        Args:
-            cases: n cases.
-            filter_seen: whether the items of a history are left out of its ranking; the target never is.
-            among: int [E], catalogue rows of the items that compete, which include all targets; None: all items.
-        """
+LISTED = 10
+"""Items of each list whose coverage, popularity and novelty are measured."""
 
 
 def select_cases(sequences: Sequences, config: EvaluateConfig) -> EvalExamples:
@@ -61,6 +50,8 @@ def evaluate_systems(
     slices: Mapping[str, np.ndarray],
     config: EvaluateConfig,
     protocol: Mapping[str, Any],
+    train_counts: np.ndarray,
+    train_users: int,
 ) -> tuple[Metrics, dict[str, np.ndarray]]:
     """Measure all systems on the same cases.
 
@@ -70,6 +61,8 @@ def evaluate_systems(
         slices: name -> bool [n]; a slice without cases is left out.
         config: cut-offs, filter and bootstrap.
         protocol: facts about the split and the catalogue, which the metrics record with those of `config`.
+        train_counts: int [N], training events of each item.
+        train_users: number of users with training events.
 
     Returns:
         The metrics, and each system's ranks, float64 [n].
@@ -80,11 +73,14 @@ def evaluate_systems(
     names = [system.name for system in systems]
     if len(set(names)) < len(names):
         raise ValueError(f"systems share a name: {names}")
-    ranks, seconds = {}, {}
+    ranks, lists, seconds = {}, {}, {}
     for system in track(systems, "evaluating", total=len(systems)):
         started = time.perf_counter()
-        ranks[system.name] = _checked(system.name, system.ranks(cases, config.filter_seen), len(cases))
+        answers = system.answers(cases, config.filter_seen, listed=LISTED)
         seconds[system.name] = time.perf_counter() - started
+        ranks[system.name] = _checked(system.name, answers.ranks, len(cases))
+        if (answers.items >= 0).any():
+            lists[system.name] = beyond_accuracy(answers.items, train_counts, train_users, LISTED)
     metrics: Metrics = {
         "protocol": {
             **protocol,
@@ -99,6 +95,7 @@ def evaluate_systems(
         },
         "systems": summarise_systems(ranks, slices, config, cases.targets, cases.users),
         "milliseconds_per_user": {name: round(1000 * taken / len(cases), 4) for name, taken in seconds.items()},
+        "lists": lists,
     }
     for system in systems:
         if system.name == OURS and (decode_stats := getattr(system, "decode_stats", None)):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmrec.collaborative.base import BATCH, BaselineSystem, only, ranks_from_scores
+from llmrec.collaborative.base import BATCH, Answers, BaselineSystem, System, only, ranks_from_scores, top, without
 from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.counting import EASE, DecayedMarkov, ItemKNN, Markov, Popularity, SmoothedMarkov, TextKNN
 from llmrec.collaborative.fused import FusedExperts
@@ -25,7 +25,6 @@ from llmrec.evaluation.metrics import INTERVAL_METRICS, per_user, ranks_from_lis
 from llmrec.evaluation.protocol import (
     OURS,
     Metrics,
-    System,
     evaluate_cold_candidates,
     evaluate_systems,
     make_slices,
@@ -38,7 +37,7 @@ from llmrec.recommender.recommender import Recommender
 log = get_logger(__name__)
 
 
-class SASRecKNN:
+class SASRecKNN(System):
     """Of the first k of a ranking, floor(quota k) are the cold items that text-kNN puts first, the others SASRec's.
 
     Args:
@@ -59,45 +58,42 @@ class SASRecKNN:
         self.quota = quota
         self.depth = depth
 
-    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
-        """Place of each case's target in its merged ranking, float64 [n], inf where it is not among the first."""
-        ranks = [np.empty(0)]
+    def answers(
+        self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None, listed: int = 0
+    ) -> Answers:
+        """As `System.answers`; a target that is not among the first `depth` is not ranked."""
+        parts = [Answers(np.empty(0), np.empty((0, listed), np.int64))]
         for start in range(0, len(cases), BATCH):
             histories, targets = cases.histories[start : start + BATCH], cases.targets[start : start + BATCH]
             warm, cold = self.sasrec.scores(histories), only(self.text_knn.scores(histories), self.cold)
             if among is not None:
                 warm, cold = only(warm, among), only(cold, among)
-            seen = histories if filter_seen else [history[:0] for history in histories]
-            ranks.append(self._places(_without(warm, seen, targets), _without(cold, seen, targets), targets))
-        return np.concatenate(ranks)
+            if filter_seen:
+                warm, cold = without(warm, histories, targets), without(cold, histories, targets)
+            parts.append(self._answers(warm, cold, targets, listed))
+        return Answers.joined(parts)
 
-    def _places(self, warm: np.ndarray, cold: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Places of B targets where their ranks in the two rankings, ties against them, fall in the merged one."""
-        n_items, ordinals = warm.shape[1], np.arange(self.depth)
+    def _answers(self, warm: np.ndarray, cold: np.ndarray, targets: np.ndarray, listed: int) -> Answers:
+        """Of B targets, whose ranks in the two rankings, ties against them, tell their place in the merged one."""
+        n_items, ordinals = warm.shape[1], np.arange(max(self.depth, listed))
         # Ranks are merged, not items: an item's order among its ties must not come into it.
         first, second = (
             np.where(ordinals < np.isfinite(scores).sum(axis=1)[:, None], ordinals + offset, -1)
             for scores, offset in ((warm, 0), (cold, n_items))
         )
-        merged = interleave(first, second, self.quota, self.depth)
+        merged = interleave(first, second, self.quota, len(ordinals))
         own = np.minimum(ranks_from_scores(warm, targets), ranks_from_scores(cold, targets) + n_items) - 1
-        hits = merged == own[:, None]
-        return np.where(hits.any(axis=1), 1.0 + hits.argmax(axis=1), np.inf)
-
-
-def _without(scores: np.ndarray, seen: Sequence[np.ndarray], targets: np.ndarray) -> np.ndarray:
-    """The scores [B, N] in which what each user has seen is -inf, except the target."""
-    rows, kept = np.arange(len(targets)), scores.copy()
-    kept[np.repeat(rows, [len(items) for items in seen]), np.concatenate(seen)] = -np.inf
-    kept[rows, targets] = scores[rows, targets]
-    return kept
+        hits = merged[:, : self.depth] == own[:, None]
+        rows, places = np.arange(len(merged))[:, None], merged[:, :listed]
+        from_warm, from_cold = top(warm, len(ordinals)), top(cold, len(ordinals))
+        items = np.where(places < n_items, from_warm[rows, places], from_cold[rows, places - n_items])
+        return Answers(np.where(hits.any(axis=1), 1.0 + hits.argmax(axis=1), np.inf), np.where(places < 0, -1, items))
 
 
 COUNTING: dict[str, type[BaselineSystem]] = {
     "popularity": Popularity,
     "markov": Markov,
     "item-knn": ItemKNN,
-    "decayed-markov": DecayedMarkov,
     "ease": EASE,
 }
 
@@ -142,20 +138,20 @@ def fit_baselines(
 
 def _make(name: str, config: EvaluateConfig, validation: EvalExamples, vectors: np.ndarray | None) -> BaselineSystem:
     if name == "sasrec":
-        return SASRec(config.sasrec, validation, config.seed)
+        return SASRec(config.sasrec, validation, config.seed, vectors)
     if name == "bsarec":
-        return BSARec(config.bsarec, validation, config.seed)
+        return BSARec(config.bsarec, validation, config.seed, vectors)
     if name in READS_TEXT:
         if vectors is None:
             raise UserError(
                 f"--evaluate.baselines {' '.join(config.baselines)}: text-knn, sasrec-knn and smoothed-markov need "
                 "text_vectors, the vectors of the items' texts"
             )
-        return SmoothedMarkov(vectors) if name == "smoothed-markov" else TextKNN(vectors)
-    return COUNTING[name]()
+        return SmoothedMarkov(vectors, validation=validation) if name == "smoothed-markov" else TextKNN(vectors)
+    return DecayedMarkov(validation=validation) if name == "decayed-markov" else COUNTING[name]()
 
 
-class GenerativeSystem:
+class GenerativeSystem(System):
     """Ranks as its ranker does; a target that it does not return is not ranked.
 
     Args:
@@ -169,21 +165,23 @@ class GenerativeSystem:
         self.depth = depth
         self.name = name
 
-    def ranks(self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None) -> np.ndarray:
-        """Rank of each case's target, float64 [n], inf where it is not among the answers; `among` as in `System`."""
-        result = np.empty(len(cases))
+    def answers(
+        self, cases: EvalExamples, filter_seen: bool, among: np.ndarray | None = None, listed: int = 0
+    ) -> Answers:
+        """As `System.answers`, with the first `depth` items of each ranking: no other target is ranked."""
+        parts = [Answers(np.empty(0), np.empty((0, listed), np.int64))]
         size = 8 * self.ranker.search.config.batch_size
         for start in track(range(0, len(cases), size), "decoding"):
-            chosen = slice(start, start + size)
-            histories, targets = cases.histories[chosen], cases.targets[chosen]
+            histories, targets = cases.histories[start : start + size], cases.targets[start : start + size]
             requests = [self.ranker.prompt_ids(history) for history in histories]
             filters = None
             if filter_seen or among is not None:
                 seen = histories if filter_seen else [history[:0] for history in histories]
                 filters = [Filter(among, np.setdiff1d(h, t)) for h, t in zip(seen, targets, strict=True)]
             ranking = self.ranker.rank(requests, self.depth, filters)
-            result[chosen] = ranks_from_lists(ranking.items, ranking.scores, targets)
-        return result
+            ranks = ranks_from_lists(ranking.items, ranking.scores, targets)
+            parts.append(Answers(ranks, ranking.items[:, :listed].astype(np.int64)))
+        return Answers.joined(parts)
 
     def decode_stats(self) -> dict[str, Any]:
         """As `ItemRanker.stats`."""
@@ -221,31 +219,46 @@ def evaluate(
         UserError: no user has an event in the part and a history before it; a baseline lacks text vectors, or events
             to be trained on.
     """
-    return evaluate_catalog(
-        recommender.catalog, split, config or EvaluateConfig(), text_vectors, recommender.store.experts, recommender
+    config, catalog, store = config or EvaluateConfig(), recommender.catalog, recommender.store
+    baselines = fit_baselines(
+        config,
+        split.sequences(catalog).train_sequences(),
+        len(catalog),
+        split.validation_examples(catalog),
+        vectors=text_vectors,
     )
+    systems: list[System] = [*generative_systems(recommender, config)]
+    systems += [*([] if store.experts is None else [store.experts]), *baselines]
+    return measure(systems, catalog, split, config, [system.name for system in baselines])
 
 
-def evaluate_catalog(
+def generative_systems(recommender: Recommender, config: EvaluateConfig) -> list["GenerativeSystem"]:
+    """The recommender with its own ranking, as llmrec, and with each of `config.rankings`."""
+    depth = _depth(recommender.ranker, config)
+    return [
+        GenerativeSystem(recommender.ranker, depth),
+        *(GenerativeSystem(recommender.ranked_by(name), depth, name) for name in config.rankings),
+    ]
+
+
+def measure(
+    systems: Sequence[System],
     catalog: Catalog,
     split: Split,
     config: EvaluateConfig,
-    text_vectors: np.ndarray | None = None,
-    experts: FusedExperts | None = None,
-    recommender: Recommender | None = None,
+    baselines: Sequence[str] = (),
 ) -> Evaluation:
-    """As `evaluate`, with or without a recommender.
+    """Full ranking of fitted systems on the same cases.
 
     Args:
+        systems: with distinct names, at least one.
         catalog: N items.
         split: its log.
-        config: part, cut-offs, baselines, filter.
-        text_vectors: of the items, float [N, D], for the baselines that go by text.
-        experts: fitted on the training part; a system beside the baselines.
-        recommender: of the same items.
+        config: part, cut-offs, filter.
+        baselines: names of the systems that the others are compared with.
 
     Raises:
-        UserError: as `evaluate`; nothing to measure.
+        UserError: no user has an event in the part and a history before it.
     """
     sequences = split.sequences(catalog)
     cases = select_cases(sequences, config)
@@ -254,35 +267,38 @@ def evaluate_catalog(
             f"--evaluate.part {config.part}: no user has an event there and a history before it; "
             "see split.json for what was dropped, or choose another --data.split."
         )
-    cold = np.flatnonzero(sequences.train_counts(len(catalog)) == 0)
-    baselines = fit_baselines(
-        config, sequences.train_sequences(), len(catalog), split.validation_examples(catalog), vectors=text_vectors
-    )
-    systems: list[System] = []
-    if recommender is not None:
-        depth = _depth(recommender.ranker, config)
-        systems.append(GenerativeSystem(recommender.ranker, depth))
-        systems += [GenerativeSystem(recommender.ranked_by(name), depth, name) for name in config.rankings]
-    systems += [*([] if experts is None else [experts]), *baselines]
-    if not systems:
-        raise UserError("--evaluate.baselines []: nothing to measure; name baselines, or experts (--experts.models).")
+    train_counts = sequences.train_counts(len(catalog))
+    cold = np.flatnonzero(train_counts == 0)
+    users = sum(len(sequence) > 0 for sequence in sequences.train_sequences())
     slices = make_slices(cases, sequences, len(catalog))
     protocol = _protocol(split) | {"items": len(catalog), "cold_items": len(cold)}
-    metrics, ranks = evaluate_systems(systems, cases, slices, config, protocol)
-    if paired := compare_systems(ranks, [system.name for system in baselines], cases.users, config):
+    metrics, ranks = evaluate_systems(systems, cases, slices, config, protocol, train_counts, users)
+    values = {
+        metric: {name: per_user(each, CUT)[metric] for name, each in ranks.items()} for metric in INTERVAL_METRICS
+    }
+    if paired := compare_systems(values, baselines, cases.users, config):
         metrics["paired"] = paired
     if cold_candidates := evaluate_cold_candidates(systems, cases, cold, config):
         metrics["cold_candidates"] = cold_candidates
     return Evaluation(metrics, per_user_table(ranks, cases, sequences, catalog))
 
 
+def compare_pair(a: np.ndarray, b: np.ndarray, users: np.ndarray, config: EvaluateConfig) -> dict[str, Any]:
+    """As `paired_difference`, ready for JSON: `difference`, `interval`, `p`."""
+    found = paired_difference(a, b, users, config.bootstrap, config.seed)
+    return {"difference": found.mean, "interval": [found.low, found.high], "p": found.p}
+
+
 def compare_systems(
-    ranks: Mapping[str, np.ndarray], baselines: Sequence[str], users: np.ndarray, config: EvaluateConfig
+    by_metric: Mapping[str, Mapping[str, np.ndarray]],
+    baselines: Sequence[str],
+    users: np.ndarray,
+    config: EvaluateConfig,
 ) -> dict[str, Any]:
     """Paired differences on the same cases, by metric.
 
     Args:
-        ranks: of each system, float64 [n].
+        by_metric: metric -> system -> float64 [n], case by case.
         baselines: names of the systems that the others are compared with.
         users: int [n].
         config: resamples and seed.
@@ -292,14 +308,12 @@ def compare_systems(
         llmrec gains over them, which is the worth of its language model. Empty if there is nothing to compare.
     """
     found: dict[str, Any] = {}
-    for metric in INTERVAL_METRICS:
-        values = {name: per_user(each, CUT)[metric] for name, each in ranks.items()}
+    for metric, values in by_metric.items():
         entry: dict[str, Any] = {}
         if baselines and set(baselines) < values.keys():
             entry |= compare_with_best(values, baselines, users, config.bootstrap, config.seed)
         if {OURS, FusedExperts.name} <= values.keys():
-            gain = paired_difference(values[OURS], values[FusedExperts.name], users, config.bootstrap, config.seed)
-            entry["experts"] = {"difference": gain.mean, "interval": [gain.low, gain.high], "p": gain.p}
+            entry["experts"] = compare_pair(values[OURS], values[FusedExperts.name], users, config)
         if entry:
             found[metric] = entry
     return found

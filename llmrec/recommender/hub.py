@@ -22,7 +22,7 @@ PUBLISHED = (
     CARD,
     # files of llmrec
     *("llmrec.json", "item_index.parquet", "trie.safetensors", "dense.safetensors", "fusion.json"),
-    *("experts.json", "experts.safetensors", "experts.ranker.txt"),
+    *("experts.json", "experts.safetensors", "experts.ranker.json"),
     *(f"prompts/{task}.yaml" for task in TASKS),
     *(f"quantizer/{name}.json" for name in ("quantizer", "report", "encoder")),
     *(f"quantizer/{name}.safetensors" for name in ("quantizer", "encoder", "alignment")),

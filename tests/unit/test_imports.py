@@ -31,7 +31,7 @@ ROOMS = [
 # Modules at the top that every room may use; they use no room themselves.
 FOUNDATION = {"llmrec", "atomic", "lock", "checks", "manifest", "errors", "console", "device", "resources"}
 # Modules at the top that bring the rooms together; only the command line stands above them.
-WHOLE = {"config", "stage", "rundir", "pipeline", "comparison", "estimate"}
+WHOLE = {"config", "stage", "rundir", "pipeline", "children", "comparison", "benchmark", "estimate"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from llmrec.collaborative.base import BSARecExpertConfig, ExpertsConfig, SASRecExpertConfig
 from llmrec.collaborative.experts import FLOOR, Experts
-from llmrec.collaborative.fused import ARRAYS, CONFIG, LISTED, RANKER, FusedExperts, LearnedRanker, gather
+from llmrec.collaborative.fused import ARRAYS, CONFIG, LISTED, RANKER, FusedExperts, gather
+from llmrec.collaborative.ranker import LearnedRanker
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 
@@ -165,10 +166,10 @@ def test_text_experts_need_vectors() -> None:
         Experts(replace(EVERY, models=["text"]), None, examples(60, 1))
 
 
-@pytest.mark.parametrize("models", [UNTRAINED, ["popularity", "sasrec", "bsarec"]])
+@pytest.mark.parametrize("models", [UNTRAINED, ["popularity", "sasrec", "bsarec"], ["popularity", "item-knn"]])
 def test_the_files_give_them_back(tmp_path: Path, models: list) -> None:
-    vectors = VECTORS if "text" in models else None
     config = replace(EVERY, models=models)
+    vectors = VECTORS if config.by_text else None
     system = FusedExperts(config, Experts(config, vectors, examples(60, 1)), examples(400, 2))
     system.fit(walks(200, 8, 0), ITEMS)
     system.save(tmp_path)
@@ -207,42 +208,15 @@ def test_damaged_files_are_one_line(fused: FusedExperts, tmp_path: Path, damage:
         FusedExperts.load(tmp_path)
 
 
-def lists(n: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Lists of 20 whose first expert is right nearly always, though the fused order is drawn."""
-    rng = np.random.default_rng(seed)
-    hits = np.zeros((n, 20), bool)
-    hits[np.arange(n), rng.integers(0, 20, n)] = True
-    values = rng.normal(size=(n, 20, 2)).astype(np.float32)
-    values[..., 0] += 3 * hits
-    fused = -np.sort(rng.normal(size=(n, 20)), axis=1).astype(np.float32)
-    return values, fused, np.zeros((n, 20), bool), rng.integers(1, 9, n), hits
-
-
-def test_a_learned_order_finds_what_the_fused_one_misses() -> None:
-    values, fused, is_cold, lengths, hits = lists(3000, 0)
-    ranker = LearnedRanker.fit(values, fused, is_cold, lengths, hits)
-    assert ranker is not None
-    values, fused, is_cold, lengths, hits = lists(300, 1)
-    order = ranker.order(values, fused, is_cold, lengths)
-    assert (np.sort(order, axis=1) == np.arange(20)).all()
-    place = np.take_along_axis(hits, order, axis=1).argmax(axis=1)
-    assert (place == 0).mean() > 0.7 > 0.2 > (hits.argmax(axis=1) == 0).mean()
-
-
-def test_a_learned_order_that_does_not_help_is_left_out() -> None:
-    values, fused, is_cold, lengths, hits = lists(400, 0)
-    hits = np.tile(np.arange(20) == 0, (400, 1))  # the fused order is right already
-    assert LearnedRanker.fit(values, fused, is_cold, lengths, hits) is None
-    assert LearnedRanker.fit(*(array[:2] for array in (values, fused, is_cold, lengths, hits))) is None
-
-
 def test_the_listed_items_exchange_their_scores(fused: FusedExperts) -> None:
     class Backwards(LearnedRanker):
-        def order(self, values, fused, is_cold, lengths):
-            return np.tile(np.arange(fused.shape[1])[::-1], (len(fused), 1))
+        def order(self, lists):
+            found = (lists.items >= 0).sum(axis=1)[:, None]  # places without an item stay last
+            own = np.arange(lists.items.shape[1])
+            return np.where(own < found, found - 1 - own, own)
 
     plain = fused.scores(HISTORIES[:2])
-    fused.ranker = Backwards("")
+    fused.ranker = Backwards([])
     try:
         turned = fused.scores(HISTORIES[:2])
     finally:
@@ -259,13 +233,13 @@ def test_a_bundle_with_a_ranker_loads_without_lightgbm(
     fused: FusedExperts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only who orders lists needs it."""
-    fused.ranker = LearnedRanker("tree\n")
+    fused.ranker = LearnedRanker(["tree\n"], 0.5)
     try:
         fused.save(tmp_path)
     finally:
         fused.ranker = None
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    monkeypatch.setattr("llmrec.collaborative.fused.find_spec", lambda name: None)
+    monkeypatch.setattr("llmrec.collaborative.ranker.find_spec", lambda name: None)
     again = FusedExperts.load(tmp_path)
     np.testing.assert_array_equal(again.values(HISTORIES), fused.values(HISTORIES))
     with pytest.raises(UserError, match=r"needs lightgbm: pip install 'llmrec\[ranker\]'"):
@@ -276,4 +250,4 @@ def test_a_bundle_with_a_ranker_loads_without_lightgbm(
 def test_a_log_that_cannot_train_an_expert_is_named_by_its_flag(name: str) -> None:
     config = replace(EVERY, models=[name])
     with pytest.raises(UserError, match=rf"^experts\.models {name}: the log has no"):
-        Experts(config, None, examples(60, 1)).fit([np.array([0]), np.array([1])], ITEMS)
+        Experts(config, VECTORS, examples(60, 1)).fit([np.array([0]), np.array([1])], ITEMS)

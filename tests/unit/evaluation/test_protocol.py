@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from llmrec.collaborative.base import Answers, System
 from llmrec.data.catalog import Catalog
 from llmrec.data.sequences import EvalExamples, Sequences
 from llmrec.evaluation import EvaluateConfig, evaluate_systems, per_user_table, select_cases, warm_cold_slices
@@ -16,17 +17,17 @@ CASES = EvalExamples(
 )
 
 
-class Fixed:
+class Fixed(System):
     """Answers with the ranks it was given and remembers what it was asked."""
 
     def __init__(self, name, ranks):
         self.name = name
         self.answer = np.array(ranks, dtype=float)
 
-    def ranks(self, cases, filter_seen, among=None):
+    def answers(self, cases, filter_seen, among=None, listed=0):
         self.asked = (cases, filter_seen)
         self.among = among
-        return self.answer
+        return Answers(self.answer, np.zeros((len(self.answer), listed), np.int64))
 
 
 class Decoding(Fixed):
@@ -36,7 +37,9 @@ class Decoding(Fixed):
 
 def measure(*systems, train_counts=(3, 1, 0), **settings):
     slices = warm_cold_slices(CASES, np.array(train_counts))
-    return evaluate_systems(systems, CASES, slices, EvaluateConfig(**settings), {"split": "leave-one-out"})
+    return evaluate_systems(
+        systems, CASES, slices, EvaluateConfig(**settings), {"split": "leave-one-out"}, np.array(train_counts), 3
+    )
 
 
 def test_systems_are_measured_by_slice():
@@ -87,9 +90,9 @@ def test_the_time_of_ranking_is_told_per_user(monkeypatch):
             super().__init__(name, ranks)
             self.seconds = seconds
 
-        def ranks(self, *asked):
+        def answers(self, *asked, listed):
             clock[0] += self.seconds
-            return super().ranks(*asked)
+            return super().answers(*asked, listed=listed)
 
     metrics, _ = measure(Timed("slow", [1, 1, 1], 0.03), Timed("quick", [1, 1, 1], 0.0015))
     assert metrics["milliseconds_per_user"] == {"slow": pytest.approx(10), "quick": pytest.approx(0.5)}
@@ -200,6 +203,6 @@ def test_intervals_resample_users_who_have_several_targets():
     [entry] = summarise_systems(ranks, slices, EvaluateConfig(), cases.targets, cases.users)["one"].values()
     assert (entry["users"], entry["targets"], entry["items"]) == (2, 20, 1)
     assert entry["recall@10_ci"] == [0.0, 1.0]
-    metrics, _ = evaluate_systems([Fixed("one", ranks["one"])], cases, slices, EvaluateConfig(), {})
+    metrics, _ = evaluate_systems([Fixed("one", ranks["one"])], cases, slices, EvaluateConfig(), {}, np.ones(5), 2)
     assert metrics["systems"]["one"]["all"] == entry
     assert (metrics["protocol"]["users"], metrics["protocol"]["targets"]) == (2, 20)

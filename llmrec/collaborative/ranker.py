@@ -1,0 +1,222 @@
+"""A learned order of the best items of a ranking: LambdaRank (Burges 2010) with LightGBM's trees.
+
+ranker = LearnedRanker.fit(lists, hits, seed=0, share=0.97)
+ranker.order(lists)    # int64 [n, M], the places of each list in their new order
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from llmrec.atomic import write_text
+from llmrec.collaborative.fusion import CUT, best_bonus, limits_of
+from llmrec.console import get_logger
+from llmrec.errors import UserError
+
+log = get_logger(__name__)
+
+FOLDS = 4
+"""Number of boosters, whose scores are added. Each is learnt without a fold of the lists, which it orders to tell
+whether the ranker helps."""
+STOP = 0.2
+"""Share of the lists of a booster that tell when to stop."""
+SETTINGS = {
+    "objective": "lambdarank",
+    "learning_rate": 0.05,
+    "num_leaves": 15,
+    "min_data_in_leaf": 200,
+    "feature_fraction": 0.7,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "lambdarank_truncation_level": 20,
+    "metric": "ndcg",
+    "eval_at": [10],
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The M best items after each of n histories.
+
+    Attributes:
+        items: int64 [n, M], best first; -1 where a small catalogue has no more.
+        values: float32 [n, M, F], what each expert says.
+        fused: float32 [n, M], not increasing within a list; -inf where there is no item.
+        is_cold: bool [n, M].
+        lengths: int [n], items of the histories.
+    """
+
+    items: np.ndarray
+    values: np.ndarray
+    fused: np.ndarray
+    is_cold: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def where(self, chosen: np.ndarray) -> "Lists":
+        """The lists of a mask, bool [n], or of rows, int [m]."""
+        own = (self.items, self.values, self.fused, self.is_cold, self.lengths)
+        return Lists(*(each[chosen] for each in own))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Lists"]) -> "Lists":
+        """The lists of all parts, which have one M."""
+        names = cls.__dataclass_fields__
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def features(self) -> np.ndarray:
+        """What the trees see: float32 [n, M, 3 F + 4]."""
+        n, size = self.items.shape
+        places = np.argsort(np.argsort(-self.values, axis=1, kind="stable"), axis=1)
+        behind = self.values - self.values.max(axis=1, keepdims=True)
+        own = np.broadcast_to(np.arange(size), (n, size))
+        whole = np.broadcast_to(self.lengths[:, None], (n, size))
+        single = np.stack([self.fused - self.fused[:, :1], own, whole, self.is_cold], axis=2)
+        return np.concatenate([self.values, places, behind, single], axis=2).astype(np.float32)
+
+
+class LearnedRanker:
+    """Trees that order lists of candidates.
+
+    LightGBM is needed where lists are ordered, and not to load a bundle.
+
+    Args:
+        texts: the boosters, as LightGBM writes them; their scores are added.
+        bonus: added to the score of cold items.
+    """
+
+    def __init__(self, texts: Sequence[str], bonus: float = 0.0) -> None:
+        self.texts = list(texts)
+        self.bonus = bonus
+
+    @cached_property
+    def boosters(self) -> list[Any]:
+        """The trees.
+
+        Raises:
+            UserError: LightGBM is not installed, or can't read a text.
+        """
+        lightgbm = _lightgbm()
+        try:
+            return [lightgbm.Booster(model_str=text) for text in self.texts]
+        except (ValueError, lightgbm.basic.LightGBMError) as error:
+            raise UserError(f"the learned ranker holds no model of LightGBM: {error}.") from None
+
+    @classmethod
+    def fit(cls, lists: Lists, hits: np.ndarray, seed: int = 0, share: float = 0.97) -> Self | None:
+        """Learn from n lists that hold their target.
+
+        Each fold of the lists is ordered by a booster that was learnt without it. On all of them together it is
+        decided whether the ranker is kept, and how large the bonus of cold items is: as in `fit_fusion`.
+
+        Args:
+            lists: n lists.
+            hits: bool [n, M], the targets, one per list.
+            seed: of the folds and of the trees.
+            share: least recall@10 of warm targets, as a share of the one that they have without any cold item.
+
+        Returns:
+            The ranker; None if it does not raise the NDCG@10 of lists that it has not seen by more than one standard
+            error: with few examples the fused order is better.
+
+        Raises:
+            UserError: LightGBM is not installed.
+        """
+        lightgbm = _lightgbm()
+        n, rng = len(lists), np.random.default_rng(seed)
+        table = lists.features()
+        texts: list[str] = []
+        scores = np.zeros(hits.shape)
+        for fold in np.array_split(rng.permutation(n), FOLDS):
+            rest = rng.permutation(np.setdiff1d(np.arange(n), fold))
+            stop, learn = np.split(rest, [int(STOP * len(rest))])
+            if not len(fold) or not len(stop):
+                return None
+            booster = _train(lightgbm, table, hits, learn, stop, seed + len(texts))
+            scores[fold] = _predict(booster, table[fold])
+            texts.append(booster.model_to_string(num_iteration=booster.best_iteration))
+        ranker = cls(texts)
+        cold_target = (lists.is_cold & hits).any(axis=1)
+        if cold_target.any():
+            limits = limits_of(np.where(lists.items >= 0, scores, -np.inf), lists.is_cold, hits)
+            alone = float((limits[~cold_target] > -np.inf).mean())
+            # Added scores of several boosters are that much larger than the score of one.
+            ranker.bonus = FOLDS * best_bonus(limits, cold_target, share * alone)
+        order = _order(lists, scores + lists.is_cold * ranker.bonus / FOLDS)
+        gain = _ndcg(np.take_along_axis(hits, order, axis=1)) - _ndcg(hits)
+        worth = gain.mean() > gain.std() / np.sqrt(len(gain))
+        log.info("learned ranker: NDCG@10 %+.4f on %d lists%s", gain.mean(), len(gain), "" if worth else "; left out")
+        return ranker if worth else None
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        write_text(path, json.dumps({"bonus": self.bonus, "boosters": self.texts}) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote; where LightGBM is installed, see whether it can read the trees.
+
+        Raises:
+            UserError: it can't.
+            ValueError, KeyError, TypeError: the file is damaged.
+        """
+        content = json.loads(path.read_text(encoding="utf-8"))
+        bonus, texts = float(content["bonus"]), content["boosters"]
+        if not np.isfinite(bonus) or not isinstance(texts, list) or not texts:
+            raise ValueError(f"{path.name}: expected a finite bonus and boosters")
+        ranker = cls([str(text) for text in texts], bonus)
+        if find_spec("lightgbm") is not None:
+            _ = ranker.boosters
+        return ranker
+
+    def order(self, lists: Lists) -> np.ndarray:
+        """The places of n lists in their new order, int64 [n, M]; ties stay as they are, places without item last."""
+        table = lists.features()
+        scores = np.sum([_predict(booster, table) for booster in self.boosters], axis=0)
+        return _order(lists, scores + lists.is_cold * self.bonus)
+
+
+def _train(lightgbm: Any, table: np.ndarray, hits: np.ndarray, learn: np.ndarray, stop: np.ndarray, seed: int) -> Any:
+    """A booster of the lists `learn`, stopped by the lists `stop` (rows of the table)."""
+    size, width = table.shape[1:]
+    data = [
+        lightgbm.Dataset(table[rows].reshape(-1, width), hits[rows].ravel().astype(int), group=[size] * len(rows))
+        for rows in (learn, stop)
+    ]
+    data[1].set_reference(data[0])
+    stopping: list[Any] = [lightgbm.early_stopping(30, verbose=False)]
+    return lightgbm.train({**SETTINGS, "seed": seed}, data[0], 500, valid_sets=[data[1]], callbacks=stopping)
+
+
+def _predict(booster: Any, table: np.ndarray) -> np.ndarray:
+    """Scores float64 [n, M] of a table [n, M, features]."""
+    return np.asarray(booster.predict(table.reshape(-1, table.shape[2]))).reshape(table.shape[:2])
+
+
+def _order(lists: Lists, scores: np.ndarray) -> np.ndarray:
+    return np.argsort(np.where(lists.items >= 0, -scores, np.inf), axis=1, kind="stable")
+
+
+def _lightgbm() -> Any:
+    try:
+        import lightgbm
+    except ImportError:
+        raise UserError("--experts.learned true needs lightgbm: pip install 'llmrec[ranker]'.") from None
+    return lightgbm
+
+
+def _ndcg(hits: np.ndarray) -> np.ndarray:
+    """NDCG@10, float64 [n], of lists with one target each, bool [n, M]."""
+    place = hits.argmax(axis=1)
+    return np.where(place < CUT, 1 / np.log2(place + 2), 0.0)

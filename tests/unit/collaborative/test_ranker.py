@@ -1,0 +1,89 @@
+"""The learned order of lists, on lists whose right order is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmrec.collaborative.ranker import LearnedRanker, Lists
+from llmrec.errors import UserError
+
+pytest.importorskip("lightgbm")
+
+WIDTH = 20
+
+
+def drawn(n: int, seed: int, cold: float = 0.0, signal: float = 3.0) -> tuple[Lists, np.ndarray]:
+    """Lists whose first expert is mostly right, though the fused order is drawn; a share of cold items."""
+    rng = np.random.default_rng(seed)
+    hits = np.zeros((n, WIDTH), bool)
+    hits[np.arange(n), rng.integers(0, WIDTH, n)] = True
+    values = rng.normal(size=(n, WIDTH, 2)).astype(np.float32)
+    values[..., 0] += signal * hits
+    fused = -np.sort(rng.normal(size=(n, WIDTH)), axis=1).astype(np.float32)
+    items = np.argsort(rng.random((n, 100)), axis=1)[:, :WIDTH]
+    return Lists(items, values, fused, rng.random((n, WIDTH)) < cold, rng.integers(1, 9, n)), hits
+
+
+def first(lists: Lists, hits: np.ndarray, ranker: LearnedRanker) -> np.ndarray:
+    """The place of the target in each list's new order, int [n]."""
+    order = ranker.order(lists)
+    assert (np.sort(order, axis=1) == np.arange(WIDTH)).all()
+    return np.take_along_axis(hits, order, axis=1).argmax(axis=1)
+
+
+def test_a_learned_order_finds_what_the_fused_one_misses(tmp_path: Path) -> None:
+    ranker = LearnedRanker.fit(*drawn(3000, 0))
+    assert ranker is not None
+    lists, hits = drawn(300, 1)
+    place = first(lists, hits, ranker)
+    assert (place == 0).mean() > 0.7 > 0.2 > (hits.argmax(axis=1) == 0).mean()
+    ranker.save(tmp_path / "ranker.json")
+    assert (first(lists, hits, LearnedRanker.load(tmp_path / "ranker.json")) == place).all()
+
+
+def test_a_learned_order_that_does_not_help_is_left_out() -> None:
+    lists, _ = drawn(400, 0)
+    hits = np.tile(np.arange(WIDTH) == 0, (400, 1))  # the fused order is right already
+    assert LearnedRanker.fit(lists, hits) is None
+    assert LearnedRanker.fit(lists.where(np.arange(2)), hits[:2]) is None
+
+
+def test_cold_items_get_the_bonus_that_warm_targets_allow() -> None:
+    """Few cold targets teach the trees to rank cold items low. A floor of 1 leaves them there, a lower one does not."""
+    rng = np.random.default_rng(3)
+    lists, hits = drawn(3000, 2, cold=0.3, signal=1.0)
+    cold_target = (hits & lists.is_cold).any(axis=1)
+    kept = ~cold_target | (rng.random(len(hits)) < 0.1)
+    lists, hits = lists.where(kept), hits[kept]
+    found = {}
+    for share in (1.0, 0.8):
+        ranker = LearnedRanker.fit(lists, hits, share=share)
+        assert ranker is not None
+        fresh, targets = drawn(2000, 5, cold=0.3, signal=1.0)
+        cold = (targets & fresh.is_cold).any(axis=1)
+        place = first(fresh, targets, ranker)
+        found[share] = ((place < 10)[~cold].mean(), (place < 10)[cold].mean(), ranker.bonus)
+    assert found[0.8][2] > found[1.0][2]
+    assert found[0.8][1] > found[1.0][1], "cold targets"
+    assert found[0.8][0] < found[1.0][0], "warm targets pay"
+    assert found[0.8][0] > 0.75 * found[1.0][0], "though not more than the floor allows"
+
+
+def test_places_without_an_item_stay_last() -> None:
+    ranker = LearnedRanker.fit(*drawn(1000, 0))
+    assert ranker is not None
+    lists, _ = drawn(50, 1)
+    lists.items[:, 15:] = -1
+    assert (ranker.order(lists)[:, 15:] == np.arange(15, WIDTH)).all()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"bonus": 0}', '{"bonus": NaN, "boosters": ["tree"]}'])
+def test_damaged_files_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "ranker.json").write_text(content)
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        LearnedRanker.load(tmp_path / "ranker.json")
+    (tmp_path / "ranker.json").write_text(json.dumps({"bonus": 0, "boosters": ["no tree"]}))
+    with pytest.raises(UserError, match="no model of LightGBM"):
+        LearnedRanker.load(tmp_path / "ranker.json")
