@@ -14,12 +14,13 @@ from sklearn.preprocessing import normalize
 from llmrec.collaborative.base import BY_TEXT, TEXT_DIRECTION, BaselineSystem, ExpertName, ExpertsConfig, recent
 from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.counting import DecayedMarkov, ItemKNN, SmoothedMarkov, centred
+from llmrec.collaborative.hstu import HSTU
 from llmrec.collaborative.sasrec import SASRec
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 
-TRAINED: set[ExpertName] = {"sasrec", "bsarec"}
-"""Experts that are Transformers, trained here."""
+TRAINED: dict[str, type[SASRec]] = {"sasrec": SASRec, "bsarec": BSARec, "hstu": HSTU}
+"""Experts that are Transformers, trained here; each has a section of its name in the configuration."""
 FLOOR = 1e-3
 """Added to values before their logarithm."""
 
@@ -195,8 +196,6 @@ def _make(
         if vectors is None:
             raise UserError(f"--experts.models {name}: needs the vectors of the items' texts.")
         return SmoothedMarkov(vectors) if name == "smoothed-markov" else TextExpert(vectors, name == "last-text")
-    if name == "sasrec":
-        return SASRec(config.sasrec, validation, config.seed)
-    if name == "bsarec":
-        return BSARec(config.bsarec, validation, config.seed)
+    if name in TRAINED:
+        return TRAINED[name](getattr(config, name), validation, config.seed)
     return ItemKNN() if name == "item-knn" else DecayedMarkov()

@@ -12,7 +12,7 @@ The best hundred items can be ordered anew by LambdaRank (Burges 2010) with Ligh
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from llmrec.atomic import write_text
-from llmrec.collaborative.base import BaselineSystem, BSARecExpertConfig, ExpertsConfig, SASRecExpertConfig, popularity
-from llmrec.collaborative.experts import Experts
+from llmrec.collaborative.base import BaselineSystem, ExpertsConfig, popularity
+from llmrec.collaborative.experts import TRAINED, Experts
 from llmrec.collaborative.fusion import CUT, FusionWeights, fit_fusion
 from llmrec.console import get_logger
 from llmrec.data.sequences import EvalExamples
@@ -178,8 +178,9 @@ class FusedExperts(BaselineSystem):
         """
         try:
             content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            raw = content["config"]
-            nested = {"sasrec": SASRecExpertConfig(**raw["sasrec"]), "bsarec": BSARecExpertConfig(**raw["bsarec"])}
+            raw, default = content["config"], ExpertsConfig()
+            # A file may be older than one of the sections.
+            nested = {name: replace(getattr(default, name), **raw.get(name, {})) for name in TRAINED}
             config = ExpertsConfig(**{**raw, **nested})
             fused = cls(config, Experts.restored(config, load_file(folder / ARRAYS)))
             fused.popularity = popularity(fused.experts.counts)
