@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,7 +23,7 @@ import polars as pl
 from llmrec import pipeline
 from llmrec.atomic import KEY, MANIFEST, remove_folder, write_file
 from llmrec.children import Children
-from llmrec.collaborative.base import TRAINED, System
+from llmrec.collaborative.base import NETWORKS, System
 from llmrec.collaborative.fused import CONFIG, FusedExperts
 from llmrec.collaborative.fusion import CUT
 from llmrec.comparison import with_seed
@@ -95,7 +96,7 @@ def shared(config: Config) -> list[str]:
     """The baselines that are experts too, with the same settings: they are fitted once, as experts."""
 
     def same(name: str) -> bool:
-        if name not in TRAINED:
+        if name not in NETWORKS:
             return name != "popularity"
         settings = [asdict(getattr(section, name)) for section in (config.evaluate, config.experts)]
         return config.evaluate.seed == config.experts.seed and settings[0] == settings[1]
@@ -169,7 +170,8 @@ def _fit(name: str, config: Config, children: Children, seed: int) -> None:
     children.share(child, ("data", "embed"))
     if name == EXPERTS:
         pipeline.experts_stage(config, child)
-        _evaluate(child, config, ["data", "experts"], lambda prepared: _experts(child, config, prepared))
+        make = partial(_experts, child, config)
+        _evaluate(child, config, ["data", "experts"], shared(config), make)
     elif name in (ALONE, OURS):
         if name == OURS:
             children.share(child, ("experts",), children.open(EXPERTS, seed))
@@ -177,9 +179,10 @@ def _fit(name: str, config: Config, children: Children, seed: int) -> None:
         else:
             config = replace(config, experts=replace(config.experts, models=[], learned=False))
         pipeline.run(config, child, until="model")
-        _evaluate(child, config, ["data", "model"], lambda prepared: _generative(child, config, name))
+        rankings = [str(ranking) for ranking in config.evaluate.rankings] if name == ALONE else []
+        _evaluate(child, config, ["data", "model"], rankings, partial(_generative, child, config, name))
     else:
-        _evaluate(child, config, ["data", "embed"], lambda prepared: _baseline(name, child, config, prepared))
+        _evaluate(child, config, ["data", "embed"], [name], partial(_baseline, name, child, config))
 
 
 def _experts(child: RunDirectory, config: Config, prepared: Prepared) -> tuple[list[System], Catalog]:
@@ -187,7 +190,7 @@ def _experts(child: RunDirectory, config: Config, prepared: Prepared) -> tuple[l
     return [fused, *(fused.experts.systems[name] for name in shared(config))], prepared.catalog  # type: ignore[index]
 
 
-def _generative(child: RunDirectory, config: Config, name: str) -> tuple[list[System], Catalog]:
+def _generative(child: RunDirectory, config: Config, name: str, _: Prepared) -> tuple[list[System], Catalog]:
     from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(child.path("model"), config.decode)
@@ -212,9 +215,21 @@ def _evaluate(
     child: RunDirectory,
     config: Config,
     reads: Sequence[str],
+    names: Sequence[str],
     make_systems: Callable[[Prepared], tuple[list[System], Catalog]],
 ) -> None:
-    """Measure the systems of a contender, with seen items left out and kept -> evaluate/."""
+    """Measure the systems of a contender, with seen items left out and kept -> evaluate/.
+
+    Args:
+        child: the contender's run directory.
+        config: of the whole benchmark.
+        reads: stages that the systems come from.
+        names: what is measured; settings of anything else do not matter.
+        make_systems: the fitted systems, and the items that they rank.
+    """
+    others = {"baselines", "rankings", *(name for name in NETWORKS if name not in " ".join(names))}
+    settings = {name: value for name, value in asdict(config.evaluate).items() if name not in others}
+    steers = {"evaluate": settings, "decode": asdict(config.decode), "systems": list(names)}
 
     def make(out: Path) -> None:
         prepared, started = load(child.path("data")), time.perf_counter()
@@ -230,7 +245,7 @@ def _evaluate(
             tables.append(found.per_user.with_columns(seen=pl.lit("left out" if filter_seen else "kept")))
         pl.concat(tables).write_parquet(out / "per_user.parquet")
 
-    child.build(Stage("evaluate", {"evaluate": asdict(config.evaluate), "decode": asdict(config.decode)}, make, reads))
+    child.build(Stage("evaluate", steers, make, reads))
 
 
 def _worth(fused: FusedExperts, catalog: Catalog, prepared: Prepared, settings: EvaluateConfig) -> Metrics:

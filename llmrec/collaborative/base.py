@@ -1,6 +1,6 @@
 """What a collaborative model is: fitted on training sequences, it scores every item after a history.
 
-The configuration of the trained models (SASRec, BSARec) and of the experts stands here too.
+The configuration of the trained models (SASRec, BSARec, HSTU) and of the experts stands here too.
 """
 
 import copy
@@ -82,13 +82,51 @@ class BSARecConfig(SASRecConfig):
             raise UserError(f"--{self.section}.alpha {self.alpha}: expected a share from 0 to 1.")
 
 
+@dataclass
+class HSTUConfig(SASRecConfig):
+    """The network of the baseline hstu, whose attention has a gate and no softmax, and its training."""
+
+    section: ClassVar[str] = "evaluate.hstu"
+
+    layers: int = 4
+    """HSTU layers."""
+    heads: int = 2
+    """Attention heads."""
+    head_size: int = 4
+    """Width of the queries, keys, values and gates of one head."""
+    dropout: float = 0.5
+    """Share of the embeddings' values that training drops."""
+    layer_dropout: float = 0.1
+    """Share of the gated values in a layer that training drops."""
+    batch_size: int = 256
+    """Users per step."""
+    epochs: int = 300
+    """Passes over the training part at most."""
+    patience: int = 10
+    """Passes after which it stops when the NDCG@10 of validation has not risen."""
+    negatives: int = 512
+    """Items drawn at each step; the loss is a softmax over the next item and these."""
+    temperature: float = 0.1
+    """Divides the cosines of states and items; the quotients are the scores."""
+
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "layers", "heads", "head_size", "max_history", "batch_size", "epochs", "patience")
+        check_fields(
+            self,
+            self.section,
+            at_least={1: (*sizes, "negatives")},
+            positive=("learning_rate", "temperature"),
+            shares=("dropout", "layer_dropout"),
+        )
+
+
 ExpertName = Literal[
-    "popularity", "decayed-markov", "smoothed-markov", "item-knn", "text", "last-text", "sasrec", "bsarec"
+    "popularity", "decayed-markov", "smoothed-markov", "item-knn", "text", "last-text", "sasrec", "bsarec", "hstu"
 ]
 BY_TEXT: set[ExpertName] = {"smoothed-markov", "text", "last-text"}
 """Experts that go by the items' text vectors; they alone know cold items."""
-TRAINED: set[ExpertName] = {"sasrec", "bsarec"}
-"""Experts that are Transformers, trained here."""
+NETWORKS: tuple[ExpertName, ...] = ("sasrec", "bsarec", "hstu")
+"""Experts that are Transformers, trained here; each has a section of its name in the configuration."""
 
 
 @dataclass
@@ -116,17 +154,30 @@ class BSARecExpertConfig(BSARecConfig):
 
 
 @dataclass
+class HSTUExpertConfig(HSTUConfig):
+    """The network of the expert hstu, whose attention has a gate and no softmax, and its training."""
+
+    section: ClassVar[str] = "experts.hstu"
+    named_by: ClassVar[str] = "experts.models"
+
+    start: Literal["random", "text"] = "text"
+    """What the embeddings of the items start from. text: the principal components of their text vectors."""
+
+
+@dataclass
 class ExpertsConfig:
     """Collaborative models and text neighbours that rank beside the language model."""
 
     models: list[ExpertName] = field(default_factory=list)
     """The experts. popularity: training events; decayed-markov: transitions over five steps; smoothed-markov: the same
     between text neighbours; item-knn: users in common; text, last-text: cosine of the text with the texts of the
-    history, or with that of its last item; sasrec, bsarec: Transformers over items, trained here."""
+    history, or with that of its last item; sasrec, bsarec, hstu: Transformers over items, trained here."""
     sasrec: SASRecExpertConfig = field(default_factory=SASRecExpertConfig)
     """The Transformer of the expert sasrec."""
     bsarec: BSARecExpertConfig = field(default_factory=BSARecExpertConfig)
     """The Transformer of the expert bsarec."""
+    hstu: HSTUExpertConfig = field(default_factory=HSTUExpertConfig)
+    """The network of the expert hstu."""
     candidates: int = 50
     """The weights of the fusion are learnt among so many best items of each expert, warm and cold items apart."""
     examples: int = 6000
@@ -149,7 +200,7 @@ class ExpertsConfig:
     @property
     def by_text(self) -> bool:
         """Whether one of the experts goes by the items' text vectors, or starts from them."""
-        starts = {name for name in TRAINED if getattr(self, name).start == "text"}
+        starts = {name for name in NETWORKS if getattr(self, name).start == "text"}
         return not (BY_TEXT | starts).isdisjoint(self.models)
 
 

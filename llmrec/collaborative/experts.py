@@ -15,7 +15,6 @@ from sklearn.preprocessing import normalize
 from llmrec.collaborative.base import (
     BY_TEXT,
     TEXT_DIRECTION,
-    TRAINED,
     BaselineSystem,
     ExpertName,
     ExpertsConfig,
@@ -23,10 +22,13 @@ from llmrec.collaborative.base import (
 )
 from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.counting import DecayedMarkov, ItemKNN, SmoothedMarkov, centred
+from llmrec.collaborative.hstu import HSTU
 from llmrec.collaborative.sasrec import SASRec
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 
+TRAINED: dict[str, type[SASRec]] = {"sasrec": SASRec, "bsarec": BSARec, "hstu": HSTU}
+"""Experts that are Transformers, trained here; each has a section of its name in the configuration."""
 FLOOR = 1e-3
 """Added to values before their logarithm."""
 
@@ -208,8 +210,6 @@ def _make(
         if name == "smoothed-markov":
             return SmoothedMarkov(vectors, validation=validation)
         return TextExpert(vectors, name == "last-text")
-    if name == "sasrec":
-        return SASRec(config.sasrec, validation, config.seed, vectors)
-    if name == "bsarec":
-        return BSARec(config.bsarec, validation, config.seed, vectors)
+    if name in TRAINED:
+        return TRAINED[name](getattr(config, name), validation, config.seed, vectors)
     return ItemKNN() if name == "item-knn" else DecayedMarkov(validation=validation)

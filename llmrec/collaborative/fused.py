@@ -7,7 +7,7 @@ fused.fit(train_sequences, n_items).scores(histories)    # float32 [B, N]
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
 
@@ -16,16 +16,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from llmrec.atomic import write_text
-from llmrec.collaborative.base import (
-    BaselineSystem,
-    BSARecExpertConfig,
-    ExpertsConfig,
-    SASRecExpertConfig,
-    popularity,
-    ranks_from_scores,
-    top,
-)
-from llmrec.collaborative.experts import Experts
+from llmrec.collaborative.base import BaselineSystem, ExpertsConfig, popularity, ranks_from_scores, top
+from llmrec.collaborative.experts import TRAINED, Experts
 from llmrec.collaborative.fusion import FusionWeights, fit_fusion
 from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.console import get_logger, track
@@ -203,8 +195,9 @@ class FusedExperts(BaselineSystem):
         """
         try:
             content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            raw = content["config"]
-            nested = {"sasrec": SASRecExpertConfig(**raw["sasrec"]), "bsarec": BSARecExpertConfig(**raw["bsarec"])}
+            raw, default = content["config"], ExpertsConfig()
+            # A file may be older than one of the sections.
+            nested = {name: replace(getattr(default, name), **raw.get(name, {})) for name in TRAINED}
             config = ExpertsConfig(**{**raw, **nested})
             fused = cls(config, Experts.restored(config, load_file(folder / ARRAYS)))
             fused.popularity = popularity(fused.experts.counts)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmrec.checks import check_fields
-from llmrec.collaborative.base import BSARecConfig, SASRecConfig
+from llmrec.collaborative.base import NETWORKS, BSARecConfig, HSTUConfig, SASRecConfig
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
@@ -18,9 +18,10 @@ Baseline = Literal[
     "text-knn",
     "sasrec",
     "bsarec",
+    "hstu",
     "sasrec-knn",
 ]
-TRAINED_BASELINES: set[Baseline] = {"sasrec", "bsarec", "sasrec-knn"}
+TRAINED_BASELINES: set[Baseline] = {"sasrec", "bsarec", "hstu", "sasrec-knn"}
 """Baselines that a seed changes."""
 READS_TEXT: set[Baseline] = {"text-knn", "smoothed-markov", "sasrec-knn"}
 
@@ -46,8 +47,9 @@ class EvaluateConfig:
     """Baselines, which are fitted on the training part and measured beside llmrec. decayed-markov: transitions over
     five steps; smoothed-markov: the same between text neighbours; ease: a linear item-to-item model (arXiv 1905.03375);
     text-knn: items with texts like those of the history; sasrec: a Transformer over items (arXiv 1808.09781), trained
-    here in minutes for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325); sasrec-knn:
-    the ranking of SASRec with a quota of cold items from text-knn."""
+    here in minutes for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325); hstu:
+    attention with a gate and no softmax (arXiv 2402.17152), which gets no times of events; sasrec-knn: the ranking of
+    SASRec with a quota of cold items from text-knn."""
 
     quotas: list[float] = field(default_factory=lambda: [0.1, 0.3])
     """Shares of cold items in every prefix of the rankings of sasrec-knn; each share is a system of its own."""
@@ -57,6 +59,9 @@ class EvaluateConfig:
 
     bsarec: BSARecConfig = field(default_factory=BSARecConfig)
     """The Transformer of the baseline bsarec."""
+
+    hstu: HSTUConfig = field(default_factory=HSTUConfig)
+    """The network of the baseline hstu."""
 
     rankings: list[RankingName] = field(default_factory=list)
     """Further rankings of the same model (see --decode.ranking), each a system beside llmrec."""
@@ -98,9 +103,6 @@ class EvaluateConfig:
     @property
     def reads_text(self) -> bool:
         """Whether one of the baselines goes by the items' text vectors, or starts from them."""
-        starts = {
-            name
-            for name, config in (("sasrec", self.sasrec), ("sasrec-knn", self.sasrec), ("bsarec", self.bsarec))
-            if config.start == "text"
-        }
+        starts: set[str] = {name for name in NETWORKS if getattr(self, name).start == "text"}
+        starts |= {"sasrec-knn"} if "sasrec" in starts else set()
         return not (READS_TEXT | starts).isdisjoint(self.baselines)

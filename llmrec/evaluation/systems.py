@@ -8,11 +8,10 @@ import numpy as np
 import polars as pl
 
 from llmrec.collaborative.base import BATCH, Answers, BaselineSystem, System, only, ranks_from_scores, top, without
-from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.counting import EASE, DecayedMarkov, ItemKNN, Markov, Popularity, SmoothedMarkov, TextKNN
+from llmrec.collaborative.experts import TRAINED
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import CUT
-from llmrec.collaborative.sasrec import SASRec
 from llmrec.console import get_logger, track
 from llmrec.data import Catalog, Split
 from llmrec.data.sequences import EvalExamples
@@ -137,10 +136,8 @@ def fit_baselines(
 
 
 def _make(name: str, config: EvaluateConfig, validation: EvalExamples, vectors: np.ndarray | None) -> BaselineSystem:
-    if name == "sasrec":
-        return SASRec(config.sasrec, validation, config.seed, vectors)
-    if name == "bsarec":
-        return BSARec(config.bsarec, validation, config.seed, vectors)
+    if name in TRAINED:
+        return TRAINED[name](getattr(config, name), validation, config.seed, vectors)
     if name in READS_TEXT:
         if vectors is None:
             raise UserError(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llmrec.collaborative.base import BSARecExpertConfig, ExpertsConfig, SASRecExpertConfig
-from llmrec.collaborative.experts import FLOOR, Experts
+from llmrec.collaborative.base import BSARecExpertConfig, ExpertsConfig, HSTUExpertConfig, SASRecExpertConfig
+from llmrec.collaborative.experts import FLOOR, TRAINED, Experts
 from llmrec.collaborative.fused import ARRAYS, CONFIG, LISTED, RANKER, FusedExperts, gather
 from llmrec.collaborative.ranker import LearnedRanker
 from llmrec.data.sequences import EvalExamples
@@ -20,9 +20,10 @@ ITEMS, COLD = 40, [37, 38, 39]
 UNTRAINED = ["popularity", "decayed-markov", "smoothed-markov", "item-knn", "text", "last-text"]
 SMALL = {"hidden_size": 8, "layers": 1, "heads": 1, "max_history": 6, "epochs": 2, "batch_size": 32}
 EVERY = ExpertsConfig(
-    models=[*UNTRAINED, "sasrec", "bsarec"],
+    models=[*UNTRAINED, *TRAINED],
     sasrec=SASRecExpertConfig(**SMALL),
     bsarec=BSARecExpertConfig(**SMALL, frequencies=2),
+    hstu=HSTUExpertConfig(**SMALL, negatives=16),
     candidates=10,
 )
 RNG = np.random.default_rng(0)
@@ -68,7 +69,7 @@ def test_values_of_each_expert(experts: Experts) -> None:
     np.testing.assert_allclose(values["last-text"][0], unit @ unit[5], atol=1e-5)
     direction = 0.36 * unit[3] + 0.6 * unit[4] + unit[5]
     np.testing.assert_allclose(values["text"][0], unit @ direction / np.linalg.norm(direction), atol=1e-5)
-    for name in ("sasrec", "bsarec"):
+    for name in TRAINED:
         np.testing.assert_allclose(np.exp(values[name][0, :37]).sum(), 1, rtol=1e-4)
 
 
@@ -76,7 +77,7 @@ def test_later_items_are_known_by_their_text_and_change_nothing(experts: Experts
     grown = experts.with_items(VECTORS[[10, 20]])
     before, after = experts.values(HISTORIES), grown.values(HISTORIES)
     np.testing.assert_allclose(after[:, :, :ITEMS], before, atol=2e-2)
-    exact = [row for row, name in enumerate(experts.names) if name not in ("sasrec", "bsarec")]
+    exact = [row for row, name in enumerate(experts.names) if name not in TRAINED]
     np.testing.assert_allclose(after[exact, :, :ITEMS], before[exact], atol=1e-5)
     text = experts.names.index("text")
     np.testing.assert_allclose(after[text][:, ITEMS], after[text][:, 10], atol=1e-5)
@@ -161,12 +162,17 @@ def test_a_wrong_setting_is_named_by_the_flag_of_the_expert(kind: type) -> None:
         kind(heads=7)
 
 
+def test_a_wrong_setting_of_hstu_is_named_by_the_flag_of_the_expert() -> None:
+    with pytest.raises(UserError, match=r"^experts\.hstu\.heads 0: expected at least 1"):
+        HSTUExpertConfig(heads=0)
+
+
 def test_text_experts_need_vectors() -> None:
     with pytest.raises(UserError, match=r"experts.models text: needs the vectors"):
         Experts(replace(EVERY, models=["text"]), None, examples(60, 1))
 
 
-@pytest.mark.parametrize("models", [UNTRAINED, ["popularity", "sasrec", "bsarec"], ["popularity", "item-knn"]])
+@pytest.mark.parametrize("models", [UNTRAINED, ["popularity", *TRAINED], ["popularity", "item-knn"]])
 def test_the_files_give_them_back(tmp_path: Path, models: list) -> None:
     config = replace(EVERY, models=models)
     vectors = VECTORS if config.by_text else None
@@ -179,6 +185,16 @@ def test_the_files_give_them_back(tmp_path: Path, models: list) -> None:
     grown = again.with_items(VECTORS[:1])
     grown.save(tmp_path)
     np.testing.assert_array_equal(FusedExperts.load(tmp_path).scores(HISTORIES[:2]), grown.scores(HISTORIES[:2]))
+
+
+def test_a_file_older_than_an_expert_is_read(fused: FusedExperts, tmp_path: Path) -> None:
+    fused.save(tmp_path)
+    content = json.loads((tmp_path / CONFIG).read_text())
+    del content["config"]["hstu"]
+    (tmp_path / CONFIG).write_text(json.dumps(content))
+    again = FusedExperts.load(tmp_path)
+    assert again.config == replace(fused.config, hstu=HSTUExpertConfig())
+    np.testing.assert_array_equal(again.scores(HISTORIES[:2]), fused.scores(HISTORIES[:2]))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +262,7 @@ def test_a_bundle_with_a_ranker_loads_without_lightgbm(
         again.scores(HISTORIES[:2])
 
 
-@pytest.mark.parametrize("name", ["sasrec", "bsarec"])
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_log_that_cannot_train_an_expert_is_named_by_its_flag(name: str) -> None:
     config = replace(EVERY, models=[name])
     with pytest.raises(UserError, match=rf"^experts\.models {name}: the log has no"):
