@@ -19,8 +19,10 @@ Baseline = Literal[
     "sasrec",
     "bsarec",
     "sasrec-knn",
+    "cornac-sasrec",
+    "cornac-tiger",
 ]
-READS_TEXT: set[Baseline] = {"text-knn", "smoothed-markov", "sasrec-knn"}
+READS_TEXT: set[Baseline] = {"text-knn", "smoothed-markov", "sasrec-knn", "cornac-tiger"}
 
 
 @dataclass
@@ -45,13 +47,14 @@ class EvaluateConfig:
     five steps; smoothed-markov: the same between text neighbours; ease: a linear item-to-item model (arXiv 1905.03375);
     text-knn: items with texts like those of the history; sasrec: a Transformer over items (arXiv 1808.09781), trained
     here in minutes for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325); sasrec-knn:
-    the ranking of SASRec with a quota of cold items from text-knn."""
+    the ranking of SASRec with a quota of cold items from text-knn; cornac-sasrec, cornac-tiger: SASRec and TIGER (arXiv
+    2305.05065) of the package Cornac (the extra `benchmark`), TIGER for a GPU."""
 
     quotas: list[float] = field(default_factory=lambda: [0.1, 0.3])
     """Shares of cold items in every prefix of the rankings of sasrec-knn; each share is a system of its own."""
 
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
-    """The Transformer of the baselines sasrec and sasrec-knn."""
+    """The Transformer of the baselines sasrec and sasrec-knn; cornac-sasrec takes its sizes and its epochs."""
 
     bsarec: BSARecConfig = field(default_factory=BSARecConfig)
     """The Transformer of the baseline bsarec."""
@@ -78,7 +81,7 @@ class EvaluateConfig:
     """Number of resamples of the users, or of the queries, for each 95% interval."""
 
     seed: int = 0
-    """Seed of the samples of users and queries, of the random ranking, of sasrec and of the bootstrap."""
+    """Seed of the samples of users and queries, of the random ranking, the trained baselines and the bootstrap."""
 
     def __post_init__(self) -> None:
         at_least = {0: ("diagnose", "max_users", "text_queries", "seed"), 1: ("bootstrap",)}
