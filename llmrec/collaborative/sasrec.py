@@ -5,6 +5,7 @@ The loss is a softmax over all warm items instead of the paper's one sampled neg
 """
 
 import copy
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -36,8 +37,62 @@ STOP_BY = 5000
 """Maximum number of validation cases that are ranked after each epoch."""
 
 
-class SASRec(BaselineSystem):
-    """SASRec over the warm items. Cold items score -inf and are left out of histories.
+class TrainedBaseline(BaselineSystem):
+    """A system that is trained and knows the warm items alone. Cold items score -inf and are left out of histories.
+
+    Args:
+        validation: validation cases to select the weights by; only those with a warm target are used.
+        seed: seed of the training, and of the sample of `validation`.
+        named_by: the flag that names the system, for messages.
+    """
+
+    def __init__(self, validation: EvalExamples, seed: int = 0, named_by: str = "evaluate.baselines") -> None:
+        self.validation = validation
+        self.seed = seed
+        self.named_by = named_by
+        self.device = resolve_device("auto")
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        scores = np.full((len(histories), len(self.popularity)), -np.inf, np.float32)
+        known = self._known(histories)
+        asked = np.array([row for row, places in enumerate(known) if len(places)], dtype=np.int64)
+        # A history without warm items gets the popularity of the items.
+        scores[:, self.items] = self.popularity[self.items]
+        if len(asked):
+            scores[asked[:, None], self.items] = self._predict([known[row] for row in asked])
+        return scores
+
+    def _known(self, histories: list[np.ndarray]) -> list[np.ndarray]:
+        """The warm items of B histories of rows, by their numbers 0..M-1."""
+        return [places[places >= 0] for places in (self.places[history] for history in histories)]
+
+    def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
+        self.items, self.places = _known_items(np.flatnonzero(self.popularity), n_items)
+        sequences = [self.places[sequence] for sequence in train_sequences if len(sequence) > 1]
+        stop_by = self.validation.where(self.popularity[self.validation.targets] > 0)
+        if not sequences or not len(stop_by):
+            missing = "validation case with a target that it was trained on" if sequences else "two events of one user"
+            raise UserError(f"--{self.named_by} {self.name}: the log has no {missing}; leave it out.")
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            self._train(sequences, stop_by.sample(STOP_BY, self.seed))
+
+    @abstractmethod
+    def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
+        """Learn from sequences of at least two items each.
+
+        Args:
+            sequences: of the M warm items, numbered 0..M-1.
+            stop_by: cases to select the weights by, with rows of the catalogue.
+        """
+
+    @abstractmethod
+    def _predict(self, histories: list[np.ndarray]) -> np.ndarray:
+        """Scores of the M warm items, float32 [B, M], after each of B histories; items are numbered 0..M-1 here."""
+
+
+class SASRec(TrainedBaseline):
+    """SASRec over the warm items.
 
     Args:
         config: sizes and schedule.
@@ -51,37 +106,10 @@ class SASRec(BaselineSystem):
     def __init__(
         self, config: SASRecConfig, validation: EvalExamples, seed: int = 0, vectors: np.ndarray | None = None
     ) -> None:
+        super().__init__(validation, seed, config.named_by)
         self.config = config
-        self.validation = validation
-        self.seed = seed
         self.vectors = vectors
-        self.device = resolve_device("auto")
         self.dtype = resolve_dtype("auto", self.device)
-
-    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        scores = np.full((len(histories), len(self.popularity)), -np.inf, np.float32)
-        known = [places[places >= 0] for places in (self.places[history] for history in histories)]
-        asked = np.array([row for row, places in enumerate(known) if len(places)], dtype=np.int64)
-        # A history without warm items gets the popularity of the items.
-        scores[:, self.items] = self.popularity[self.items]
-        if len(asked):
-            scores[asked[:, None], self.items] = self._predict([known[row] for row in asked])
-        return scores
-
-    def _learn(self, train_sequences: list[np.ndarray], n_items: int) -> None:
-        self.items, self.places = _known_items(np.flatnonzero(self.popularity), n_items)
-        sequences = [self.places[sequence] for sequence in train_sequences if len(sequence) > 1]
-        stop_by = self.validation.where(self.popularity[self.validation.targets] > 0)
-        if not sequences or not len(stop_by):
-            missing = "validation case with a target that it was trained on" if sequences else "two events of one user"
-            raise UserError(f"--{self.config.named_by} {self.name}: the log has no {missing}; leave it out.")
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            self.network = self._make_network(len(self.items))
-            if self.config.start == "text":
-                self._start_from_texts()
-            self.network.to(self.device)
-            self._train(sequences, stop_by.sample(STOP_BY, self.seed))
 
     def _start_from_texts(self) -> None:
         """Set the embeddings of the items to the principal components of their text vectors, with the same spread."""
@@ -114,7 +142,10 @@ class SASRec(BaselineSystem):
         it varies less from epoch to epoch than the weights themselves.
         """
         config, rng = self.config, np.random.default_rng(self.seed)
-        optimizer, trained = self._optimizer(), self.network
+        self.network = self._make_network(len(self.items))
+        if config.start == "text":
+            self._start_from_texts()
+        optimizer, trained = self._optimizer(), self.network.to(self.device)
         averaged: AveragedModel | None = None
         best, best_epoch, weights = -1.0, 0, {}
         bar = progress_bar(f"training {self.name}", config.epochs, 0)
@@ -170,7 +201,6 @@ class SASRec(BaselineSystem):
 
     @torch.inference_mode()
     def _predict(self, histories: list[np.ndarray]) -> np.ndarray:
-        """Scores of the M warm items, float32 [B, M], after each of B histories; items are numbered 0..M-1 here."""
         self.network.eval()
         ends = np.cumsum([min(len(history), self.config.max_history) for history in histories]) - 1
         with self._autocast():

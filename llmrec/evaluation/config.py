@@ -20,10 +20,12 @@ Baseline = Literal[
     "bsarec",
     "hstu",
     "sasrec-knn",
+    "cornac-sasrec",
+    "cornac-tiger",
 ]
-TRAINED_BASELINES: set[Baseline] = {"sasrec", "bsarec", "hstu", "sasrec-knn"}
+TRAINED_BASELINES: set[Baseline] = {"sasrec", "bsarec", "hstu", "sasrec-knn", "cornac-sasrec", "cornac-tiger"}
 """Baselines that a seed changes."""
-READS_TEXT: set[Baseline] = {"text-knn", "smoothed-markov", "sasrec-knn"}
+READS_TEXT: set[Baseline] = {"text-knn", "smoothed-markov", "sasrec-knn", "cornac-tiger"}
 
 
 @dataclass
@@ -49,13 +51,14 @@ class EvaluateConfig:
     text-knn: items with texts like those of the history; sasrec: a Transformer over items (arXiv 1808.09781), trained
     here in minutes for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325); hstu:
     attention with a gate and no softmax (arXiv 2402.17152), which gets no times of events; sasrec-knn: the ranking of
-    SASRec with a quota of cold items from text-knn."""
+    SASRec with a quota of cold items from text-knn; cornac-sasrec, cornac-tiger: SASRec and TIGER (arXiv 2305.05065) of
+    the package Cornac (the extra `benchmark`), TIGER for a GPU."""
 
     quotas: list[float] = field(default_factory=lambda: [0.1, 0.3])
     """Shares of cold items in every prefix of the rankings of sasrec-knn; each share is a system of its own."""
 
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)
-    """The Transformer of the baselines sasrec and sasrec-knn."""
+    """The Transformer of the baselines sasrec and sasrec-knn; cornac-sasrec takes its sizes and its epochs."""
 
     bsarec: BSARecConfig = field(default_factory=BSARecConfig)
     """The Transformer of the baseline bsarec."""
@@ -85,7 +88,7 @@ class EvaluateConfig:
     """Number of resamples of the users, or of the queries, for each 95% interval."""
 
     seed: int = 0
-    """Seed of the samples of users and queries, of the random ranking, of sasrec and of the bootstrap."""
+    """Seed of the samples of users and queries, of the random ranking, the trained baselines and the bootstrap."""
 
     def __post_init__(self) -> None:
         at_least = {0: ("diagnose", "max_users", "text_queries", "seed"), 1: ("bootstrap",)}

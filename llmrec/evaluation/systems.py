@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from llmrec.collaborative.base import BATCH, Answers, BaselineSystem, System, only, ranks_from_scores, top, without
+from llmrec.collaborative.cornac import CornacSASRec, CornacTIGER
 from llmrec.collaborative.counting import EASE, DecayedMarkov, ItemKNN, Markov, Popularity, SmoothedMarkov, TextKNN
 from llmrec.collaborative.experts import TRAINED
 from llmrec.collaborative.fused import FusedExperts
@@ -95,6 +96,8 @@ COUNTING: dict[str, type[BaselineSystem]] = {
     "item-knn": ItemKNN,
     "ease": EASE,
 }
+SASREC_KNN = ("sasrec", "text-knn")
+"""The baselines that sasrec-knn is made of."""
 
 
 def fit_baselines(
@@ -111,41 +114,43 @@ def fit_baselines(
         train_sequences: U int arrays of catalogue rows, oldest first, some perhaps empty.
         n_items: N.
         validation: cases that SASRec stops by; see there.
-        vectors: of the N items' texts, float [N, D], for text-knn and sasrec-knn.
+        vectors: of the N items' texts, float [N, D], for the baselines that go by text.
 
     Raises:
-        UserError: text-knn or sasrec-knn without vectors, or too little to train SASRec on.
+        UserError: a baseline lacks text vectors or its package, or there is too little to train it on.
         ValueError: the training part has no events.
     """
-    fitted: dict[str, BaselineSystem] = {}
-
-    def get(name: str) -> BaselineSystem:
-        if name not in fitted:
-            fitted[name] = _make(name, config, validation, vectors).fit(train_sequences, n_items)
-        return fitted[name]
-
+    names = [part for name in config.baselines for part in (SASREC_KNN if name == "sasrec-knn" else (name,))]
+    made = {name: _make(name, config, validation, vectors) for name in names}
+    fitted = {name: system.fit(train_sequences, n_items) for name, system in made.items()}
     systems: list[System] = []
     for name in config.baselines:
         if name == "sasrec-knn":
-            sasrec, text_knn = get("sasrec"), get("text-knn")
+            sasrec, text_knn = (fitted[part] for part in SASREC_KNN)
             cold = np.flatnonzero(sasrec.popularity == 0)
             systems += [SASRecKNN(sasrec, text_knn, cold, quota, max(config.k)) for quota in config.quotas]
         else:
-            systems.append(get(name))
+            systems.append(fitted[name])
     return systems
 
 
 def _make(name: str, config: EvaluateConfig, validation: EvalExamples, vectors: np.ndarray | None) -> BaselineSystem:
     if name in TRAINED:
         return TRAINED[name](getattr(config, name), validation, config.seed, vectors)
-    if name in READS_TEXT:
-        if vectors is None:
-            raise UserError(
-                f"--evaluate.baselines {' '.join(config.baselines)}: text-knn, sasrec-knn and smoothed-markov need "
-                "text_vectors, the vectors of the items' texts"
-            )
-        return SmoothedMarkov(vectors, validation=validation) if name == "smoothed-markov" else TextKNN(vectors)
-    return DecayedMarkov(validation=validation) if name == "decayed-markov" else COUNTING[name]()
+    if name == "cornac-sasrec":
+        return CornacSASRec(config.sasrec, validation, config.seed)
+    if name == "decayed-markov":
+        return DecayedMarkov(validation=validation)
+    if name not in READS_TEXT:
+        return COUNTING[name]()
+    if vectors is None:
+        raise UserError(
+            f"--evaluate.baselines {' '.join(config.baselines)}: text-knn, sasrec-knn, smoothed-markov and "
+            "cornac-tiger need text_vectors, the vectors of the items' texts"
+        )
+    if name == "cornac-tiger":
+        return CornacTIGER(vectors, max(config.k), validation, config.seed)
+    return SmoothedMarkov(vectors, validation=validation) if name == "smoothed-markov" else TextKNN(vectors)
 
 
 class GenerativeSystem(System):
