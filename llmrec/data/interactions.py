@@ -24,8 +24,8 @@ _FLAGS = {
 class Interactions:
     """E events, one per row of a frame.
 
-    Columns: `user_id` and `item_id` (text), `timestamp` (int64, seconds or milliseconds as in the source; null in all
-    rows if only the order is known), optionally `rating` (float64) and `review` (text). The rows of a user are
+    Columns: `user_id` and `item_id` (text), `timestamp` (int64, from seconds to nanoseconds as in the source; null in
+    all rows if only the order is known), optionally `rating` (float64) and `review` (text). The rows of a user are
     adjacent and in time order.
     """
 
@@ -171,8 +171,8 @@ def _as_timestamps(values: pl.Series, source: str) -> pl.Series:
     if len(bad):
         found = values[bad[0]]
         raise UserError(
-            f"{source}: row {bad[0] + 1} has timestamp {found!r}; expected a number of seconds or "
-            "milliseconds, or a date such as 2024-05-31 12:00:00"
+            f"{source}: row {bad[0] + 1} has timestamp {found!r}; expected a number of seconds, "
+            "milli-, micro- or nanoseconds, or a date such as 2024-05-31 12:00:00"
         )
     return times.alias("timestamp")
 

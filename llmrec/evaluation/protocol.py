@@ -5,6 +5,7 @@ the full ranking.
 """
 
 import time
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -223,8 +224,9 @@ AGES = (0, 31, 181)
 """`COUNTS`, `HISTORIES` and `AGES` are the least values of their bins; the last bin has no upper end."""
 
 
-MILLISECONDS_FROM = 10**11
-"""Times from here on are milliseconds: 10^11 seconds is thousands of years from now, 10^11 ms is the year 1973."""
+UNITS_FROM = (10**11, 10**14, 10**17)
+"""Times from these on are in milliseconds, in microseconds, in nanoseconds; below the first, they are in seconds. Each
+number is a time of March 1973 in its own unit, and of the year 5138 in the unit before."""
 
 
 def make_slices(cases: EvalExamples, sequences: Sequences, n_items: int) -> Slices:
@@ -276,11 +278,11 @@ def target_ages(cases: EvalExamples, sequences: Sequences, times: np.ndarray) ->
     Args:
         cases: n cases of `sequences`.
         sequences: E events, those that the split kept.
-        times: int64 [E], in seconds; in milliseconds if the latest is at least `MILLISECONDS_FROM`.
+        times: int64 [E], all in one unit, which `UNITS_FROM` tells from the latest.
     """
     first = np.full(sequences.items.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, sequences.items, times)
     # The target's event comes right after the history.
     events = sequences.offsets[cases.users] + np.array([len(history) for history in cases.histories], dtype=np.int64)
-    day = 86_400 * (1000 if times.max(initial=0) >= MILLISECONDS_FROM else 1)
+    day = 86_400 * 1000 ** bisect(UNITS_FROM, times.max(initial=0))
     return (times[events] - first[cases.targets]) // day

@@ -49,17 +49,18 @@ class TasksConfig:
 
     mixture: dict[TaskName, float] = field(default_factory=_default_mixture)
     """Rate of each task: passes over its rows per epoch, e.g. 0.5 for a random half of them. A task that is missing or
-    has rate 0 is not trained. Rows are users (sequential, titles-to-item, next-text, personal-search, chat,
-    preference), items (item-to-codes, codes-to-item, search) or prefixes that several items share (shared-codes). The
-    task preference needs intentions."""
+    has rate 0 is not trained. Rows are windows of the users' histories (sequential, see `supervise`), users
+    (titles-to-item, next-text, personal-search, chat, preference), items (item-to-codes, codes-to-item, search) or
+    prefixes that several items share (shared-codes). The task preference needs intentions."""
     prompts: str | None = None
     """Folder with your own YAML templates, named like the shipped ones. It needs a file for each task of the mixture
     and for sequential, search and personal-search. Default: the shipped prompts."""
     max_history: int = 20
     """A prompt shows at most this many items of a history, the most recent ones."""
     supervise: Literal["every-item", "target"] = "every-item"
-    """Sequential task. every-item: one example trains the next item at each position of a history. target: one example
-    trains one target item."""
+    """Sequential task. every-item: one example trains the next item at each position of a window of `max_history`
+    items; a longer history is cut into several windows, from its newest item back. target: one example trains one
+    target item. In both, each item of a history but the first is a target once per pass."""
     max_text_tokens: int = 48
     """Training prompts cut item texts and requests to this many tokens."""
 

@@ -13,11 +13,17 @@ from llmrec.tasks.render import Example, Prompted, Renderer
 class Sequential(Prompted):
     """A user's history -> the next item.
 
+    Each item of a sequence but the first is a target in exactly one row. With `every_item`, a row is a window of at
+    most max_history + 1 items, and all of them but the first are targets. The windows of a user end at the newest item
+    and at every max_history items before it, so only the oldest window can be shorter. Example with 9 items and
+    max_history 3; the targets are in brackets:
+
+        0 [1 2]   2 [3 4 5]   5 [6 7 8]
+
     Args:
         renderer: renders the prompts.
         sequences: per user, int [n], training items in time order; users with fewer than 2 have no row.
-        every_item: if true, one row per user: a window of the sequence, and each of its items but the first is a
-            target. If false, one row per user and target.
+        every_item: if true, one row per window. If false, one row per target, with the max_history items before it.
     """
 
     name: TaskName = "sequential"
@@ -27,26 +33,25 @@ class Sequential(Prompted):
         self.sequences = [sequence for sequence in sequences if len(sequence) > 1]
         self.every_item = every_item
         lengths = np.array([len(sequence) for sequence in self.sequences], dtype=np.int64)
-        self.rows = np.arange(len(lengths)) if every_item else np.repeat(np.arange(len(lengths)), lengths - 1)
-        # With one target per row, the rows of a user are the positions 1, 2, ... of its targets.
-        self.position = np.arange(len(self.rows)) - np.searchsorted(self.rows, self.rows) + 1
+        targets = renderer.max_history if every_item else 1  # of a row
+        counts = -(-(lengths - 1) // targets)
+        self.rows = np.repeat(np.arange(len(lengths)), counts)
+        later = np.cumsum(counts)[self.rows] - 1 - np.arange(len(self.rows))  # rows of the same user after this one
+        self.ends = lengths[self.rows] - later * targets
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def _shown(self, row: int) -> int:
         """The number of items in the example, including the last target."""
-        seen = len(self.sequences[self.rows[row]]) - 1 if self.every_item else self.position[row]
-        return int(min(seen, self.renderer.max_history)) + 1
+        return int(min(self.ends[row] - 1, self.renderer.max_history)) + 1
 
     def length(self, row: int) -> int:
         return self.overhead + self._shown(row) * self.levels
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        sequence, shown = self.sequences[self.rows[row]], self._shown(row)
-        # The window ends at a random position, so that the early items of a long history are trained too.
-        end = int(rng.integers(shown, len(sequence) + 1)) if self.every_item else int(self.position[row]) + 1
-        window = sequence[end - shown : end].tolist()
+        end = int(self.ends[row])
+        window = self.sequences[self.rows[row]][end - self._shown(row) : end].tolist()
         prompt = self.prompt(rng, history=self.renderer.history(window[:-1]))
         learnt = window[1:] if self.every_item else window[-1:]
         return Example(prompt, self.renderer.item_text[window[-1]], False, self.every_item, tuple(learnt))

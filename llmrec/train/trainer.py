@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmrec.atomic import KEY, MARK, is_ours, remove_inside, write_text
@@ -194,6 +194,14 @@ class _Report(TrainerCallback):
             (checkpoint / WHOLE).touch()
 
 
+class _Patience(EarlyStoppingCallback):
+    """Early stopping. A run that had stopped and is resumed stops again after one step, which does not count."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest complete checkpoint in `folder`; None if there is none."""
     whole = [path for path in _checkpoints(folder) if (path / WHOLE).exists()]
@@ -272,9 +280,7 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if config.patience and validation is not None:
-        from transformers import EarlyStoppingCallback
-
-        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=config.patience))
+        trainer.add_callback(_Patience(early_stopping_patience=config.patience))
     checkpoint = last_checkpoint(folder)
     if trainer.is_world_process_zero():
         claim(folder)

@@ -63,10 +63,10 @@ def test_the_first_event_may_be_another_users():
     assert target_ages(sequences.cases(TEST), sequences, sequences.times).tolist() == [5, 4]
 
 
-@pytest.mark.parametrize("unit", [1, 1000])
-def test_milliseconds_are_told_from_seconds(unit):
-    start = 1_700_000_000
-    times = np.array([start, start + 3 * DAY, start, start + 50 * DAY]) * unit
+@pytest.mark.parametrize("start", [100_000_000, 1_700_000_000, 4_000_000_000])  # years 1973, 2023, 2096
+@pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
+def test_seconds_to_nanoseconds_are_told_apart(start, unit):
+    times = np.array([start, start + 3 * DAY, start, start + 50 * DAY], np.int64) * unit
     sequences = log([[(0, TRAIN), (0, TEST)]] * 2, times)
     assert target_ages(sequences.cases(TEST), sequences, sequences.times).tolist() == [3, 50]
 

@@ -1,10 +1,16 @@
 """The tasks: which rows they have, and that no example shows its own answer."""
 
+import itertools
+import math
 import re
+from collections import Counter
+from copy import copy
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmrec.data import Catalog
 from llmrec.errors import UserError
@@ -24,7 +30,8 @@ from llmrec.tasks.examples import (
     TitlesToItem,
     item_texts,
 )
-from llmrec.tasks.mixture import build_tasks
+from llmrec.tasks.mixture import Mixture, build_tasks
+from llmrec.tasks.render import Example
 
 ITEM = re.compile(r"<a_(\d)><b_(\d)>")
 
@@ -76,20 +83,54 @@ def _window(sequence: np.ndarray, target: int, items: int = 5) -> list[int] | No
     return sequence[max(0, at[0] + 1 - items) : at[0] + 1].tolist() if len(at) else None
 
 
-def test_every_item_rows_are_windows_that_reach_all_targets(shop, sequences):
-    task = Sequential(shop.renderer, sequences, every_item=True)
-    assert len(task) == 5
-    for row, sequence in enumerate(s for s in sequences if len(s) > 1):
-        learnt = set()
-        for example in drawn(task, row, 150):
-            shown = items(example.prompt + example.answer)
-            assert example.every_item
-            assert shown[-1:] == items(example.answer)
-            assert len(shown) == min(len(sequence), 5)
-            start = sequence.tolist().index(shown[0])
-            assert shown == sequence[start : start + len(shown)].tolist()
-            learnt |= set(shown[1:])
-        assert learnt == set(sequence[1:].tolist())
+def test_windows_tile_a_long_history_from_its_newest_item(shop):
+    task = Sequential(shop.renderer, [np.arange(12)], every_item=True)  # max_history 4
+    examples = [task.example(row, np.random.default_rng(0)) for row in range(len(task))]
+    assert [items(example.prompt + example.answer) for example in examples] == [
+        [0, 1, 2, 3],
+        [3, 4, 5, 6, 7],
+        [7, 8, 9, 10, 11],
+    ]
+    assert [example.items for example in examples] == [(1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+
+
+@given(lengths=st.lists(st.integers(0, 60), max_size=6), max_history=st.integers(1, 25), epochs=st.integers(1, 3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+def test_each_event_but_the_first_is_a_target_once_per_pass(shop, lengths, max_history, epochs):
+    """Counted over the examples of all passes. Each event is an item of its own, so that it can be told from others."""
+    ends = np.cumsum([0, *lengths])
+    sequences = [np.arange(start, stop) for start, stop in itertools.pairwise(ends)]
+    renderer = copy(shop.renderer)
+    renderer.max_history = max_history
+    renderer.item_text = [f"<a_{i // 5 % 4}><b_{i % 5}>" for i in range(ends[-1])]
+    task = Sequential(renderer, sequences, every_item=True)
+    assert len(task) == sum(math.ceil((n - 1) / max_history) for n in lengths if n)
+    if not len(task):
+        return
+    mixture = Mixture({"sequential": task}, TasksConfig({"sequential": 1.0}), epochs, 1, seed=0)
+    learnt = Counter()
+    for example in (mixture[i] for i in range(len(mixture))):
+        assert example.every_item
+        first, *others = items(example.prompt + example.answer)
+        assert 1 <= len(others) <= max_history
+        assert others == [item % 20 for item in example.items]
+        sequence = next(s for s in sequences if example.items[0] in s)
+        at = example.items[0] - sequence[0]
+        assert first == sequence[at - 1] % 20
+        assert example.items == tuple(sequence[at : at + len(others)])
+        learnt.update(example.items)
+    assert learnt == {item: epochs for sequence in sequences for item in sequence[1:].tolist()}
+
+
+def test_a_short_history_is_one_window_and_only_its_phrasing_is_drawn(shop):
+    task = Sequential(shop.renderer, [np.arange(n) for n in (2, 4, 5)], every_item=True)  # max_history 4
+    assert len(task) == 3
+    for row, n in enumerate((2, 4, 5)):
+        for seed in range(5):
+            prompt = task.prompt(np.random.default_rng(seed), history=shop.renderer.history(range(n - 1)))
+            assert task.example(row, np.random.default_rng(seed)) == Example(
+                prompt, shop.renderer.item_text[n - 1], ends=False, every_item=True, items=tuple(range(1, n))
+            )
 
 
 def test_all_phrasings_are_drawn(shop, sequences):

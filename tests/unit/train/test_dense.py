@@ -317,6 +317,7 @@ def test_patience_keeps_the_best_head_and_validation_is_without_it(make_shop, tm
     again = train(make_shop(), overfit(method=method), tmp_path)
     assert_same(state(again[1]), kept)
     assert_same(state(again[0]), state(model))
+    assert log(tmp_path, "eval_loss") == losses
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
