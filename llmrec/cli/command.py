@@ -39,9 +39,21 @@ class PlainParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose the bundle and the device; `load_model` reads them."""
-    parser.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+def add_model_flags(parser: argparse.ArgumentParser, or_run: bool = False) -> None:
+    """Add the flags that choose the bundle and the device; `load_model` reads them.
+
+    Args:
+        parser: gets the flags.
+        or_run: also add `--run`, which can stand instead of `--model`.
+    """
+    parser.add_argument("--model", required=not or_run, metavar="DIR_OR_HUB_ID", help="a bundle, such as RUN/model")
+    if or_run:
+        parser.add_argument(
+            "--run",
+            metavar="DIR",
+            help="instead of --model: a run directory; before its model is trained, its experts answer requests with a "
+            "history",
+        )
     parser.add_argument(
         "--base",
         metavar="DIR_OR_HUB_ID",

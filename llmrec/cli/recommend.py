@@ -15,7 +15,9 @@ from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
 if TYPE_CHECKING:
+    from llmrec.recommender.recommender import Recommender
     from llmrec.recommender.request import Request
+    from llmrec.recommender.untrained import ExpertRecommender
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.beams < 1:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
     request = _request(options)
-    recommender = load_model(options, beams=options.beams, ranking=options.ranking, cold_bonus=options.cold_bonus)
+    recommender = _recommender(options)
     started = time.perf_counter()
     items = recommender.answer(request)
     seconds = time.perf_counter() - started
@@ -42,13 +44,40 @@ def main(arguments: Sequence[str]) -> None:
         print(printable(items.reason_with_flags), file=sys.stderr)
 
 
+def _recommender(options: Namespace) -> "Recommender | ExpertRecommender":
+    """The bundle of `--model`, or the run's; before it is trained, the experts of the run.
+
+    Raises:
+        UserError: both flags are given or none, or the run has neither bundle nor experts.
+    """
+    if (options.model is None) == (options.run is None):
+        raise UserError("--model, --run: give one of them, a bundle or the folder of a run.")
+    if options.run is not None:
+        from llmrec.recommender.untrained import ExpertRecommender
+
+        run = Path(options.run)
+        model, experts = run / "model", run / "experts"
+        if not (model / "manifest.json").exists():
+            if not (experts / "manifest.json").exists():
+                raise UserError(
+                    f"--run {run}: has no model yet, and no experts that could answer without it; run "
+                    "`llmrec run` on it, or name --experts.models there."
+                )
+            if options.ranking != "auto":
+                raise UserError(f"--ranking {options.ranking}: the model of {run} is not trained yet; leave it out.")
+            print(printable(f"{model}: not there yet; the experts of the run answer."), file=sys.stderr)
+            return ExpertRecommender.from_run(run / "data", experts)
+        options.model = str(model)
+    return load_model(options, beams=options.beams, ranking=options.ranking, cold_bonus=options.cold_bonus)
+
+
 def _parser() -> PlainParser:
     parser = PlainParser(prog="llmrec recommend", description="Recommend items of a bundle's catalogue.")
 
     def several(flag: str, word: str, meaning: str) -> None:
         parser.add_argument(flag, nargs="+", action="extend", metavar=word, help=meaning)
 
-    add_model_flags(parser)
+    add_model_flags(parser, or_run=True)
     several("--history", "ID", "item ids, oldest first")
     parser.add_argument("--prompt", metavar="TEXT", help="the request in plain words")
     parser.add_argument("--k", type=int, default=10, help="number of results (default 10)")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from llmrec.atomic import write_text
-from llmrec.collaborative.base import BaselineSystem, ExpertsConfig, popularity, ranks_from_scores, top
+from llmrec.collaborative.base import BaselineSystem, ExpertsConfig, popularity, ranks_from_scores
 from llmrec.collaborative.experts import TRAINED, Experts
 from llmrec.collaborative.fusion import FusionWeights, fit_fusion
 from llmrec.collaborative.ranker import LearnedRanker, Lists
@@ -30,8 +30,6 @@ BATCH = 128
 CONFIG, ARRAYS, RANKER = "experts.json", "experts.safetensors", "experts.ranker.json"
 FILES = (CONFIG, ARRAYS, RANKER)
 """What a bundle and a stage hold of the experts."""
-LISTED = 100
-"""Items that the learned ranker orders."""
 FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
 """What damaged files make json, safetensors, scipy and torch raise."""
 
@@ -148,12 +146,8 @@ class FusedExperts(BaselineSystem):
         scores = scores.copy()
         for row, items in enumerate(seen):
             scores[row, items] = -np.inf
-        best = top(scores, min(LISTED, scores.shape[1]))
-        rows = np.arange(len(scores))[:, None]
         lengths = np.array([len(history) for history in histories])
-        fused = np.where(best < 0, -np.inf, scores[rows, best])
-        listed = np.moveaxis(values[:, rows, best], 0, -1)
-        return Lists(best, listed, fused, (best >= 0) & self.experts.is_cold[best], lengths)
+        return Lists.best(scores, np.moveaxis(values, 0, -1), self.experts.is_cold, lengths)
 
     def with_items(self, vectors: np.ndarray) -> Self:
         """As `Experts.with_items`, with the same weights."""
@@ -184,7 +178,7 @@ class FusedExperts(BaselineSystem):
         save_file(arrays, folder / ARRAYS)
         (folder / RANKER).unlink(missing_ok=True)
         if self.ranker is not None:
-            self.ranker.save(folder / RANKER)
+            write_text(folder / RANKER, json.dumps(self.ranker.content) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -203,7 +197,7 @@ class FusedExperts(BaselineSystem):
             fused.popularity = popularity(fused.experts.counts)
             fused.experts.seconds = dict(content["seconds"])
             fused.weights = FusionWeights.of(content["weights"], fused.experts.names)
-            fused.ranker = LearnedRanker.load(folder / RANKER) if (folder / RANKER).exists() else None
+            fused.ranker = _ranker(folder / RANKER)
         except FAULTS as e:
             raise UserError(f"{folder}: {CONFIG} and {ARRAYS} hold no experts that llmrec saved: {e}.") from None
         return fused
@@ -212,12 +206,7 @@ class FusedExperts(BaselineSystem):
         values = self.experts.values(histories)
         scores = self.fused(values)
         if self.ranker is not None:
-            lists = self._lists(values, scores, histories, histories)
-            order = self.ranker.order(lists)
-            # The listed items exchange their scores, so that all others keep their places.
-            there = np.flatnonzero(lists.items >= 0)
-            rows = np.repeat(np.arange(len(order)), order.shape[1])[there]
-            scores[rows, np.take_along_axis(lists.items, order, axis=1).ravel()[there]] = lists.fused.ravel()[there]
+            scores = self.ranker.reorder(scores, self._lists(values, scores, histories, histories))
         return scores
 
     def fused(self, values: np.ndarray) -> np.ndarray:
@@ -231,6 +220,10 @@ class FusedExperts(BaselineSystem):
             own = np.array(weights.cold, np.float32)
             scores[:, cold] = np.tensordot(own, values[:, :, cold], 1) + weights.bonus
         return np.asarray(scores, np.float32)
+
+
+def _ranker(path: Path) -> LearnedRanker | None:
+    return LearnedRanker.of(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def gather(experts: Experts, examples: EvalExamples, most: int) -> tuple[np.ndarray, np.ndarray]:

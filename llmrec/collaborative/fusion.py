@@ -41,6 +41,7 @@ class FusionWeights:
         bonus: added to the score of cold items.
         measured: what the calibration measured, for the record.
         features: their names.
+        learned: what `LearnedRanker.content` gives, if the best items are put into a learned order; else None.
     """
 
     warm: list[float]
@@ -48,6 +49,7 @@ class FusionWeights:
     bonus: float
     measured: dict[str, float]
     features: Sequence[str]
+    learned: dict[str, Any] | None = None
 
     def scores(self, features: np.ndarray, is_cold: np.ndarray) -> np.ndarray:
         """Float [...]: scores of items with features [..., F]; `is_cold`, bool [...], marks the cold ones."""

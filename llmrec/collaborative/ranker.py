@@ -4,17 +4,15 @@ ranker = LearnedRanker.fit(lists, hits, seed=0, share=0.97)
 ranker.order(lists)    # int64 [n, M], the places of each list in their new order
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from llmrec.atomic import write_text
+from llmrec.collaborative.base import top
 from llmrec.collaborative.fusion import CUT, best_bonus, limits_of
 from llmrec.console import get_logger
 from llmrec.errors import UserError
@@ -24,6 +22,8 @@ log = get_logger(__name__)
 FOLDS = 4
 """Number of boosters, whose scores are added. Each is learnt without a fold of the lists, which it orders to tell
 whether the ranker helps."""
+LISTED = 100
+"""Items that are ordered."""
 STOP = 0.2
 """Share of the lists of a booster that tell when to stop."""
 SETTINGS = {
@@ -48,7 +48,7 @@ class Lists:
     """The M best items after each of n histories.
 
     Attributes:
-        items: int64 [n, M], best first; -1 where a small catalogue has no more.
+        items: int64 [n, M], best first, columns of the scores that they come from; -1 where there are no more.
         values: float32 [n, M, F], what each expert says.
         fused: float32 [n, M], not increasing within a list; -inf where there is no item.
         is_cold: bool [n, M].
@@ -63,6 +63,24 @@ class Lists:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @classmethod
+    def best(cls, scores: np.ndarray, values: np.ndarray, is_cold: np.ndarray, lengths: np.ndarray) -> "Lists":
+        """The `LISTED` best of N items.
+
+        Args:
+            scores: float32 [n, N]; -inf for what is not listed.
+            values: float32 [n, N, F].
+            is_cold: bool [N], or [n, N].
+            lengths: int [n].
+        """
+        items = top(scores, min(LISTED, scores.shape[1]))
+        rows = np.arange(len(scores))[:, None]
+        there = items >= 0
+        fused = np.where(there, scores[rows, items], -np.inf).astype(np.float32)
+        return cls(
+            items, values[rows, items], fused, there & np.broadcast_to(is_cold, scores.shape)[rows, items], lengths
+        )
 
     def where(self, chosen: np.ndarray) -> "Lists":
         """The lists of a mask, bool [n], or of rows, int [m]."""
@@ -159,26 +177,34 @@ class LearnedRanker:
         log.info("learned ranker: NDCG@10 %+.4f on %d lists%s", gain.mean(), len(gain), "" if worth else "; left out")
         return ranker if worth else None
 
-    def save(self, path: Path) -> None:
-        """Write JSON."""
-        write_text(path, json.dumps({"bonus": self.bonus, "boosters": self.texts}) + "\n")
+    @property
+    def content(self) -> dict[str, Any]:
+        """What JSON holds."""
+        return {"bonus": self.bonus, "boosters": self.texts}
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote; where LightGBM is installed, see whether it can read the trees.
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """The ranker with this content; where LightGBM is installed, it is seen whether it can read the trees.
 
         Raises:
             UserError: it can't.
-            ValueError, KeyError, TypeError: the file is damaged.
+            ValueError, KeyError, TypeError: the content is damaged.
         """
-        content = json.loads(path.read_text(encoding="utf-8"))
         bonus, texts = float(content["bonus"]), content["boosters"]
         if not np.isfinite(bonus) or not isinstance(texts, list) or not texts:
-            raise ValueError(f"{path.name}: expected a finite bonus and boosters")
+            raise ValueError("expected a finite bonus and boosters")
         ranker = cls([str(text) for text in texts], bonus)
         if find_spec("lightgbm") is not None:
             _ = ranker.boosters
         return ranker
+
+    def reorder(self, scores: np.ndarray, lists: Lists) -> np.ndarray:
+        """Scores float32 [n, N] in which the listed columns exchange their scores; all others keep their places."""
+        order, changed = self.order(lists), scores.copy()
+        there = (lists.items >= 0).ravel()
+        rows = np.repeat(np.arange(len(order)), order.shape[1])[there]
+        changed[rows, np.take_along_axis(lists.items, order, axis=1).ravel()[there]] = lists.fused.ravel()[there]
+        return changed
 
     def order(self, lists: Lists) -> np.ndarray:
         """The places of n lists in their new order, int64 [n, M]; ties stay as they are, places without item last."""

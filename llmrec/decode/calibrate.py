@@ -1,15 +1,18 @@
 """Learn the weights of the fusion on validation examples; `collaborative/fusion.py` has the formulas."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from llmrec.collaborative.base import ExpertsConfig
 from llmrec.collaborative.fusion import CUT, LEAST, FusionWeights, fit_fusion
+from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.console import get_logger, track
 from llmrec.data import EvalExamples
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
-from llmrec.decode.rankings.fusion import FusionRanking
+from llmrec.decode.rankings.fusion import FusionRanking, history_lengths
 
 log = get_logger(__name__)
 
@@ -38,7 +41,31 @@ def calibrate(ranker: ItemRanker, examples: EvalExamples, floor: float) -> Fusio
         return None
     measured = {"beam_recall@10_warm": beams, **weights.measured}
     log.info("fusion: %s", ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
-    return replace(weights, measured=measured)
+    learned = None
+    if experts is not None and experts.config.learned:
+        learned = _learned_order(ranker, examples, items, features, weights, experts.config)
+    return replace(weights, measured=measured, learned=learned)
+
+
+def _learned_order(
+    ranker: ItemRanker,
+    examples: EvalExamples,
+    items: np.ndarray,
+    features: np.ndarray,
+    weights: FusionWeights,
+    config: ExpertsConfig,
+) -> dict[str, Any] | None:
+    """A learned order of the best candidates, as `FusionWeights.learned`; None if it would not help."""
+    method, targets = _fusion(ranker), examples.targets
+    lengths = history_lengths([ranker.prompt_ids(history) for history in examples.histories])
+    is_cold = method.facts.is_cold[items]
+    scores = np.where(items >= 0, weights.scores(features, is_cold), -np.inf).astype(np.float32)
+    lists = Lists.best(scores, features, is_cold, lengths)
+    listed = np.where(lists.items >= 0, np.take_along_axis(items, np.maximum(lists.items, 0), axis=1), -1)
+    hits = listed == targets[:, None]
+    found = hits.any(axis=1)
+    learned = LearnedRanker.fit(lists.where(found), hits[found], config.seed, config.warm_floor)
+    return None if learned is None else learned.content
 
 
 def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

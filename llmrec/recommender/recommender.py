@@ -291,12 +291,8 @@ class Recommender:
         wanted = min(request.k, selection.left)
         limits = list(quotas.values())
         rows, scores = self.ranker.best(prompts, wanted, selection.allowed, limits, offsets, request.exact)
-        answers = [
-            self.store.recommendation(rank, row, score)
-            for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
-        ]
         full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
-        return Answer(answers, selection.reason(len(rows), request.k, full))
+        return Answer.ranked(self.catalog, rows, scores, selection.reason(len(rows), request.k, full))
 
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """Add items without training; they can be recommended at once.

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -85,6 +85,14 @@ class Recommendation:
     title: str
     fields: dict[str, str]
 
+    @classmethod
+    def of(cls, catalog: Catalog, rank: int, row: int, score: float) -> Self:
+        """The answer with the item in this row of the catalogue; ranks count from 1."""
+        fields = catalog.row(catalog.ids[row])
+        title = fields.pop("title", "")
+        fields.pop("item_id", None)
+        return cls(rank, catalog.ids[row], score, title, fields)
+
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that `recommend --json` prints."""
         return {
@@ -108,6 +116,12 @@ class Answer(list[Recommendation]):
         super().__init__(items)
         self.reason_with_flags = reason
         self.reason = None if reason is None else with_parameters(reason)
+
+    @classmethod
+    def ranked(cls, catalog: Catalog, rows: np.ndarray, scores: np.ndarray, reason: str | None) -> Self:
+        """The answers of these rows (int64 [n], best first) with their scores, float32 [n]."""
+        pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
+        return cls((Recommendation.of(catalog, rank, row, score) for rank, (row, score) in pairs), reason)
 
 
 class Selection:

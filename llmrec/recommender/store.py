@@ -27,7 +27,7 @@ from llmrec.index.trie import ItemTrie
 from llmrec.manifest import note_change
 from llmrec.quantize.tokenizer import CODES, ItemTokenizer, require_finite
 from llmrec.recommender import bundle
-from llmrec.recommender.request import ItemLookup, Recommendation
+from llmrec.recommender.request import ItemLookup
 
 log = get_logger(__name__)
 
@@ -64,13 +64,6 @@ class ItemStore:
         """The items of a model before its training; `catalog` and `item_tokenizer` list them in the same order."""
         trie = ItemTrie.build(item_tokenizer.codes, item_tokenizer.level_sizes)
         return cls(catalog, item_tokenizer, trie, np.zeros(len(catalog), np.int64))
-
-    def recommendation(self, rank: int, row: int, score: float) -> Recommendation:
-        """The answer with the item in this row of the catalogue; ranks count from 1."""
-        fields = self.catalog.row(self.catalog.ids[row])
-        title = fields.pop("title", "")
-        fields.pop("item_id", None)
-        return Recommendation(rank, self.catalog.ids[row], score, title, fields)
 
     @classmethod
     def load(cls, folder: Path, header: bundle.Header, encoder: str | None = None) -> Self:

@@ -7,6 +7,7 @@ kinds compete in one ranking.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from llmrec.collaborative.base import TEXT_DIRECTION
 from llmrec.collaborative.fusion import FusionWeights
+from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.decode.config import RankingName
 from llmrec.decode.filters import Filter
 from llmrec.decode.rankings.base import RankingMethod, allowed, as_array, candidates, top
@@ -40,6 +42,11 @@ class Scored:
     beams: Ranking
 
 
+def history_lengths(prompts: Sequence[Prompt]) -> np.ndarray:
+    """Items in the history of each of B prompts, int [B]."""
+    return np.array([len(prompt.history) for prompt in prompts])
+
+
 class FusionRanking(RankingMethod):
     """Candidates are the best of the beams, the dense head, the texts and the experts, warm and cold items apart."""
 
@@ -49,13 +56,35 @@ class FusionRanking(RankingMethod):
         self, prefilled: PrefilledBatch, k: int, filters: Sequence[Filter] | None, offsets: Offsets | None
     ) -> Ranking:
         found = self.scored(prefilled, k, filters, offsets)
-        is_cold = self.facts.is_cold[found.items]
-        scores = self.weights.scores(found.features, is_cold) + self.config.cold_bonus * is_cold
+        is_cold, scores = self.facts.is_cold[found.items], self.fused(found, self.weights)
+        if self.ranker is not None:
+            lengths = history_lengths(cast(list[Prompt], prefilled.prompts))
+            scores = self.ranker.reorder(scores, Lists.best(scores, found.features, is_cold, lengths))
+        scores = scores + self.config.cold_bonus * is_cold
         if offsets is not None:
             scores = scores + offsets.items[found.items]
-        scores = np.where(found.items >= 0, scores, -np.inf).astype(np.float32)
+        scores = scores.astype(np.float32)
         ranking, beams = top(scores, k, found.items), found.beams
         return Ranking(ranking.items, ranking.scores, beams.width, beams.beams, beams.invalid, beams.invalid_first)
+
+    def fused(self, found: Scored, weights: FusionWeights) -> np.ndarray:
+        """The weighted sums of candidates' features, float32 [B, M]; -inf where there is no candidate."""
+        scores = weights.scores(found.features, self.facts.is_cold[found.items])
+        return np.where(found.items >= 0, scores, -np.inf).astype(np.float32)
+
+    @cached_property
+    def ranker(self) -> LearnedRanker | None:
+        """What puts the best items into a learned order, where the weights have one.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        if self.weights.learned is None:
+            return None
+        try:
+            return LearnedRanker.of(self.weights.learned)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the learned order of the fusion is damaged: {error}; calibrate it again.") from None
 
     @property
     def features(self) -> list[str]:

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from llmrec.collaborative.base import BSARecExpertConfig, ExpertsConfig, HSTUExpertConfig, SASRecExpertConfig
 from llmrec.collaborative.experts import FLOOR, TRAINED, Experts
-from llmrec.collaborative.fused import ARRAYS, CONFIG, LISTED, RANKER, FusedExperts, gather
-from llmrec.collaborative.ranker import LearnedRanker
+from llmrec.collaborative.fused import ARRAYS, CONFIG, RANKER, FusedExperts, gather
+from llmrec.collaborative.ranker import LISTED, LearnedRanker
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 

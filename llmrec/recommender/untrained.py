@@ -1,0 +1,73 @@
+"""Recommendations of a run whose language model is not trained yet: by its experts alone."""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from llmrec.collaborative.base import only, top
+from llmrec.collaborative.fused import FusedExperts
+from llmrec.data import Catalog
+from llmrec.data.prepare import load
+from llmrec.decode.filters import Filter, diverse
+from llmrec.errors import UserError
+from llmrec.recommender.request import Answer, ItemLookup, Request, Selection, quotas_of
+
+
+class ExpertRecommender:
+    """Answers requests with a history by the fused experts of a run.
+
+    Args:
+        catalog: N items.
+        experts: fitted on the same items.
+    """
+
+    def __init__(self, catalog: Catalog, experts: FusedExperts) -> None:
+        self.catalog = catalog
+        self.experts = experts
+        self.lookup = ItemLookup(catalog)
+
+    @classmethod
+    def from_run(cls, data: Path, experts: Path) -> Self:
+        """Load the stages `data` and `experts` of a run.
+
+        Raises:
+            UserError: the files are damaged.
+        """
+        return cls(load(data).catalog, FusedExperts.load(experts))
+
+    def answer(self, request: Request) -> Answer:
+        """The best items for a request.
+
+        Raises:
+            UserError: the request needs the language model, or names an unknown item or field.
+        """
+        needs = {
+            "--prompt": request.prompt is not None,
+            "--exact": request.exact,
+            "--phrasings": request.phrasings > 1,
+            "--max-per-code": request.max_per_code is not None,
+        }
+        for flag, used in needs.items():
+            if used:
+                raise UserError(
+                    f"{flag}: needs the language model of the run, which is not trained yet; leave it out, or run "
+                    "`llmrec train` first."
+                )
+        seen = self.lookup.rows(request.history, "--history")
+        selection = Selection.of(request, self.lookup)
+        quotas = quotas_of(request, self.lookup, np.empty(0, np.int64))
+        scores = self.experts.scores([seen])
+        if request.offsets is not None:
+            scores = scores + self.lookup.offsets(request.offsets)
+        wanted = min(request.k, selection.left)
+
+        def ask(among: Filter) -> tuple[np.ndarray, np.ndarray]:
+            allowed = among.normal().allows(np.arange(len(self.catalog)))
+            rows = top(only(scores, np.flatnonzero(allowed)), request.k)[0]
+            rows = rows[rows >= 0]
+            return rows, scores[0, rows]
+
+        rows, values = diverse(ask, selection.allowed, wanted, list(quotas.values()))
+        full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
+        return Answer.ranked(self.catalog, rows, values, selection.reason(len(rows), request.k, full))
