@@ -66,18 +66,13 @@ def _difference(entry: Mapping[str, Any]) -> str:
 
 
 def paired_rows(found: Benchmark) -> list[list[str]]:
-    """The paired differences: a header and a row per pair."""
-    table = [["difference", *INTERVAL_METRICS, "p (Holm)"]]
-    pairs: dict[str, list[dict[str, Any]]] = {}
-    for entry in found["paired"].values():
-        for name, difference in entry.get("systems", {}).items():
-            pairs.setdefault(f"{name} - {entry['best']}", []).append(difference)
+    """The paired differences: a header and a row per metric and pair; the best baseline is that of the metric."""
+    table = [["difference", "metric", "mean [95% interval]", "p (Holm)"]]
+    for metric, entry in found["paired"].items():
+        pairs = {f"{name} - {entry['best']}": one for name, one in entry.get("systems", {}).items()}
         if "experts" in entry:
-            pairs.setdefault(f"{OURS} - {FusedExperts.name}", []).append(entry["experts"])
-    for name, entries in pairs.items():
-        if len(entries) == len(INTERVAL_METRICS):
-            p = ", ".join(f"{entry.get('p_holm', entry['p']):.3g}" for entry in entries)
-            table.append([name, *map(_difference, entries), p])
+            pairs[f"{OURS} - {FusedExperts.name}"] = entry["experts"]
+        table += [[n, metric, _difference(one), f"{one.get('p_holm', one['p']):.3g}"] for n, one in pairs.items()]
     return table
 
 

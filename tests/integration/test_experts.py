@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from llmrec.collaborative.fused import ARRAYS, CONFIG
+from llmrec.collaborative.fused import ARRAYS, CONFIG, FusedExperts
 
 EXPERTS = ["--experts.models", "[decayed-markov,smoothed-markov,text,last-text,popularity,item-knn]"]
 
@@ -82,21 +83,44 @@ def test_experts_without_a_name_are_refused(llmrec: Callable, tmp_path: Path) ->
     assert "--experts.learned true: there are no experts" in done.stderr
 
 
-def test_a_benchmark_needs_no_language_model(llmrec: Callable, tmp_path: Path) -> None:
-    """Baselines and experts in one table; a second call makes nothing anew, another baseline only the table."""
-    shop = ["--data.synthetic_items", "200", "--data.synthetic_users", "300", "--data.user_core", "1"]
-    words = ["--config", "quickstart.yaml", "--run", tmp_path / "run", "--data.item_core", "1", *shop, *EXPERTS]
-    done = llmrec("benchmark", *words)
+def test_experts_answer_before_the_model_is_trained(run: Path, llmrec: Callable, tmp_path: Path) -> None:
+    """The run as it is before its training: the same items as the experts alone rank first."""
+    early = tmp_path / "early"
+    for stage in ("data", "experts"):
+        shutil.copytree(run / stage, early / stage)
+    ids = pl.read_parquet(run / "data" / "items.parquet")["item_id"].to_list()
+    words = ["--history", ids[0], ids[1], "--k", "5", "--json"]
+    done = llmrec("recommend", "--run", early, *words)
     assert done.returncode == 0, done.stderr
-    run = tmp_path / "run"
-    assert {path.name for path in run.iterdir() if path.is_dir()} == {"data", "embed", "experts", "benchmark"}
-    metrics = json.loads((run / "benchmark" / "metrics.json").read_text())
-    assert list(metrics["systems"]) == ["experts", "popularity", "markov", "item-knn"]
-    recall = {name: system["all"]["recall@10"] for name, system in metrics["systems"].items()}
-    assert recall["experts"] > max(recall["markov"], recall["item-knn"]) > recall["popularity"]
-    assert "experts" in done.stdout
-    assert "Paired differences" in (run / "benchmark" / "report.md").read_text()
-    fitted = (run / "experts" / "manifest.json").read_bytes()
-    again = llmrec("benchmark", *words, "--evaluate.baselines", "[decayed-markov]", "--json")
-    assert list(json.loads(again.stdout)["systems"]) == ["experts", "decayed-markov"]
-    assert (run / "experts" / "manifest.json").read_bytes() == fitted
+    assert "the experts of the run answer" in done.stderr
+    scores = FusedExperts.load(run / "experts").scores([np.array([0, 1])])[0]
+    scores[[0, 1]] = -np.inf
+    found = json.loads(done.stdout)["items"]
+    assert [item["item_id"] for item in found] == [ids[row] for row in np.argsort(-scores, kind="stable")[:5]]
+    assert [item["score"] for item in found] == pytest.approx(np.sort(scores)[::-1][:5].tolist())
+    limited = llmrec("recommend", "--run", early, *words, "--max-per", "brand=1")
+    brands = [item["brand"] for item in json.loads(limited.stdout)["items"]]
+    assert len(set(brands)) == len(brands) == 5
+    kept = llmrec("recommend", "--run", early, *words, "--allow", ids[7], ids[8])
+    assert {item["item_id"] for item in json.loads(kept.stdout)["items"]} == {ids[7], ids[8]}
+    for flag in (["--prompt", "a soap"], ["--exact"], ["--phrasings", "2"], ["--max-per-code", "1"]):
+        done = llmrec("recommend", "--run", early, *words, *flag)
+        assert done.returncode == 2
+        assert f"{flag[0]}: needs the language model" in done.stderr
+    done = llmrec("recommend", "--run", early, *words, "--ranking", "beam")
+    assert (done.returncode, "--ranking beam" in done.stderr) == (2, True)
+
+
+def test_after_the_training_the_run_s_model_answers(run: Path, llmrec: Callable) -> None:
+    words = ["--prompt", "a soap", "--json"]
+    by_run, by_model = (llmrec("recommend", *flag, *words) for flag in (["--run", run], ["--model", run / "model"]))
+    assert by_run.returncode == 0, by_run.stderr
+    assert json.loads(by_run.stdout)["items"] == json.loads(by_model.stdout)["items"]
+    for flags, message in (
+        ([], "--model, --run: give one of them"),
+        (["--run", run, "--model", run / "model"], "--model, --run: give one of them"),
+        (["--run", run / "data"], "has no model yet, and no experts"),
+    ):
+        done = llmrec("recommend", *flags, *words)
+        assert done.returncode == 2
+        assert message in done.stderr
