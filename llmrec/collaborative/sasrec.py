@@ -29,6 +29,10 @@ POOL = 20
 """Number of batches whose sequences are sorted by length together, so that a batch has little padding."""
 
 
+PATIENCE = 1500
+"""Least number of steps without a gain after which a training stops: epochs of a small log have few steps."""
+
+
 START = 0.02
 """Standard deviation of the embeddings before training."""
 
@@ -136,7 +140,9 @@ class SASRec(TrainedBaseline):
         return grown
 
     def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
-        """Train until the validation NDCG@10 has not risen for `patience` epochs; keep the best epoch's weights.
+        """Train until the validation NDCG@10 has not risen for `patience` epochs and `PATIENCE` steps.
+
+        The best epoch's weights are kept.
 
         The weights that are ranked with and kept are a moving average over about one epoch (Polyak & Juditsky 1992):
         it varies less from epoch to epoch than the weights themselves.
@@ -167,7 +173,7 @@ class SASRec(TrainedBaseline):
             if figure > best:
                 best, best_epoch, weights = figure, epoch, copy.deepcopy(self.network.state_dict())
             self.network = trained
-            if epoch >= best_epoch + config.patience:
+            if epoch >= best_epoch + max(config.patience, PATIENCE / len(batches)):
                 break
         bar.close()
         self.network.load_state_dict(weights)
