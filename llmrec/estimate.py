@@ -20,7 +20,7 @@ from llmrec.data import Catalog
 from llmrec.data.prepare import Prepared, load, prepare
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
-from llmrec.resources import hub_options
+from llmrec.model.gguf import location
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import BlockDropout
@@ -65,16 +65,17 @@ def skeleton(name: str, trust_remote_code: bool = False) -> "PreTrainedModel":
     """The model of a path or Hub id, on the meta device. It reads only `config.json` of the checkpoint.
 
     Args:
-        name: path or Hub id.
+        name: path or Hub id, or a GGUF file, of which only the header is read.
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
-        UserError: `config.json` can't be read, or describes no causal language model.
+        UserError: `config.json` can't be read or describes no causal language model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    place, where = location(name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub_options(name))
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code, dtype=torch.float32, attn_implementation="eager"
