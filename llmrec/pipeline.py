@@ -158,7 +158,7 @@ def base_stage(config: Config, run: RunDirectory) -> None:
         tokenizer.save_pretrained(out)
 
     if config.base.model is None:
-        run.build(Stage("base", asdict(config.base), make, reads=["data"]))
+        run.build(Stage("base", config.base.cache_key(), make, reads=["data"]))
 
 
 def train_stage(config: Config, run: RunDirectory) -> None:
@@ -198,7 +198,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     run.build(
         Stage(
             "train",
-            {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": asdict(config.base)},
+            {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": config.base.cache_key()},
             make,
             reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
             files=file_hashes(prompts) | (model_state(local) if local is not None and local.exists() else {}),

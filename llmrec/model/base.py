@@ -18,6 +18,7 @@ from llmrec.errors import UserError
 from llmrec.manifest import sha256
 from llmrec.model.config import BaseConfig
 from llmrec.model.gguf import complete_tokenizer, is_gguf, location, unpacking
+from llmrec.model.layers import cut_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ MADV_PAGEOUT = 21  # Linux 5.4 and newer; an older kernel returns an error, whic
 
 
 def load_base(
-    name: str | Path, trust_remote_code: bool = False, bits: int = 32
+    name: str | Path, trust_remote_code: bool = False, bits: int = 32, keep_layers: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load any causal language model and its tokenizer.
 
@@ -39,13 +40,14 @@ def load_base(
         name: path or Hub id, or a GGUF file.
         trust_remote_code: run the Python code of the checkpoint.
         bits: 32: float32, for training; 8 or 4: quantize the linear layers to this many bits per weight.
+        keep_layers: number of decoder layers to keep, the first ones; 0: all.
 
     Returns:
         The model and its tokenizer.
 
     Raises:
-        UserError: the path or Hub id can't be loaded; or `bits` is below 32 for a GGUF file, or without a CUDA GPU or
-            bitsandbytes.
+        UserError: the path or Hub id can't be loaded; `bits` is below 32 for a GGUF file, or without a CUDA GPU or
+            bitsandbytes; or the model can't be cut to `keep_layers` layers.
     """
     from safetensors import SafetensorError
 
@@ -63,6 +65,7 @@ def load_base(
             f"--base.model {name}: the checkpoint lacks {len(missing)} tensors of {type(model).__name__}, such as "
             f"{missing[0]}; expected the weights of a causal language model."
         )
+    cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     own_memory(model)
     return model, tokenizer
 
@@ -188,7 +191,12 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
 
     Returns:
         A standard Qwen3 or Llama model with tied embeddings, and its tokenizer.
+
+    Raises:
+        UserError: `config.keep_layers` is set, which is for pretrained models.
     """
+    if config.keep_layers:
+        raise UserError(f"--base.keep_layers {config.keep_layers} cuts a pretrained model; name one, or set it to 0.")
     tokenizer = _make_tokenizer(texts, config.vocabulary, config.context)
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llmrec.errors import UserError
 from llmrec.model.base import check_finite, load_model, own_memory
 from llmrec.model.gguf import is_gguf
+from llmrec.model.layers import cut_layers
 from llmrec.recommender.bundle import HEADER, Header
 from llmrec.recommender.safety import ADAPTER, check_parts
 
@@ -97,6 +98,7 @@ def _adapter_base(
     except OSError as error:  # transformers raises it for a model that does not exist
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"--base {name}: can't be loaded: {reason}") from None
+    cut_layers(model, header.keep_layers, f"{folder / HEADER}: keep_layers {header.keep_layers}")
     model.resize_token_embeddings(n_tokens, mean_resizing=False)
     return model
 
