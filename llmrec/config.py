@@ -52,6 +52,8 @@ class Config:
             raise UserError(f"--evaluate.rankings {others[0]} {headless}leave it out.")
         if headless and self.evaluate.frontier:
             raise UserError(f"--evaluate.frontier true {headless}set it to false.")
+        if self.base.keep_layers and self.base.model is None:
+            raise UserError(f"--base.keep_layers {self.base.keep_layers} cuts --base.model; name one, or set it to 0.")
         asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
         if asked and self.decode.constraint != "trie":
             raise UserError(

@@ -20,7 +20,8 @@ from llmrec.data import Catalog
 from llmrec.data.prepare import Prepared, load, prepare
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
-from llmrec.resources import hub_options
+from llmrec.model.gguf import location
+from llmrec.model.layers import cut_layers
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import BlockDropout
@@ -61,20 +62,23 @@ class Batch:
         return self.rows * self.tokens
 
 
-def skeleton(name: str, trust_remote_code: bool = False) -> "PreTrainedModel":
+def skeleton(name: str, trust_remote_code: bool = False, keep_layers: int = 0) -> "PreTrainedModel":
     """The model of a path or Hub id, on the meta device. It reads only `config.json` of the checkpoint.
 
     Args:
-        name: path or Hub id.
+        name: path or Hub id, or a GGUF file, of which only the header is read.
         trust_remote_code: run code that comes with the checkpoint.
+        keep_layers: number of decoder layers to keep, the first ones; 0: all.
 
     Raises:
-        UserError: `config.json` can't be read, or describes no causal language model.
+        UserError: `config.json` can't be read or describes no causal language model, or the model can't be cut to
+            `keep_layers` layers.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    place, where = location(name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **hub_options(name))
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code, dtype=torch.float32, attn_implementation="eager"
@@ -82,6 +86,7 @@ def skeleton(name: str, trust_remote_code: bool = False) -> "PreTrainedModel":
     except (OSError, ValueError, KeyError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"--base.model {name}: its config.json can't be had: {reason}") from None
+    cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     return model
 
 
@@ -292,7 +297,7 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
     templates = load_templates(config.tasks.prompts)
     if config.base.model is not None:
         tokenizer = load_tokenizer(config.base.model, config.base.trust_remote_code)
-        model = skeleton(config.base.model, config.base.trust_remote_code)
+        model = skeleton(config.base.model, config.base.trust_remote_code, config.base.keep_layers)
     else:
         with torch.device("meta"):
             model, tokenizer = make_base(config.base, tokenizer_texts(learned.catalog, templates))

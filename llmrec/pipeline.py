@@ -25,7 +25,7 @@ from llmrec.data.prepare import load, prepare, save
 from llmrec.data.readers import input_files
 from llmrec.intentions import Intentions, gather
 from llmrec.rundir import CONFIG, RunDirectory
-from llmrec.stage import Stage, file_hashes, folder_state
+from llmrec.stage import Stage, file_hashes, model_state
 
 log = get_logger(__name__)
 
@@ -135,7 +135,7 @@ def intentions_stage(config: Config, run: RunDirectory) -> None:
     if run.main and source.path is not None:
         files = file_hashes([require_file(source.path, "--intentions.path")])
     if source.local_model is not None and Path(source.local_model).is_dir():
-        files = folder_state(Path(source.local_model))
+        files = model_state(Path(source.local_model))
 
     def make(out: Path) -> None:
         gather(source, load(run.path("data")).for_training, out, earlier=run.path("intentions")).save(out)
@@ -158,7 +158,7 @@ def base_stage(config: Config, run: RunDirectory) -> None:
         tokenizer.save_pretrained(out)
 
     if config.base.model is None:
-        run.build(Stage("base", asdict(config.base), make, reads=["data"]))
+        run.build(Stage("base", config.base.cache_key(), make, reads=["data"]))
 
 
 def train_stage(config: Config, run: RunDirectory) -> None:
@@ -198,10 +198,10 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     run.build(
         Stage(
             "train",
-            {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": asdict(config.base)},
+            {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": config.base.cache_key()},
             make,
             reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
-            files=file_hashes(prompts) | (folder_state(local) if local is not None and local.is_dir() else {}),
+            files=file_hashes(prompts) | (model_state(local) if local is not None and local.exists() else {}),
             resumable=True,
             together=True,
             spare=("checkpoint-*", "rows/*"),

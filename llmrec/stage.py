@@ -113,11 +113,11 @@ def file_hashes(paths: Sequence[Path]) -> dict[str, str]:
     return {str(path): manifest.sha256(path) for path in paths}
 
 
-def folder_state(folder: Path) -> dict[str, str]:
-    """Path -> size and modification time of each file in a folder that is too large to hash, such as a base model."""
+def model_state(model: Path) -> dict[str, str]:
+    """Path -> size and modification time of a model's file, or of each file in its folder: too large to hash."""
     return {
         str(path): f"{path.stat().st_size} bytes, {path.stat().st_mtime_ns}"
-        for path in sorted(folder.iterdir())
+        for path in (sorted(model.iterdir()) if model.is_dir() else [model])
         if path.is_file()
     }
 

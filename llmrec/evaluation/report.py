@@ -232,6 +232,8 @@ ASKED = """Asked in plain words: {line}.
 WEIGHTS = {
     "model": "`AutoModelForCausalLM` and `AutoTokenizer` load it as it is.",
     "adapter": "`AutoPeftModelForCausalLM` and `AutoTokenizer` load the adapter onto its base.",
+    "cut": "The adapter is for the first {layers} decoder layers of its base; llmrec cuts the base when it loads the "
+    "bundle, `AutoPeftModelForCausalLM` does not.",
 }
 
 
@@ -239,6 +241,7 @@ def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, An
     """The text of README.md for the bundle in `folder`, with its `metrics` and, if measured, those of text queries."""
     header = read_header(folder)
     decode, size = metrics["decode"], sizes(folder)
+    cut = header.weights == "adapter" and header.keep_layers > 0
     asked = cold = ""
     if "cold_candidates" in metrics:
         cold = COLD.format(warm=markdown_table(metrics, "warm"), cold=markdown_table(metrics, "cold"))
@@ -248,7 +251,7 @@ def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, An
         base=header.base_model,
         levels=header.levels,
         sizes=", ".join(map(str, header.level_sizes)),
-        weights=WEIGHTS[header.weights],
+        weights=WEIGHTS["cut" if cut else header.weights].format(layers=header.keep_layers),
         size=readable(size["total"]),
         rows=readable(size["item_token_rows"]),
         protocol=protocol_line(metrics).capitalize(),

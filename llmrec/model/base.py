@@ -1,7 +1,8 @@
-"""The base language model: load one by path or Hub id, or make a small random one."""
+"""The base language model: load one by path or Hub id, convert a GGUF file, or make a small random one."""
 
 import ctypes
 import mmap
+import struct
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from llmrec.atomic import put_in_place, replacing, require_ours, usual_modes
 from llmrec.console import get_logger
 from llmrec.errors import UserError
+from llmrec.manifest import sha256
 from llmrec.model.config import BaseConfig
-from llmrec.resources import hub_options
+from llmrec.model.gguf import complete_tokenizer, is_gguf, location, unpacking
+from llmrec.model.layers import cut_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,39 +26,37 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 ALIGNMENT = 64
 """Alignment in bytes of the tensors that torch's own allocator creates."""
+SOURCE = "gguf.sha256"
+"""File of a converted checkpoint: the SHA-256 and name of its GGUF file, as sha256sum writes them."""
 MADV_PAGEOUT = 21  # Linux 5.4 and newer; an older kernel returns an error, which is ignored
 
 
 def load_base(
-    name: str | Path, trust_remote_code: bool = False, bits: int = 32
+    name: str | Path, trust_remote_code: bool = False, bits: int = 32, keep_layers: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load any causal language model and its tokenizer.
 
     Args:
-        name: path or Hub id.
+        name: path or Hub id, or a GGUF file.
         trust_remote_code: run the Python code of the checkpoint.
         bits: 32: float32, for training; 8 or 4: quantize the linear layers to this many bits per weight.
+        keep_layers: number of decoder layers to keep, the first ones; 0: all.
 
     Returns:
         The model and its tokenizer.
 
     Raises:
-        UserError: the path or Hub id can't be loaded, or `bits` is below 32 without a CUDA GPU or bitsandbytes.
+        UserError: the path or Hub id can't be loaded; `bits` is below 32 for a GGUF file, or without a CUDA GPU or
+            bitsandbytes; or the model can't be cut to `keep_layers` layers.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
+    if bits < 32 and is_gguf(name):
+        raise UserError(f"--base.bits {bits}: {name} is a GGUF file, whose weights llmrec unpacks; set it to 32.")
     tokenizer = load_tokenizer(name, trust_remote_code)
     fewer = _fewer_bits(bits) if bits < 32 else {}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name,
-            trust_remote_code=trust_remote_code,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **fewer,
-            **hub_options(name),
-        )
+        model, info = load_model(name, trust_remote_code=trust_remote_code, dtype=torch.float32, **fewer)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
@@ -63,8 +65,49 @@ def load_base(
             f"--base.model {name}: the checkpoint lacks {len(missing)} tensors of {type(model).__name__}, such as "
             f"{missing[0]}; expected the weights of a causal language model."
         )
+    cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     own_memory(model)
     return model, tokenizer
+
+
+def load_model(name: str | Path, **options: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """A causal language model, and what transformers says about its loading (`missing_keys` and others).
+
+    Args:
+        name: path or Hub id, or a GGUF file.
+        options: arguments of `from_pretrained`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place, where = location(name)
+    options = {**where, **unpacking(name), **options}
+    model, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
+    if is_gguf(name):  # adapters record this name
+        model.name_or_path = model.config._name_or_path = str(name)
+    return model, info
+
+
+def convert_gguf(path: Path, folder: Path, expected: str | None = None) -> None:
+    """Write the model of a GGUF file as an ordinary checkpoint: float32 safetensors, tokenizer, chat template.
+
+    Args:
+        path: the GGUF file.
+        folder: where the checkpoint goes; must not exist, or be empty.
+        expected: SHA-256 of the file, in hexadecimal digits; None: any file.
+
+    Raises:
+        UserError: the folder holds something, the file has another SHA-256, or it can't be loaded.
+    """
+    require_ours(folder, ())
+    if expected is not None and (found := sha256(path)) != expected:
+        raise UserError(f"{path}: SHA-256 is {found}, expected {expected}; delete the file and get it again.")
+    model, tokenizer = load_base(path)
+    with replacing(folder) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        (new / SOURCE).write_text(f"{sha256(path)}  {path.name}\n")
+        usual_modes(new)
+        put_in_place(new, folder)
 
 
 def own_memory(model: nn.Module) -> None:
@@ -125,9 +168,12 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTra
     """
     from transformers import AutoTokenizer
 
+    place, where = location(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **hub_options(name))
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
+        if is_gguf(name):
+            complete_tokenizer(tokenizer, Path(name))
+    except (OSError, ValueError, KeyError, struct.error) as error:  # struct.error: a GGUF file that ends too early
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: its tokenizer can't be loaded: {reason}") from None
     # If there are no tokenizer files, transformers makes an empty tokenizer, which finds no token in any text.
@@ -145,7 +191,12 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
 
     Returns:
         A standard Qwen3 or Llama model with tied embeddings, and its tokenizer.
+
+    Raises:
+        UserError: `config.keep_layers` is set, which is for pretrained models.
     """
+    if config.keep_layers:
+        raise UserError(f"--base.keep_layers {config.keep_layers} cuts a pretrained model; name one, or set it to 0.")
     tokenizer = _make_tokenizer(texts, config.vocabulary, config.context)
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 

@@ -66,6 +66,8 @@ class Header:
         weights: `model` (all weights) or `adapter` (a PEFT adapter with the rows of the item tokens; it needs the
             base model).
         max_history: largest number of history items in a prompt.
+        keep_layers: number of decoder layers of the base model that training kept, the first ones; 0: all. The base of
+            an adapter is cut to them when it is loaded.
         files: file name -> size in bytes, for all other files of the bundle except the model card. Loading compares
             the sizes and so finds damaged files.
     """
@@ -79,6 +81,7 @@ class Header:
     base_model: str
     weights: Literal["model", "adapter"]
     max_history: int
+    keep_layers: int = 0
     files: dict[str, int] = field(default_factory=dict)
 
 
@@ -145,8 +148,8 @@ def _check_size(folder: Path, name: str, size: int) -> None:
 def _expectations(header: Header) -> list[tuple[str, str, bool]]:
     """(field, expected value in words, whether the field has it), since JSON does not guarantee the fields' types."""
 
-    def whole(value: Any) -> bool:
-        return type(value) is int and value >= 1  # not isinstance: True would count as 1
+    def whole(value: Any, least: int = 1) -> bool:
+        return type(value) is int and value >= least  # not isinstance: True would count as 1
 
     sizes = header.level_sizes
     return [
@@ -157,6 +160,7 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
             isinstance(sizes, list) and all(map(whole, sizes)) and len(sizes) == header.levels,
         ),
         ("max_history", "a number above 0", whole(header.max_history)),
+        ("keep_layers", "0 or a number above it", whole(header.keep_layers, 0)),
         (
             "files",
             "the bundle's files with their bytes",

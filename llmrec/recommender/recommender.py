@@ -112,7 +112,7 @@ class Recommender:
             templates = kwargs.get("templates") or load_templates()
             model, tokenizer = make_base(config, tokenizer_texts(catalog, templates))
         else:
-            model, tokenizer = load_base(name, config.trust_remote_code, config.bits)
+            model, tokenizer = load_base(name, config.trust_remote_code, config.bits, config.keep_layers)
         vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
         texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
@@ -336,16 +336,13 @@ class Recommender:
             base_model=self.base_model,
             weights="adapter" if hasattr(self.model, "peft_config") else "model",
             max_history=self.max_history,
+            keep_layers=self.base.keep_layers,
         )
         bundle.write_header(header, folder)
         usual_modes(folder)
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool = False,
-        revision: str | None = None,
-        message: str = "Upload a recommender",
+        self, repo_id: str, private: bool = False, revision: str | None = None, message: str = "Upload a recommender"
     ) -> str:
         """Publish the bundle on the Hub. Arguments, errors and the returned address are those of `bundle.push`."""
         with tempfile.TemporaryDirectory() as folder:
@@ -383,7 +380,7 @@ class Recommender:
             model,
             tokenizer,
             ItemStore.load(folder, header, encoder),
-            BaseConfig(token_prefix=header.token_prefix),
+            BaseConfig(token_prefix=header.token_prefix, keep_layers=header.keep_layers),
             header.base_model,
             load_templates(folder / bundle.PROMPTS),
             header.max_history,

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrec.errors import UserError
-from llmrec.model.base import check_finite, own_memory
+from llmrec.model.base import check_finite, load_model, own_memory
+from llmrec.model.gguf import is_gguf
+from llmrec.model.layers import cut_layers
 from llmrec.recommender.bundle import HEADER, Header
 from llmrec.recommender.safety import ADAPTER, check_parts
-from llmrec.resources import hub_options
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -73,40 +74,41 @@ def _load(folder: Path, header: Header, base: str | Path | None, options: dict[s
     if header.weights == "model":
         if base is not None:
             raise UserError(f"--base {base}: {folder} is a whole model; only an adapter has a base; leave it out.")
-        model: Any = _complete(folder, f"{folder}", {**options, "local_files_only": True})
+        model: Any = _complete(folder, f"{folder}", options)
     else:
-        model = _with_adapter(_adapter_base(folder, header.base_model, base, len(tokenizer), options), folder)
+        model = _with_adapter(_adapter_base(folder, header, base, len(tokenizer), options), folder)
     own_memory(model)
     check_finite(model, f"{folder}")
     return model, tokenizer
 
 
 def _adapter_base(
-    folder: Path, named: str, base: str | Path | None, n_tokens: int, options: dict[str, Any]
+    folder: Path, header: Header, base: str | Path | None, n_tokens: int, options: dict[str, Any]
 ) -> "PreTrainedModel":
-    """The base model of an adapter, with `n_tokens` token rows: `base`, or else the model `named` in the bundle."""
-    name = named if base is None else base
-    where = _on_this_machine(named) if base is None else base
+    """The base model of an adapter, with `n_tokens` token rows: `base`, or else the model that the bundle names."""
+    name = header.base_model if base is None else base
+    where = _on_this_machine(header.base_model) if base is None else base
     if where is None:
         raise UserError(
             f"--model {folder}: an adapter of the base model {name}: it is not on this machine, and a name in a bundle "
             "is not followed to the Hub; name it with --base, as a path or Hub id."
         )
     try:
-        model = _complete(where, f"{folder}: its base model {name}", {**options, **hub_options(where)})
+        model = _complete(where, f"{folder}: its base model {name}", options)
     except OSError as error:  # transformers raises it for a model that does not exist
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"--base {name}: can't be loaded: {reason}") from None
+    cut_layers(model, header.keep_layers, f"{folder / HEADER}: keep_layers {header.keep_layers}")
     model.resize_token_embeddings(n_tokens, mean_resizing=False)
     return model
 
 
 def _on_this_machine(name: str) -> Path | None:
-    """The folder of a model: `name` itself, or its folder in the Hub's cache; None if this machine has neither."""
+    """The folder or GGUF file `name`, or the folder of model `name` in the Hub's cache; None if there is neither."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    if Path(name).is_dir():
+    if Path(name).is_dir() or is_gguf(name):
         return Path(name)
     try:
         config = try_to_load_from_cache(name, "config.json")
@@ -117,11 +119,8 @@ def _on_this_machine(name: str) -> Path | None:
 
 def _complete(name: str | Path, subject: str, options: dict[str, Any]) -> "PreTrainedModel":
     """Load a causal language model; raise UserError unless the checkpoint has exactly the model's tensors."""
-    from transformers import AutoModelForCausalLM
-
     # Wrong shapes are let through here, and `_require_same` names them below.
-    loading = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = AutoModelForCausalLM.from_pretrained(name, **loading, **options)
+    model, info = load_model(name, use_safetensors=True, ignore_mismatched_sizes=True, **options)
     other = [found[0] if isinstance(found, tuple) else found for found in info["mismatched_keys"]]
     _require_same(subject, info["missing_keys"], info["unexpected_keys"], other)
     return model

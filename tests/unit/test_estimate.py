@@ -100,6 +100,14 @@ def test_activations_are_estimated_within_a_third(shape: str, dtype: Any, method
     assert 0.7 < estimated / kept < 1.4
 
 
+def test_a_cut_skeleton_has_the_parameters_of_a_cut_model(tmp_path: Path) -> None:
+    whole, shorter = (LlamaConfig(**VOCABULARY, **WIDTH | {"num_hidden_layers": count}) for count in (3, 2))
+    whole.save_pretrained(tmp_path)
+    assert counts(skeleton(str(tmp_path), keep_layers=2)) == counts(AutoModelForCausalLM.from_config(shorter))
+    with pytest.raises(UserError, match=r"base\.keep_layers 4: the base model has 3 layers; choose at most 3"):
+        skeleton(str(tmp_path), keep_layers=4)
+
+
 def test_memory_adds_up(tmp_path: Path) -> None:
     _, (model, trained) = real_and_skeleton("qwen3", LORA, tmp_path)
     total, trainable = counts(trained)

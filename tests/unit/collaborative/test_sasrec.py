@@ -95,10 +95,12 @@ def test_the_same_seed_is_the_same_model_and_the_global_generator_is_left_alone(
     assert first.tolist() != other.tolist()
 
 
-def test_training_stops_when_validation_rises_no_more(monkeypatch):
-    """With validation ranks that are best after the second epoch, that epoch's weights come back."""
+@pytest.mark.parametrize(("least", "epochs"), [(0, 5), (4, 6)])
+def test_training_stops_when_validation_rises_no_more(monkeypatch, least, epochs):
+    """With validation ranks that are best after the second epoch, of one step, that epoch's weights come back."""
+    monkeypatch.setattr("llmrec.collaborative.sasrec.PATIENCE", least)
     system = SASRec(SASRecConfig(hidden_size=4, epochs=50, patience=3), cases(3))
-    figures, states = iter([5, 2, 2, 3, 4, 1]), []
+    figures, states = iter([5, 2, 2, 3, 4, 5, 1]), []
 
     def ranks(self, asked, filter_seen):
         states.append({name: value.clone() for name, value in self.network.state_dict().items()})
@@ -106,7 +108,7 @@ def test_training_stops_when_validation_rises_no_more(monkeypatch):
 
     monkeypatch.setattr(SASRec, "ranks", ranks)
     system.fit([walk(start, 5, 1) for start in range(10)], ITEMS)
-    assert len(states) == 5
+    assert len(states) == epochs
     kept = system.network.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in states[1].items())
 

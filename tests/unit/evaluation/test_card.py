@@ -1,5 +1,6 @@
 """The model card says what was measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -53,6 +54,15 @@ def test_card_has_front_matter_protocol_and_figures(tmp_path: Path) -> None:
         "0.0%",
     ):
         assert words in body
+
+
+def test_card_of_a_cut_base_does_not_send_the_reader_to_peft(tmp_path: Path) -> None:
+    """peft would put the adapter onto the whole base, and answer otherwise."""
+    header = bundle.Header(bundle.SCHEMA, "0.1.0", 3, [8, 8, 2], "", "vocab", "org/base", "adapter", 20, keep_layers=8)
+    bundle.write_header(header, tmp_path)
+    assert "for the first 8 decoder layers of its base" in model_card(tmp_path, METRICS)
+    bundle.write_header(replace(header, weights="model"), tmp_path)
+    assert "`AutoModelForCausalLM` and `AutoTokenizer` load it as it is" in model_card(tmp_path, METRICS)
 
 
 def test_card_tells_of_text_queries_where_there_are_any(tmp_path: Path) -> None:

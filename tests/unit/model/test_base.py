@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrec.config import Config
 from llmrec.errors import UserError
 from llmrec.model.base import load_base, make_base
 from llmrec.model.config import AdapterConfig, BaseConfig
@@ -47,6 +48,19 @@ def test_made_weights_follow_the_seed():
     one, same, other = (make_base(BaseConfig(**TINY, seed=seed), TEXTS)[0].lm_head.weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_a_made_model_is_not_cut():
+    with pytest.raises(UserError, match=r"base\.keep_layers 1 cuts a pretrained model"):
+        make_base(BaseConfig(**TINY, keep_layers=1), TEXTS)
+    with pytest.raises(UserError, match=r"base\.keep_layers 1 cuts base\.model; name one, or set it to 0"):
+        Config(base=BaseConfig(**TINY, keep_layers=1))
+
+
+def test_a_key_of_the_released_version_stays():
+    """A field that it lacked counts only if it is set: a finished stage is not made again."""
+    assert "keep_layers" not in BaseConfig(model="org/name").cache_key()
+    assert BaseConfig(model="org/name", keep_layers=8).cache_key()["keep_layers"] == 8
 
 
 @given(text=st.text())
@@ -97,6 +111,7 @@ def test_fewer_bits_say_what_is_missing(folder, monkeypatch, cuda):
     [
         ({"heads": 0}, r"base\.heads 0"),
         ({"layers": 0}, r"base\.layers 0"),
+        ({"keep_layers": -1}, r"base\.keep_layers -1: expected at least 0"),
         ({"heads": 3, "hidden_size": 48}, r"base\.heads 3: the heads must be even"),
         ({"heads": 4, "hidden_size": 20}, r"base\.hidden_size 20"),
     ],

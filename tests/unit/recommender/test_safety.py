@@ -286,6 +286,8 @@ def test_an_adapter_of_something_else(changes: dict[str, Any], said: str, adapte
         ({"level_sizes": [10**12, 4, 4]}, "1000000000008 item tokens in llmrec.json"),
         ({"max_history": "20"}, "max_history '20', expected a number above 0"),
         ({"max_history": 0}, "max_history 0"),
+        ({"keep_layers": -1}, "keep_layers -1, expected 0 or a number above it"),
+        ({"keep_layers": False}, "keep_layers False"),
         ({"base_model": ["a"]}, "base_model ['a'], expected text"),
         ({"token_prefix": 3}, "token_prefix 3, expected text"),
         ({"token_prefix": "<a_0>"}, "expected letters"),

@@ -6,14 +6,20 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
+from gguf_files import write_llama
 from safetensors.torch import load_file, save_file
 
+from llmrec.data import Catalog, Interactions
 from llmrec.errors import UserError
-from llmrec.model.base import load_base
-from llmrec.model.config import AdapterConfig
+from llmrec.model.adapter import with_adapter
+from llmrec.model.base import load_base, make_base
+from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.recommender.recommender import Recommender
+from llmrec.tasks.config import TasksConfig, load_templates, tokenizer_texts
+from llmrec.train.config import TrainConfig
 
 MODEL = "model.safetensors"
 
@@ -115,8 +121,6 @@ def test_a_base_that_lacks_weights_is_named(bundle: Path) -> None:
 @pytest.fixture
 def adapter(saved: Path, tmp_path: Path, unsized: Callable[[Path], Path]) -> Path:
     """A bundle with an adapter of the saved model."""
-    from llmrec.model.adapter import with_adapter
-
     again = Recommender.from_pretrained(saved)
     tokens = again.renderer.vocabulary.all_ids
     again.model = with_adapter(again.model, tokens, AdapterConfig(rank=2))
@@ -183,3 +187,70 @@ def test_a_dense_head_with_nan_is_refused(bundle: Path, recommender: Recommender
     index = DenseIndex.of(DenseHead(32, 8, 4), texts)
     replace(index, vectors=torch.full_like(index.vectors, torch.nan)).save(bundle / "dense.safetensors")
     assert "items holds NaN or infinity" in refusal(bundle)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_catalog: Catalog) -> Path:
+    """A base model with 3 layers."""
+    folder = tmp_path_factory.mktemp("base")
+    config = BaseConfig(hidden_size=32, layers=3, heads=4, vocabulary=320, context=256)
+    for part in make_base(config, tokenizer_texts(tiny_catalog, load_templates())):
+        part.save_pretrained(folder)
+    return folder
+
+
+def cut(base: Path, recommender: Recommender, count: int) -> Recommender:
+    """An untrained recommender on the first `count` layers of `base`."""
+    return Recommender.from_base(base, recommender.item_tokenizer, config=BaseConfig(keep_layers=count))
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_bundle_has_the_layers_that_training_kept(
+    base: Path, recommender: Recommender, merge: bool, tmp_path: Path
+) -> None:
+    short = cut(base, recommender, 2)
+    rows = [[item, item + 1, item + 2] for item in range(6)]
+    frame = pl.DataFrame(
+        [(str(user), short.catalog.ids[item], time) for user, row in enumerate(rows) for time, item in enumerate(row)],
+        schema=["user_id", "item_id", "timestamp"],
+        orient="row",
+    )
+    train = TrainConfig(method="lora", lora=AdapterConfig(rank=2, merge=merge), epochs=1, learning_rate=0.05)
+    short.fit(Interactions(frame), tasks=TasksConfig(mixture={"sequential": 1}), train=train)
+    if merge:
+        short.merge()
+    short.save_pretrained(tmp_path)
+    again = Recommender.from_pretrained(tmp_path)
+    whole = json.loads((base / "config.json").read_text())
+    assert (whole["num_hidden_layers"], again.model.config.num_hidden_layers) == (3, 2)
+    assert (tmp_path / MODEL).exists() == merge
+    if merge:
+        saved = json.loads((tmp_path / "config.json").read_text())
+        assert (saved["num_hidden_layers"], len(saved["layer_types"])) == (2, 2)
+    request = {"history": short.catalog.ids[:2], "k": 5}
+    assert again.recommend(**request) == short.recommend(**request)
+    again.save_pretrained(tmp_path / "again")
+    assert Recommender.from_pretrained(tmp_path / "again").recommend(**request) == short.recommend(**request)
+
+
+def test_more_layers_than_the_base_has_are_refused(base: Path, recommender: Recommender, adapter: Path) -> None:
+    with pytest.raises(UserError, match=r"base\.keep_layers 4: the base model has 3 layers; choose at most 3"):
+        cut(base, recommender, 4)
+    header = json.loads((adapter / "llmrec.json").read_text())
+    (adapter / "llmrec.json").write_text(json.dumps(header | {"keep_layers": 9}))
+    assert "llmrec.json: keep_layers 9: the base model has 1 layers" in refusal(adapter)
+
+
+def test_an_adapter_of_a_gguf_file_loads_by_the_name_of_the_file(recommender: Recommender, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    write_llama(tmp_path / "tiny.gguf")
+    made = cut(tmp_path / "tiny.gguf", recommender, 1)
+    made.model = with_adapter(made.model, made.renderer.vocabulary.all_ids, AdapterConfig(rank=2))
+    made.save_pretrained(tmp_path / "bundle")
+    again = Recommender.from_pretrained(tmp_path / "bundle")
+    request = {"history": made.catalog.ids[:2], "k": 5}
+    assert again.recommend(**request) == made.recommend(**request)
+    (tmp_path / "tiny.gguf").rename(tmp_path / "moved.gguf")
+    assert "tiny.gguf: it is not on this machine" in refusal(tmp_path / "bundle")
+    moved = Recommender.from_pretrained(tmp_path / "bundle", base=tmp_path / "moved.gguf")
+    assert moved.recommend(**request) == made.recommend(**request)

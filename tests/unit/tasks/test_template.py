@@ -1,9 +1,12 @@
 """The YAML of prompts: the shipped ones load, broken ones are named."""
 
+from statistics import fmean
+
 import pytest
 import yaml
 
 from llmrec.errors import UserError
+from llmrec.resources import resource_folder
 from llmrec.tasks.config import INPUTS, TASKS, TasksConfig, load_template, load_templates, save_templates
 
 GOOD = {
@@ -30,6 +33,15 @@ def test_shipped_prompts_load(name):
     for phrasing in range(len(template.templates)):
         text = " ".join(template.fill(phrasing, {key: f"[{key}]" for key in INPUTS[name]}))
         assert all(text.count(f"[{key}]") == 1 for key in INPUTS[name])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((resource_folder("prompts") / "short").iterdir())])
+def test_short_prompts_load_and_are_short(name):
+    short, shipped = load_templates(resource_folder("prompts") / "short")[name], load_templates()[name]
+    assert len(short.templates) >= 3
+    values = dict.fromkeys(INPUTS[name], "")
+    words = [[len(each.fill(at, values)[0].split()) for at in range(len(each.templates))] for each in (short, shipped)]
+    assert fmean(words[0]) < fmean(words[1]) / 2, "words of a phrasing"
 
 
 def test_values_are_never_parsed_again(tmp_path):
