@@ -23,7 +23,8 @@ import polars as pl
 from llmrec import pipeline
 from llmrec.atomic import KEY, MANIFEST, remove_folder, write_file
 from llmrec.children import Children
-from llmrec.collaborative.base import NETWORKS, System
+from llmrec.collaborative.base import System
+from llmrec.collaborative.config import NETWORKS
 from llmrec.collaborative.fused import CONFIG, FusedExperts
 from llmrec.collaborative.fusion import CUT
 from llmrec.comparison import with_seed
@@ -240,7 +241,7 @@ def _evaluate(
             found = measure(systems, catalog, prepared.split, settings)
             extra: dict[str, Any] = {"fit_seconds": seconds}
             if filter_seen and isinstance(systems[0], FusedExperts):
-                extra["worth"] = _worth(systems[0], catalog, prepared, settings)
+                extra |= _insight(systems[0], catalog, prepared, settings)
             _write_json(found.metrics | extra, out / file)
             tables.append(found.per_user.with_columns(seen=pl.lit("left out" if filter_seen else "kept")))
         pl.concat(tables).write_parquet(out / "per_user.parquet")
@@ -248,19 +249,25 @@ def _evaluate(
     child.build(Stage("evaluate", steers, make, reads))
 
 
-def _worth(fused: FusedExperts, catalog: Catalog, prepared: Prepared, settings: EvaluateConfig) -> Metrics:
-    """Metric -> expert -> what the weighted sum of all experts gains over the sum without this one."""
+def _insight(fused: FusedExperts, catalog: Catalog, prepared: Prepared, settings: EvaluateConfig) -> Metrics:
+    """What is told of the experts beside their ranking.
+
+    `worth`: metric -> expert -> what the weighted sum of all experts gains over the sum without this one. `frontier`,
+    if some targets are cold and some warm: what warm and cold targets get for other bonuses of cold items.
+    """
     split = prepared.split
     cases = select_cases(split.sequences(catalog), settings)
     ranks = fused.without_each(split.calibration_examples(catalog), cases, settings.filter_seen)
     whole = ranks.pop(fused.name)
-    return {
+    worth = {
         metric: {
             name: compare_pair(per_user(whole, CUT)[metric], per_user(each, CUT)[metric], cases.users, settings)
             for name, each in ranks.items()
         }
         for metric in INTERVAL_METRICS
     }
+    cold = fused.experts.is_cold[cases.targets]
+    return {"worth": worth} | ({} if cold.all() or not cold.any() else {"frontier": fused.frontier(cases)})
 
 
 def collect(config: Config, children: Children, entrants: Sequence[Contender]) -> Benchmark:
@@ -314,7 +321,7 @@ def _figures(name: str, masked: Metrics, kept: Metrics) -> dict[str, Any]:
     }
     if "cold_candidates" in masked:
         found["cold_candidates"] = masked["cold_candidates"]["systems"][name]["all"]
-    return found | ({"worth": masked["worth"]} if name == EXPERTS else {})
+    return found | ({key: masked[key] for key in ("worth", "frontier") if key in masked} if name == EXPERTS else {})
 
 
 def _cost(child: RunDirectory, contender: str, name: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmrec.collaborative.base import ExpertsConfig
+from llmrec.collaborative.config import ExpertsConfig
 from llmrec.data.config import DataConfig
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig
 from llmrec.embed.encoder import EmbedConfig

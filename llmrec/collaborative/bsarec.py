@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmrec.collaborative.base import BSARecConfig
+from llmrec.collaborative.config import BSARecConfig
 from llmrec.collaborative.sasrec import START, SASRec
 from llmrec.data.sequences import EvalExamples
 

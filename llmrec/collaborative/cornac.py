@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmrec.collaborative.base import SASRecConfig
+from llmrec.collaborative.config import SASRecConfig
 from llmrec.collaborative.sasrec import TrainedBaseline
 from llmrec.console import get_logger
 from llmrec.data.sequences import EvalExamples

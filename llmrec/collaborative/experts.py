@@ -12,15 +12,9 @@ import numpy as np
 from scipy.special import log_softmax
 from sklearn.preprocessing import normalize
 
-from llmrec.collaborative.base import (
-    BY_TEXT,
-    TEXT_DIRECTION,
-    BaselineSystem,
-    ExpertName,
-    ExpertsConfig,
-    recent,
-)
+from llmrec.collaborative.base import TEXT_DIRECTION, BaselineSystem, recent
 from llmrec.collaborative.bsarec import BSARec
+from llmrec.collaborative.config import BY_TEXT, ExpertName, ExpertsConfig
 from llmrec.collaborative.counting import DecayedMarkov, ItemKNN, SmoothedMarkov, centred
 from llmrec.collaborative.hstu import HSTU
 from llmrec.collaborative.sasrec import SASRec

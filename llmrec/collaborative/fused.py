@@ -9,16 +9,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from llmrec.atomic import write_text
-from llmrec.collaborative.base import BaselineSystem, ExpertsConfig, popularity, ranks_from_scores
+from llmrec.collaborative.base import BaselineSystem, popularity, ranks_from_scores, without
+from llmrec.collaborative.config import ExpertsConfig
 from llmrec.collaborative.experts import TRAINED, Experts
-from llmrec.collaborative.fusion import FusionWeights, fit_fusion
+from llmrec.collaborative.fusion import FusionWeights, fit_fusion, frontier_of, limits_of
 from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.console import get_logger, track
 from llmrec.data.sequences import EvalExamples
@@ -123,6 +124,22 @@ class FusedExperts(BaselineSystem):
                 scores = self._sum(values[kept], weights)
                 ranks[name].append(ranks_from_scores(scores, targets, histories if filter_seen else None))
         return {name: np.concatenate(parts) for name, parts in ranks.items()}
+
+    def frontier(self, cases: EvalExamples) -> dict[str, Any]:
+        """Recall@10 of warm and of cold targets over the bonus of cold items, by the weighted sum; see `frontier_of`.
+
+        The items of a history are left out of its ranking.
+        """
+        cold, limits = self.experts.is_cold, []
+        for start in track(range(0, len(cases), BATCH), "trading warm for cold"):
+            histories, targets = cases.histories[start : start + BATCH], cases.targets[start : start + BATCH]
+            scores = self.fused(self.experts.values(histories))
+            scores[:, cold] -= self.weights.bonus
+            scores = without(scores, histories, targets)
+            hits = np.zeros(scores.shape, bool)
+            hits[np.arange(len(targets)), targets] = True
+            limits.append(limits_of(scores, np.broadcast_to(cold, scores.shape), hits))
+        return frontier_of(np.concatenate(limits), cold[cases.targets], self.weights.bonus)
 
     def _learn_ranker(self, examples: EvalExamples) -> LearnedRanker | None:
         """LambdaRank on the lists of all examples that hold their target; None if it would not help."""

@@ -188,6 +188,38 @@ def limits_of(
     return limits
 
 
+POINTS = 41
+"""Number of points of a frontier."""
+
+
+def frontier_of(limits: np.ndarray, cold_target: np.ndarray, bonus: float) -> dict[str, Any]:
+    """Recall@10 of warm and of cold targets as a curve over the bonus of cold items.
+
+    Args:
+        limits: float64 [n], as `bonus_limits` gives them.
+        cold_target: bool [n].
+        bonus: the calibrated one.
+
+    Returns:
+        `targets`, the numbers of warm and cold targets; `points`, each with `bonus` and the recall@10 `warm` and
+        `cold`, from the bonus with the most warm hits to the bonus with the most cold hits; and `calibrated`, the point
+        of the calibrated bonus.
+    """
+    warm, cold = limits[~cold_target], limits[cold_target]
+
+    def point(bonus: float) -> dict[str, float]:
+        return {"bonus": bonus, "warm": float((warm > bonus).mean()), "cold": float((cold < bonus).mean())}
+
+    turns = limits[np.isfinite(limits)]
+    grid = np.quantile(turns, np.linspace(0, 1, POINTS)) if len(turns) else np.zeros(POINTS)
+    grid[[0, -1]] = np.nextafter(grid[0], -np.inf), np.nextafter(grid[-1], np.inf)  # below and above all limits
+    return {
+        "targets": {"warm": len(warm), "cold": len(cold)},
+        "calibrated": point(bonus),
+        "points": [point(float(bonus)) for bonus in grid],
+    }
+
+
 def best_bonus(limits: np.ndarray, cold_target: np.ndarray, least: float) -> float:
     """The bonus with the greatest product of warm and cold recall, among those with a warm recall of at least `least`.
 

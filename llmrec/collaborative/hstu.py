@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from llmrec.collaborative.base import HSTUConfig
+from llmrec.collaborative.config import HSTUConfig
 from llmrec.collaborative.sasrec import SASRec
 from llmrec.data.sequences import EvalExamples
 

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from llmrec.collaborative.base import BaselineSystem, SASRecConfig
+from llmrec.collaborative.base import BaselineSystem
+from llmrec.collaborative.config import SASRecConfig
 from llmrec.console import get_logger, progress_bar
 from llmrec.data.sequences import EvalExamples
 from llmrec.device import resolve_device, resolve_dtype

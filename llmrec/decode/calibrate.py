@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from llmrec.collaborative.base import ExpertsConfig
+from llmrec.collaborative.config import ExpertsConfig
 from llmrec.collaborative.fusion import CUT, LEAST, FusionWeights, fit_fusion
 from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.console import get_logger, track

@@ -76,6 +76,23 @@ def paired_rows(found: Benchmark) -> list[list[str]]:
     return table
 
 
+FRONTIER = 9
+"""Points of the frontier in the table."""
+
+
+def frontier_rows(found: Benchmark) -> list[list[str]]:
+    """What warm and cold targets get for other bonuses of cold items: a header and two rows; empty if unknown."""
+    curve = found["systems"].get(FusedExperts.name, {"runs": [{}]})["runs"][0].get("frontier")
+    if curve is None:
+        return []
+    last = len(curve["points"]) - 1
+    points = [curve["points"][last * at // (FRONTIER - 1)] for at in range(FRONTIER)]
+    points = sorted([*points, curve["calibrated"]], key=lambda point: point["bonus"])
+    marks = ["calibrated" if point is curve["calibrated"] else f"{point['bonus']:.2f}" for point in points]
+    figures = [[f"recall@10, {kind}", *(f"{point[kind]:.4f}" for point in points)] for kind in ("warm", "cold")]
+    return [["bonus", *marks], *figures]
+
+
 def document(found: Benchmark) -> str:
     """The tables in Markdown."""
     parts = [
@@ -96,6 +113,9 @@ def document(found: Benchmark) -> str:
     if table := worth_rows(found):
         said = "What the weighted sum of all experts gains over the sum without one; no learned order in either."
         parts += ["## What each expert is worth", said, markdown(table)]
+    if table := frontier_rows(found):
+        said = "By the weighted sum of the experts, for other bonuses of cold items; no learned order."
+        parts += ["## Warm against cold targets", said, markdown(table)]
     parts.append("![recall@10 and ndcg@10 with intervals](benchmark.png)")
     return "\n\n".join(parts) + "\n"
 

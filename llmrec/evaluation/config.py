@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmrec.checks import check_fields
-from llmrec.collaborative.base import NETWORKS, BSARecConfig, HSTUConfig, SASRecConfig
+from llmrec.collaborative.config import NETWORKS, BSARecConfig, HSTUConfig, SASRecConfig
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 

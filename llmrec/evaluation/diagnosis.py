@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from llmrec.collaborative.fusion import bonus_limits
+from llmrec.collaborative.fusion import bonus_limits, frontier_of
 from llmrec.console import markdown, plain, track
 from llmrec.data.sequences import EvalExamples
 from llmrec.decode.calibrate import gather
@@ -267,10 +267,6 @@ def save_picture(diagnosis: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-POINTS = 41
-"""Number of points of the curve."""
-
-
 def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.ndarray) -> dict[str, Any]:
     """Recall@10 of warm and of cold targets as a curve over the fusion's bonus for cold items.
 
@@ -282,9 +278,7 @@ def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.nda
         train_counts: int [N], training events of each item.
 
     Returns:
-        `targets`, the numbers of warm and cold targets; `points`, each with `bonus` and the recall@10 `warm` and
-        `cold`, from the bonus with the most warm hits to the bonus with the most cold hits; and `calibrated`, the point
-        of the calibrated bonus.
+        As `frontier_of`.
 
     Raises:
         UserError: the recommender is not calibrated, or there is no warm or no cold target.
@@ -300,18 +294,7 @@ def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.nda
     ranker = recommender.ranked_by("fusion")
     items, features, _ = gather(ranker, cases)
     bars = bonus_limits(recommender.fusion_weights, items, features, cases.targets, train_counts == 0)
-
-    def point(bonus: float) -> dict[str, float]:
-        return {"bonus": bonus, "warm": float((bars[~cold] > bonus).mean()), "cold": float((bars[cold] < bonus).mean())}
-
-    turns = bars[np.isfinite(bars)]
-    grid = np.quantile(turns, np.linspace(0, 1, POINTS)) if len(turns) else np.zeros(POINTS)
-    grid[[0, -1]] = np.nextafter(grid[0], -np.inf), np.nextafter(grid[-1], np.inf)  # below and above all limits
-    return {
-        "targets": {"warm": int((~cold).sum()), "cold": int(cold.sum())},
-        "calibrated": point(recommender.fusion_weights.bonus),
-        "points": [point(float(bonus)) for bonus in grid],
-    }
+    return frontier_of(bars, cold, recommender.fusion_weights.bonus)
 
 
 def write_frontier(curve: dict[str, Any], metrics: Metrics, directory: str | Path) -> None:

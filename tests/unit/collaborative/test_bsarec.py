@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.collaborative.base import BSARecConfig
 from llmrec.collaborative.bsarec import BSARec, low_pass
+from llmrec.collaborative.config import BSARecConfig
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llmrec.collaborative.base import BSARecExpertConfig, ExpertsConfig, HSTUExpertConfig, SASRecExpertConfig
+from llmrec.collaborative.config import BSARecExpertConfig, ExpertsConfig, HSTUExpertConfig, SASRecExpertConfig
 from llmrec.collaborative.experts import FLOOR, TRAINED, Experts
 from llmrec.collaborative.fused import ARRAYS, CONFIG, RANKER, FusedExperts, gather
 from llmrec.collaborative.ranker import LISTED, LearnedRanker

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llmrec.collaborative.base import HSTUConfig
+from llmrec.collaborative.config import HSTUConfig
 from llmrec.collaborative.hstu import EPS, HSTU, TransductionLayer, TransductionNetwork
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmrec.collaborative.fusion import FusionWeights, bonus_limits
+from llmrec.collaborative.fusion import POINTS, FusionWeights, bonus_limits
 from llmrec.data.sequences import EvalExamples
 from llmrec.decode.calibrate import gather
 from llmrec.decode.config import DecodeConfig
@@ -18,7 +18,7 @@ from llmrec.decode.rankings.base import ItemFacts
 from llmrec.decode.rankings.fusion import FEATURES
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.evaluation.diagnosis import POINTS, frontier, write_frontier
+from llmrec.evaluation.diagnosis import frontier, write_frontier
 from llmrec.index.dense import DenseIndex
 from llmrec.model.adapter import DenseHead
 

@@ -1,0 +1,192 @@
+"""What the sections of trained collaborative models and of the experts may say."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from llmrec.checks import check_fields
+from llmrec.errors import UserError
+
+
+@dataclass
+class SASRecConfig:
+    """The Transformer of the baselines sasrec and sasrec-knn, and its training."""
+
+    section: ClassVar[str] = "evaluate.sasrec"
+    named_by: ClassVar[str] = "evaluate.baselines"
+
+    hidden_size: int = 64
+    """Width of the embeddings and the layers."""
+    layers: int = 2
+    """Transformer layers."""
+    heads: int = 2
+    """Attention heads; they divide the width."""
+    dropout: float = 0.5
+    """Share of the activations that training drops."""
+    max_history: int = 50
+    """Items of a history that it reads, the latest."""
+    batch_size: int = 128
+    """Users per step."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    epochs: int = 100
+    """Passes over the training part at most."""
+    patience: int = 5
+    """Passes, and at least 1,500 steps, after which it stops when the NDCG@10 of validation has not risen."""
+    start: Literal["random", "text"] = "random"
+    """What the embeddings of the items start from. text: the principal components of their text vectors."""
+
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "layers", "heads", "max_history", "batch_size", "epochs", "patience")
+        check_fields(self, self.section, at_least={1: sizes}, positive=("learning_rate",), shares=("dropout",))
+        if self.hidden_size % self.heads:
+            raise UserError(
+                f"--{self.section}.heads {self.heads}: expected a divisor of hidden_size {self.hidden_size}"
+            )
+
+
+@dataclass
+class BSARecConfig(SASRecConfig):
+    """The Transformer of the baseline bsarec, which also filters a history by frequency, and its training."""
+
+    section: ClassVar[str] = "evaluate.bsarec"
+
+    heads: int = 1
+    """Attention heads; they divide the width."""
+    batch_size: int = 256
+    """Prefixes per step."""
+    learning_rate: float = 5e-4
+    """Step size of Adam."""
+    patience: int = 10
+    """Passes, and at least 1,500 steps, after which it stops when the NDCG@10 of validation has not risen."""
+    alpha: float = 0.7
+    """Share of the frequency filter in a layer's output; attention has the rest. 0 is SASRec."""
+    frequencies: int = 5
+    """Lowest frequencies that the filter keeps apart, of a history as long as max_history; the mean is one of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, self.section, at_least={0: ("alpha",), 1: ("frequencies",)})
+        if self.alpha > 1:
+            raise UserError(f"--{self.section}.alpha {self.alpha}: expected a share from 0 to 1.")
+
+
+@dataclass
+class HSTUConfig(SASRecConfig):
+    """The network of the baseline hstu, whose attention has a gate and no softmax, and its training."""
+
+    section: ClassVar[str] = "evaluate.hstu"
+
+    layers: int = 4
+    """HSTU layers."""
+    heads: int = 2
+    """Attention heads."""
+    head_size: int = 4
+    """Width of the queries, keys, values and gates of one head."""
+    dropout: float = 0.5
+    """Share of the embeddings' values that training drops."""
+    layer_dropout: float = 0.1
+    """Share of the gated values in a layer that training drops."""
+    batch_size: int = 256
+    """Users per step."""
+    epochs: int = 300
+    """Passes over the training part at most."""
+    patience: int = 10
+    """Passes, and at least 1,500 steps, after which it stops when the NDCG@10 of validation has not risen."""
+    negatives: int = 512
+    """Items drawn at each step; the loss is a softmax over the next item and these."""
+    temperature: float = 0.1
+    """Divides the cosines of states and items; the quotients are the scores."""
+
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "layers", "heads", "head_size", "max_history", "batch_size", "epochs", "patience")
+        check_fields(
+            self,
+            self.section,
+            at_least={1: (*sizes, "negatives")},
+            positive=("learning_rate", "temperature"),
+            shares=("dropout", "layer_dropout"),
+        )
+
+
+ExpertName = Literal[
+    "popularity", "decayed-markov", "smoothed-markov", "item-knn", "text", "last-text", "sasrec", "bsarec", "hstu"
+]
+BY_TEXT: set[ExpertName] = {"smoothed-markov", "text", "last-text"}
+"""Experts that go by the items' text vectors; they alone know cold items."""
+NETWORKS: tuple[ExpertName, ...] = ("sasrec", "bsarec", "hstu")
+"""Experts that are Transformers, trained here; each has a section of its name in the configuration."""
+
+
+@dataclass
+class SASRecExpertConfig(SASRecConfig):
+    """The Transformer of the expert sasrec, and its training."""
+
+    section: ClassVar[str] = "experts.sasrec"
+    named_by: ClassVar[str] = "experts.models"
+
+    patience: int = 10
+    """Passes, and at least 1,500 steps, after which it stops when the NDCG@10 of validation has not risen."""
+    start: Literal["random", "text"] = "text"
+    """What the embeddings of the items start from. text: the principal components of their text vectors."""
+
+
+@dataclass
+class BSARecExpertConfig(BSARecConfig):
+    """The Transformer of the expert bsarec, which also filters a history by frequency, and its training."""
+
+    section: ClassVar[str] = "experts.bsarec"
+    named_by: ClassVar[str] = "experts.models"
+
+    start: Literal["random", "text"] = "text"
+    """What the embeddings of the items start from. text: the principal components of their text vectors."""
+
+
+@dataclass
+class HSTUExpertConfig(HSTUConfig):
+    """The network of the expert hstu, whose attention has a gate and no softmax, and its training."""
+
+    section: ClassVar[str] = "experts.hstu"
+    named_by: ClassVar[str] = "experts.models"
+
+    start: Literal["random", "text"] = "text"
+    """What the embeddings of the items start from. text: the principal components of their text vectors."""
+
+
+@dataclass
+class ExpertsConfig:
+    """Collaborative models and text neighbours that rank beside the language model."""
+
+    models: list[ExpertName] = field(default_factory=list)
+    """The experts. popularity: training events; decayed-markov: transitions over five steps; smoothed-markov: the same
+    between text neighbours; item-knn: users in common; text, last-text: cosine of the text with the texts of the
+    history, or with that of its last item; sasrec, bsarec, hstu: Transformers over items, trained here."""
+    sasrec: SASRecExpertConfig = field(default_factory=SASRecExpertConfig)
+    """The Transformer of the expert sasrec."""
+    bsarec: BSARecExpertConfig = field(default_factory=BSARecExpertConfig)
+    """The Transformer of the expert bsarec."""
+    hstu: HSTUExpertConfig = field(default_factory=HSTUExpertConfig)
+    """The network of the expert hstu."""
+    candidates: int = 50
+    """The weights of the fusion are learnt among so many best items of each expert, warm and cold items apart."""
+    examples: int = 6000
+    """Largest number of validation examples with a warm target that the weights are learnt from, drawn by the seed."""
+    learned: bool = False
+    """Order the best hundred items of the fused ranking by LambdaRank, trained on validation examples (the extra
+    `ranker`)."""
+    warm_floor: float = 0.97
+    """Least recall@10 of warm targets when cold items rank too, as a share of the recall@10 without cold items."""
+    seed: int = 0
+    """Seed of the trained experts and of the draw of validation examples."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "experts", at_least={0: ("seed",), 1: ("candidates", "examples")}, positive=("warm_floor",))
+        if len(set(self.models)) < len(self.models):
+            raise UserError(f"--experts.models {self.models}: expected each expert at most once.")
+        if self.learned and not self.models:
+            raise UserError("--experts.learned true: there are no experts; name some with --experts.models.")
+
+    @property
+    def by_text(self) -> bool:
+        """Whether one of the experts goes by the items' text vectors, or starts from them."""
+        starts = {name for name in NETWORKS if getattr(self, name).start == "text"}
+        return not (BY_TEXT | starts).isdisjoint(self.models)
