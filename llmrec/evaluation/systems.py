@@ -84,10 +84,11 @@ class SASRecKNN(System):
         merged = interleave(first, second, self.quota, len(ordinals))
         own = np.minimum(ranks_from_scores(warm, targets), ranks_from_scores(cold, targets) + n_items) - 1
         hits = merged[:, : self.depth] == own[:, None]
-        rows, places = np.arange(len(merged))[:, None], merged[:, :listed]
-        from_warm, from_cold = top(warm, len(ordinals)), top(cold, len(ordinals))
-        items = np.where(places < n_items, from_warm[rows, places], from_cold[rows, places - n_items])
-        return Answers(np.where(hits.any(axis=1), 1.0 + hits.argmax(axis=1), np.inf), np.where(places < 0, -1, items))
+        places, width = merged[:, :listed], len(ordinals)
+        orders = np.concatenate([top(warm, width), top(cold, width)], axis=1)
+        at = np.where(places < n_items, places, places - n_items + width)
+        items = np.where(places < 0, -1, np.take_along_axis(orders, np.maximum(at, 0), axis=1))
+        return Answers(np.where(hits.any(axis=1), 1.0 + hits.argmax(axis=1), np.inf), items)
 
 
 COUNTING: dict[str, type[BaselineSystem]] = {

@@ -30,6 +30,7 @@ TINY = {
     "data.item_core": 1,
     "data.synthetic_items": 300,
     "data.synthetic_users": 300,
+    "experts.models": "[]",
     "base.hidden_size": 64,
     "base.layers": 2,
     "base.heads": 2,

@@ -78,7 +78,8 @@ def test_damaged_experts_are_one_line(run: Path, llmrec: Callable, tmp_path: Pat
 
 
 def test_experts_without_a_name_are_refused(llmrec: Callable, tmp_path: Path) -> None:
-    done = llmrec("run", "--config", "quickstart.yaml", "--run", tmp_path / "run", "--experts.learned", "true")
+    words = ["--experts.models", "[]", "--experts.learned", "true"]
+    done = llmrec("run", "--config", "quickstart.yaml", "--run", tmp_path / "run", *words)
     assert done.returncode == 2
     assert "--experts.learned true: there are no experts" in done.stderr
 

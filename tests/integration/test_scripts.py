@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_bench_train(environment: dict[str, str]) -> None:
     assert set(found) == {"settings", "seconds", "tokens"}
     assert set(found["seconds"]) == set(found["tokens"]) == {"expanded", "llmrec"}
     assert found["tokens"]["expanded"] > 4 * found["tokens"]["llmrec"]
+
+
+def test_the_tables_of_the_results_are_those_of_the_benchmarks() -> None:
+    """`python scripts/results.py` would change nothing; each result has its table."""
+    spec = spec_from_file_location("results", SCRIPTS / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    results = module_from_spec(spec)
+    spec.loader.exec_module(results)
+    page = (results.DOCS / "results.md").read_text(encoding="utf-8")
+    assert results.written(page) == page
+    assert {found[1] for found in results.BLOCK.finditer(page)} == {
+        path.stem for path in (results.DOCS / "results").glob("*.json")
+    }

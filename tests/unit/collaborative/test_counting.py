@@ -1,13 +1,22 @@
 """Baselines that count, on logs small enough to count by hand."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tolerances import SUMS
 
-from llmrec.collaborative.counting import DAMPING, ItemKNN, Markov, Popularity
+from llmrec.collaborative.counting import (
+    DAMPING,
+    DecayedMarkov,
+    ItemKNN,
+    Markov,
+    Popularity,
+    SmoothedMarkov,
+    TransitionSettings,
+)
 from llmrec.data.sequences import EvalExamples
 from llmrec.evaluation.metrics import summarise
 from llmrec.evaluation.systems import COUNTING
@@ -86,6 +95,63 @@ def test_only_some_items_compete():
     among = np.array([1, 2, 4])
     assert system.ranks(cases, filter_seen=True, among=among).tolist() == [2, 3, 1, 3]
     assert system.ranks(cases, filter_seen=False, among=among).tolist() == [2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+def test_lists_are_the_best_items(filter_seen):
+    """Against sorting every row; seen items are left out, and what scores -inf is not listed."""
+    rng = np.random.default_rng(3)
+    histories = [rng.choice(9, 3, replace=False) for _ in range(20)]
+    cases = EvalExamples(np.arange(20), histories, np.array([history[0] for history in histories]))
+    scores = rng.normal(size=(20, 9)).astype(np.float32)
+    scores[:, 8] = -np.inf
+
+    class Given(Popularity):
+        def scores(self, histories):
+            return scores
+
+    found = Given().answers(cases, filter_seen, listed=8)
+    assert found.items.shape == (20, 8)
+    for row, (history, target) in enumerate(zip(histories, cases.targets, strict=True)):
+        left = [item for item in range(8) if not filter_seen or item not in history or item == target]
+        expected = sorted(left, key=lambda item: -scores[row, item])
+        assert found.items[row].tolist() == expected + [-1] * (8 - len(expected))
+        if target < 8:
+            assert found.ranks[row] == expected.index(target) + 1
+
+
+def test_settings_are_chosen_by_validation():
+    """Users go back to what they had before the last item: that takes a long memory."""
+    rng = np.random.default_rng(0)
+    train = [
+        np.array([a, 10 + b, a + 1]) for a, b in zip(rng.integers(0, 9, 200), rng.integers(0, 9, 200), strict=True)
+    ]
+    cases = EvalExamples(np.arange(60), [each[:2] for each in train[:60]], np.array([each[2] for each in train[:60]]))
+    plain, tuned = DecayedMarkov().fit(train, 20), DecayedMarkov(validation=cases).fit(train, 20)
+    assert plain.settings.recency == 0.5
+    assert tuned.settings.recency == 0.7
+    gain = [(system.ranks(cases, filter_seen=True) == 1).mean() for system in (plain, tuned)]
+    assert gain[0] < gain[1]
+    again = DecayedMarkov()
+    again.restore(tuned.arrays(), np.ones(20, int), None)
+    assert again.settings == tuned.settings
+
+
+def test_text_neighbours_are_chosen_by_validation():
+    """Against fitting every combination anew."""
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(40, 4)).astype(np.float32)
+    train = [np.arange(start, start + 3) % 40 for start in rng.integers(0, 40, 300)]
+    cases = EvalExamples(np.arange(90), [each[:2] for each in train[:90]], np.array([each[2] for each in train[:90]]))
+    figures = {}
+    for values in product(*SmoothedMarkov.GRID.values()):
+        settings = TransitionSettings(**dict(zip(SmoothedMarkov.GRID, values, strict=True)))
+        ranks = SmoothedMarkov(vectors, settings).fit(train, 40).ranks(cases, filter_seen=True)
+        figures[settings] = np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0).mean()
+    tuned = SmoothedMarkov(vectors, validation=cases).fit(train, 40)
+    assert figures[tuned.settings] == max(figures.values()) > min(figures.values())
+    by_hand = SmoothedMarkov(vectors, tuned.settings).fit(train, 40)
+    assert (abs(tuned.neighbours - by_hand.neighbours)).max() == 0
 
 
 @pytest.mark.parametrize("name", COUNTING)

@@ -1,5 +1,6 @@
 """The experts: their values by hand, catalogues that grow and shrink, files, and what the fusion of them learns."""
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -141,6 +142,37 @@ def test_the_fusion_is_better_than_chance_and_reaches_cold_items(fused: FusedExp
     assert (ranks[cold] <= 10).mean() > 0.5
     assert list(fused.weights.features) == UNTRAINED
     assert fused.weights.measured["cold_examples"] > 20
+
+
+def test_the_sum_without_an_expert_is_that_of_the_others(fused: FusedExperts) -> None:
+    """Against fitting the other experts alone: the same candidates but for those of the missing expert."""
+    cases, learnt = examples(200, 6, cold=0.5), examples(1200, 2, cold=0.5)
+    ranks = fused.without_each(learnt, cases, filter_seen=True)
+    assert list(ranks) == ["experts", *UNTRAINED]
+    assert ranks["experts"].tolist() == fused.ranks(cases, filter_seen=True).tolist()
+    config = replace(EVERY, models=[name for name in UNTRAINED if name != "smoothed-markov"], candidates=ITEMS)
+    others = FusedExperts(config, Experts(config, VECTORS, examples(60, 1)), learnt).fit(walks(200, 8, 0), ITEMS)
+    whole = copy.copy(fused)
+    whole.config = replace(fused.config, candidates=ITEMS)
+    found = whole.without_each(learnt, cases, filter_seen=True)["smoothed-markov"]
+    assert (found == others.ranks(cases, filter_seen=True)).mean() > 0.99
+    assert (found <= 10).mean() < (ranks["experts"] <= 10).mean()
+
+
+def test_the_frontier_is_what_other_bonuses_give(fused: FusedExperts) -> None:
+    """Each point against ranking everything anew with that bonus."""
+    cases = examples(120, 7, cold=0.5)
+    cold = np.isin(cases.targets, COLD)
+    curve = fused.frontier(cases)
+    assert curve["targets"] == {"warm": (~cold).sum(), "cold": cold.sum()}
+    for point in [curve["calibrated"], *curve["points"][::8]]:
+        moved = copy.copy(fused)
+        moved.weights = replace(fused.weights, bonus=point["bonus"])
+        ranks = moved.ranks(cases, filter_seen=True)
+        for kind, mask in (("warm", ~cold), ("cold", cold)):
+            assert point[kind] == pytest.approx((ranks[mask] <= 10).mean(), abs=1.5 / mask.sum())
+    assert curve["points"][0]["cold"] < curve["points"][-1]["cold"]
+    assert curve["points"][0]["warm"] > curve["points"][-1]["warm"]
 
 
 def test_scores_are_weighted_sums(fused: FusedExperts) -> None:

@@ -1,5 +1,7 @@
 """SASRec on planted sequences, and its ranking with a quota of cold items on lists merged by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,27 @@ def test_training_stops_when_validation_rises_no_more(monkeypatch, least, epochs
     assert all(torch.equal(kept[name], value) for name, value in states[1].items())
 
 
+def test_embeddings_start_from_the_texts():
+    """Before the first step, items with one text have one vector, and the spread is that of a random start."""
+    vectors = np.random.default_rng(0).normal(size=(ITEMS, 12))
+    vectors[3] = vectors[7]
+    system = SASRec(replace(SMALL, start="text", hidden_size=4), cases(3), vectors=vectors)
+    system.items, system.places = np.arange(ITEMS), np.arange(ITEMS)
+    system.network = system._make_network(ITEMS)
+    before = system.network.items.weight.detach().clone()
+    system._start_from_texts()
+    found = system.network.items.weight.detach()[:ITEMS]
+    assert torch.allclose(found[3], found[7], atol=1e-6)
+    assert found.std().item() == pytest.approx(0.02, rel=0.05)
+    centred = vectors - vectors.mean(axis=0)
+    components = np.linalg.svd(centred, full_matrices=False)
+    expected = np.abs(components[0][:, :4] * components[1][:4])
+    assert np.allclose(np.abs(found.numpy()) / np.abs(found.numpy()).max(), expected / expected.max(), atol=1e-4)
+    assert not torch.allclose(before[:ITEMS], found)
+    with pytest.raises(UserError, match=r"evaluate\.sasrec\.start text: needs the vectors"):
+        SASRec(replace(SMALL, start="text"), cases(3)).fit([walk(start, 5, 1) for start in range(10)], ITEMS)
+
+
 @pytest.mark.parametrize(
     ("train", "validation", "missing"),
     [
@@ -151,6 +174,16 @@ def places(quota, history=(), depth=8, among=None, warm=WARM, cold=COLD, filter_
 def test_every_second_slot_is_the_next_cold_item():
     # 0 6 1 7 2 5 3 4
     assert places(0.5) == [1, 3, 5, 7, 8, 6, 2, 4]
+
+
+@pytest.mark.parametrize("quota", [0.3, 0.5])
+def test_the_merged_list_has_its_items_where_they_rank(quota):
+    merged = SASRecKNN(WARM, COLD, np.array([5, 6, 7]), quota, 8)
+    everyone = EvalExamples(np.zeros(8), [np.empty(0, int)] * 8, np.arange(8))
+    found = merged.answers(everyone, True, listed=6)
+    ranked = found.items[0].tolist()
+    assert all((row == ranked).all() for row in found.items)
+    assert [found.ranks[item] for item in ranked] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_smaller_quota_and_a_short_list():
