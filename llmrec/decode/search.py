@@ -12,6 +12,7 @@ from llmrec.decode.config import DecodeConfig, Scoring
 from llmrec.decode.filters import Filter, Restriction
 from llmrec.device import resolve_device, resolve_dtype
 from llmrec.index.trie import ItemTrie, ranges
+from llmrec.model.architecture import unwrapped
 from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class BeamSearch(ABC):
         model = model.to(self.device).eval()
         # The layers of the base model contain the adapter of a PEFT model. The PEFT wrapper is not needed; it would
         # compute the logits of the whole prompt.
-        self.model = getattr(model, "get_base_model", lambda: model)()
+        self.model = unwrapped(model)
         self.vocabulary = vocabulary
         self.trie = trie.to(self.device)
         auto = self.auto_scoring if config.constraint == "trie" else "vocab"

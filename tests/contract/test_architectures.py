@@ -1,0 +1,80 @@
+"""Tiny models of many architectures: the logits and the beams are those of the model's own forward pass."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tolerances import SCORES, SUMS
+
+from llmrec.decode.config import DecodeConfig
+from llmrec.decode.context import ItemHead
+from llmrec.decode.tree import TreeSearch
+from llmrec.index.trie import ItemTrie
+from llmrec.model.architecture import decoder_of
+from llmrec.model.tokens import ItemVocabulary
+
+spec = importlib.util.spec_from_file_location("architectures", Path(__file__).parents[2] / "scripts/architectures.py")
+architectures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(architectures)
+
+TOKENS, SIZES = 60, [5, 4, 6]
+STARTS = TOKENS - sum(SIZES) + np.cumsum([0, *SIZES])
+VOCABULARY = ItemVocabulary(
+    [[f"<{level}_{code}>" for code in range(size)] for level, size in enumerate(SIZES)],
+    [np.arange(a, b) for a, b in itertools.pairwise(STARTS)],
+)
+CODES = np.stack([np.random.default_rng(1).integers(0, size, 30) for size in SIZES], axis=1)
+TRIE = ItemTrie.build(CODES, SIZES)
+# Some are longer than the windows of the models, and some that begin alike.
+PROMPTS = [np.random.default_rng(n).integers(0, TOKENS, n).tolist() for n in (3, 14, 1, 9)]
+ALIKE = [[*range(20), *prompt] for prompt in PROMPTS]
+NO_TREE = ["bloom", "gpt_neo", "mpt", "mamba", "mamba2", "recurrent_gemma", "rwkv"]
+NO_TREE += ["qwen3_5_text", "qwen3_next", "lfm2", "jamba", "granitemoehybrid", "falcon_h1", "nemotron_h"]
+
+
+@pytest.fixture(scope="module", params=architectures.SHAPES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return architectures.make_model(name, vocab_size=TOKENS)
+
+
+@torch.inference_mode()
+def exhaustive(model, prompt):
+    """float32 [N]: the log-probability of each item after `prompt`, by plain forward passes."""
+    answers = torch.from_numpy(VOCABULARY.token_ids(CODES))
+    ids = torch.cat([torch.tensor(prompt).expand(len(answers), -1), answers], dim=1)
+    logits = model(ids, use_cache=False).logits[:, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1).gather(2, answers[..., None]).sum((1, 2)).numpy()
+
+
+def check(search, model, prompts):
+    ranking = search.search(prompts, len(CODES))
+    for items, scores, prompt in zip(ranking.items, ranking.scores, prompts, strict=True):
+        expected = exhaustive(model, prompt)
+        assert sorted(items) == list(range(len(CODES)))
+        np.testing.assert_allclose(scores, expected[items], rtol=0, atol=SCORES)
+
+
+@torch.inference_mode()
+def test_logits_are_those_of_the_model(model):
+    """Biases, factors and caps included."""
+    ids = torch.tensor([PROMPTS[1]])
+    hidden = decoder_of(model)(ids, use_cache=False)[0][0]
+    head = ItemHead(model, VOCABULARY, "vocab", torch.float32)
+    expected = model(ids, use_cache=False).logits[0].log_softmax(-1)
+    torch.testing.assert_close(head.vocabulary(hidden), expected, rtol=0, atol=SUMS)
+    for level, tokens in enumerate(VOCABULARY.ids):
+        torch.testing.assert_close(head.level(hidden, level), expected[:, tokens], rtol=0, atol=SUMS)
+
+
+def test_tree_equals_exhaustive_scoring(name, model):
+    if name in NO_TREE:
+        pytest.skip("takes no tree attention mask")
+    check(TreeSearch(model, VOCABULARY, TRIE, DecodeConfig(dtype="float32", scoring="vocab")), model, PROMPTS + ALIKE)
