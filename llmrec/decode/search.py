@@ -48,6 +48,19 @@ def codes_of(tokens: torch.Tensor, level_tokens: torch.Tensor, code_of_token: to
     return torch.where(own, codes, -1)
 
 
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded token ids and attention mask, int64 [B, T]."""
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), length), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros((len(prompts), length), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
+        mask[row, length - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The best items per request, best first.
@@ -225,15 +238,9 @@ class BeamSearch(ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best leaves of one batch, best first: nodes int64 [B, K'] (-1: no item), scores float32 [B, K']."""
 
-    def _padded(self, prompts: list[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left-padded token ids and attention mask, int64 [B, T]."""
-        length = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), length), self.pad_token_id, dtype=torch.int64)
-        mask = torch.zeros((len(prompts), length), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, length - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
-            mask[row, length - len(prompt) :] = 1
-        return ids.to(self.device), mask.to(self.device)
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`left_padded` for this search."""
+        return left_padded(prompts, self.pad_token_id, self.device)
 
     def _items(
         self,

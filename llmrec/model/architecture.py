@@ -1,5 +1,6 @@
 """What differs between the causal language models of transformers: where their layers are and how they make logits."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ LOGIT_SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
 """Names of a factor of the logits in a model's configuration (Cohere; Falcon-H1; Granite), each with its exponent."""
 
 LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-"""Names of a soft cap c of the logits, c * tanh(logits / c), in a model's configuration (Gemma; RecurrentGemma; xLSTM)."""
+"""Names of a soft cap c of the logits, c * tanh(logits / c), in a configuration (Gemma, RecurrentGemma, xLSTM)."""
 
 
 def unwrapped(model: Any) -> "PreTrainedModel":
@@ -39,6 +40,21 @@ def logit_scale(model: "PreTrainedModel") -> float:
 def logit_cap(model: "PreTrainedModel") -> float | None:
     """The soft cap of the model's logits; None if it has none."""
     return next(iter(_numbers(model, LOGIT_CAPS).values()), None)
+
+
+def unknown_window(model: "PreTrainedModel") -> str | None:
+    """The configuration's field, other than `sliding_window`, that limits how far a layer attends; None if none does.
+
+    Such a window is a part of the layer: it counts positions in the cache, whatever mask it gets (GPT-Neo).
+    """
+    fields = model.config.get_text_config().to_dict()
+    windows = (name for name in fields if name.endswith(("window", "window_size", "window_len")))
+    return next((name for name in windows if name != "sliding_window" and type(fields[name]) is int), None)
+
+
+def cache_name(model: "PreTrainedModel") -> str:
+    """The argument of the forward pass that takes the cache: cache_params for Mamba, past_key_values for all others."""
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _numbers(model: "PreTrainedModel", names: Iterable[str]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.data.interactions import Split
 from llmrec.data.sequences import TRAIN
 from llmrec.decode.calibrate import calibrate
+from llmrec.decode.choose import check_fit, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
-from llmrec.decode.generate import check_fit, make_search
 from llmrec.decode.ranker import ItemRanker, make_ranking
 from llmrec.decode.rankings.base import ItemFacts
 from llmrec.decode.search import BeamSearch

@@ -9,12 +9,16 @@ import pytest
 import torch
 from tolerances import SCORES, SUMS
 
+from llmrec.decode.choose import make_search
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.context import ItemHead
+from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.tree import TreeSearch
+from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.architecture import decoder_of
 from llmrec.model.tokens import ItemVocabulary
+from llmrec.recommender.discover import _next_codes
 
 spec = importlib.util.spec_from_file_location("architectures", Path(__file__).parents[2] / "scripts/architectures.py")
 architectures = importlib.util.module_from_spec(spec)
@@ -31,7 +35,8 @@ TRIE = ItemTrie.build(CODES, SIZES)
 # Some are longer than the windows of the models, and some that begin alike.
 PROMPTS = [np.random.default_rng(n).integers(0, TOKENS, n).tolist() for n in (3, 14, 1, 9)]
 ALIKE = [[*range(20), *prompt] for prompt in PROMPTS]
-NO_TREE = ["bloom", "gpt_neo", "mpt", "mamba", "mamba2", "recurrent_gemma", "rwkv"]
+REFUSED = ["recurrent_gemma", "rwkv"]
+NO_TREE = ["bloom", "gpt_neo", "mpt", "mamba", "mamba2", *REFUSED]
 NO_TREE += ["qwen3_5_text", "qwen3_next", "lfm2", "jamba", "granitemoehybrid", "falcon_h1", "nemotron_h"]
 
 
@@ -74,7 +79,43 @@ def test_logits_are_those_of_the_model(model):
         torch.testing.assert_close(head.level(hidden, level), expected[:, tokens], rtol=0, atol=SUMS)
 
 
-def test_tree_equals_exhaustive_scoring(name, model):
+def test_the_trial_chooses_a_search_that_is_exact(name, model):
+    """Also for prompts that are longer than those of the trial."""
+    config = DecodeConfig(dtype="float32", scoring="vocab")
+    if name in REFUSED:
+        with pytest.raises(UserError, match=rf"^base\.model: {type(model).__name__} can't be decoded"):
+            make_search(model, VOCABULARY, TRIE, config)
+        return
+    search = make_search(model, VOCABULARY, TRIE, config)
+    assert isinstance(search, GenerateSearch if name in NO_TREE else TreeSearch)
+    check(search, model, PROMPTS + ALIKE)
+
+
+def test_generate_is_exact_too(name, model):
     if name in NO_TREE:
-        pytest.skip("takes no tree attention mask")
-    check(TreeSearch(model, VOCABULARY, TRIE, DecodeConfig(dtype="float32", scoring="vocab")), model, PROMPTS + ALIKE)
+        pytest.skip("it is the search of the test above")
+    check(GenerateSearch(model, VOCABULARY, TRIE, DecodeConfig(dtype="float32")), model, PROMPTS + ALIKE)
+
+
+@torch.inference_mode()
+def test_hidden_states_of_prompts_do_not_depend_on_the_batch(name, model):
+    """They are what the dense head reads."""
+    if name in REFUSED:
+        pytest.skip("can't be decoded")
+    search = make_search(model, VOCABULARY, TRIE, DecodeConfig(dtype="float32", scoring="vocab"))
+    alone = torch.cat([decoder_of(model)(torch.tensor([prompt]), use_cache=False)[0][:, -1] for prompt in PROMPTS])
+    torch.testing.assert_close(search.prefill(PROMPTS).hidden, alone, rtol=0, atol=SCORES)
+
+
+@torch.inference_mode()
+def test_next_codes_after_one_prompt_are_those_of_the_model(name, model):
+    """`discover` repeats the cache of a prompt for many prefixes."""
+    if name in REFUSED:
+        pytest.skip("can't be decoded")
+    search = make_search(model, VOCABULARY, TRIE, DecodeConfig(dtype="float32", scoring="vocab"))
+    head = ItemHead(model, VOCABULARY, "vocab", torch.float32)
+    prefixes = torch.tensor([[0, 1], [2, 3], [4, 0]])
+    tokens = [[int(VOCABULARY.ids[level][code]) for level, code in enumerate(prefix)] for prefix in prefixes]
+    logits = model(torch.tensor([PROMPTS[1] + spelt for spelt in tokens]), use_cache=False).logits[:, -1]
+    expected = logits.log_softmax(-1)[:, VOCABULARY.ids[2]]
+    torch.testing.assert_close(_next_codes(search, head, PROMPTS[1], prefixes), expected, rtol=0, atol=SCORES)
