@@ -247,6 +247,11 @@ def _generate_trial(search: GenerateSearch, prompts: list[list[int]]) -> Trial:
 
 
 def _plain(model: "PreTrainedModel", sequences: Sequence[Sequence[int]], last: int) -> torch.Tensor:
-    """Log-probabilities float32 [n, last, V] at the last positions of n sequences, a forward pass for each."""
-    rows = [model(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -last:] for ids in sequences]
-    return torch.stack(rows).float().log_softmax(-1)
+    """Log-probabilities float32 [n, last, V] at the last positions of n sequences, without padding or cache."""
+    found: dict[int, torch.Tensor] = {}
+    for length in {len(ids) for ids in sequences}:
+        rows = [row for row, ids in enumerate(sequences) if len(ids) == length]
+        ids = torch.tensor([sequences[row] for row in rows], device=model.device)
+        logits = model(ids, use_cache=False).logits[:, -last:]
+        found |= dict(zip(rows, logits.float().log_softmax(-1), strict=True))
+    return torch.stack([found[row] for row in range(len(sequences))])
