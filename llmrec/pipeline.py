@@ -186,7 +186,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
         validation = prepared.split.validation_examples(prepared.catalog)
         vectors = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids).vectors if dense else None
         intentions = load_intentions(config, run)
-        recommender.fit(prepared.split.train, validation, config.tasks, config.train, out, intentions, vectors)
+        learned = (config.tasks, config.train, out, intentions, vectors, config.decode)
+        recommender.fit(prepared.split.train, validation, *learned)
         if config.train.lora.merge:
             recommender.merge()
         if config.base.model is None and (config.train.lora.merge or config.train.method == "full"):
@@ -217,6 +218,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     """
     from llmrec.collaborative.fused import FusedExperts
     from llmrec.decode.config import DecodeConfig
+    from llmrec.decode.tree import TreeSearch
     from llmrec.embed import Embeddings
     from llmrec.recommender.bundle import FUSION, INDEX, parse_header, write_header
     from llmrec.recommender.recommender import Recommender
@@ -242,7 +244,9 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             recommender.store = replace(recommender.store, experts=fitted.of_rows(rows))
         if cold_items is not None or experts:
             recommender.store.save(out)
-        if dense:
+        if dense and not isinstance(recommender.ranker.search, TreeSearch):
+            log.warning("The fusion is not calibrated, for the model takes no tree attention mask; beams rank alone")
+        elif dense:
             recommender.calibrate(prepared.split.calibration_examples(recommender.catalog), seed=config.data.seed)
             if recommender.fusion_weights is not None:
                 recommender.fusion_weights.save(out / FUSION)

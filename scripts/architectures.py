@@ -1,14 +1,29 @@
 """Which architectures of transformers can be trained and decoded, tried on tiny random models: the table of the docs.
 
-python scripts/architectures.py [NAME ...]
+    python scripts/architectures.py [NAME ...]
+
+Each model is saved, loaded as a base, trained for a few steps (all weights; LoRA, then merged), and asked.
+The trial of the search compares its log-probabilities with plain forward passes, before and after the training.
 """
 
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmrec.console import markdown
+from llmrec.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from llmrec import Recommender, TrainConfig
 
 CONTEXT = 160
 """Longest sequence of each model, in tokens."""
@@ -105,3 +120,78 @@ def make_model(name: str, **fields: Any) -> "PreTrainedModel":
     if getattr(head, "bias", None) is not None:
         torch.nn.init.normal_(head.bias)
     return model.eval()
+
+
+def save_base(name: str, folder: Path, texts: Sequence[str]) -> None:
+    """Save a random model of the architecture, with a tokenizer trained on `texts`."""
+    from llmrec.model.base import make_base
+    from llmrec.model.config import BaseConfig
+
+    small = BaseConfig(hidden_size=32, layers=1, heads=4, vocabulary=320, context=CONTEXT)
+    _, tokenizer = make_base(small, texts)
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    make_model(name, vocab_size=len(tokenizer), **special).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: what was tried and how it went."""
+
+    architecture: str
+    trains: str = "-"
+    packed: str = "-"
+    decoded: str = "-"
+    refused: str = ""
+
+
+def probe(name: str) -> Row:
+    """Train and ask a model of the architecture."""
+    from llmrec import ItemTokenizer, Recommender, TrainConfig
+    from llmrec.data.synthetic import synthetic
+    from llmrec.embed.encoder import EmbedConfig
+    from llmrec.tasks.config import TasksConfig
+
+    catalog, log = synthetic(n_items=60, n_users=40)
+    items = ItemTokenizer(levels=2, codes=8, embed=EmbedConfig(encoder="tfidf-svd", dim=8)).fit(catalog)
+    train = log.leave_one_out().train
+    tasks = TasksConfig(mixture={"sequential": 1.0}, max_history=4, max_text_tokens=12)
+    row = Row(name)
+
+    def fit(base: Path, config: "TrainConfig") -> "Recommender":
+        return Recommender.from_base(base, items).fit(train, tasks=tasks, train=config)
+
+    full = TrainConfig(epochs=1, batch_size=12, evaluations=1, dropout=0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        save_base(name, base, catalog.texts("{title}"))
+        trained = []
+        for method in ("full", "lora"):
+            config = replace(full, method=method)
+            try:
+                recommender = fit(base, config)
+                row = replace(row, packed="yes")
+            except UserError as error:
+                if "packing" not in str(error):
+                    return replace(row, refused=str(error))
+                recommender = fit(base, replace(config, packing=False))
+                row = replace(row, packed="no")
+            search = recommender.merge().ranker.search
+            assert len(recommender.recommend(history=catalog.ids[:3], k=5)) == 5
+            trained.append(method)
+    return replace(row, trains=", ".join(trained), decoded=type(search).__name__.removesuffix("Search").lower())
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHAPES)}; default: all")
+    names = parser.parse_args().names or list(SHAPES)
+    warnings.simplefilter("ignore")
+    logging.disable()
+    rows = [probe(name) for name in names]
+    print(markdown([list(vars(rows[0])), *(list(vars(row).values()) for row in rows)]))
+
+
+if __name__ == "__main__":
+    main()

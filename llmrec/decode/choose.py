@@ -7,15 +7,13 @@ bfloat16 and models of any depth.
     search = make_search(model, vocabulary, trie, config)    # a TreeSearch if the model supports it
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from llmrec.console import get_logger
 from llmrec.decode.config import NEED_TREE, DecodeConfig
@@ -27,6 +25,7 @@ from llmrec.device import resolve_device
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.architecture import unknown_window, unwrapped
+from llmrec.model.rounding import distance, rounded_otherwise
 from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def find_support(model: "PreTrainedModel", vocabulary: ItemVocabulary, trie: Ite
         inner = unwrapped(model)
         window = unknown_window(inner)
         no_tree = (
-            f"its layers have a {window} of their own"
+            f"its layers have their own {window}"
             if window
             else _trouble(inner, partial(_tree_trial, inner, vocabulary, prompts, pad_token_id))
         )
@@ -173,42 +172,15 @@ def _trouble(model: "PreTrainedModel", trial: Callable[[], Trial]) -> str | None
         found, plain = trial()
         expected = plain()
         with rounded_otherwise(model):
-            rounding = _distance(plain(), expected)
+            rounding = distance(plain(), expected)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the code of a model that was not made for this may raise anything
         return " ".join(f"{type(error).__name__}: {error}".split())[:120]
     if torch.isnan(expected).any():
         return None  # the weights are to blame, not the search, which will name the level
-    difference = _distance(found, expected)
+    difference = distance(found, expected)
     return None if difference <= max(FLOOR, FACTOR * rounding) else f"its log-probabilities differ by {difference:.2g}"
-
-
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Root mean square of the difference."""
-    return float((one - other).square().mean().sqrt())
-
-
-@contextmanager
-def rounded_otherwise(model: nn.Module) -> Iterator[None]:
-    """Context manager: each value that a layer of `model` returns moves by up to one unit in its last place.
-
-    How much a result changes by this shows its rounding error (stochastic arithmetic, Vignes 1993).
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def move(module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
-            return output
-        units = (2 * torch.rand(output.shape, generator=generator) - 1).to(output.device)
-        return (output.float() * (1 + torch.finfo(output.dtype).eps * units)).to(output.dtype)
-
-    hooks = [layer.register_forward_hook(move) for layer in model.modules() if not list(layer.children())]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _tree_trial(model: "PreTrainedModel", vocabulary: ItemVocabulary, prompts: list[list[int]], pad: int) -> Trial:

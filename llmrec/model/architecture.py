@@ -57,6 +57,12 @@ def cache_name(model: "PreTrainedModel") -> str:
     return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
+def context_length(model: "PreTrainedModel") -> int:
+    """The longest sequence the model takes, in tokens."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 2048))
+
+
 def _numbers(model: "PreTrainedModel", names: Iterable[str]) -> dict[str, float]:
     """The fields `names` that the configuration of the language model has as numbers."""
     config = model.config.get_text_config()

@@ -1,12 +1,11 @@
 """Tiny models of many architectures: the logits and the beams are those of the model's own forward pass."""
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loading import script
 from tolerances import SCORES, SUMS
 
 from llmrec.decode.choose import make_search
@@ -16,14 +15,13 @@ from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
+from llmrec.model.adapter import with_adapter
 from llmrec.model.architecture import decoder_of
+from llmrec.model.config import AdapterConfig
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.recommender.discover import _next_codes
 
-spec = importlib.util.spec_from_file_location("architectures", Path(__file__).parents[2] / "scripts/architectures.py")
-architectures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(architectures)
-
+architectures = script("architectures")
 TOKENS, SIZES = 60, [5, 4, 6]
 STARTS = TOKENS - sum(SIZES) + np.cumsum([0, *SIZES])
 VOCABULARY = ItemVocabulary(
@@ -119,3 +117,15 @@ def test_next_codes_after_one_prompt_are_those_of_the_model(name, model):
     logits = model(torch.tensor([PROMPTS[1] + spelt for spelt in tokens]), use_cache=False).logits[:, -1]
     expected = logits.log_softmax(-1)[:, VOCABULARY.ids[2]]
     torch.testing.assert_close(_next_codes(search, head, PROMPTS[1], prefixes), expected, rtol=0, atol=SCORES)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+def test_every_architecture_takes_an_adapter(name, dropout):
+    """peft refuses some layers of Mamba and dropout before experts, and routers return tuples."""
+    model = architectures.make_model(name, vocab_size=TOKENS)
+    adapted = with_adapter(model, VOCABULARY.all_ids, AdapterConfig(rank=2, dropout=dropout))
+    assert not adapted.peft_config["default"].target_parameters
+    trainable = [parameter for label, parameter in adapted.named_parameters() if "lora_B" in label]
+    assert len(trainable) >= 2
+    adapted.train()(torch.tensor([PROMPTS[1]]), labels=torch.tensor([PROMPTS[1]]), use_cache=False).loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in trainable)
