@@ -277,6 +277,7 @@ def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: Adapter
         ) from None
     # peft saves the trained rows by themselves. By default it also saves the whole resized matrix: switch that off.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    keep_bias(adapted)
     return adapted
 
 
@@ -298,7 +299,29 @@ def with_rows(model: "PreTrainedModel", item_ids: np.ndarray) -> "PeftModel":
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # no harm: peft ties these rows too
         adapted = get_peft_model(model, config)
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    keep_bias(adapted)
     return adapted
+
+
+@torch.no_grad()
+def keep_bias(adapted: nn.Module) -> None:
+    """Let an output head with trainable rows add its bias (Phi, GPT-J), which peft leaves out until it merges the rows.
+
+    Where the bias counts already, nothing changes.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    for layer in adapted.modules():
+        head = layer.base_layer if isinstance(layer, TrainableTokensLayer) else None
+        if isinstance(head, nn.Linear) and head.bias is not None and not head.bias.is_meta:
+            nothing = head.bias.new_zeros((1, head.in_features))
+            if not torch.equal(layer(nothing)[0], head.bias):
+                layer.register_forward_hook(_add_bias)
+
+
+def _add_bias(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    without = layer.active_adapters and not layer.merged and not layer.disable_adapters
+    return output + layer.base_layer.bias if without else output
 
 
 def merged(model: Any) -> "PreTrainedModel":

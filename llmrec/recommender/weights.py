@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrec.errors import UserError
+from llmrec.model.adapter import keep_bias
 from llmrec.model.base import check_finite, own_memory
 from llmrec.recommender.bundle import HEADER, Header
 from llmrec.recommender.safety import ADAPTER, check_parts
@@ -139,6 +140,7 @@ def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
     other = [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
     _require_same(f"{folder / ADAPTER}", wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
+    keep_bias(model)
     return model
 
 

@@ -15,7 +15,7 @@ from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
-from llmrec.model.adapter import with_adapter
+from llmrec.model.adapter import with_adapter, with_rows
 from llmrec.model.architecture import decoder_of
 from llmrec.model.config import AdapterConfig
 from llmrec.model.tokens import ItemVocabulary
@@ -129,3 +129,24 @@ def test_every_architecture_takes_an_adapter(name, dropout):
     assert len(trainable) >= 2
     adapted.train()(torch.tensor([PROMPTS[1]]), labels=torch.tensor([PROMPTS[1]]), use_cache=False).loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in trainable)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("add", [with_adapter, lambda model, ids, config: with_rows(model, ids)], ids=["lora", "rows"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_computes_what_it_computes_once_merged(name, tied, add):
+    """Before its training it changes nothing: not the bias of the head, not the scale of the embedding."""
+    model = architectures.make_model(name, vocab_size=TOKENS, tie_word_embeddings=tied)
+    ids = torch.tensor([PROMPTS[1]])
+    before = model(ids, use_cache=False).logits
+    adapted = add(model, VOCABULARY.all_ids, AdapterConfig(rank=2)).eval()
+    torch.testing.assert_close(adapted(ids, use_cache=False).logits, before, rtol=0, atol=SUMS)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.15)
+    trained = adapted(ids, use_cache=False).logits
+    assert (trained - before).abs().max() > 0.1
+    with adapted.disable_adapter():
+        torch.testing.assert_close(adapted(ids, use_cache=False).logits, before, rtol=0, atol=SUMS)
+    merged = adapted.merge_and_unload()(ids, use_cache=False).logits
+    torch.testing.assert_close(merged, trained, rtol=1e-4, atol=SCORES)

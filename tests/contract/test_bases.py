@@ -24,7 +24,7 @@ CHAT = (
     "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-KINDS = ["qwen3", "llama", "gpt2", "gemma3"]
+KINDS = ["qwen3", "llama", "gpt2", "gemma3", "phi"]
 PADDED = 7  # token rows beyond the tokenizer's, as many checkpoints have them
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 LORA = TrainConfig(method="lora", lora=AdapterConfig(rank=8), epochs=3, batch_size=8, evaluations=3, learning_rate=1e-2)
