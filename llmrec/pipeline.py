@@ -235,7 +235,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             return
         own = config.decode
         decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
-        recommender = Recommender.from_pretrained(bundle, decode)
+        recommender = Recommender.from_pretrained(bundle, decode, config.base.trust_remote_code)
         if cold_items is not None:
             recommender.add_items(cold_items, Embeddings.load(run.path("embed")).take_ids(cold_items.ids).vectors)
         if experts:
@@ -287,7 +287,7 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
     reads = ["data", "model", *(["embed"] if embedded else []), *(["intentions"] if in_words else [])]
 
     def make(out: Path) -> None:
-        recommender = Recommender.from_pretrained(run.path("model"), config.decode)
+        recommender = Recommender.from_pretrained(run.path("model"), config.decode, config.base.trust_remote_code)
         settings, items, split = config.evaluate, recommender.catalog.ids, load(run.path("data")).split
         curve = lost = None
         if settings.frontier or settings.diagnose:

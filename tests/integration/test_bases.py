@@ -63,3 +63,48 @@ def test_what_cannot_be_decoded_is_refused_before_the_training(
     assert fails("run", *flags(name), *more).startswith(f"llmrec: {said}")
     assert not list((tmp_path / "run").rglob("checkpoint-*"))
     assert not list((tmp_path / "run").rglob("log.jsonl"))
+
+
+REMOTE = """
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+
+class RemoteConfig(Qwen3Config):
+    model_type = "remote_of_a_test"
+
+
+class RemoteForCausalLM(Qwen3ForCausalLM):
+    config_class = RemoteConfig
+"""
+
+
+@pytest.fixture
+def remote(flags: Callable[[str], list[str]], tmp_path: Path) -> list[str]:
+    """Flags of a tiny run whose base brings its own code."""
+    words, base = flags("qwen3"), tmp_path / "qwen3"
+    (base / "modeling_remote.py").write_text(REMOTE)
+    config = json.loads((base / "config.json").read_text())
+    classes = {
+        "AutoConfig": "modeling_remote.RemoteConfig",
+        "AutoModelForCausalLM": "modeling_remote.RemoteForCausalLM",
+    }
+    own = {"model_type": "remote_of_a_test", "architectures": ["RemoteForCausalLM"], "auto_map": classes}
+    (base / "config.json").write_text(json.dumps(config | own))
+    return [*words, "--base.trust_remote_code", "true"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [[], ["--train.method", "lora", "--train.lora.merge", "false"]],
+    ids=["full", "adapter"],
+)
+def test_code_of_the_base_runs_after_the_training_too(
+    llmrec: Callable, fails: Callable, remote: list[str], method: list[str], tmp_path: Path
+) -> None:
+    result = llmrec("run", *remote, *method)
+    assert result.returncode == 0, result.stderr
+    asked = ("recommend", "--model", str(tmp_path / "run" / "model"), "--history", "P00000", "--json")
+    assert "give --trust-remote-code if you trust its author" in fails(*asked)
+    result = llmrec(*asked, "--trust-remote-code")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["items"]
