@@ -275,10 +275,7 @@ def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: Adapter
             f"--train.lora.targets: peft can't adapt these layers of {type(model).__name__}: {error}; name others, or "
             "use --train.method full."
         ) from None
-    # peft saves the trained rows by themselves. By default it also saves the whole resized matrix: switch that off.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
-    keep_bias(adapted)
-    return adapted
+    return _ready(adapted)
 
 
 def with_rows(model: "PreTrainedModel", item_ids: np.ndarray) -> "PeftModel":
@@ -298,7 +295,19 @@ def with_rows(model: "PreTrainedModel", item_ids: np.ndarray) -> "PeftModel":
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # no harm: peft ties these rows too
         adapted = get_peft_model(model, config)
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return _ready(adapted)
+
+
+def reopened(adapted: "PeftModel") -> "PeftModel":
+    """A PEFT model, loaded or trained before, that trains its adapter further."""
+    adapted.set_adapter("default")  # its parameters require gradients again
+    adapted.peft_config["default"].inference_mode = False
+    return _ready(adapted)
+
+
+def _ready(adapted: "PeftModel") -> "PeftModel":
+    # peft saves the trained rows by themselves. By default it also saves the whole resized matrix: switch that off.
+    adapted.save_pretrained = partial(type(adapted).save_pretrained, adapted, save_embedding_layers=False)
     keep_bias(adapted)
     return adapted
 
