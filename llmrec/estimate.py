@@ -227,8 +227,9 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
         UserError: the data or the base model can't be read, or the method does not fit the model.
     """
     from llmrec.model.adapter import with_adapter
+    from llmrec.model.architecture import context_length
     from llmrec.tasks.mixture import Collator, Mixture, build_tasks
-    from llmrec.train.finetune import check_method, context_length
+    from llmrec.train.finetune import check_method
 
     learned = _learned(config, run, users, length)
     notes, tasks = [], config.tasks

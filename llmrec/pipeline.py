@@ -186,7 +186,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
         validation = prepared.split.validation_examples(prepared.catalog)
         vectors = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids).vectors if dense else None
         intentions = load_intentions(config, run)
-        recommender.fit(prepared.split.train, validation, config.tasks, config.train, out, intentions, vectors)
+        learned = (config.tasks, config.train, out, intentions, vectors, config.decode)
+        recommender.fit(prepared.split.train, validation, *learned)
         if config.train.lora.merge:
             recommender.merge()
         if config.base.model is None and (config.train.lora.merge or config.train.method == "full"):
@@ -217,6 +218,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     """
     from llmrec.collaborative.fused import FusedExperts
     from llmrec.decode.config import DecodeConfig
+    from llmrec.decode.tree import TreeSearch
     from llmrec.embed import Embeddings
     from llmrec.recommender.bundle import FUSION, INDEX, parse_header, write_header
     from llmrec.recommender.recommender import Recommender
@@ -233,7 +235,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             return
         own = config.decode
         decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
-        recommender = Recommender.from_pretrained(bundle, decode)
+        recommender = Recommender.from_pretrained(bundle, decode, config.base.trust_remote_code)
         if cold_items is not None:
             recommender.add_items(cold_items, Embeddings.load(run.path("embed")).take_ids(cold_items.ids).vectors)
         if experts:
@@ -242,7 +244,9 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             recommender.store = replace(recommender.store, experts=fitted.of_rows(rows))
         if cold_items is not None or experts:
             recommender.store.save(out)
-        if dense:
+        if dense and not isinstance(recommender.ranker.search, TreeSearch):
+            log.warning("The fusion is not calibrated, for the model takes no tree attention mask; beams rank alone")
+        elif dense:
             recommender.calibrate(prepared.split.calibration_examples(recommender.catalog), seed=config.data.seed)
             if recommender.fusion_weights is not None:
                 recommender.fusion_weights.save(out / FUSION)
@@ -283,7 +287,7 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
     reads = ["data", "model", *(["embed"] if embedded else []), *(["intentions"] if in_words else [])]
 
     def make(out: Path) -> None:
-        recommender = Recommender.from_pretrained(run.path("model"), config.decode)
+        recommender = Recommender.from_pretrained(run.path("model"), config.decode, config.base.trust_remote_code)
         settings, items, split = config.evaluate, recommender.catalog.ids, load(run.path("data")).split
         curve = lost = None
         if settings.frontier or settings.diagnose:

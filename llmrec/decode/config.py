@@ -12,6 +12,8 @@ Constraint = Literal["trie", "level", "none"]
 RankingName = Literal["beam", "quota", "dense", "liger", "cascade", "specgr", "fusion"]
 WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota")
 """Rankings that need no dense head."""
+NEED_TREE: tuple[RankingName, ...] = ("cascade", "specgr", "fusion")
+"""Rankings that score given codes, for which the model must take a tree attention mask."""
 
 
 @dataclass

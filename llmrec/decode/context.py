@@ -6,7 +6,8 @@ its own earlier codes.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -16,73 +17,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from llmrec.decode.attention import group_heads
 from llmrec.decode.config import Scoring
+from llmrec.model.architecture import decoder_of, logit_cap, logit_scale
 from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-NAME = "llmrec_grouped"
-
-
-def grouped_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Grouped-query attention without copies of keys and values; same interface and result as transformers' "sdpa".
-
-    G query heads share one key head (Ainslie et al. 2023, arXiv 2305.13245). This function treats them as G x Q queries
-    of that key head. If there is a mask, "sdpa" copies keys and values G times instead.
-
-    Args:
-        module: the attention layer.
-        query: [B, G x h, Q, D].
-        key: [B, h, S, D].
-        value: [B, h, S, D].
-        attention_mask: [B, 1, Q, S], additive or bool; for None or one mask per head, "sdpa" itself runs.
-        scaling: factor of the scores; None: 1 / sqrt(D).
-        kwargs: further arguments of the interface.
-
-    Returns:
-        [B, Q, G x h, D], and None for the attention weights.
-    """
-    groups = query.shape[1] // key.shape[1]
-    biased = kwargs.get("position_bias") is not None
-    if groups == 1 or attention_mask is None or attention_mask.shape[1] > 1 or biased:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    batch, heads, length, width = query.shape
-    output = F.scaled_dot_product_attention(
-        query.reshape(batch, heads // groups, groups * length, width),
-        key,
-        value,
-        attn_mask=attention_mask.repeat(1, 1, groups, 1),
-        dropout_p=kwargs.get("dropout", 0.0),
-        scale=scaling,
-    )
-    return output.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
-
-
-def group_heads(model: "PreTrainedModel") -> None:
-    """Switch `model` to `grouped_attention` if it uses "sdpa"."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(NAME)
-
-
-AttentionInterface.register(NAME, grouped_attention)
-
-
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
 
 _last_token_only: ContextVar[bool] = ContextVar("_last_token_only", default=False)
 
@@ -93,18 +37,28 @@ class Body:
     Attributes:
         model: a copy of the model's modules with weights of type `dtype`, see `decoding_copy`.
         dtype: of its weights.
+        decoder: the part of `model` that makes hidden states.
         width: H, the size of its hidden states.
-        window: number of positions in the window of sliding attention; None if every layer attends to all positions.
+        window: number of positions in the window of sliding attention, if a layer has it.
+        chunk: number of positions in a block of chunked attention, if a layer has it: a query attends to the keys of
+            its own block only.
         layer_types: the attention types of its layers; empty if the model's configuration does not name them.
     """
 
     def __init__(self, model: "PreTrainedModel", dtype: torch.dtype) -> None:
         self.model = decoding_copy(model, dtype)
         self.dtype = dtype
+        self.decoder = decoder_of(self.model)
         self.width = int(self.model.get_output_embeddings().weight.shape[1])
         config = self.model.config.get_text_config()
         self.window: int | None = getattr(config, "sliding_window", None)
+        self.chunk: int | None = getattr(config, "attention_chunk_size", None)
         self.layer_types = set(getattr(config, "layer_types", None) or ())
+
+    @property
+    def reach(self) -> float:
+        """Up to this number of tokens, every layer attends to all earlier tokens."""
+        return min(self.window or math.inf, self.chunk or math.inf)
 
 
 def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
@@ -116,10 +70,10 @@ def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedMo
     parameters = {id(parameter): _as(parameter, dtype) for parameter in model.parameters()}
     own = copy.deepcopy(model, parameters)
     group_heads(own)
-    blocks = [module for module in own.base_model.children() if isinstance(module, nn.ModuleList)]
+    blocks = [module for module in decoder_of(own).children() if isinstance(module, nn.ModuleList)]
     feed_forward = getattr(blocks[0][-1], "mlp", None) if blocks else None
     if feed_forward is not None:
-        feed_forward.register_forward_pre_hook(_keep_last_token)
+        feed_forward.forward = _on_last_token(feed_forward.forward)
     return own
 
 
@@ -137,8 +91,18 @@ def last_token_only() -> Iterator[None]:
         _last_token_only.reset(token)
 
 
-def _keep_last_token(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    return (inputs[0][:, -1:], *inputs[1:]) if _last_token_only.get() else None
+def _on_last_token(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` of a block; under `last_token_only`, it reads the last token only and returns zeros for the others."""
+
+    def run(hidden: torch.Tensor, *others: Any, **named: Any) -> Any:
+        if not _last_token_only.get():
+            return forward(hidden, *others, **named)
+        output = forward(hidden[:, -1:], *others, **named)
+        last, *rest = output if isinstance(output, tuple) else (output,)
+        last = F.pad(last, (0, 0, hidden.shape[1] - 1, 0))
+        return (last, *rest) if rest else last
+
+    return run
 
 
 def _as(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
@@ -155,7 +119,7 @@ class ItemHead:
     """Scores of codes from hidden states, by the rows of the output head that belong to the item tokens.
 
     Args:
-        model: causal language model. The bias of its head and its soft cap of the logits are applied.
+        model: causal language model. The bias of its head, its factor of the logits and their soft cap are applied.
         vocabulary: the item tokens.
         scoring: see `DecodeConfig.scoring`; not auto.
         dtype: of the product with the whole vocabulary. The logits of codes are computed in float32: with the 8
@@ -167,7 +131,8 @@ class ItemHead:
     ) -> None:
         head = model.get_output_embeddings()
         self.scoring = scoring
-        self.cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.scale = logit_scale(model)
+        self.cap = logit_cap(model)
         self.weight = head.weight.detach().to(dtype)
         self.bias = head.bias.detach().to(dtype) if getattr(head, "bias", None) is not None else None
         tokens = [torch.from_numpy(ids).to(self.weight.device) for ids in vocabulary.ids]
@@ -203,6 +168,8 @@ class ItemHead:
 
     def _logits(self, hidden: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         logits = F.linear(hidden.to(rows.dtype), rows, bias).float()
+        if self.scale != 1:
+            logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
@@ -260,7 +227,7 @@ class Context:
         end = queries if ids is self.shared else self.seen.shape[1]
         seen, positions = self.seen[:rows, :end], self.positions[:rows, :end]
         here = positions[:, end - queries :]
-        if queries == end and (self.body.window is None or end <= self.body.window):
+        if queries == end and end <= self.body.reach:
             return self._run(ids, seen.long(), here)  # the model's own causal mask is the fastest
         causal = torch.ones((queries, end), dtype=torch.bool, device=ids.device).tril(end - queries)
         # A padding position must attend to at least one position, itself; otherwise its softmax is NaN.
@@ -304,7 +271,7 @@ class Context:
         return hidden.scatter_(1, chosen[:, :, None].expand(-1, -1, ran.shape[2]), ran), ancestors
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor | dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-        output = self.body.model.base_model(
+        output = self.body.decoder(
             input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
         )
         return output.last_hidden_state
@@ -312,20 +279,24 @@ class Context:
     def _masks(
         self, sees: torch.Tensor, at: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The additive attention mask [B, 1, Q, S] that the model expects; one per attention type if it has two types.
+        """The additive attention mask [B, 1, Q, S] that the model expects; one per attention type if it has several.
 
         Args:
             sees: bool [B, Q, S], whether a query attends to a key.
             at: int64 [B, Q], positions of the queries.
             keys: int64 [B, S], positions of the keys.
         """
-        window = self.body.window
-        if window is None:
-            return self._additive(sees)
-        near = sees & (at[:, :, None] - keys[:, None, :] < window)
-        if not {"sliding_attention", "full_attention"} <= self.body.layer_types:
-            return self._additive(near)
-        return {"full_attention": self._additive(sees), "sliding_attention": self._additive(near)}
+        at, keys = at[:, :, None], keys[:, None, :]
+        masks = {"full_attention": sees}
+        if self.body.window is not None:
+            masks["sliding_attention"] = sees & (at - keys < self.body.window)
+        if self.body.chunk is not None:
+            masks["chunked_attention"] = sees & (at // self.body.chunk == keys // self.body.chunk)
+        named = {name: self._additive(mask) for name, mask in masks.items() if name in self.body.layer_types}
+        if len(named) > 1:
+            return named
+        # A model whose configuration has a window and names no types has the window in every layer.
+        return next(iter(named.values())) if named else self._additive(list(masks.values())[-1])
 
     def _additive(self, sees: torch.Tensor) -> torch.Tensor:
         least = torch.finfo(self.body.dtype).min

@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from llmrec.decode.choose import make_exact
 from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.filters import Filter, Quota, diverse
-from llmrec.decode.generate import make_exact
 from llmrec.decode.rankings.base import BeamRanking, DenseRanking, ItemFacts, RankingMethod
 from llmrec.decode.rankings.fusion import FusionRanking
 from llmrec.decode.rankings.hybrid import CascadeRanking, LigerRanking, QuotaRanking, SpecGRRanking

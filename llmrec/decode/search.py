@@ -12,6 +12,7 @@ from llmrec.decode.config import DecodeConfig, Scoring
 from llmrec.decode.filters import Filter, Restriction
 from llmrec.device import resolve_device, resolve_dtype
 from llmrec.index.trie import ItemTrie, ranges
+from llmrec.model.architecture import unwrapped
 from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
@@ -45,6 +46,19 @@ def codes_of(tokens: torch.Tensor, level_tokens: torch.Tensor, code_of_token: to
     codes = code_of_token[tokens.clamp(max=len(code_of_token) - 1)]
     own = level_tokens[codes.clamp(min=0, max=len(level_tokens) - 1)] == tokens
     return torch.where(own, codes, -1)
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded token ids and attention mask, int64 [B, T]."""
+    length = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), length), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros((len(prompts), length), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
+        mask[row, length - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
 
 
 @dataclass(frozen=True)
@@ -142,7 +156,7 @@ class BeamSearch(ABC):
         model = model.to(self.device).eval()
         # The layers of the base model contain the adapter of a PEFT model. The PEFT wrapper is not needed; it would
         # compute the logits of the whole prompt.
-        self.model = getattr(model, "get_base_model", lambda: model)()
+        self.model = unwrapped(model)
         self.vocabulary = vocabulary
         self.trie = trie.to(self.device)
         auto = self.auto_scoring if config.constraint == "trie" else "vocab"
@@ -224,15 +238,9 @@ class BeamSearch(ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best leaves of one batch, best first: nodes int64 [B, K'] (-1: no item), scores float32 [B, K']."""
 
-    def _padded(self, prompts: list[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left-padded token ids and attention mask, int64 [B, T]."""
-        length = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), length), self.pad_token_id, dtype=torch.int64)
-        mask = torch.zeros((len(prompts), length), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, length - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.int64)
-            mask[row, length - len(prompt) :] = 1
-        return ids.to(self.device), mask.to(self.device)
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`left_padded` for this search."""
+        return left_padded(prompts, self.pad_token_id, self.device)
 
     def _items(
         self,

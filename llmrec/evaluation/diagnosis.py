@@ -23,6 +23,7 @@ from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.metrics import interval, ranks_from_lists
 from llmrec.evaluation.protocol import Metrics, warm_cold_slices
 from llmrec.index.trie import ItemTrie
+from llmrec.model.architecture import decoder_of
 from llmrec.recommender.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def forced_codes(ranker: ItemRanker, cases: EvalExamples) -> tuple[np.ndarray, n
         for row, (prompt, answer) in enumerate(zip(prompts, tokens, strict=True)):
             ids[row, : len(prompt) + len(answer) - 1] = torch.tensor([*prompt, *answer[:-1]])
         with torch.autocast(search.device.type, search.dtype, enabled=search.dtype != torch.float32):
-            hidden = search.model.base_model(input_ids=ids.to(search.device)).last_hidden_state
+            hidden = decoder_of(search.model)(input_ids=ids.to(search.device)).last_hidden_state
         rows, ends = torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])
         for level in range(codes.shape[1]):
             scores = head.level(hidden[rows, ends + level], level)

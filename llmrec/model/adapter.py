@@ -7,13 +7,14 @@ like the old rows, the mean of the old rows, the words of the items, or the vect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from llmrec.errors import UserError
 from llmrec.model.config import AdapterConfig, InitRows
 
 if TYPE_CHECKING:
@@ -211,12 +212,37 @@ def add_item_rows(
 
 def embedding_names(model: "PreTrainedModel") -> list[str]:
     """Last names of the modules that hold token rows: the input embedding and, if it is untied, the output head."""
-    modules = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    modules = {id(module): _last(name) for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = [modules[id(embedding)]]
     if head is not None and head.weight is not embedding.weight:
         names.append(modules[id(head)])
     return names
+
+
+def all_linear(model: "PreTrainedModel") -> list[str]:
+    """The modules that `targets: all-linear` stands for: the linear layers without the head, routers and experts.
+
+    peft would adapt the stacked matrices of experts, which allow no dropout. Fused kernels of Mamba read the weights of
+    its layers past their adapters, except for the first layer, in_proj.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    modules, head = dict(model.named_modules()), model.get_output_embeddings()
+    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D) and module is not head}
+    # peft takes a layer for one of the experts if it has the last name of one.
+    experts = {_last(name) for name in linear if "expert" in name}
+    return sorted(
+        name
+        for name in linear
+        if _last(name) not in experts
+        and "Router" not in type(modules[name]).__name__
+        and (_last(name) == "in_proj" or not hasattr(modules[name.rpartition(".")[0]], "A_log"))
+    )
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: AdapterConfig) -> "PeftModel":
@@ -226,25 +252,30 @@ def with_adapter(model: "PreTrainedModel", item_ids: np.ndarray, config: Adapter
         model: with the rows of the item tokens, see `add_item_rows`.
         item_ids: int64 [M], the token ids of the item tokens.
         config: layers, rank, scale and dropout of the adapter.
+
+    Raises:
+        UserError: peft can't adapt these layers.
     """
     from peft import LoraConfig, get_peft_model
 
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=config.targets,
-            use_rslora=config.rslora,
-            use_dora=config.dora,
-            trainable_token_indices={name: item_ids.tolist() for name in embedding_names(model)},
-        ),
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=all_linear(model) if config.targets == "all-linear" else config.targets,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        trainable_token_indices={name: item_ids.tolist() for name in embedding_names(model)},
     )
-    # peft saves the trained rows by themselves. By default it also saves the whole resized matrix: switch that off.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
-    return adapted
+    try:
+        adapted = get_peft_model(model, lora)
+    except ValueError as error:
+        raise UserError(
+            f"--train.lora.targets: peft can't adapt these layers of {type(model).__name__}: {error}; name others, or "
+            "use --train.method full."
+        ) from None
+    return _ready(adapted)
 
 
 def with_rows(model: "PreTrainedModel", item_ids: np.ndarray) -> "PeftModel":
@@ -264,8 +295,47 @@ def with_rows(model: "PreTrainedModel", item_ids: np.ndarray) -> "PeftModel":
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # no harm: peft ties these rows too
         adapted = get_peft_model(model, config)
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return _ready(adapted)
+
+
+def reopened(adapted: "PeftModel") -> "PeftModel":
+    """A PEFT model, loaded or trained before, that trains its adapter further."""
+    adapted.set_adapter("default")  # its parameters require gradients again
+    adapted.peft_config["default"].inference_mode = False
+    return _ready(adapted)
+
+
+def _ready(adapted: "PeftModel") -> "PeftModel":
+    # peft saves the trained rows by themselves. By default it also saves the whole resized matrix: switch that off.
+    adapted.save_pretrained = partial(type(adapted).save_pretrained, adapted, save_embedding_layers=False)
+    keep_bias(adapted)
     return adapted
+
+
+@torch.no_grad()
+def keep_bias(adapted: nn.Module) -> None:
+    """Let an output head with trainable rows add its bias (Phi, GPT-J), which peft leaves out until it merges the rows.
+
+    Where the bias counts already, nothing changes.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    for layer in adapted.modules():
+        head = layer.base_layer if isinstance(layer, TrainableTokensLayer) else None
+        if isinstance(head, nn.Linear) and head.bias is not None and not head.bias.is_meta:
+            nothing = head.bias.new_zeros((1, head.in_features))
+            if not torch.equal(layer(nothing)[0], head.bias):
+                layer.register_forward_hook(_add_bias)
+
+
+def _add_bias(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    without = layer.active_adapters and not layer.merged and not layer.disable_adapters
+    return output + layer.base_layer.bias if without else output
+
+
+def merged(model: Any) -> "PreTrainedModel":
+    """The model inside a PEFT model, with the adapter merged into its weights; any other model itself."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
 TEMPERATURE = 0.07

@@ -21,6 +21,7 @@ from llmrec.decode.context import ItemHead
 from llmrec.decode.search import BeamSearch, require_numbers
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
+from llmrec.model.architecture import cache_name, decoder_of
 from llmrec.quantize.base import Quantizer
 from llmrec.quantize.report.figures import Reconstruction, blocks, unit
 from llmrec.quantize.report.report import telling_words
@@ -170,18 +171,20 @@ def _next_codes(search: BeamSearch, head: ItemHead, prompt: Sequence[int], codes
 
     The model runs once on the prompt; all prefixes use its key/value cache.
     """
-    body, level = search.model.base_model, codes.shape[1]
+    body, cached, level = decoder_of(search.model), cache_name(search.model), codes.shape[1]
     cache = DynamicCache(config=search.model.config)
     with torch.autocast(search.device.type, search.dtype, enabled=search.dtype != torch.float32):
         ids = torch.tensor([list(prompt)], device=search.device)
-        hidden = body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        hidden = body(input_ids=ids, use_cache=True, **{cached: cache}).last_hidden_state[:, -1]
         if level:
             ran = []
             tokens = torch.stack([head.tokens[at][codes[:, at]] for at in range(level)], dim=1)
             for some in tokens.split(search.config.batch_size):
                 own = copy.deepcopy(cache)
-                own.batch_repeat_interleave(len(some))
-                ran.append(body(input_ids=some, past_key_values=own, use_cache=True).last_hidden_state[:, -1])
+                own.reorder_cache(torch.zeros(len(some), dtype=torch.int64, device=search.device))  # repeats its row
+                for token in some.T:  # one at a time: recurrent layers read several only at the start
+                    hidden = body(input_ids=token[:, None], use_cache=True, **{cached: own}).last_hidden_state[:, -1]
+                ran.append(hidden)
             hidden = torch.cat(ran)
     return head.level(hidden, level)
 

@@ -16,15 +16,17 @@ from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.data.interactions import Split
 from llmrec.data.sequences import TRAIN
 from llmrec.decode.calibrate import calibrate
+from llmrec.decode.choose import check_decoding, check_fit, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
-from llmrec.decode.generate import check_fit, make_search
 from llmrec.decode.ranker import ItemRanker, make_ranking
 from llmrec.decode.rankings.base import ItemFacts
 from llmrec.decode.search import BeamSearch
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
+from llmrec.index.trie import ItemTrie
 from llmrec.intentions.intentions import Intentions
-from llmrec.model.adapter import add_item_rows, row_start
+from llmrec.model.adapter import add_item_rows, merged, row_start
+from llmrec.model.architecture import context_length
 from llmrec.model.base import load_base, make_base
 from llmrec.model.config import BaseConfig
 from llmrec.model.tokens import ItemVocabulary
@@ -36,7 +38,7 @@ from llmrec.recommender.weights import load_weights, save_weights
 from llmrec.tasks.config import ASKED, TasksConfig, Template, load_templates, save_templates, tokenizer_texts
 from llmrec.tasks.render import Renderer
 from llmrec.train.config import TrainConfig
-from llmrec.train.finetune import TrainingData, context_length, finetune
+from llmrec.train.finetune import TrainingData, finetune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,8 +108,7 @@ class Recommender:
         Raises:
             UserError: the model can't be loaded, or its tokenizer already has tokens with the names of item tokens.
         """
-        config = config or BaseConfig()
-        catalog = catalog or item_tokenizer.catalog
+        config, catalog = config or BaseConfig(), catalog or item_tokenizer.catalog
         if name is None:
             templates = kwargs.get("templates") or load_templates()
             model, tokenizer = make_base(config, tokenizer_texts(catalog, templates))
@@ -117,8 +118,8 @@ class Recommender:
         texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
         add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed, start)
-        base_model = str(name) if name is not None else f"a {config.architecture} made by llmrec"
-        return cls(model, tokenizer, ItemStore.untrained(catalog, item_tokenizer), config, base_model, **kwargs)
+        named = f"a {config.architecture} made by llmrec" if name is None else str(name)
+        return cls(model, tokenizer, ItemStore.untrained(catalog, item_tokenizer), config, named, **kwargs)
 
     @property
     def store(self) -> ItemStore:
@@ -165,12 +166,13 @@ class Recommender:
     def ranker(self) -> ItemRanker:
         """Ranks the catalogue; built at the first use."""
         if self._ranker is None:
-            vocabulary = self.renderer.vocabulary
-            pad = self.tokenizer.pad_token_id or 0
-            own = self.store
-            search = make_search(self.model, vocabulary, own.trie, self.decode_config, pad, own.train_counts == 0)
+            search = make_search(*self._decoded(self.decode_config), self.train_counts == 0)
             self._ranker = self._ranker_of(search, None)
         return self._ranker
+
+    def _decoded(self, config: DecodeConfig) -> tuple[Any, ItemVocabulary, ItemTrie, DecodeConfig, int]:
+        """The arguments of `check_decoding`."""
+        return self.model, self.renderer.vocabulary, self.store.trie, config, self.tokenizer.pad_token_id or 0
 
     def ranked_by(self, name: RankingName) -> ItemRanker:
         """A ranker with the ranking method `name`, instead of that of `decode_config`.
@@ -181,8 +183,8 @@ class Recommender:
         return self._ranker_of(self.ranker.search, name)
 
     def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
-        dense = None if self.store.dense is None else self.store.dense.to(search.device)
         own, levels = self.store, self.item_tokenizer.quantizer.levels
+        dense = None if own.dense is None else own.dense.to(search.device)
         facts = ItemFacts(own.train_counts == 0, levels, dense, self.fusion_weights, own.experts)
         method = make_ranking(search, facts, search.config, name)
         return ItemRanker(self.renderer, search, context_length(self.model), method)
@@ -196,8 +198,9 @@ class Recommender:
         folder: str | Path | None = None,
         intentions: Intentions | None = None,
         vectors: np.ndarray | None = None,
+        decode_config: DecodeConfig | None = None,
     ) -> Self:
-        """Fine-tune on a log.
+        """Fine-tune on a log, after a trial of whether the model can be decoded.
 
         Args:
             log: the training events: the `train` part of a split, never its test part.
@@ -208,14 +211,16 @@ class Recommender:
             intentions: what people want, in words: data for the tasks on requests and preferences.
             vectors: float32 [N, D], the items' vectors by the item tokenizer's encoder, for a dense head; default: the
                 encoder makes them here if `train` has a dense head.
+            decode_config: how the model will be decoded; default: as this recommender does.
 
         Raises:
-            UserError: there is no training example, the method does not fit the model, or a dense head has no encoder.
+            UserError: there is no training example, the method does not fit the model, a dense head has no encoder;
+                or as in `check_decoding`.
         """
-        train = train or TrainConfig()
+        check_decoding(*self._decoded(decode_config or self.decode_config))
+        train, tasks = train or TrainConfig(), tasks or TasksConfig(max_history=self.max_history)
         if train.dense.weight and vectors is None:
             vectors = self.item_tokenizer.embed(self.catalog)
-        tasks = tasks or TasksConfig(max_history=self.max_history)
         events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
         sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
         data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions, vectors)
@@ -240,20 +245,15 @@ class Recommender:
         Raises:
             UserError: the model has no dense head, or does not accept a tree attention mask.
         """
-        new = (self.train_counts == 0)[cases.targets]
-        chosen = new.copy()
-        trained = np.flatnonzero(~new)
-        chosen[np.random.default_rng(seed).permutation(trained)[:most]] = True
-        ranker = self.ranked_by("fusion")
-        self.fusion_weights = calibrate(ranker, cases.where(chosen), self.decode_config.warm_floor)
-        self._ranker = None
+        chosen = (self.train_counts == 0)[cases.targets]
+        chosen[np.random.default_rng(seed).permutation(np.flatnonzero(~chosen))[:most]] = True
+        weights = calibrate(self.ranked_by("fusion"), cases.where(chosen), self.decode_config.warm_floor)
+        self.fusion_weights, self._ranker = weights, None
         return self
 
     def merge(self) -> Self:
         """Merge a LoRA adapter into the weights, so that the bundle needs no base model."""
-        if hasattr(self.model, "merge_and_unload"):
-            self.model = self.model.merge_and_unload()
-            self._ranker = None
+        self.model, self._ranker = merged(self.model), None
         return self
 
     def recommend(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrec.errors import UserError
+from llmrec.model.adapter import keep_bias
 from llmrec.model.base import check_finite, load_model, own_memory
 from llmrec.model.gguf import is_gguf
 from llmrec.model.layers import cut_layers
@@ -59,6 +60,10 @@ def load_weights(
     except UserError:
         raise
     except Exception as error:  # damaged files make transformers, peft, tokenizers and safetensors raise many types
+        if "custom code" in str(error) and not trust_remote_code:
+            raise UserError(
+                f"{folder}: its model brings Python code of its own; give --trust-remote-code if you trust its author."
+            ) from None
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
 
@@ -138,6 +143,7 @@ def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
     other = [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
     _require_same(f"{folder / ADAPTER}", wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
+    keep_bias(model)
     return model
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmrec.model.adapter import TEMPERATURE, DenseHead
+from llmrec.model.architecture import decoder_of, unwrapped
 from llmrec.tasks.mixture import predicting
 
 if TYPE_CHECKING:
@@ -57,14 +58,15 @@ class DenseLoss(nn.Module):
     @contextmanager
     def watching(self, model: "PreTrainedModel") -> Iterator[None]:
         """In this context, each forward pass of `model` keeps its last hidden states for the loss."""
-        hook = model.get_output_embeddings().register_forward_pre_hook(self._keep)
+        # Not the input of the output head: MiniCPM3 scales the states in between, and decoding does not.
+        hook = decoder_of(unwrapped(model)).register_forward_hook(self._keep)
         try:
             yield
         finally:
             hook.remove()
 
-    def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._hidden = inputs[0]
+    def _keep(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._hidden = output.last_hidden_state
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
         """The loss of a batch. Before it, the model runs on the batch under `watching`, and the caller sets `items`.
@@ -79,7 +81,7 @@ class DenseLoss(nn.Module):
         assert self.items is not None, "the items of the batch are set"
         at, target = self._targets(self.items)
         where = predicting(labels)
-        hidden = self._hidden if self._hidden.dim() == 2 else self._hidden[where]
+        hidden = self._hidden[where]
         # `hidden` holds one row per predicting position, in order: row[p] is that of flat position p.
         row = where.flatten().cumsum(0) - 1
         texts = self.texts

@@ -16,8 +16,10 @@ from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
-from llmrec.model.adapter import DenseHead, with_adapter, with_rows
+from llmrec.model.adapter import DenseHead, keep_bias, reopened, with_adapter, with_rows
+from llmrec.model.architecture import context_length, unwrapped
 from llmrec.model.config import BaseConfig
+from llmrec.model.rounding import distance, rounded_otherwise
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, Mixture, build_tasks, validation_examples
@@ -27,7 +29,7 @@ from llmrec.train.dense import DenseLoss
 from llmrec.train.trainer import run_trainer, spread_over_processes
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from torch.utils.data import Subset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,7 +41,8 @@ def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
 
     Raises:
         UserError: a base of 8 or 4 bits would be trained in full or merged with its adapter; a LoRA target is unknown;
-            or `rows_first` or a dense head is on while FSDP or ZeRO-3 splits the weights over processes.
+            the model has an adapter other than that of `config`; or `rows_first` or a dense head is on while FSDP or
+            ZeRO-3 splits the weights over processes.
     """
     if config.rows_first and spread_over_processes():
         raise UserError(
@@ -51,6 +54,7 @@ def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
             f"--train.dense.weight {config.dense.weight} works where each process holds all weights, not under FSDP or "
             "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
         )
+    _check_adapter(model, config)
     if getattr(model, "is_quantized", False) and (config.method == "full" or config.lora.merge):
         raise UserError(
             "--base.bits below 32 needs --train.method lora --train.lora.merge false: such a base is frozen."
@@ -61,6 +65,31 @@ def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
             raise UserError(
                 f"--train.lora.targets: {type(model).__name__} has no layers named {', '.join(unknown)}; "
                 f"it has {', '.join(sorted(known - {''}))}."
+            )
+
+
+def _adapter(model: Any) -> "LoraConfig | None":
+    """The configuration of the adapter that the model has already; None if it has none."""
+    return getattr(model, "peft_config", {}).get("default")
+
+
+def _check_adapter(model: Any, config: TrainConfig) -> None:
+    """Raise UserError if the model has an adapter that can't be trained further as `config` says."""
+    adapter = _adapter(model)
+    if adapter is None:
+        return
+    if config.method == "full" or config.rows_first:
+        wish = "--train.method full" if config.method == "full" else f"--train.rows_first {config.rows_first}"
+        raise UserError(f"{wish}: the model has an adapter; merge it first, or train it further by method lora alone.")
+    has = {"rank": adapter.r, "alpha": adapter.lora_alpha, "dropout": adapter.lora_dropout}
+    has |= {"rslora": adapter.use_rslora, "dora": adapter.use_dora, "targets": sorted(adapter.target_modules)}
+    for name, value in has.items():
+        wanted = getattr(config.lora, name)
+        same = wanted == "all-linear" or sorted(wanted) == value if name == "targets" else wanted == value
+        if not same:
+            raise UserError(
+                f"--train.lora.{name} {wanted}: the model has an adapter with {name} {value}, which is trained "
+                f"further; set it to {value}, or merge the adapter first."
             )
 
 
@@ -130,13 +159,13 @@ def check_packing(model: "PreTrainedModel") -> None:
     """Check that examples in one packed row do not see each other.
 
     The model reads a row of two examples, then a row with a different first example and the same second one. The logits
-    of the second example must be equal to the last bit. Each row has a forward pass of its own, because some processors
-    sum the rows of one pass in different orders.
+    of the second example must be equal within the model's own rounding errors: a mixture of experts sums the tokens of
+    a row in an order that depends on all of them.
 
     Raises:
         UserError: the logits differ, or the model takes no position ids.
     """
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    takes_positions = "position_ids" in inspect.signature(unwrapped(model).forward).parameters
     if not takes_positions or not _apart(model):
         raise UserError(
             f"--train.packing true: {type(model).__name__} with {model.config._attn_implementation} attention lets "
@@ -149,9 +178,16 @@ def _apart(model: "PreTrainedModel") -> bool:
     positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=model.device)
     training = model.training
     model.eval()
-    one, other = (model(input_ids=row[None], position_ids=positions, use_cache=False).logits for row in rows)
+
+    def second_example(row: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=row[None], position_ids=positions, use_cache=False).logits
+        return logits[:, 3:]
+
+    one, other = map(second_example, rows)
+    with rounded_otherwise(model):
+        rounding = distance(second_example(rows[0]), one)
     model.train(training)
-    return torch.equal(one[:, 3:], other[:, 3:])
+    return distance(one, other) <= 2 * rounding
 
 
 def pretrain(
@@ -196,12 +232,6 @@ class TrainingData:
     users: Sequence[str] = ()
     intentions: Intentions | None = None
     vectors: np.ndarray | None = None
-
-
-def context_length(model: "PreTrainedModel") -> int:
-    """The longest sequence the model takes, in tokens."""
-    config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 2048))
 
 
 def finetune(
@@ -315,7 +345,10 @@ def _learn(
 ) -> "PreTrainedModel | PeftModel":
     """Train `model` by the configuration's method. Returns `model` (full) or a PEFT model around it (lora)."""
     torch.manual_seed(config.seed)  # the same initial adapter, whatever was drawn before
-    trained = model if config.method == "full" else with_adapter(model, vocabulary.all_ids, config.lora)
+    if config.method == "full":
+        trained: Any = model
+    else:
+        trained = reopened(model) if _adapter(model) else with_adapter(model, vocabulary.all_ids, config.lora)
     with ExitStack() as hooks:
         if dense is not None:
             hooks.enter_context(dense.watching(trained))
@@ -323,7 +356,9 @@ def _learn(
             hooks.callback(BlockDropout(model, config.dropout).remove)
         if config.method == "full" and config.code_dropout:
             hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
-        return learn(trained.train(), examples, config=config, folder=folder, dense=dense)
+        trained = learn(trained.train(), examples, config=config, folder=folder, dense=dense)
+    keep_bias(trained)  # weights that were split over processes come back as a copy without hooks
+    return trained
 
 
 @contextmanager
@@ -343,8 +378,9 @@ def _fast_attention(model: "PreTrainedModel") -> Iterator[None]:
 
 def _keeps_logits(model: "PreTrainedModel") -> bool:
     """Whether the forward pass takes a mask as `logits_to_keep`; models outside transformers may take only a number."""
-    ours = type(model).__module__.startswith("transformers.")
-    return ours and "logits_to_keep" in inspect.signature(model.forward).parameters
+    inner = unwrapped(model)
+    ours = type(inner).__module__.startswith("transformers.")
+    return ours and "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def _check_context(renderer: Renderer, tasks: TasksConfig, context: int) -> None:

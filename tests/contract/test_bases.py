@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from llmrec import Catalog, Interactions, ItemTokenizer, Recommender, TrainConfig
 from llmrec.embed.encoder import EmbedConfig
+from llmrec.errors import UserError
 from llmrec.model.base import make_base
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Mixture
 from llmrec.train import trainer
+from llmrec.train.finetune import check_method
 
 CHAT = (
     "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-KINDS = ["qwen3", "llama", "gpt2", "gemma3"]
+KINDS = ["qwen3", "llama", "gpt2", "gemma3", "phi"]
 PADDED = 7  # token rows beyond the tokenizer's, as many checkpoints have them
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 LORA = TrainConfig(method="lora", lora=AdapterConfig(rank=8), epochs=3, batch_size=8, evaluations=3, learning_rate=1e-2)
@@ -37,6 +39,7 @@ class Trained:
     base: Path
     tied: bool
     fit: Callable[[Path], Recommender]
+    fit_again: Callable[[Recommender], Recommender]
     recommender: Recommender
     optimizer: torch.optim.Optimizer
 
@@ -52,6 +55,13 @@ class Trained:
 def logits(model: PreTrainedModel, items: np.ndarray) -> torch.Tensor:
     with torch.inference_mode():
         return model.eval()(torch.tensor([[3, 200, 9, *items[:6], 17, *items[-3:]]])).logits
+
+
+def same_files(one: Path, other: Path) -> bool:
+    """Whether two adapters have the same configuration and tensors of the same names and shapes."""
+    configs = [json.loads((folder / "adapter_config.json").read_text()) for folder in (one, other)]
+    sizes = [(folder / "adapter_model.safetensors").stat().st_size for folder in (one, other)]
+    return configs[0] == configs[1] and sizes[0] == sizes[1]
 
 
 def embeddings(model: PreTrainedModel) -> list[torch.Tensor]:
@@ -85,12 +95,15 @@ def trained(request, make_model: Callable, tiny_catalog: Catalog, tmp_path_facto
     def fit(folder: Path) -> Recommender:
         return Recommender.from_base(base, items).fit(log, tasks=TASKS, train=LORA, folder=folder)
 
+    def fit_again(recommender: Recommender) -> Recommender:
+        return recommender.fit(log, tasks=TASKS, train=replace(LORA, epochs=1, evaluations=1))
+
     made = []
     with pytest.MonkeyPatch.context() as patch:
         create = trainer._Trainer.create_optimizer
         patch.setattr(trainer._Trainer, "create_optimizer", lambda *args: made.append(create(*args)) or made[-1])
         recommender = fit(tmp_path_factory.mktemp("train"))
-    return Trained(base, tied, fit, recommender, made[0])
+    return Trained(base, tied, fit, fit_again, recommender, made[0])
 
 
 def test_only_the_adapter_and_the_item_rows_train(trained: Trained) -> None:
@@ -136,6 +149,34 @@ def test_resumed_training_gives_the_same_bits(
     assert trainer.last_checkpoint(tmp_path) is not None
     again = trained.fit(tmp_path)
     assert torch.equal(logits(again.model, trained.items), logits(trained.recommender.model, trained.items))
+
+
+def test_a_loaded_adapter_is_trained_further(trained: Trained, tmp_path: Path) -> None:
+    """The same adapter: its weights change, those of the base do not, and it is stored as before."""
+    trained.recommender.save_pretrained(tmp_path / "first")
+    again = Recommender.from_pretrained(tmp_path / "first")
+    before = {name: parameter.detach().clone() for name, parameter in again.model.named_parameters()}
+    trained.fit_again(again)
+    changed = {name for name, parameter in again.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == set(trained.learnt)
+    again.save_pretrained(tmp_path / "second")
+    assert same_files(tmp_path / "first", tmp_path / "second")
+    loaded = Recommender.from_pretrained(tmp_path / "second")
+    assert torch.equal(logits(loaded.model, trained.items), logits(again.model, trained.items))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "full"}, "train.method full: the model has an adapter; merge it first"),
+        ({"rows_first": 0.1}, "train.rows_first 0.1: the model has an adapter"),
+        ({"lora": AdapterConfig(rank=4)}, "train.lora.rank 4: the model has an adapter with rank 8"),
+        ({"lora": AdapterConfig(rank=8, targets=["mlp"])}, r"train.lora.targets \['mlp'\]: the model has an adapter"),
+    ],
+)
+def test_another_adapter_than_the_one_that_is_there_is_refused(trained: Trained, settings: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_method(trained.recommender.model, replace(LORA, **settings))
 
 
 def test_merged_model_keeps_old_rows_and_comes_back(trained: Trained, tmp_path: Path) -> None:

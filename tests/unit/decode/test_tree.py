@@ -7,7 +7,6 @@ from tolerances import DENSE, SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
-from llmrec.decode.generate import GenerateSearch, check_fit, check_tree_support, make_search
 from llmrec.decode.tree import ExactSearch, TreeSearch
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
@@ -152,31 +151,6 @@ def test_scores_that_are_not_numbers_name_the_level(loud):
         loud.model.get_output_embeddings().weight[int(loud.vocabulary.ids[1][2])] = torch.nan
     with pytest.raises(RuntimeError, match=r"scores at level . of 2 are not numbers"):
         tree(loud).search(PROMPTS, k=3)
-
-
-def test_a_model_with_tree_masks_gets_the_tree(loud):
-    assert isinstance(make_search(loud.model, loud.vocabulary, loud.trie, DecodeConfig()), TreeSearch)
-
-
-def test_a_model_that_ignores_the_mask_falls_back_and_says_so(loud, monkeypatch, caplog):
-    forward = loud.model.base_model.forward
-
-    def deaf(*args, attention_mask=None, **kwargs):
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(loud.model.base_model, "forward", deaf)
-    assert "differ" in check_tree_support(tree(loud))
-    with caplog.at_level("WARNING", logger="llmrec"):
-        search = make_search(loud.model, loud.vocabulary, loud.trie, DecodeConfig())
-    assert isinstance(search, GenerateSearch)
-    assert "no tree attention mask" in caplog.text
-    with pytest.raises(UserError, match=r"decode\.scoring level"):
-        make_search(loud.model, loud.vocabulary, loud.trie, DecodeConfig(scoring="level"))
-
-
-def test_a_trie_of_another_tokenizer_is_refused(loud):
-    with pytest.raises(UserError, match="belong to different tokenizers"):
-        check_fit(loud.model, loud.vocabulary, ItemTrie.build(np.zeros((1, 2), int), [4, 6]))
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from tolerances import CURVES
 
 from llmrec.data import EvalExamples
 from llmrec.errors import UserError
+from llmrec.model.architecture import context_length
 from llmrec.model.config import AdapterConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, validation_examples
 from llmrec.train import finetune as finetuning
 from llmrec.train.config import TrainConfig
-from llmrec.train.finetune import TrainingData, context_length, finetune, with_adapter
+from llmrec.train.finetune import TrainingData, finetune, with_adapter
 from llmrec.train.trainer import answer_loss, claim, last_checkpoint, run_trainer
 
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)

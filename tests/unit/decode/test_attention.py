@@ -3,7 +3,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llmrec.decode.context import NAME, group_heads, grouped_attention
+from llmrec.decode.attention import NAME, group_heads, grouped_attention
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
