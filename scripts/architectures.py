@@ -11,9 +11,9 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -22,8 +22,6 @@ from llmrec.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from llmrec import Recommender, TrainConfig
 
 CONTEXT = 160
 """Longest sequence of each model, in tokens."""
@@ -136,61 +134,73 @@ def save_base(name: str, folder: Path, texts: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: what was tried and how it went."""
+    """A row of the table: how training and decoding went.
+
+    Attributes:
+        trains: what was trained.
+        packed: whether examples share a row without seeing each other.
+        decoded: the search that the trial chose.
+        refused: the line that ended the attempt before the training.
+    """
 
     architecture: str
     trains: str = "-"
     packed: str = "-"
-    decoded: str = "-"
+    decoded: str = "refused"
     refused: str = ""
 
 
 def probe(name: str) -> Row:
-    """Train and ask a model of the architecture."""
+    """Train and ask models of the architecture."""
     from llmrec import ItemTokenizer, Recommender, TrainConfig
     from llmrec.data.synthetic import synthetic
     from llmrec.embed.encoder import EmbedConfig
     from llmrec.tasks.config import TasksConfig
+    from llmrec.train.finetune import check_packing
 
     catalog, log = synthetic(n_items=60, n_users=40)
     items = ItemTokenizer(levels=2, codes=8, embed=EmbedConfig(encoder="tfidf-svd", dim=8)).fit(catalog)
-    train = log.leave_one_out().train
     tasks = TasksConfig(mixture={"sequential": 1.0}, max_history=4, max_text_tokens=12)
-    row = Row(name)
-
-    def fit(base: Path, config: "TrainConfig") -> "Recommender":
-        return Recommender.from_base(base, items).fit(train, tasks=tasks, train=config)
-
-    full = TrainConfig(epochs=1, batch_size=12, evaluations=1, dropout=0.0)
+    searches = set()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         save_base(name, base, catalog.texts("{title}"))
-        trained = []
-        for method in ("full", "lora"):
-            config = replace(full, method=method)
+        try:
+            check_packing(Recommender.from_base(base, items).model)
+            packed = True
+        except UserError:
+            packed = False
+        for method in METHODS:
+            train = TrainConfig(method, epochs=2, batch_size=32, evaluations=1, dropout=0.0, packing=packed)
+            recommender = Recommender.from_base(base, items)
             try:
-                recommender = fit(base, config)
-                row = replace(row, packed="yes")
+                recommender.fit(log.leave_one_out().train, tasks=tasks, train=train)
             except UserError as error:
-                if "packing" not in str(error):
-                    return replace(row, refused=str(error))
-                recommender = fit(base, replace(config, packing=False))
-                row = replace(row, packed="no")
+                return Row(name, refused=str(error))
             search = recommender.merge().ranker.search
-            assert len(recommender.recommend(history=catalog.ids[:3], k=5)) == 5
-            trained.append(method)
-    return replace(row, trains=", ".join(trained), decoded=type(search).__name__.removesuffix("Search").lower())
+            assert len(recommender.recommend(history=catalog.ids[:3], k=5)) == 5, "as many answers as were asked for"
+            searches.add(type(search).__name__.removesuffix("Search").lower())
+    return Row(name, ", ".join(METHODS.values()), "yes" if packed else "no", " or ".join(sorted(searches)))
+
+
+METHODS: dict[Literal["full", "lora"], str] = {"full": "all weights", "lora": "LoRA"}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown, and the lines of what was refused."""
+    cells = [["architecture", "trains", "packed rows", "decoded by"]]
+    cells += [[row.architecture, row.trains, row.packed, row.decoded] for row in rows]
+    return "\n\n".join([markdown(cells), *(row.refused for row in rows if row.refused)])
 
 
 def main() -> None:
-    """Print the table as Markdown."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHAPES)}; default: all")
     names = parser.parse_args().names or list(SHAPES)
     warnings.simplefilter("ignore")
     logging.disable()
-    rows = [probe(name) for name in names]
-    print(markdown([list(vars(rows[0])), *(list(vars(row).values()) for row in rows)]))
+    print(table([probe(name) for name in names]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ bfloat16 and models of any depth.
     search = make_search(model, vocabulary, trie, config)    # a TreeSearch if the model supports it
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -128,32 +129,28 @@ def check_decoding(
 def find_support(model: "PreTrainedModel", vocabulary: ItemVocabulary, trie: ItemTrie, pad_token_id: int) -> Support:
     """Try the searches on two prompts of different lengths, on the device and in the precision of the model's weights.
 
+    The model stays as it is: the trial has a copy of its modules, which shares the weights.
+
     Raises:
         UserError: no search gives the log-probabilities of plain forward passes.
     """
-    training, model = model.training, model.eval()
+    own = copy.deepcopy(unwrapped(model), {id(parameter): parameter for parameter in model.parameters()}).eval()
     tokens = np.random.default_rng(0).choice(vocabulary.all_ids, 8).tolist()
     prompts = [tokens, tokens[:SHARED] + tokens[5:]]
-    try:
-        inner = unwrapped(model)
-        window = unknown_window(inner)
-        no_tree = (
-            f"its layers have their own {window}"
-            if window
-            else _trouble(inner, partial(_tree_trial, inner, vocabulary, prompts, pad_token_id))
-        )
-        if no_tree is None:
-            return Support(None)
-        config = DecodeConfig(device=str(inner.device), dtype="float32")  # no autocast
-        for prefills in (True, False):
-            search = GenerateSearch(inner, vocabulary, trie, config, pad_token_id, prefills)
-            trouble = _trouble(inner, partial(_generate_trial, search, prompts))
-            if trouble is None:
-                return Support(no_tree, prefills)
-    finally:
-        model.train(training)
+    if window := unknown_window(own):
+        no_tree: str | None = f"its layers have their own {window}"
+    else:
+        no_tree = _trouble(own, partial(_tree_trial, own, vocabulary, prompts, pad_token_id))
+    if no_tree is None:
+        return Support(None)
+    config = DecodeConfig(device=str(own.device), dtype="float32")  # no autocast
+    for prefills in (True, False):
+        search = GenerateSearch(own, vocabulary, trie, config, pad_token_id, prefills)
+        trouble = _trouble(own, partial(_generate_trial, search, prompts))
+        if trouble is None:
+            return Support(no_tree, prefills)
     raise UserError(
-        f"--base.model: {type(inner).__name__} can't be decoded: it takes no tree attention mask ({no_tree}), and "
+        f"--base.model: {type(own).__name__} can't be decoded: it takes no tree attention mask ({no_tree}), and "
         f"`generate` fails, too ({trouble}); choose another model."
     )
 

@@ -58,9 +58,26 @@ def cache_name(model: "PreTrainedModel") -> str:
 
 
 def context_length(model: "PreTrainedModel") -> int:
-    """The longest sequence the model takes, in tokens."""
+    """The longest sequence the model takes, in tokens.
+
+    With longrope (Phi-3) it ends where the model would change the rotary frequencies of all positions, also of those in
+    its cache; with dynamic frequencies that is the length it was trained on.
+    """
     config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 2048))
+    named = (getattr(config, name, None) for name in LENGTHS)
+    longest = int(next((length for length in named if length), 2048))
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # some have one per type of attention
+    return min([longest, *(kind["original_max_position_embeddings"] for kind in kinds if _changes(kind))])
+
+
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""Names of the longest sequence in a configuration."""
+
+
+def _changes(rope: dict[str, Any]) -> bool:
+    """Whether the frequencies change at a length of the sequence that the parameters name."""
+    return rope.get("rope_type") in ("dynamic", "longrope") and "original_max_position_embeddings" in rope
 
 
 def _numbers(model: "PreTrainedModel", names: Iterable[str]) -> dict[str, float]:

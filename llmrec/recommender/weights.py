@@ -62,7 +62,8 @@ def load_weights(
     except Exception as error:  # damaged files make transformers, peft, tokenizers and safetensors raise many types
         if "custom code" in str(error) and not trust_remote_code:
             raise UserError(
-                f"{folder}: its model brings Python code of its own; give --trust-remote-code if you trust its author."
+                f"{folder}: the bundle can't be loaded: its model brings Python code of its own; give "
+                "--trust-remote-code if you trust its author."
             ) from None
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None

@@ -1,6 +1,7 @@
 """Tiny models of many architectures: the logits and the beams are those of the model's own forward pass."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,9 @@ ALIKE = [[*range(20), *prompt] for prompt in PROMPTS]
 REFUSED = ["recurrent_gemma", "rwkv"]
 NO_TREE = ["bloom", "gpt_neo", "mpt", "mamba", "mamba2", *REFUSED]
 NO_TREE += ["qwen3_5_text", "qwen3_next", "lfm2", "jamba", "granitemoehybrid", "falcon_h1", "nemotron_h"]
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text()
 
 
 @pytest.fixture(scope="module", params=architectures.SHAPES)
@@ -150,3 +154,19 @@ def test_an_adapter_computes_what_it_computes_once_merged(name, tied, add):
         torch.testing.assert_close(adapted(ids, use_cache=False).logits, before, rtol=0, atol=SUMS)
     merged = adapted.merge_and_unload()(ids, use_cache=False).logits
     torch.testing.assert_close(merged, trained, rtol=1e-4, atol=SCORES)
+
+
+def test_the_docs_say_how_each_architecture_is_decoded(name):
+    decoded = "refused" if name in REFUSED else "generate" if name in NO_TREE else "tree"
+    [row] = [line for line in DOCS.splitlines() if line.startswith(f"| {name} |")]
+    assert row.endswith(f"| {decoded} |")
+
+
+def test_a_row_of_the_table_of_the_docs():
+    assert architectures.table([architectures.probe("gpt2")]).splitlines()[-1] in DOCS.splitlines()
+
+
+@pytest.mark.slow
+def test_the_table_of_the_docs():
+    rows = [architectures.probe(name) for name in architectures.SHAPES]
+    assert architectures.table(rows).split("\n\n")[0] in DOCS

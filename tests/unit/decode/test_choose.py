@@ -66,14 +66,15 @@ def test_weights_that_are_not_numbers_are_no_reason_for_generate(shop):
 @pytest.fixture
 def deaf(loud, monkeypatch):
     """`deaf(dims)`: the loud shop, whose model ignores attention masks of more than `dims` dimensions."""
-    forward = loud.model.base_model.forward
+    body = type(loud.model.base_model)
+    forward = body.forward
 
     def make(dims):
-        def hears(*args, attention_mask=None, **kwargs):
+        def hears(self, *args, attention_mask=None, **kwargs):
             heard = attention_mask if attention_mask is not None and attention_mask.dim() <= dims else None
-            return forward(*args, attention_mask=heard, **kwargs)
+            return forward(self, *args, attention_mask=heard, **kwargs)
 
-        monkeypatch.setattr(loud.model.base_model, "forward", hears)
+        monkeypatch.setattr(body, "forward", hears)
         return loud
 
     return make

@@ -134,6 +134,28 @@ def test_an_adapter_loads_into_memory_of_its_own(adapter: Path) -> None:
     assert all(tensor.data_ptr() % 64 == 0 for tensor in model.parameters())
 
 
+@pytest.mark.parametrize("dora", [False, True])
+def test_merging_on_a_bfloat16_base_rounds_once(saved: Path, tmp_path: Path, dora: bool) -> None:
+    """An adapter that was trained on float32 weights; the checkpoint of its base has them in bfloat16."""
+    from llmrec.model.adapter import merged, with_adapter
+
+    again, base = Recommender.from_pretrained(saved), tmp_path / "base"
+    again.model.to(torch.bfloat16).save_pretrained(base)
+    again.tokenizer.save_pretrained(base)
+    again.model = with_adapter(again.model.float(), again.renderer.vocabulary.all_ids, AdapterConfig(rank=2, dora=dora))
+    torch.manual_seed(0)
+    for name, parameter in again.model.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, mean=float("magnitude" in name), std=0.1)
+    again.base_model = again.model.peft_config["default"].base_model_name_or_path = str(base)
+    again.save_pretrained(tmp_path / "adapter")
+    loaded = Recommender.from_pretrained(tmp_path / "adapter").merge().model
+    assert loaded.dtype == torch.bfloat16
+    expected = dict(merged(again.model).named_parameters())
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, expected[name].to(torch.bfloat16)), name
+
+
 def rebase(adapter: Path, base: str) -> None:
     """Let a bundle with an adapter name another base model."""
     for name, field in (("llmrec.json", "base_model"), ("adapter_config.json", "base_model_name_or_path")):
