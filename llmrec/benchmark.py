@@ -115,7 +115,7 @@ def benchmark(
         run: the run directory whose data and vectors all contenders use; missing stages are run first.
         seeds: fits of each contender that a seed changes. Fit i adds i = 0, 1, ... to the configured seeds.
         language_model: also train the language model of the configuration, and measure it alone and with the experts.
-        redo: names of contenders that are fitted and measured again.
+        redo: names of contenders that are fitted and measured again; llmrec is, too, if one of its two parts is.
 
     Returns:
         The content of benchmark.json, which is also written, with the tables and the picture.
@@ -130,7 +130,7 @@ def benchmark(
     for each in entrants:  # claim all folders before any computation
         for seed in range(each.seeds):
             child = children.open(each.name, seed)
-            if each.name in redo:
+            if each.name in redo or (each.name == OURS and not {EXPERTS, ALONE}.isdisjoint(redo)):
                 _clear(child)
     pipeline.run(config, run, until="embed")
     for each in entrants:

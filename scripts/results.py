@@ -44,7 +44,10 @@ def written(text: str) -> str:
 
 def tables(name: str) -> str:
     """The tables of one benchmark in Markdown."""
-    found = json.loads((DOCS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    path = DOCS / "results" / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"docs/results.md, benchmark {name}: no {path}; make it with `results.py {name}=RUN`.")
+    found = json.loads(path.read_text(encoding="utf-8"))
     parts = [f"{protocol_line(found).capitalize()}.", markdown(rows(found))]
     if found["protocol"]["cold"]["kind"] == "held-out":
         for kind in ("warm", "cold"):

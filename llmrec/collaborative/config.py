@@ -31,7 +31,8 @@ class SASRecConfig:
     epochs: int = 100
     """Passes over the training part at most."""
     patience: int = 5
-    """Passes, and at least 1,500 steps, after which it stops when the NDCG@10 of validation has not risen."""
+    """Passes after which it stops when the NDCG@10 of validation has not risen; up to three times as many if these have
+    fewer than 1,500 steps."""
     start: Literal["random", "text"] = "random"
     """What the embeddings of the items start from. text: the principal components of their text vectors."""
 
@@ -57,7 +58,8 @@ class BSARecConfig(SASRecConfig):
     learning_rate: float = 5e-4
     """Step size of Adam."""
     patience: int = 10
-    """Passes, and at least 1,500 steps, after which it stops when the NDCG@10 of validation has not risen."""
+    """Passes after which it stops when the NDCG@10 of validation has not risen; up to three times as many if these have
+    fewer than 1,500 steps."""
     alpha: float = 0.7
     """Share of the frequency filter in a layer's output; attention has the rest. 0 is SASRec."""
     frequencies: int = 5
@@ -91,7 +93,8 @@ class HSTUConfig(SASRecConfig):
     epochs: int = 300
     """Passes over the training part at most."""
     patience: int = 10
-    """Passes, and at least 1,500 steps, after which it stops when the NDCG@10 of validation has not risen."""
+    """Passes after which it stops when the NDCG@10 of validation has not risen; up to three times as many if these have
+    fewer than 1,500 steps."""
     negatives: int = 512
     """Items drawn at each step; the loss is a softmax over the next item and these."""
     temperature: float = 0.1
@@ -125,7 +128,8 @@ class SASRecExpertConfig(SASRecConfig):
     named_by: ClassVar[str] = "experts.models"
 
     patience: int = 10
-    """Passes, and at least 1,500 steps, after which it stops when the NDCG@10 of validation has not risen."""
+    """Passes after which it stops when the NDCG@10 of validation has not risen; up to three times as many if these have
+    fewer than 1,500 steps."""
     start: Literal["random", "text"] = "text"
     """What the embeddings of the items start from. text: the principal components of their text vectors."""
 

@@ -31,7 +31,8 @@ POOL = 20
 
 
 PATIENCE = 1500
-"""Least number of steps without a gain after which a training stops: epochs of a small log have few steps."""
+"""Least number of steps without a gain after which a training stops, though never more than three times its patience:
+an epoch of a small log has few steps."""
 
 
 START = 0.02
@@ -141,7 +142,8 @@ class SASRec(TrainedBaseline):
         return grown
 
     def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
-        """Train until the validation NDCG@10 has not risen for `patience` epochs and `PATIENCE` steps.
+        """Train until the validation NDCG@10 has not risen for `patience` epochs, and up to three times as many
+        if these are fewer than `PATIENCE` steps.
 
         The best epoch's weights are kept.
 
@@ -174,7 +176,7 @@ class SASRec(TrainedBaseline):
             if figure > best:
                 best, best_epoch, weights = figure, epoch, copy.deepcopy(self.network.state_dict())
             self.network = trained
-            if epoch >= best_epoch + max(config.patience, PATIENCE / len(batches)):
+            if epoch >= best_epoch + max(config.patience, min(PATIENCE / len(batches), 3 * config.patience)):
                 break
         bar.close()
         self.network.load_state_dict(weights)
