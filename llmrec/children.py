@@ -1,5 +1,6 @@
 """Run directories inside a run directory, one per contender and seed, which share stages by symbolic links."""
 
+import os
 from collections.abc import Iterable
 
 from llmrec import pipeline
@@ -36,9 +37,13 @@ class Children:
         return self._opened[name, seed]
 
     def share(self, child: RunDirectory, stages: Iterable[str], source: RunDirectory | None = None) -> None:
-        """Make the folders of these stages in `child` symbolic links to those of `source`, by default of DIR."""
+        """Make the folders of these stages in `child` symbolic links to those of `source`, by default of DIR.
+
+        The links are relative, so that a run directory can be moved or copied.
+        """
         for stage in stages:
-            link, target = child.path(stage), (source or self.run).path(stage).resolve()
+            link, made = child.path(stage), (source or self.run).path(stage).resolve()
+            target = os.path.relpath(made, child.folder.resolve())
             if child.main and not link.exists():
                 with child.reporting():
                     if link.is_symlink():  # a broken link: the run directory was moved

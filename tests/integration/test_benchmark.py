@@ -131,6 +131,7 @@ def test_the_language_model_alone_and_with_the_experts(folder: Path, llmrec: Cal
     shared = folder / "benchmark" / "llmrec" / "seed-0"
     links = {name: (shared / name).is_symlink() for name in ("train", "experts", "model")}
     assert links == {"train": True, "experts": True, "model": False}, "nothing is trained twice"
+    assert not (shared / "train").readlink().is_absolute(), "a copy of the run leads to itself"
 
 
 def test_nothing_to_measure_is_one_line(llmrec: Callable, words: list[str], tmp_path: Path) -> None:
