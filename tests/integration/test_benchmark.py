@@ -136,7 +136,7 @@ def test_the_language_model_alone_and_with_the_experts(folder: Path, llmrec: Cal
 
 def test_nothing_to_measure_is_one_line(llmrec: Callable, words: list[str], tmp_path: Path) -> None:
     for asked, message in (
-        (["--evaluate.baselines", "[]"], "--evaluate.baselines []: nothing to measure"),
+        (["--experts.models", "[]", "--evaluate.baselines", "[]"], "--evaluate.baselines []: nothing to measure"),
         (["--seeds", "0"], "--seeds 0: expected at least 1"),
     ):
         done = llmrec("benchmark", *words, "--run", tmp_path / "run", *asked)
