@@ -228,7 +228,9 @@ def _evaluate(
         names: what is measured; settings of anything else do not matter.
         make_systems: the fitted systems, and the items that they rank.
     """
-    others = {"baselines", "rankings", *(name for name in NETWORKS if name not in " ".join(names))}
+    # sasrec-knn and cornac-sasrec go by the section of sasrec.
+    unused = {section for section in NETWORKS if not any(section in name for name in names)}
+    others = {"baselines", "rankings"} | unused
     settings = {name: value for name, value in asdict(config.evaluate).items() if name not in others}
     steers = {"evaluate": settings, "decode": asdict(config.decode), "systems": list(names)}
 
@@ -284,7 +286,9 @@ def collect(config: Config, children: Children, entrants: Sequence[Contender]) -
             table = pl.read_parquet(child.path("evaluate") / "per_user.parquet").filter(seen="left out")
             for name in masked["systems"]:
                 entry = systems.setdefault(name, {"family": _family(each.name, name), "runs": []})
-                entry["runs"].append({"seed": seed, **_cost(child, each.name, name), **_figures(name, masked, kept)})
+                entry["runs"].append(
+                    {"seed": seed, **_cost(child, each.name, name, masked), **_figures(name, masked, kept)}
+                )
                 own = table.filter(system=name)
                 users = own["user_id"].rle_id().to_numpy()
                 values.setdefault(name, []).append(own["rank"].cast(pl.Float64).fill_null(np.inf).to_numpy())
@@ -324,7 +328,7 @@ def _figures(name: str, masked: Metrics, kept: Metrics) -> dict[str, Any]:
     return found | ({key: masked[key] for key in ("worth", "frontier") if key in masked} if name == EXPERTS else {})
 
 
-def _cost(child: RunDirectory, contender: str, name: str) -> dict[str, float]:
+def _cost(child: RunDirectory, contender: str, name: str, masked: Metrics) -> dict[str, float]:
     """Seconds that a system took to be fitted, and the peak memory of its contender."""
     stages = ["evaluate"]
     if contender in (ALONE, OURS):
@@ -336,7 +340,7 @@ def _cost(child: RunDirectory, contender: str, name: str) -> dict[str, float]:
     if contender == EXPERTS and name != EXPERTS:
         seconds = json.loads((child.path("experts") / CONFIG).read_text("utf-8"))["seconds"][name]
     elif contender not in (ALONE, OURS, EXPERTS):
-        seconds = json.loads((child.path("evaluate") / MASKED).read_text("utf-8"))["fit_seconds"]
+        seconds = masked["fit_seconds"]
     return {"fit_seconds": seconds, "peak_memory_gib": max(each["peak_memory_gib"] for each in manifests.values())}
 
 

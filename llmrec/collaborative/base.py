@@ -1,7 +1,4 @@
-"""What a collaborative model is: fitted on training sequences, it scores every item after a history.
-
-The configuration of the trained models (SASRec, BSARec, HSTU) and of the experts stands here too.
-"""
+"""What a collaborative model is: fitted on training sequences, it scores every item after a history."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -42,6 +39,11 @@ def ranks_from_scores(scores: np.ndarray, targets: np.ndarray, seen: Sequence[np
     if seen is not None and len(seen):
         ahead[np.repeat(rows, [len(items) for items in seen]), np.concatenate(seen)] = False
     return np.where(own == -np.inf, np.inf, 1.0 + ahead.sum(axis=1))
+
+
+def ndcg(ranks: np.ndarray, cut: int = 10) -> np.ndarray:
+    """NDCG@cut of one target each, float64 [n], from ranks float64 [n]: 1 / log2(rank + 1) up to the cut, else 0."""
+    return np.where(ranks <= cut, 1 / np.log2(ranks + 1), 0.0)
 
 
 BATCH = 256

@@ -14,8 +14,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.preprocessing import normalize
 
-from llmrec.collaborative.base import BaselineSystem, incidence, recent
-from llmrec.collaborative.fusion import CUT
+from llmrec.collaborative.base import BaselineSystem, incidence, ndcg, recent
 from llmrec.console import get_logger
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
@@ -131,8 +130,8 @@ class TransitionSettings:
     """Exponent of the cosine in the weight of a text neighbour (smoothed Markov only)."""
 
     def array(self) -> np.ndarray:
-        """The settings as numbers, float32 [7], in the order above."""
-        return np.array(astuple(self), np.float32)
+        """The settings as numbers, float64 [7], in the order above."""
+        return np.array(astuple(self), np.float64)
 
     @classmethod
     def of(cls, array: np.ndarray) -> Self:
@@ -141,7 +140,7 @@ class TransitionSettings:
         Raises:
             ValueError, TypeError: the array has another shape.
         """
-        window, decay, backward, shrinkage, recency, neighbours, power = np.asarray(array, np.float64).round(6).tolist()
+        window, decay, backward, shrinkage, recency, neighbours, power = array.tolist()
         return cls(int(window), decay, backward, shrinkage, recency, int(neighbours), power)
 
 
@@ -177,7 +176,7 @@ class DecayedMarkov(BaselineSystem):
         for values in product(*self.GRID.values()):
             tried = self._with(replace(self.settings, **dict(zip(self.GRID, values, strict=True))))
             ranks = tried.ranks(examples, filter_seen=True)
-            figure = float(np.where(ranks <= CUT, 1 / np.log2(ranks + 1), 0.0).mean())
+            figure = float(ndcg(ranks).mean())
             log.debug("%s, %s: validation ndcg@10 %.4f", self.name, tried.settings, figure)
             if figure > best:
                 best, chosen = figure, tried

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from llmrec.collaborative.base import top
-from llmrec.collaborative.fusion import CUT, best_bonus, limits_of
+from llmrec.collaborative.base import ndcg, top
+from llmrec.collaborative.fusion import best_bonus, limits_of
 from llmrec.console import get_logger
 from llmrec.errors import UserError
 
@@ -84,14 +84,12 @@ class Lists:
 
     def where(self, chosen: np.ndarray) -> "Lists":
         """The lists of a mask, bool [n], or of rows, int [m]."""
-        own = (self.items, self.values, self.fused, self.is_cold, self.lengths)
-        return Lists(*(each[chosen] for each in own))
+        return Lists(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
     @classmethod
     def joined(cls, parts: Sequence["Lists"]) -> "Lists":
         """The lists of all parts, which have one M."""
-        names = cls.__dataclass_fields__
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
     def features(self) -> np.ndarray:
         """What the trees see: float32 [n, M, 3 F + 4]."""
@@ -244,5 +242,4 @@ def _lightgbm() -> Any:
 
 def _ndcg(hits: np.ndarray) -> np.ndarray:
     """NDCG@10, float64 [n], of lists with one target each, bool [n, M]."""
-    place = hits.argmax(axis=1)
-    return np.where(place < CUT, 1 / np.log2(place + 2), 0.0)
+    return ndcg(hits.argmax(axis=1) + 1.0)

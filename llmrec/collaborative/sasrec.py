@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from llmrec.collaborative.base import BaselineSystem
+from llmrec.collaborative.base import BaselineSystem, ndcg
 from llmrec.collaborative.config import SASRecConfig
 from llmrec.console import get_logger, progress_bar
 from llmrec.data.sequences import EvalExamples
@@ -171,7 +171,7 @@ class SASRec(TrainedBaseline):
             bar.advance()
             self.network = averaged.module
             ranks = self.ranks(stop_by, filter_seen=True)
-            figure = float(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean())  # NDCG@10 of one target
+            figure = float(ndcg(ranks).mean())
             log.debug("%s, epoch %d: validation ndcg@10 %.4f", self.name, epoch, figure)
             if figure > best:
                 best, best_epoch, weights = figure, epoch, copy.deepcopy(self.network.state_dict())

@@ -12,7 +12,7 @@ from llmrec.console import get_logger, track
 from llmrec.data import EvalExamples
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
-from llmrec.decode.rankings.fusion import FusionRanking, history_lengths
+from llmrec.decode.rankings.fusion import FusionRanking
 
 log = get_logger(__name__)
 
@@ -57,7 +57,7 @@ def _learned_order(
 ) -> dict[str, Any] | None:
     """A learned order of the best candidates, as `FusionWeights.learned`; None if it would not help."""
     method, targets = _fusion(ranker), examples.targets
-    lengths = history_lengths([ranker.prompt_ids(history) for history in examples.histories])
+    lengths = np.array([len(ranker.renderer.shown(history)) for history in examples.histories])
     is_cold = method.facts.is_cold[items]
     scores = np.where(items >= 0, weights.scores(features, is_cold), -np.inf).astype(np.float32)
     lists = Lists.best(scores, features, is_cold, lengths)

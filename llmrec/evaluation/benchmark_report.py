@@ -25,9 +25,18 @@ def rows(found: Benchmark, slice_name: str = "all") -> list[list[str]]:
         first = entry["runs"][0]["seen_left_out"].get(slice_name)
         if first is None:
             continue
-        kept = f"{entry['runs'][0]['seen_kept']['all']['recall@10']:.4f}" if slice_name == "all" else ""
+        kept = f"{mean(run['seen_kept']['all']['recall@10'] for run in entry['runs']):.4f}"
         cells = [_cell([run["seen_left_out"][slice_name] for run in entry["runs"]], key) for key in INTERVAL_METRICS]
-        table.append([name, entry["family"], *cells, f"{first['users']:,}", kept, str(len(entry["runs"]))])
+        table.append(
+            [
+                name,
+                entry["family"],
+                *cells,
+                f"{first['users']:,}",
+                kept if slice_name == "all" else "",
+                str(len(entry["runs"])),
+            ]
+        )
     return table
 
 

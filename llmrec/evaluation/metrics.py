@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmrec.collaborative.base import ndcg
+
 INTERVAL_METRICS = ("recall@10", "ndcg@10")
 
 
@@ -45,7 +47,7 @@ def per_user(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
     hit = ranks <= k
     return {
         f"recall@{k}": hit.astype(np.float64),
-        f"ndcg@{k}": np.where(hit, 1 / np.log2(ranks + 1), 0.0),
+        f"ndcg@{k}": ndcg(ranks, k),
         f"mrr@{k}": np.where(hit, 1 / ranks, 0.0),
     }
 

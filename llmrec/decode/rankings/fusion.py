@@ -42,11 +42,6 @@ class Scored:
     beams: Ranking
 
 
-def history_lengths(prompts: Sequence[Prompt]) -> np.ndarray:
-    """Items in the history of each of B prompts, int [B]."""
-    return np.array([len(prompt.history) for prompt in prompts])
-
-
 class FusionRanking(RankingMethod):
     """Candidates are the best of the beams, the dense head, the texts and the experts, warm and cold items apart."""
 
@@ -58,7 +53,7 @@ class FusionRanking(RankingMethod):
         found = self.scored(prefilled, k, filters, offsets)
         is_cold, scores = self.facts.is_cold[found.items], self.fused(found, self.weights)
         if self.ranker is not None:
-            lengths = history_lengths(cast(list[Prompt], prefilled.prompts))
+            lengths = np.array([len(prompt.history) for prompt in cast(list[Prompt], prefilled.prompts)])
             scores = self.ranker.reorder(scores, Lists.best(scores, found.features, is_cold, lengths))
         scores = scores + self.config.cold_bonus * is_cold
         if offsets is not None:
