@@ -20,7 +20,11 @@ from llmrec.errors import UserError
 from llmrec.recommender import hub
 from llmrec.recommender.safety import ADAPTER, check_files, check_parts, read_object
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+SCHEMAS = (1, 2)
+"""The schemas that this llmrec reads. Schema 1 has the catalogue's own fields as columns of `item_index.parquet`."""
 
 
 HEADER = "llmrec.json"
@@ -39,6 +43,9 @@ FUSION = "fusion.json"
 
 
 EVENTS = "training_events"
+
+
+FIELDS = "fields"
 
 
 QUANTIZER = "quantizer"
@@ -94,7 +101,7 @@ def write_header(header: Header, folder: Path) -> None:
     """Write `llmrec.json` atomically, with the current sizes of the bundle's files."""
     names = [name for name in hub.published_files(folder) if name not in (HEADER, hub.CARD)]
     sizes = {name: (folder / name).stat().st_size for name in names}
-    write_text(folder / HEADER, header_text(replace(header, files=sizes)))
+    write_text(folder / HEADER, header_text(replace(header, schema=SCHEMA, files=sizes)))
 
 
 def read_header(folder: Path) -> Header:
@@ -120,8 +127,8 @@ def parse_header(folder: Path) -> Header:
     if not path.is_file():
         raise UserError(f"{folder}: no llmrec bundle there ({HEADER} is missing).")
     raw = read_object(path)
-    if raw.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {raw.get('schema')!r:.80}, but this llmrec reads schema {SCHEMA}.")
+    if raw.get("schema") not in SCHEMAS:
+        raise UserError(f"{path}: schema {raw.get('schema')!r:.80}, but this llmrec reads schema 1 and {SCHEMA}.")
     try:
         header = Header(**raw)
     except TypeError as error:
@@ -236,28 +243,29 @@ def _check_base(folder: Path, header: Header, subject: str, fix: str) -> None:
 
 
 def write_index(
-    item_ids: list[str], codes: list[list[int]], events: list[int], fields: pl.DataFrame, folder: Path
+    item_ids: list[str], codes: list[list[int]], events: list[int], catalog: pl.DataFrame, folder: Path
 ) -> None:
     """Write `item_index.parquet`: one row per item, in catalogue order.
 
-    The columns are item_id, codes, training_events, title and the searchable fields.
+    The columns are item_id, codes, training_events, title and `fields`, a struct of the catalogue's other fields. A
+    field of the catalogue may have any name, `codes` for example, since the struct keeps it apart.
 
     Args:
         item_ids: ids of the N items.
         codes: N lists of L codes.
         events: training events of each of the N items.
-        fields: N rows, the title and the other text fields.
+        catalog: N rows: item_id, title and the other text fields.
         folder: folder of the bundle.
     """
     frame = pl.DataFrame(
         {"item_id": item_ids, "codes": codes, EVENTS: events},
         schema={"item_id": pl.String, "codes": pl.List(pl.Int32), EVENTS: pl.Int64},
     )
-    write_file(folder / INDEX, frame.hstack(fields.drop("item_id", EVENTS, strict=False)).write_parquet)
+    write_file(folder / INDEX, frame.hstack(_packed(catalog.drop("item_id"))).write_parquet)
 
 
 def read_index(folder: Path) -> pl.DataFrame:
-    """Read the frame that `write_index` wrote, N rows.
+    """Read the frame that `write_index` wrote, N rows; the index of an older bundle comes in the same form.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -265,7 +273,24 @@ def read_index(folder: Path) -> pl.DataFrame:
     frame = read_stored(folder / INDEX)
     if not {"item_id", "codes", "title"} <= set(frame.columns):
         raise UserError(f"{folder / INDEX}: expected columns item_id, codes, title; found {frame.columns}.")
-    return frame
+    if EVENTS not in frame.columns:  # items could not be added then, so all are warm
+        frame = frame.with_columns(pl.lit(1, dtype=pl.Int64).alias(EVENTS))
+    if isinstance(frame.schema.get(FIELDS), pl.Struct):
+        return frame
+    ours = ["item_id", "codes", EVENTS]
+    return frame.select(ours).hstack(_packed(frame.drop(ours)))
+
+
+def catalog_frame(index: pl.DataFrame) -> pl.DataFrame:
+    """The frame of the catalogue, from what `read_index` returned: item_id, title and the other fields."""
+    frame = index.select("item_id", "title")
+    return frame.hstack(index[FIELDS].struct.unnest()) if FIELDS in index.columns else frame
+
+
+def _packed(texts: pl.DataFrame) -> pl.DataFrame:
+    """`title`, and the struct of all other columns of `texts`, which is left out if there are none."""
+    titles, others = texts.select("title"), texts.drop("title")
+    return titles.with_columns(others.to_struct(FIELDS)) if others.width else titles
 
 
 PARTS = ("weights", "adapter", "tokenizer", "trie", "dense", "experts", "quantizer", "index", "other")

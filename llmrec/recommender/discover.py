@@ -115,11 +115,11 @@ def discover(
 
 def _requests(recommender: Recommender, histories: Sequence[Sequence[str]], prompt: str | None) -> list[list[int]]:
     """The token ids of one prompt per history, or of one prompt without a history if there are no histories."""
-    rows = [
+    rows: list[np.ndarray | None] = [
         recommender.store.lookup.rows(history, "--history" if len(histories) == 1 else f"--histories, line {line}")
         for line, history in enumerate(histories, start=1)
     ]
-    return [recommender.ranker.prompt_ids(history, prompt) for history in rows or [np.empty(0, np.int64)]]
+    return [recommender.ranker.prompt_ids(history, prompt) for history in rows or [None]]
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import polars as pl
@@ -32,7 +32,8 @@ from llmrec.model.config import BaseConfig
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
-from llmrec.recommender.request import Answer, Request, Selection, quotas_of
+from llmrec.recommender.answer import answers
+from llmrec.recommender.request import Answer, Request
 from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights, save_weights
 from llmrec.tasks.config import ASKED, TasksConfig, Template, load_templates, save_templates, tokenizer_texts
@@ -256,43 +257,47 @@ class Recommender:
         self.model, self._ranker = merged(self.model), None
         return self
 
+    @overload
     def recommend(
         self, history: Sequence[str] | None = None, prompt: str | None = None, k: int = 10, **options: Any
-    ) -> Answer:
+    ) -> Answer: ...
+
+    @overload
+    def recommend(
+        self, *, histories: Sequence[Sequence[str]], prompt: str | None = None, k: int = 10, **options: Any
+    ) -> list[Answer]: ...
+
+    def recommend(
+        self,
+        history: Sequence[str] | None = None,
+        prompt: str | None = None,
+        k: int = 10,
+        histories: Sequence[Sequence[str]] | None = None,
+        **options: Any,
+    ) -> Answer | list[Answer]:
         """The k best items for a history (item ids, oldest first), a request in plain words, or both.
 
         Args:
             history: item ids, oldest first.
             prompt: the request in words.
             k: number of answers.
-            options: the other fields of `Request`: exclude, include_seen, where, allow, offsets, max_per_field,
-                max_per_code, phrasings, exact.
+            histories: one history per user, instead of `history`: decoded together, with one answer for each.
+            options: the other fields of `Request`, such as exclude, where and unknown.
 
         Raises:
-            UserError: as for `Request` and `answer`.
+            UserError: as for `Request` and `answer`, or `history` and `histories` are both given.
         """
-        return self.answer(Request(history or (), prompt, k, **options))
+        if histories is None:
+            return self.answer(Request(history, prompt, k, **options))
+        if history is not None:
+            raise UserError("history and histories are both given; leave one of them out.")
+        requests = [Request(each, prompt, k, **options) for each in histories]
+        every = [request.history for request in requests]
+        return answers(self.store, self.ranker, requests[0], every) if requests else []
 
     def answer(self, request: Request) -> Answer:
-        """The best items for a request.
-
-        Raises:
-            UserError: an item or field is unknown, the prompt is empty or too long, an offset is not a finite number,
-                the prompts have fewer phrasings, or `exact` is set with a ranking that does not use codes alone.
-        """
-        ranking = self.decode_config.ranking
-        if request.exact and ranking not in ("auto", "beam"):
-            raise UserError(f"--exact ranks by codes alone, which --ranking {ranking} does not; leave one of them out.")
-        seen = self.store.lookup.rows(request.history, "--history")
-        selection = Selection.of(request, self.store.lookup)
-        offsets = None if request.offsets is None else self.store.lookup.offsets(request.offsets)
-        quotas = quotas_of(request, self.store.lookup, self.item_tokenizer.codes[:, 0])
-        prompts = self.ranker.phrased(seen, request.prompt, request.phrasings)
-        wanted = min(request.k, selection.left)
-        limits = list(quotas.values())
-        rows, scores = self.ranker.best(prompts, wanted, selection.allowed, limits, offsets, request.exact)
-        full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
-        return Answer.ranked(self.catalog, rows, scores, selection.reason(len(rows), request.k, full))
+        """The best items for a request; errors are those of `answers`."""
+        return answers(self.store, self.ranker, request, [request.history])[0]
 
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """Add items without training; they can be recommended at once.

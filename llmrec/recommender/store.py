@@ -73,9 +73,7 @@ class ItemStore:
             UserError: a file can't be read, or the files don't belong together.
         """
         index = bundle.read_index(folder)
-        if bundle.EVENTS not in index.columns:  # older bundles: items could not be added, so all are warm
-            index = index.with_columns(pl.lit(1, dtype=pl.Int64).alias(bundle.EVENTS))
-        catalog, events = Catalog(index.drop("codes", bundle.EVENTS)), index[bundle.EVENTS].to_numpy()
+        catalog, events = Catalog(bundle.catalog_frame(index)), index[bundle.EVENTS].to_numpy()
         tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER, own=False, encoder=encoder)
         if tokenizer.item_ids != catalog.ids:
             raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/{CODES} list other items.")
