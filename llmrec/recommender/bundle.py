@@ -24,7 +24,7 @@ SCHEMA = 2
 
 
 SCHEMAS = (1, 2)
-"""The schemas that this llmrec reads. Schema 1 has the catalogue's own fields as columns of `item_index.parquet`."""
+"""The schemas that this llmrec reads. In schema 1, `item_index.parquet` names fields without a prefix."""
 
 
 HEADER = "llmrec.json"
@@ -45,7 +45,8 @@ FUSION = "fusion.json"
 EVENTS = "training_events"
 
 
-FIELDS = "fields"
+OWN_FIELD = "fields."
+"""Begins the name of each column of `item_index.parquet` that is a field of the catalogue: fields.brand."""
 
 
 QUANTIZER = "quantizer"
@@ -247,8 +248,8 @@ def write_index(
 ) -> None:
     """Write `item_index.parquet`: one row per item, in catalogue order.
 
-    The columns are item_id, codes, training_events, title and `fields`, a struct of the catalogue's other fields. A
-    field of the catalogue may have any name, `codes` for example, since the struct keeps it apart.
+    The columns are item_id, codes, training_events, title and, with the prefix `OWN_FIELD`, the other fields of the
+    catalogue, which may have any name, `codes` for example.
 
     Args:
         item_ids: ids of the N items.
@@ -261,7 +262,7 @@ def write_index(
         {"item_id": item_ids, "codes": codes, EVENTS: events},
         schema={"item_id": pl.String, "codes": pl.List(pl.Int32), EVENTS: pl.Int64},
     )
-    write_file(folder / INDEX, frame.hstack(_packed(catalog.drop("item_id"))).write_parquet)
+    write_file(folder / INDEX, frame.hstack(_prefixed(catalog.drop("item_id"))).write_parquet)
 
 
 def read_index(folder: Path) -> pl.DataFrame:
@@ -271,26 +272,26 @@ def read_index(folder: Path) -> pl.DataFrame:
         UserError: the file is missing or damaged.
     """
     frame = read_stored(folder / INDEX)
-    if not {"item_id", "codes", "title"} <= set(frame.columns):
+    expected = {"item_id", "codes", "title"}
+    if not expected <= set(frame.columns) or {OWN_FIELD + name for name in expected - {"codes"}} & set(frame.columns):
         raise UserError(f"{folder / INDEX}: expected columns item_id, codes, title; found {frame.columns}.")
     if EVENTS not in frame.columns:  # items could not be added then, so all are warm
         frame = frame.with_columns(pl.lit(1, dtype=pl.Int64).alias(EVENTS))
-    if isinstance(frame.schema.get(FIELDS), pl.Struct):
-        return frame
     ours = ["item_id", "codes", EVENTS]
-    return frame.select(ours).hstack(_packed(frame.drop(ours)))
+    texts = frame.drop(ours)
+    older = not all(name.startswith(OWN_FIELD) for name in texts.columns if name != "title")
+    return frame.select(ours).hstack(_prefixed(texts) if older else texts)
 
 
 def catalog_frame(index: pl.DataFrame) -> pl.DataFrame:
     """The frame of the catalogue, from what `read_index` returned: item_id, title and the other fields."""
-    frame = index.select("item_id", "title")
-    return frame.hstack(index[FIELDS].struct.unnest()) if FIELDS in index.columns else frame
+    texts = index.drop("codes", EVENTS)
+    return texts.rename({name: name.removeprefix(OWN_FIELD) for name in texts.columns})
 
 
-def _packed(texts: pl.DataFrame) -> pl.DataFrame:
-    """`title`, and the struct of all other columns of `texts`, which is left out if there are none."""
-    titles, others = texts.select("title"), texts.drop("title")
-    return titles.with_columns(others.to_struct(FIELDS)) if others.width else titles
+def _prefixed(texts: pl.DataFrame) -> pl.DataFrame:
+    """The same columns, with `OWN_FIELD` before each name except `title`."""
+    return texts.rename({name: OWN_FIELD + name for name in texts.columns if name != "title"})
 
 
 PARTS = ("weights", "adapter", "tokenizer", "trie", "dense", "experts", "quantizer", "index", "other")

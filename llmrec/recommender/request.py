@@ -96,12 +96,10 @@ class Recommendation:
     fields: dict[str, str]
 
     @classmethod
-    def of(cls, catalog: Catalog, rank: int, row: int, score: float) -> Self:
-        """The answer with the item in this row of the catalogue; ranks count from 1."""
-        fields = catalog.row(catalog.ids[row])
-        title = fields.pop("title", "")
-        fields.pop("item_id", None)
-        return cls(rank, catalog.ids[row], score, title, fields)
+    def of(cls, rank: int, row: dict[str, str], score: float) -> Self:
+        """The answer with the item of this row of the catalogue's frame; ranks count from 1."""
+        fields = {name: text for name, text in row.items() if name not in ("item_id", "title")}
+        return cls(rank, row["item_id"], score, row["title"], fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that `recommend --json` prints."""
@@ -137,8 +135,8 @@ class Answer(list[Recommendation]):
         cls, catalog: Catalog, rows: np.ndarray, scores: np.ndarray, reason: str | None, notes: Sequence[str] = ()
     ) -> Self:
         """The answers of these rows (int64 [n], best first) with their scores, float32 [n]."""
-        pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
-        return cls((Recommendation.of(catalog, rank, row, score) for rank, (row, score) in pairs), reason, notes)
+        pairs = enumerate(zip(catalog.frame[rows].iter_rows(named=True), scores.tolist(), strict=True), start=1)
+        return cls((Recommendation.of(rank, row, score) for rank, (row, score) in pairs), reason, notes)
 
 
 class Selection:

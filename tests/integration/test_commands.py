@@ -208,3 +208,25 @@ def test_a_reader_that_has_seen_enough(tiny_run: Path) -> None:
         program.stdout.close()
         assert program.stderr.read() == b""
     assert len(head.stdout) == 10
+
+
+def test_predict(
+    ask: Callable[..., list[dict[str, Any]]],
+    tiny_run: Path,
+    items: pl.DataFrame,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    history = items["item_id"][:2].to_list()
+    (tmp_path / "users.csv").write_text(f"user_id,history\nu,{' '.join(history)}\nv,NOSUCH\n")
+    words = ["predict", "--model", str(tiny_run / "model"), "--input", str(tmp_path / "users.csv"), "--k", "3"]
+    assert main([*words, "--output", str(tmp_path / "recs.jsonl"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["users"] == 2
+    rows = [json.loads(line) for line in (tmp_path / "recs.jsonl").read_text().splitlines()]
+    expected = [answer["item_id"] for answer in ask("--history", *history, "--k", "3")]
+    assert [row["item_id"] for row in rows if row["user_id"] == "u"] == expected
+    assert rows[-1]["note"].startswith("Left out 1 of the 1 items of the history, not in the catalogue: 'NOSUCH'. The")
+    assert main([*words, "--output", str(tmp_path / "recs.jsonl")]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*words, "--output", str(tmp_path / "more.jsonl"), "--where", "colour=red"]) == 2
+    assert "--where colour=red: no such field" in capsys.readouterr().err

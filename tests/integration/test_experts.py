@@ -46,7 +46,8 @@ def test_added_items_are_ranked_by_their_texts(run: Path, llmrec: Callable, tmp_
     index = pl.read_parquet(model / "item_index.parquet")
     old = index.row(3, named=True)
     table = tmp_path / "items.csv"
-    pl.DataFrame({"item_id": ["LATER"], "title": [old["title"]], **old["fields"]}).write_csv(table)
+    fields = {name.removeprefix("fields."): [text] for name, text in old.items() if name.startswith("fields.")}
+    pl.DataFrame({"item_id": ["LATER"], "title": [old["title"]], **fields}).write_csv(table)
     history = ["--history", *index["item_id"][:2].to_list()]
     before = json.loads(llmrec("recommend", "--model", model, *history, "--k", "50", "--json").stdout)["items"]
     assert llmrec("add-items", "--model", model, "--items", table).returncode == 0

@@ -53,7 +53,20 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
         bundle.read_index(tmp_path)
 
 
-NAMES = ["codes", "training_events", "fields", "score", "rank", "reason", "index", "^a$", "*", "a.b", ""]
+NAMES = [
+    "codes",
+    "training_events",
+    "fields",
+    "fields.codes",
+    "score",
+    "rank",
+    "reason",
+    "index",
+    "^a$",
+    "*",
+    "a.b",
+    "",
+]
 """Names that a catalogue may use for its own columns."""
 
 
@@ -75,13 +88,20 @@ def test_no_column_of_the_catalogue_meets_one_of_the_index(tmp_path: Path, names
 
 
 def test_an_index_of_schema_1_is_read_in_the_new_form(tmp_path: Path) -> None:
-    frame = write(["brand"], tmp_path)
+    write(["brand"], tmp_path)
     new = bundle.read_index(tmp_path)
-    old = new.drop("fields").with_columns(brand=frame["brand"])
+    old = new.rename({"fields.brand": "brand"})
     old.write_parquet(tmp_path / bundle.INDEX)
     assert bundle.read_index(tmp_path).equals(new)
     old.drop("training_events").write_parquet(tmp_path / bundle.INDEX)  # of 0.1
     assert bundle.read_index(tmp_path)["training_events"].to_list() == [1, 1]
+
+
+def test_an_index_with_two_titles_is_refused(tmp_path: Path) -> None:
+    write(["brand"], tmp_path)
+    bundle.read_index(tmp_path).rename({"fields.brand": "fields.title"}).write_parquet(tmp_path / bundle.INDEX)
+    with pytest.raises(UserError, match="expected columns item_id, codes, title"):
+        bundle.read_index(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/no/such/folder", "a/b/c"])
