@@ -9,7 +9,7 @@ from typing import Any
 from llmrec.collaborative.config import ExpertsConfig
 from llmrec.data.config import DataConfig
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig
-from llmrec.embed.encoder import EmbedConfig
+from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.intentions.intentions import IntentionsConfig
@@ -158,6 +158,7 @@ INPUTS = {
     "data.items": True,
     "embed.model": True,
     "embed.cache": False,
+    "embed.vectors": False,
     "intentions.path": False,
     "intentions.local_model": True,
     "base.model": True,
@@ -174,17 +175,18 @@ def check_inputs(config: Config, places: Iterable[Path]) -> None:
     """
     for key, on_a_hub in INPUTS.items():
         section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value is None:
-            continue
-        name = value.partition("@")[0]  # a data set: NAME[:CONFIG][@SPLIT]
-        paths = [Path(path).expanduser() for path in (value, name, name.partition(":")[0])]
-        for place in places:
-            if any(_lies_in(path, place) for path in paths if not on_a_hub or os.path.lexists(path)):
-                raise UserError(
-                    f"--{key} {value}: lies in {place}, which belongs to the run directory and may be replaced; "
-                    "copy it elsewhere, or name another --run."
-                )
+        found = getattr(getattr(config, section), name)
+        for value in found if isinstance(found, list) else [found]:
+            if value is None:
+                continue
+            name = value.partition("@")[0]  # a data set: NAME[:CONFIG][@SPLIT]
+            paths = [Path(path).expanduser() for path in (value, name, name.partition(":")[0])]
+            for place in places:
+                if any(_lies_in(path, place) for path in paths if not on_a_hub or os.path.lexists(path)):
+                    raise UserError(
+                        f"--{key} {value}: lies in {place}, which belongs to the run directory and may be replaced; "
+                        "copy it elsewhere, or name another --run."
+                    )
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

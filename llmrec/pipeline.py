@@ -72,14 +72,16 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
     The encoder learns from the items of `Prepared.for_training`. If `embed.align.epochs` is above 0, the vectors are
     aligned with the training events.
     """
-    from llmrec.embed import embed
+    from llmrec.embed import embed, vector_files
+
+    files = file_hashes(vector_files(config.embed)) if run.main else {}
 
     def make(out: Path) -> None:
         prepared = load(run.path("data"))
         log = prepared.split.train if config.embed.align.epochs else None
         embed(prepared.catalog, config.embed, log, prepared.for_training.catalog).save(out)
 
-    run.build(Stage("embed", asdict(config.embed), make, reads=["data"]))
+    run.build(Stage("embed", config.embed.cache_key(), make, reads=["data"], files=files))
 
 
 def tokenize_stage(config: Config, run: RunDirectory) -> None:

@@ -17,15 +17,20 @@ from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
 from llmrec.embed.align import AlignedEncoder
-from llmrec.embed.encoder import EmbedConfig, Encoder
+from llmrec.embed.config import TEXT, EmbedConfig
+from llmrec.embed.encoder import Encoder, item_texts
+from llmrec.embed.given import GivenVectors
 from llmrec.errors import UserError
 
 
 def make_encoder(config: EmbedConfig) -> Encoder:
-    """The encoder that `config` names, wrapped in an `AlignedEncoder` if alignment is on.
+    """The encoder that `config` names, wrapped in an `AlignedEncoder` if alignment is on, or in a `GivenVectors` if
+    vectors come from files.
 
     The first call of `encode` loads the weights.
     """
+    if config.sources:
+        return GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None)
     encoder = _text_encoder(config)
     return AlignedEncoder(encoder) if config.align.epochs else encoder
 
@@ -98,10 +103,14 @@ def embed(
         The N vectors, in catalogue order, and the fitted encoder.
 
     Raises:
-        UserError: an item has no text, or the encoder cannot be loaded or fitted. With alignment also: there is no
+        UserError: an item has no text, the encoder cannot be loaded or fitted, or a file of vectors is wrong (as for
+            `read_vectors`). With alignment also: there is no
             log, the log has an item that is not in `fit_on`, or no item pair is frequent enough.
     """
     fit_on = catalog if fit_on is None else fit_on
+    if config.sources:
+        given = GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None).fit_catalog(fit_on)
+        return Embeddings(catalog.ids, given.of_items(catalog, config.files, "--embed.vectors"), given)
     texts = item_texts(fit_on, config)
     encoder = make_encoder(config).fit(texts)
     if isinstance(encoder, AlignedEncoder):
@@ -118,20 +127,3 @@ def embed(
     # Encoded in a separate call: the other items in a batch can change the last bits of a vector.
     vectors = np.concatenate([vectors, encoder.encode(item_texts(others, config))])
     return Embeddings([*fit_on.ids, *others.ids], vectors, encoder).take_ids(catalog.ids)
-
-
-def item_texts(catalog: Catalog, config: EmbedConfig) -> list[str]:
-    """The texts of the N items, made from the template of `config`, in catalogue order.
-
-    Raises:
-        UserError: the text of an item is empty.
-    """
-    template = config.template or catalog.whole_text
-    texts = catalog.texts(template)
-    for item_id, text in zip(catalog.ids, texts, strict=True):
-        if not text.strip():
-            raise UserError(
-                f"item {item_id!r} has no text under the template {template!r}; "
-                "drop it, fill one of these fields, or name other fields in --embed.template"
-            )
-    return texts

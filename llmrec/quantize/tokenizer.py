@@ -16,7 +16,16 @@ from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import read_stored
 from llmrec.data.interactions import Interactions
-from llmrec.embed import EmbedConfig, Encoder, embed, item_texts, make_encoder
+from llmrec.embed import (
+    EmbedConfig,
+    Encoder,
+    GivenVectors,
+    embed,
+    item_texts,
+    make_encoder,
+    read_vectors,
+    require_finite,
+)
 from llmrec.errors import UserError
 from llmrec.quantize.base import BLOCK, Quantizer
 from llmrec.quantize.collisions import place, resolve_collisions
@@ -174,12 +183,19 @@ class ItemTokenizer:
         """
         return self.quantizer.encode(embeddings)
 
-    def embed(self, catalog: Catalog) -> np.ndarray:
-        """Vectors (float32 [n, D]) of any n items, from the encoder that made the fitted embeddings.
+    def embed(self, catalog: Catalog, files: Sequence[str] = ()) -> np.ndarray:
+        """Vectors (float32 [n, D]) of any n items, made as the fitted embeddings were.
+
+        Args:
+            catalog: n items.
+            files: their vectors, for a tokenizer that was fitted on `embed.vectors`: one file for each of those.
 
         Raises:
-            UserError: there is no such encoder, it can't or must not be loaded, or an item has no text.
+            UserError: there is no encoder, it can't or must not be loaded, an item has no text, or the files are not
+                those that are needed.
         """
+        if self.encoder is None and len(files) == 1:
+            return read_vectors(files[0], catalog.ids, "--vectors")
         if self.encoder is None:
             raise UserError("the item tokenizer was fitted on vectors, without an encoder; give the items' vectors")
         if not self.encoder_allowed:
@@ -187,6 +203,12 @@ class ItemTokenizer:
                 f"--encoder is missing: the bundle's items were embedded by {self.encoder.config.model!r:.200}, and a "
                 "bundle of somebody else can name anything there; give --encoder with that name, or your own copy of "
                 "it, to load it."
+            )
+        if isinstance(self.encoder, GivenVectors):
+            return self.encoder.of_items(catalog, files, "--vectors")
+        if files:
+            raise UserError(
+                "--vectors: the bundle's encoder makes the vectors of new items from their texts; leave it out."
             )
         return self.encoder.encode(item_texts(catalog, self.encoder.config))
 
@@ -251,8 +273,7 @@ class ItemTokenizer:
             "method": self.config.method,
             "config": self.quantizer.config(),
             "level_sizes": self.level_sizes,
-            # the cache folder of the vectors depends on the machine
-            "embed": asdict(self.encoder.config) | {"cache": None} if self.encoder is not None else None,
+            "embed": _portable(self.encoder.config) if self.encoder is not None else None,
         }
 
     @classmethod
@@ -279,7 +300,7 @@ class ItemTokenizer:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{folder}: not a saved item tokenizer ({reason}); run `llmrec tokenize`") from None
 
-        named = tokenizer.encoder is not None and tokenizer.encoder.config.encoder == "sentence-transformers"
+        named = tokenizer.encoder is not None and tokenizer.encoder.config.names_a_model
         if encoder is not None and not named:
             raise UserError(f"--encoder {encoder}: this bundle embeds without sentence-transformers; leave it out.")
         tokenizer.encoder_allowed = own or not named or encoder is not None
@@ -316,16 +337,10 @@ def _needs_log(config: TokenizeConfig) -> str:
     )
 
 
-def require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
-    """Raise UserError, which names an item, if `embeddings` (floats [N, D]) contains NaN or infinity."""
-    finite = np.empty(len(embeddings), bool)
-    for start in range(0, len(embeddings), BLOCK):
-        finite[start : start + BLOCK] = np.isfinite(embeddings[start : start + BLOCK]).all(axis=1)
-    if not finite.all():
-        raise UserError(
-            f"the embedding of item {item_ids[int(finite.argmin())]!r} holds NaN or infinity "
-            f"({int((~finite).sum())} such items); embed it again or drop it"
-        )
+def _portable(config: EmbedConfig) -> dict[str, Any]:
+    """The fields of `config` without paths of this machine: no cache folder, and only the names of vector files."""
+    names = [Path(source).name for source in config.sources]
+    return asdict(config) | {"cache": None, "vectors": names or None}
 
 
 def _encoding_speed(quantizer: Quantizer, block: np.ndarray) -> float:

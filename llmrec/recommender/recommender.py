@@ -221,7 +221,7 @@ class Recommender:
         check_decoding(*self._decoded(decode_config or self.decode_config))
         train, tasks = train or TrainConfig(), tasks or TasksConfig(max_history=self.max_history)
         if train.dense.weight and vectors is None:
-            vectors = self.item_tokenizer.embed(self.catalog)
+            vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
         events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
         sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
         data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions, vectors)
