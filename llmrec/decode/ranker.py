@@ -92,8 +92,8 @@ class ItemRanker:
             phrasings: how many.
 
         Raises:
-            UserError: neither is given, the query holds half of a surrogate pair, they don't fit the model's context, or
-                there are fewer phrasings.
+            UserError: neither is given, the query holds half of a surrogate pair, the prompt does not fit the model's
+                context, or there are fewer phrasings.
         """
         values: dict[str, str] = {}
         if history is not None and (len(history) or query is None):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -75,12 +76,13 @@ def answers(
         chosen = [asked[place] for place in together]
         found = dict(zip(together, _decoded(ranker, request, every, chosen), strict=True))
     results = []
-    for place, each in enumerate(asked):
-        rows, scores = found[place] if place in found else one(each)
+    best = [found[place] if place in found else one(each) for place, each in enumerate(asked)]
+    texts = store.catalog.frame[np.concatenate([rows for rows, _ in best])].iter_rows(named=True)
+    for each, (rows, scores) in zip(asked, best, strict=True):
         selection = every.without(each.dropped) if len(rows) < request.k else every
         full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < min(request.k, selection.left) else []
         reason = selection.reason(len(rows), request.k, full)
-        results.append(Answer.ranked(store.catalog, rows, scores, reason, each.notes))
+        results.append(Answer.ranked(islice(texts, len(rows)), scores, reason, each.notes))
     return results
 
 
