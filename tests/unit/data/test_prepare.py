@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import polars as pl
 import pytest
 
 from llmrec.data import TEST, DataConfig, load, prepare, save
@@ -59,6 +60,7 @@ def test_short_users_go_after_the_core(config):
     ("change", "message"),
     [
         ({"unknown_items": "fail"}, "1 items that the catalogue lacks"),
+        ({"unknown_share": 0.0}, r"1 of 28 events name items that the catalogue lacks, such as 'missing'"),
         ({"empty_text": "fail"}, "1 of 6 items have no text, first 'blank'"),
         ({"user_core": 50}, "step '50-core of users, 4-core of items' left no interactions"),
         ({"min_rating": 3.0}, "the log has no ratings"),
@@ -81,6 +83,20 @@ def test_save_and_load(config, tmp_path):
     assert loaded.split.frame.equals(prepared.split.frame)
     assert loaded.split.protocol == prepared.split.protocol
     assert loaded.summary == prepared.summary
+
+
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_times_of_earlier_versions_are_in_the_unit_of_the_source(config, tmp_path, unit):
+    prepared = prepare(config)
+    save(prepared, tmp_path)
+    document = json.loads((tmp_path / "split.json").read_text())
+    assert document.pop("times") == "microseconds"
+    start = 1_600_000_000 * unit
+    old = prepared.split.frame.with_columns(pl.col("timestamp") // 10**6 * unit + start)
+    old.write_parquet(tmp_path / "interactions.parquet")
+    (tmp_path / "split.json").write_text(json.dumps(document))
+    expected = prepared.split.frame["timestamp"] + 1_600_000_000 * 10**6
+    assert load(tmp_path).split.frame["timestamp"].equals(expected)
 
 
 def test_load_names_what_is_damaged(config, tmp_path):
@@ -107,6 +123,7 @@ def test_synthetic_is_the_default():
         ({"format": "lc-rec", "path": "x", "items": "y"}, r"data\.items y: .*leave it out"),
         ({"user_core": 0}, r"data\.user_core 0: expected at least 1"),
         ({"seed": -1}, r"data\.seed -1"),
+        ({"unknown_share": 1.5}, r"data\.unknown_share 1\.5: expected a share from 0 to 1"),
         ({"min_length": 2}, r"data\.min_length 2: leave-one-out needs 3"),
     ],
 )
