@@ -20,13 +20,9 @@ from llmrec.data.filters import Summary
 from llmrec.data.interactions import Interactions, Split, given_split, leave_one_out, timestamp_split
 from llmrec.data.readers import read
 from llmrec.data.sequences import TEST, TRAIN, VALID
-from llmrec.data.times import microseconds
 from llmrec.errors import UserError
 
 log = get_logger(__name__)
-
-TIMES = "microseconds"
-"""Unit of the times in interactions.parquet, as split.json says it."""
 
 
 def hold_out(split: Split, config: DataConfig) -> Split:
@@ -233,7 +229,7 @@ def save(prepared: Prepared, folder: str | Path) -> None:
     folder = Path(folder)
     prepared.catalog.to_parquet(folder / "items.parquet")
     prepared.split.frame.write_parquet(folder / "interactions.parquet")
-    document = {"protocol": prepared.split.protocol, "steps": prepared.summary.to_dict(), "times": TIMES}
+    document = {"protocol": prepared.split.protocol, "steps": prepared.summary.to_dict()}
     (folder / "split.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -248,8 +244,6 @@ def load(folder: str | Path) -> Prepared:
     for name in ("user_id", "item_id", "timestamp", "part"):
         require_column(frame, name, folder / "interactions.parquet", "as prepare writes it")
     document = read_json(require_file(folder / "split.json", "the run's data"))
-    if isinstance(document, dict) and document.get("times") != TIMES:  # earlier versions kept the unit of the source
-        frame = frame.with_columns(microseconds(frame["timestamp"], str(folder / "interactions.parquet")))
     try:
         split = Split(frame, document["protocol"])
         summary = Summary.from_dict(document["steps"])

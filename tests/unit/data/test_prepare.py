@@ -1,7 +1,6 @@
 import json
 from dataclasses import replace
 
-import polars as pl
 import pytest
 
 from llmrec.data import TEST, DataConfig, load, prepare, save
@@ -83,20 +82,6 @@ def test_save_and_load(config, tmp_path):
     assert loaded.split.frame.equals(prepared.split.frame)
     assert loaded.split.protocol == prepared.split.protocol
     assert loaded.summary == prepared.summary
-
-
-@pytest.mark.parametrize("unit", [1, 1000])
-def test_times_of_earlier_versions_are_in_the_unit_of_the_source(config, tmp_path, unit):
-    prepared = prepare(config)
-    save(prepared, tmp_path)
-    document = json.loads((tmp_path / "split.json").read_text())
-    assert document.pop("times") == "microseconds"
-    start = 1_600_000_000 * unit
-    old = prepared.split.frame.with_columns(pl.col("timestamp") // 10**6 * unit + start)
-    old.write_parquet(tmp_path / "interactions.parquet")
-    (tmp_path / "split.json").write_text(json.dumps(document))
-    expected = prepared.split.frame["timestamp"] + 1_600_000_000 * 10**6
-    assert load(tmp_path).split.frame["timestamp"].equals(expected)
 
 
 def test_load_names_what_is_damaged(config, tmp_path):
