@@ -281,7 +281,8 @@ def given_split(log: Interactions) -> Split:
     """The published split of a log whose frame has the column `part`.
 
     The events of a user are ordered by part first: the history of a test case is all training and validation events,
-    also those that are later than the target, as in a random split. A warning counts the users with such events.
+    also those that are later than the target, as in a random split. A warning counts the users with such events, and
+    the users whose first event is a target, which is no case since it has no history.
 
     Raises:
         UserError: for an empty part.
@@ -289,8 +290,14 @@ def given_split(log: Interactions) -> Split:
     events = _events(log.frame)
     if empty := [name for name, count in events.items() if not count]:
         raise UserError(f"--data.split given: no event of the {empty[0]} part is left; each part needs one")
-    earlier = (pl.col("timestamp") < pl.col("timestamp").shift()) & (pl.col("user_id") == pl.col("user_id").shift())
-    users = log.frame.filter(earlier)["user_id"].n_unique()
+    same_user = (pl.col("user_id") == pl.col("user_id").shift()).fill_null(False)
+    if first := len(log.frame.filter(~same_user & (pl.col("part") != TRAIN))):
+        _logger.warning(
+            "--data.split given: %s users have no training event. Their first event is no validation or test case, "
+            "since it has no history.",
+            f"{first:,}",
+        )
+    users = log.frame.filter(same_user & (pl.col("timestamp") < pl.col("timestamp").shift()))["user_id"].n_unique()
     if users:
         _logger.warning(
             "--data.split given: for %s users, an event of a later part is before one of an earlier part. The parts "

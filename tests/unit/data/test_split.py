@@ -129,6 +129,12 @@ def test_given_split_of_mixed_times_is_said(caplog):
     assert "for 1 users, an event of a later part is before one of an earlier part" in caplog.text
 
 
+def test_given_split_says_whose_first_event_is_a_target(caplog):
+    split = given_split(published(("u", "a", 1, 0), ("u", "b", 2, 1), ("v", "c", 3, 2), ("u", "c", 4, 2)))
+    assert split.sequences(catalog("abc")).cases(TEST).users.tolist() == [0]
+    assert "1 users have no training event" in caplog.text
+
+
 def test_given_split_needs_every_part():
     with pytest.raises(UserError, match="no event of the valid part is left"):
         given_split(published(("u", "a", 1, 0), ("u", "c", 3, 2)))
