@@ -8,7 +8,8 @@ from typing import Self
 import polars as pl
 
 from llmrec.console import get_logger
-from llmrec.data.files import id_column, read_table, require_column
+from llmrec.data.files import read_table, require_column
+from llmrec.data.ids import id_column
 from llmrec.data.text import fill_template, parse_template
 from llmrec.errors import UserError
 

@@ -5,7 +5,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,25 +49,6 @@ def require_column(frame: pl.DataFrame, column: str, source: str | Path, flag: s
     if column not in frame.columns:
         found = ", ".join(frame.columns) or "no columns"
         raise UserError(f"{source}: no column {column!r} ({flag}); found: {found}")
-
-
-def id_column(values: pl.Series, source: str) -> pl.Series:
-    """The ids as text.
-
-    Float ids that are all whole numbers lose their ".0", so that they equal the same ids written as integers.
-
-    Raises:
-        UserError: for ids that are neither text nor numbers, or a row without an id.
-    """
-    if values.dtype.is_float() and (values == values.round()).all():
-        values = values.cast(pl.Int64, strict=False)
-    if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
-        raise UserError(f"{source}: {values.name} holds {values.dtype}; expected text or numbers")
-    texts = values.cast(pl.String)
-    missing = (texts.is_null() | (texts == "")).arg_true()
-    if len(missing):
-        raise UserError(f"{source}: row {missing[0] + 1} has no {values.name}; expected one in every row")
-    return texts
 
 
 def open_text(path: Path, encoding: str) -> IO[str]:
@@ -207,13 +188,23 @@ def read_separated(path: Path, separator: str, quoted: bool = True) -> pl.DataFr
     Raises:
         UserError: for a file that is not such a table.
     """
+    quote = '"' if quoted else None
     try:
-        return pl.read_csv(
-            path, separator=separator, infer_schema=False, glob=False, quote_char='"' if quoted else None
-        )
+        frame = pl.read_csv(path, separator=separator, infer_schema=False, glob=False, quote_char=quote)
+        if any("_duplicated_" in name for name in frame.columns):  # as polars renames the second of two equal names
+            header = pl.read_csv(
+                path, separator=separator, infer_schema=False, glob=False, quote_char=quote, has_header=False, n_rows=1
+            )
+            _refuse_repeated(header.row(0), path)
+        return frame
     except _POLARS_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(f"{path}: not a readable table with {separator!r} between columns: {reason}") from None
+
+
+def _refuse_repeated(names: Sequence[str | None], path: Path) -> None:
+    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise UserError(f"{path}, line 1: column {twice[0]!r} stands twice; rename or remove one of them")
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:

@@ -54,7 +54,7 @@ class Sequences:
     parts: np.ndarray
     """uint8 [E], TRAIN, VALID or TEST; not decreasing within a user"""
     times: np.ndarray | None = None
-    """int64 [E], in the log's unit (from seconds to nanoseconds); None if only the order of the events is known"""
+    """int64 [E], microseconds since 1970 UTC; None if only the order of the events is known"""
 
     def __len__(self) -> int:
         return len(self.users)
