@@ -143,7 +143,8 @@ def teacher_stage(config: Config, run: RunDirectory) -> None:
         training, codes = prepared.for_training, ItemTokenizer.load(run.path("tokenize")).codes
         rows = np.array([prepared.catalog.index[item] for item in training.catalog.ids])
         sequences = training.split.sequences(training.catalog).train_sequences()
-        Teacher.make(fused.of_rows(rows), sequences, codes[:, 0], settings, out)
+        validation = training.split.validation_examples(training.catalog)
+        Teacher.make(fused.of_rows(rows), sequences, codes[:, 0], settings, out, validation)
 
     if settings.weight:
         own = {name: value for name, value in asdict(settings).items() if name != "weight"}

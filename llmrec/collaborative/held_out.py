@@ -1,11 +1,11 @@
 """What fused experts would say to a user if they had never seen this user's events.
 
 Experts that count have seen the very items that come next in a training history. Their counts are sums over users, so
-what one user adds to them is taken out exactly, without fitting them again. The text vectors do not depend on users;
-which items can be text neighbours stays as in the whole log.
+what one user adds to them is taken out exactly, without fitting them again. Transformers are fitted in folds over
+users. The text vectors do not depend on users; which items can be text neighbours stays as in the whole log.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +13,10 @@ import numpy as np
 from scipy import sparse
 
 from llmrec.collaborative.base import recent
-from llmrec.collaborative.config import BY_TEXT, ExpertName
+from llmrec.collaborative.config import BY_TEXT, NETWORKS, ExpertName
 from llmrec.collaborative.counting import DAMPING, RECENCY, DecayedMarkov, SmoothedMarkov, weighted_pairs
 from llmrec.collaborative.experts import FLOOR
+from llmrec.collaborative.folds import Folds
 from llmrec.collaborative.fused import FusedExperts
 
 
@@ -23,14 +24,21 @@ class HeldOutExperts:
     """Fused experts, each history scored without the events of its own user.
 
     Args:
-        fused: experts without Transformers.
+        fused: the experts.
         sequences: per user, int [n], the training items that the experts were fitted on, as rows of `fused`.
+        networks: the Transformers among the experts, in folds over the users of `sequences`.
 
     Raises:
         ValueError: the experts were fitted on other sequences.
     """
 
-    def __init__(self, fused: FusedExperts, sequences: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self,
+        fused: FusedExperts,
+        sequences: Sequence[np.ndarray],
+        networks: Mapping[ExpertName, Folds] | None = None,
+    ) -> None:
+        self.networks = networks or {}
         self.fused, self.experts = fused, fused.experts
         self.sequences = [self.experts.rows[sequence] for sequence in sequences]
         n_items = len(self.experts.counts)
@@ -62,7 +70,7 @@ class HeldOutExperts:
         warm_sum = np.zeros(cold.shape, np.float32)
         cold_sum = np.full(cold.shape, weights.bonus, np.float32)
         for name, warm_weight, cold_weight in zip(self.experts.names, weights.warm, weights.cold, strict=True):
-            values = self._values(name, known, own)
+            values = self._values(name, users, known, own)
             warm_sum += np.float32(warm_weight) * values
             if name in BY_TEXT:
                 cold_sum += np.float32(cold_weight) * values
@@ -72,7 +80,7 @@ class HeldOutExperts:
         several, which = np.unique(users, return_inverse=True)
         return _Own(which, [self.sequences[user] for user in several], len(self.experts.counts))
 
-    def _values(self, name: ExpertName, histories: list[np.ndarray], own: "_Own") -> np.ndarray:
+    def _values(self, name: ExpertName, users: np.ndarray, histories: list[np.ndarray], own: "_Own") -> np.ndarray:
         """As those of `Experts`, float32 [B, number of counts]; those of cold items may be anything if `name` does not
         go by text."""
         if name == "popularity":
@@ -81,6 +89,8 @@ class HeldOutExperts:
             return np.log(np.maximum(counts, 1)).astype(np.float32)
         if name == "item-knn":
             return np.log(np.maximum(self._similar(histories, own), 0) + np.float32(FLOOR))
+        if name in NETWORKS:
+            return self.networks[name].values(users, histories)
         system = self.experts.systems[name]
         if isinstance(system, DecayedMarkov):
             return np.log(np.maximum(self._expected(name, system, histories, own), 0) + np.float32(FLOOR))

@@ -10,6 +10,7 @@ teacher = Teacher.make(fused_experts, sequences, codes[:, 0], DistillConfig(weig
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Self
 
@@ -18,11 +19,12 @@ from scipy import sparse
 from scipy.special import softmax
 
 from llmrec.atomic import write_text
-from llmrec.collaborative.config import DistillConfig
+from llmrec.collaborative.config import NETWORKS, DistillConfig, ExpertName
+from llmrec.collaborative.folds import Folds, fold_file
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.held_out import HeldOutExperts
 from llmrec.console import get_logger, track
-from llmrec.data.sequences import first_target
+from llmrec.data.sequences import EvalExamples, first_target
 from llmrec.errors import UserError
 
 log = get_logger(__name__)
@@ -31,6 +33,9 @@ BATCH = 256
 ROWS, ABOUT, DONE = "teacher.npy", "teacher.json", "done.txt"
 FLUSHED = 20
 """Batches after which the finished rows are written to the disk, so that a killed process continues there."""
+
+
+Scores = Callable[[np.ndarray, list[np.ndarray]], np.ndarray]
 
 
 class Teacher:
@@ -59,6 +64,7 @@ class Teacher:
         first_codes: np.ndarray,
         config: DistillConfig,
         folder: Path,
+        validation: EvalExamples | None = None,
     ) -> Self:
         """Write the file, or what an interrupted call left to do, and open it.
 
@@ -66,23 +72,26 @@ class Teacher:
             fused: the experts that teach.
             sequences: U int arrays, the training items that they were fitted on, oldest first, as rows of `fused`.
             first_codes: int [N], the first code of each item's semantic ID.
-            config: `top`, `temperature` and `held_out`.
+            config: `top`, `temperature`, `held_out` and `folds`.
             folder: for `teacher.npy` and `teacher.json`; created if it does not exist. An interrupted call that is
                 continued there must have had the same other arguments.
+            validation: examples that the folds of Transformers stop by, as rows of `fused`; needed if one teaches held
+                out.
         """
-        held_out = HeldOutExperts(fused, sequences) if config.held_out else None
-
-        def scores(users: np.ndarray, histories: list[np.ndarray]) -> np.ndarray:
-            if held_out is not None:
-                return held_out.scores(users, histories)
-            return fused.fused(fused.values(histories))
-
-        return cls.of_scores(scores, sequences, first_codes, config, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not config.held_out:
+            scores: Scores = lambda users, histories: fused.fused(fused.values(histories))  # noqa: E731
+        else:
+            scores = HeldOutExperts(fused, sequences, _networks(fused, sequences, validation, config, folder)).scores
+        made = cls.of_scores(scores, sequences, first_codes, config, folder)
+        for name, fold in product(fused.experts.names, range(config.folds)):
+            (folder / fold_file(name, fold)).unlink(missing_ok=True)
+        return made
 
     @classmethod
     def of_scores(
         cls,
-        scores: Callable[[np.ndarray, list[np.ndarray]], np.ndarray],
+        scores: Scores,
         sequences: Sequence[np.ndarray],
         first_codes: np.ndarray,
         config: DistillConfig,
@@ -144,6 +153,24 @@ class Teacher:
             raise UserError(
                 "teacher: made for another log, catalogue or item tokenizer than those of this training; make it anew."
             )
+
+
+def _networks(
+    fused: FusedExperts,
+    sequences: Sequence[np.ndarray],
+    validation: EvalExamples | None,
+    config: DistillConfig,
+    folder: Path,
+) -> dict[ExpertName, Folds]:
+    """The Transformers among the experts, fitted in folds."""
+    names = [name for name in fused.experts.names if name in NETWORKS]
+    if not names:
+        return {}
+    assert validation is not None, "Transformers stop by validation examples"
+    rows = fused.experts.rows
+    moved = EvalExamples(validation.users, [rows[each] for each in validation.histories], rows[validation.targets])
+    known = [rows[sequence] for sequence in sequences]
+    return {name: Folds.fit(name, fused, known, moved, config.folds, folder) for name in names}
 
 
 def _rows(

@@ -1,12 +1,15 @@
 """Experts without one user's events: against experts that were fitted without this user."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from llmrec.collaborative.base import popularity
-from llmrec.collaborative.config import ExpertName, ExpertsConfig
+from llmrec.collaborative.config import ExpertName, ExpertsConfig, SASRecExpertConfig
 from llmrec.collaborative.counting import DecayedMarkov, SmoothedMarkov, centred
 from llmrec.collaborative.experts import Experts
+from llmrec.collaborative.folds import Folds
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.held_out import HeldOutExperts
@@ -98,3 +101,37 @@ def test_sequences_of_another_log_are_refused() -> None:
     sequences = log()
     with pytest.raises(ValueError, match="fitted on other sequences"):
         HeldOutExperts(fused(["popularity"], sequences), sequences[1:])
+
+
+SMALL = SASRecExpertConfig(hidden_size=8, layers=1, heads=1, max_history=6, epochs=2, batch_size=16, start="random")
+
+
+def cases(sequences: list[np.ndarray]) -> EvalExamples:
+    """Each history as it is, with a random item after it."""
+    kept = [sequence for sequence in sequences if len(sequence)]
+    return EvalExamples(np.arange(len(kept)), kept, RNG.integers(0, ITEMS - 4, len(kept)))
+
+
+def test_a_transformer_that_teaches_a_user_never_saw_the_user(tmp_path: Path) -> None:
+    """Two folds: each user's values are those of a fit on the other users; a second call takes them from the files."""
+    sequences = log()
+    config = ExpertsConfig(models=["sasrec"], sasrec=SMALL)
+    made = FusedExperts(config, Experts(config, None, cases(sequences)))
+    made.experts.fit(sequences, ITEMS)
+    made.weights = FusionWeights([0.5], [0.5], 0.0, {}, made.names)
+    arguments = ("sasrec", made, sequences, cases(sequences), 2, tmp_path)
+    users, histories = np.array([0, 3, 4]), [sequences[user][:2] for user in (0, 3, 4)]
+    found = Folds.fit(*arguments).values(users, histories)
+    again = Folds.fit(*arguments[:3], cases([]), *arguments[4:]).values(users, histories)
+    np.testing.assert_array_equal(again, found)
+    for row, user in enumerate(users):
+        changed = [sequence[::-1] if other % 2 == user % 2 else sequence for other, sequence in enumerate(sequences)]
+        other_folder = tmp_path / str(user)
+        other_folder.mkdir()
+        unmoved = Folds.fit("sasrec", made, changed, arguments[3], 2, other_folder).values(users, histories)
+        np.testing.assert_array_equal(unmoved[row], found[row])
+        assert np.abs(unmoved - found).max() > 1e-3
+    assert np.isfinite(found).all(), "also for items that only the user's own fold has"
+    held_out = HeldOutExperts(made, sequences, {"sasrec": Folds.fit(*arguments)})
+    warm = made.experts.counts > 1  # no item of one event, which may become cold
+    np.testing.assert_allclose(held_out.scores(users, histories)[:, warm], 0.5 * found[:, warm], rtol=1e-6)
