@@ -59,6 +59,8 @@ class Config:
                 "--data.regime strict gives cold items their codes only after the training, --tokenize.file "
                 f"{self.tokenize.file} has them already; set --data.regime catalogue-known."
             )
+        if self.train.distill.weight:
+            self.train.distill.taught_by(self.experts.models)
         asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
         if asked and self.decode.constraint != "trie":
             raise UserError(
