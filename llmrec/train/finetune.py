@@ -16,7 +16,7 @@ from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
-from llmrec.model.adapter import DenseHead, keep_bias, reopened, with_adapter, with_rows
+from llmrec.model.adapter import DenseHead, reopened, with_adapter, with_rows
 from llmrec.model.architecture import context_length, unwrapped
 from llmrec.model.config import BaseConfig
 from llmrec.model.rounding import distance, rounded_otherwise
@@ -356,9 +356,7 @@ def _learn(
             hooks.callback(BlockDropout(model, config.dropout).remove)
         if config.method == "full" and config.code_dropout:
             hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
-        trained = learn(trained.train(), examples, config=config, folder=folder, dense=dense)
-    keep_bias(trained)  # weights that were split over processes come back as a copy without hooks
-    return trained
+        return cast(Any, learn(trained.train(), examples, config=config, folder=folder, dense=dense))
 
 
 @contextmanager
