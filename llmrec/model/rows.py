@@ -24,10 +24,12 @@ class TokenRows(TrainableTokensLayer):
     Attributes:
         ids: int64 [M], the item tokens.
         place: int64 [V], the row of each item token; -1 for other tokens.
+        split: whether FSDP or ZeRO-3 splits the weights over processes.
     """
 
     ids: torch.Tensor
     place: torch.Tensor
+    split = False
 
     def forward_adapters(self, x: torch.Tensor, active_adapters: list[str], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Embeddings [..., H] of token ids [...], or logits [..., V] of hidden states [..., H]."""
@@ -41,6 +43,14 @@ class TokenRows(TrainableTokensLayer):
         bias = self.base_layer.bias
         logits = F.linear(x, rows.to(x.dtype), None if bias is None else bias[self.ids])
         return frozen.index_copy_(-1, self.ids, logits.to(frozen.dtype))
+
+    def get_merged_weights(self, active_adapters: list[str]) -> torch.Tensor:
+        """What the layer shows as its `weight`, [V, H]: the frozen matrix with the trained rows in place.
+
+        While the matrix is split over processes, it is shown itself: accelerate finds tied matrices by identity.
+        """
+        weight: torch.Tensor = self.base_layer.weight if self.split else super().get_merged_weights(active_adapters)
+        return weight
 
     def _embeddings(self, tokens: torch.Tensor, rows: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:
         place = self.place[tokens]
@@ -66,3 +76,10 @@ def use_token_rows(adapted: nn.Module) -> None:
             layer.__class__ = TokenRows
             layer.register_buffer("ids", ids, persistent=False)
             layer.register_buffer("place", place, persistent=False)
+
+
+def split_token_rows(model: nn.Module) -> None:
+    """Prepare the layers of `use_token_rows` in `model` for FSDP or ZeRO-3, which split weights over processes."""
+    for layer in model.modules():
+        if isinstance(layer, TokenRows):
+            layer.split = True
