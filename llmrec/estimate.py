@@ -90,7 +90,9 @@ def skeleton(name: str, trust_remote_code: bool = False, keep_layers: int = 0) -
     return model
 
 
-def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batch) -> dict[str, int]:
+def memory(
+    model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batch, dtype: torch.dtype = torch.float32
+) -> dict[str, int]:
     """Peak GPU memory of a training step.
 
     Args:
@@ -99,6 +101,7 @@ def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batc
         config: method, arithmetic, checkpointing.
         bits: per frozen linear weight.
         batch: the shape of the largest forward pass.
+        dtype: of the frozen weights that are not quantized.
 
     Returns:
         Bytes of `weights`, `half_precision_copies`, `gradients`, `optimizer` and `activations`, and their sum `total`.
@@ -116,14 +119,15 @@ def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batc
     frozen = sum(p.numel() for p in matrices if not p.requires_grad and p.shape[0] != rows)
     quantized = frozen if bits < 32 else 0
     half = config.dtype != "float32"
+    copied = sum(p.numel() for p in matrices if p.requires_grad or dtype == torch.float32)
     kept, logits = _kept(model, trained, config, batch)
     if config.gradient_checkpointing:
         text = model.config.get_text_config()
         inputs = 4 * batch.size * text.hidden_size * text.num_hidden_layers
         kept = inputs + kept // text.num_hidden_layers  # the backward pass recomputes one layer at a time
     found = {
-        "weights": 4 * (_count(trained) - quantized) + quantized * bits // 8,
-        "half_precision_copies": 2 * sum(p.numel() for p in matrices) if half and bits == 32 else 0,
+        "weights": 4 * trainable + dtype.itemsize * (_count(trained) - trainable - quantized) + quantized * bits // 8,
+        "half_precision_copies": 2 * copied if half and bits == 32 else 0,
         "gradients": 4 * trainable,
         "optimizer": 8 * trainable,
         "activations": int(kept * AUTOCAST if half else kept) + logits,
@@ -240,9 +244,9 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
         notes.append("the dense head of --train.dense.weight and its scores of all items are not counted")
     model, renderer = _model_and_renderer(config, run, learned, notes)
     check_method(model, config.train)
-    trained = (
-        model if config.train.method == "full" else with_adapter(model, renderer.vocabulary.all_ids, config.train.lora)
-    )
+    full = config.train.method == "full"
+    trained = model if full else with_adapter(model, renderer.vocabulary.all_ids, config.train.lora)
+    dtype = torch.float32 if full or config.base.dtype == "float32" else torch.bfloat16  # auto: on a GPU
     built = build_tasks(tasks, learned.catalog, learned.sequences, renderer, learned.users, learned.intentions)
     mixture = Mixture(built, tasks, config.train.epochs, config.train.batch_size, config.train.seed)
     work = _work(mixture, Collator(renderer, context_length(model), config.train.packing), config.train)
@@ -255,7 +259,7 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
         "parameters": _parameters(trained, renderer),
         "data": {"source": learned.source, "items": len(learned.catalog), "users": len(learned.sequences)},
         **work,
-        "bytes": memory(model, trained, config.train, config.base.bits, largest),
+        "bytes": memory(model, trained, config.train, config.base.bits, largest, dtype),
         "operations": total,
         "seconds": round(total / (tflops * 1e12 * UTILISATION)) if tflops else None,
         "notes": notes,

@@ -214,6 +214,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             ItemTokenizer.load(run.path("tokenize")),
             prepared.catalog,
             config.base,
+            frozen=config.train.method == "lora",
             templates=load_templates(config.tasks.prompts),
             max_history=config.tasks.max_history,
         )

@@ -14,6 +14,7 @@ from torch import nn
 
 from llmrec.atomic import put_in_place, replacing, require_ours, usual_modes
 from llmrec.console import get_logger
+from llmrec.device import resolve_device, resolve_dtype
 from llmrec.errors import UserError
 from llmrec.manifest import sha256
 from llmrec.model.config import BaseConfig
@@ -32,15 +33,20 @@ MADV_PAGEOUT = 21  # Linux 5.4 and newer; an older kernel returns an error, whic
 
 
 def load_base(
-    name: str | Path, trust_remote_code: bool = False, bits: int = 32, keep_layers: int = 0
+    name: str | Path,
+    trust_remote_code: bool = False,
+    bits: int = 32,
+    keep_layers: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load any causal language model and its tokenizer.
 
     Args:
         name: path or Hub id, or a GGUF file.
         trust_remote_code: run the Python code of the checkpoint.
-        bits: 32: float32, for training; 8 or 4: quantize the linear layers to this many bits per weight.
+        bits: 32: `dtype`; 8 or 4: quantize the linear layers to this many bits per weight.
         keep_layers: number of decoder layers to keep, the first ones; 0: all.
+        dtype: of the weights; float32 if they will be trained.
 
     Returns:
         The model and its tokenizer.
@@ -56,7 +62,9 @@ def load_base(
     tokenizer = load_tokenizer(name, trust_remote_code)
     fewer = _fewer_bits(bits) if bits < 32 else {}
     try:
-        model, info = load_model(name, trust_remote_code=trust_remote_code, dtype=torch.float32, **fewer)
+        # An adapter keeps the name of its base, which must be valid in any working directory.
+        place = Path(name).resolve() if Path(name).exists() else name
+        model, info = load_model(place, trust_remote_code=trust_remote_code, dtype=dtype, **fewer)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
@@ -68,6 +76,18 @@ def load_base(
     cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     own_memory(model)
     return model, tokenizer
+
+
+def weight_dtype(config: BaseConfig, frozen: bool) -> torch.dtype:
+    """The type in which a base is loaded: see `BaseConfig.dtype`.
+
+    Args:
+        config: of the base.
+        frozen: whether training will leave the weights as they are.
+    """
+    if config.dtype == "auto" and not frozen:
+        return torch.float32
+    return resolve_dtype(config.dtype, resolve_device("auto"))
 
 
 def load_model(name: str | Path, **options: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":

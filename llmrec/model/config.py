@@ -21,6 +21,9 @@ class BaseConfig:
     bits: Literal[32, 8, 4] = 32
     """Bits per weight; 8 and 4 need bitsandbytes and a frozen base: train.method lora, train.lora.merge false (QLoRA,
     arXiv 2305.14314)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights of base.model that stay frozen (train.method lora); the adapter and the item tokens' rows are
+    float32. auto: bfloat16 where the hardware multiplies it faster. Training all weights needs float32."""
     keep_layers: int = 0
     """Number of decoder layers of base.model to keep, the first ones, under its final norm; 0: all. SLMRec
     (arXiv 2405.17890) keeps 8 of 32 and loses little; time and memory fall almost as much as the layers."""
@@ -58,7 +61,8 @@ class BaseConfig:
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
-        return {name: value for name, value in asdict(self).items() if name != "keep_layers" or value}
+        later = {"keep_layers": 0, "dtype": "auto"}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass

@@ -28,7 +28,7 @@ from llmrec.index.trie import ItemTrie
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.adapter import add_item_rows, merged, row_start
 from llmrec.model.architecture import context_length
-from llmrec.model.base import load_base, make_base
+from llmrec.model.base import load_base, make_base, weight_dtype
 from llmrec.model.config import BaseConfig
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
@@ -96,6 +96,7 @@ class Recommender:
         item_tokenizer: ItemTokenizer,
         catalog: Catalog | None = None,
         config: BaseConfig | None = None,
+        frozen: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Make a recommender that is ready for `fit`.
@@ -105,6 +106,8 @@ class Recommender:
             item_tokenizer: a fitted item tokenizer.
             catalog: the items; default: the items that the item tokenizer was fitted on.
             config: sizes of a model made here, prefix of the item tokens' names, seed.
+            frozen: whether `fit` will leave the weights of `name` as they are (`TrainConfig.method` lora). They are
+                then loaded in the type that `BaseConfig.dtype` says, for auto bfloat16 where it is faster.
             kwargs: `templates`, `max_history`, `decode_config` of the constructor.
 
         Raises:
@@ -115,7 +118,8 @@ class Recommender:
             templates = kwargs.get("templates") or load_templates()
             model, tokenizer = make_base(config, tokenizer_texts(catalog, templates))
         else:
-            model, tokenizer = load_base(name, config.trust_remote_code, config.bits, config.keep_layers)
+            dtype = weight_dtype(config, frozen)
+            model, tokenizer = load_base(name, config.trust_remote_code, config.bits, config.keep_layers, dtype)
         vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
         texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
@@ -335,6 +339,7 @@ class Recommender:
         self.store.save(folder)
         if self.fusion_weights is not None:
             self.fusion_weights.save(folder / bundle.FUSION)
+        adapter = getattr(self.model, "peft_config", {}).get("default")
         header = bundle.Header(
             schema=bundle.SCHEMA,
             llmrec=__version__,
@@ -342,8 +347,8 @@ class Recommender:
             level_sizes=list(self.item_tokenizer.level_sizes),
             token_prefix=self.base.token_prefix,
             scoring=self.decode_config.scoring,
-            base_model=self.base_model,
-            weights="adapter" if hasattr(self.model, "peft_config") else "model",
+            base_model=self.base_model if adapter is None else adapter.base_model_name_or_path,
+            weights="model" if adapter is None else "adapter",
             max_history=self.max_history,
             keep_layers=self.base.keep_layers,
         )

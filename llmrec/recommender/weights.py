@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrec.errors import UserError
-from llmrec.model.adapter import keep_bias
 from llmrec.model.base import check_finite, load_model, own_memory
 from llmrec.model.gguf import is_gguf
 from llmrec.model.layers import cut_layers
@@ -137,6 +136,8 @@ def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
+    from llmrec.model.rows import use_token_rows
+
     model = PeftModel.from_pretrained(base, folder, ignore_mismatched_sizes=True)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {name: list(tensor.shape) for name, tensor in saved.items()}
@@ -144,7 +145,7 @@ def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
     other = [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
     _require_same(f"{folder / ADAPTER}", wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
-    keep_bias(model)
+    use_token_rows(model)
     return model
 
 

@@ -17,7 +17,7 @@ from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
-from llmrec.model.adapter import DenseHead, keep_bias, reopened, with_adapter, with_rows
+from llmrec.model.adapter import DenseHead, reopened, with_adapter, with_rows
 from llmrec.model.architecture import context_length, unwrapped
 from llmrec.model.config import BaseConfig
 from llmrec.model.rounding import distance, rounded_otherwise
@@ -42,24 +42,25 @@ def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
     """Check that `model` can be trained as `config` says.
 
     Raises:
-        UserError: a base of 8 or 4 bits would be trained in full or merged with its adapter; a LoRA target is unknown;
-            the model has an adapter other than that of `config`; or `rows_first` or a dense head is on while FSDP or
-            ZeRO-3 splits the weights over processes.
+        UserError: a base of 8 or 4 bits would be trained in full or merged with its adapter; all weights would be
+            trained and are not float32; a LoRA target is unknown; the model has an adapter other than that of `config`;
+            or `rows_first` or a dense head is on while FSDP or ZeRO-3 splits the weights over processes.
     """
-    if config.rows_first and spread_over_processes():
-        raise UserError(
-            f"--train.rows_first {config.rows_first} works where each process holds all weights, not under FSDP or "
-            "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
-        )
-    if config.dense.weight and spread_over_processes():
-        raise UserError(
-            f"--train.dense.weight {config.dense.weight} works where each process holds all weights, not under FSDP or "
-            "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
-        )
+    for name, value in (("rows_first", config.rows_first), ("dense.weight", config.dense.weight)):
+        if value and spread_over_processes():
+            raise UserError(
+                f"--train.{name} {value} works where each process holds all weights, not under FSDP or ZeRO-3; set it "
+                "to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
+            )
     _check_adapter(model, config)
     if getattr(model, "is_quantized", False) and (config.method == "full" or config.lora.merge):
         raise UserError(
             "--base.bits below 32 needs --train.method lora --train.lora.merge false: such a base is frozen."
+        )
+    if config.method == "full" and model.dtype != torch.float32:
+        raise UserError(
+            f"--train.method full: the weights are {model.dtype}, in which small updates are lost; set --base.dtype "
+            "float32, or use --train.method lora."
         )
     if config.method == "lora" and config.lora.targets != "all-linear":
         known = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
@@ -344,9 +345,7 @@ def _learn(
             hooks.callback(BlockDropout(model, config.dropout).remove)
         if config.method == "full" and config.code_dropout:
             hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
-        trained = learn(trained.train(), examples, config=config, folder=folder, dense=dense)
-    keep_bias(trained)  # weights that were split over processes come back as a copy without hooks
-    return trained
+        return cast(Any, learn(trained.train(), examples, config=config, folder=folder, dense=dense))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from llmrec.atomic import KEY, MARK, is_ours, remove_inside, write_text
 from llmrec.console import get_logger, progress_bar
 from llmrec.device import resolve_dtype
 from llmrec.errors import UserError
+from llmrec.model.rows import split_token_rows
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
@@ -278,12 +279,17 @@ def run_trainer(
     Raises:
         UserError: `folder` holds checkpoints that another program made.
     """
-    whole = empty_copy(model) if spread_over_processes() else model
+    whole = model
+    if spread_over_processes():
+        whole = empty_copy(model)
+        split_token_rows(model)
     if dense is not None:
         model.dense_loss = dense  # a submodule in training, so that Trainer optimizes, moves and synchronises it
+    arguments = _arguments(model, config, folder, len(train), validation is not None, dense is not None)
+    _use_one_gpu(arguments)
     trainer = _Trainer(
         model=model,
-        args=_arguments(model, config, folder, len(train), validation is not None, dense is not None),
+        args=arguments,
         train_dataset=cast(Any, train),
         eval_dataset=cast(Any, validation),
         data_collator=collator,
@@ -313,6 +319,17 @@ def run_trainer(
     # Without this line, the model would keep the training's autocast until it is saved and loaded.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return model if whole is model else gather(trainer, whole)
+
+
+def _use_one_gpu(arguments: TrainingArguments) -> None:
+    """Let a process that sees several GPUs train on the first: DataParallel would multiply the batch and the loss."""
+    if arguments.n_gpu > 1:
+        log.warning(
+            "Training on one of the %d GPUs; accelerate launch scripts/finetune.py with a file of configs/accelerate "
+            "uses all",
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
 
 
 def _arguments(
