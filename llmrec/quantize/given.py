@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llmrec.data.files import id_column, read_json, read_table, require_column, require_file
+from llmrec.data.files import read_json, read_table, require_column, require_file
+from llmrec.data.ids import id_column
 from llmrec.errors import UserError
 from llmrec.quantize.base import as_matrix
 from llmrec.quantize.classical.residual import RQKMeans
