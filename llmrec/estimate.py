@@ -22,6 +22,7 @@ from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.gguf import location
 from llmrec.model.layers import cut_layers
+from llmrec.resources import loading_trouble
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import BlockDropout
@@ -84,8 +85,8 @@ def skeleton(name: str, trust_remote_code: bool = False, keep_layers: int = 0) -
                 config, trust_remote_code=trust_remote_code, dtype=torch.float32, attn_implementation="eager"
             )
     except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--base.model {name}: its config.json can't be had: {reason}") from None
+        trouble = loading_trouble(name, error)
+        raise UserError(f"--base.model {name}: its config.json can't be had: {trouble}") from None
     cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     return model
 

@@ -20,6 +20,7 @@ from llmrec.manifest import sha256
 from llmrec.model.config import BaseConfig
 from llmrec.model.gguf import complete_tokenizer, is_gguf, location, unpacking
 from llmrec.model.layers import cut_layers
+from llmrec.resources import loading_trouble
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ def load_base(
         place = Path(name).resolve() if Path(name).exists() else name
         model, info = load_model(place, trust_remote_code=trust_remote_code, dtype=dtype, **fewer)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = loading_trouble(name, error)
         raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(
@@ -194,7 +195,7 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTra
         if is_gguf(name):
             complete_tokenizer(tokenizer, Path(name))
     except (OSError, ValueError, KeyError, struct.error) as error:  # struct.error: a GGUF file that ends too early
-        reason = str(error).strip().splitlines()[0]
+        reason = loading_trouble(name, error)
         raise UserError(f"--base.model {name}: its tokenizer can't be loaded: {reason}") from None
     # If there are no tokenizer files, transformers makes an empty tokenizer, which finds no token in any text.
     if not tokenizer.is_fast or not tokenizer("a", add_special_tokens=False)["input_ids"]:

@@ -19,6 +19,7 @@ from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
 from llmrec.recommender import hub
 from llmrec.recommender.safety import ADAPTER, check_files, check_parts, read_object
+from llmrec.resources import is_repo_id
 
 SCHEMA = 2
 
@@ -239,7 +240,7 @@ def require_writable(folder: Path) -> None:
 def _check_base(folder: Path, header: Header, subject: str, fix: str) -> None:
     """Raise UserError for an adapter whose base model is not a model of the Hub, so only this machine has it."""
     base = header.base_model
-    if header.weights == "adapter" and (not hub.is_repo_id(base) or Path(base).exists()):
+    if header.weights == "adapter" and (not is_repo_id(base) or Path(base).exists()):
         raise UserError(f"{subject}: an adapter of {base!r:.200}, which is not a model of the Hub; {fix}.")
 
 

@@ -10,6 +10,7 @@ from llmrec.model.gguf import is_gguf
 from llmrec.model.layers import cut_layers
 from llmrec.recommender.bundle import HEADER, Header
 from llmrec.recommender.safety import ADAPTER, check_parts
+from llmrec.resources import first_line, loading_trouble
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,8 +65,9 @@ def load_weights(
                 f"{folder}: the bundle can't be loaded: its model brings Python code of its own; give "
                 "--trust-remote-code if you trust its author."
             ) from None
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
+        raise UserError(
+            f"{folder}: the bundle can't be loaded (base model {header.base_model}): {first_line(error)}"
+        ) from None
 
 
 def _load(folder: Path, header: Header, base: str | Path | None, options: dict[str, Any]) -> Any:
@@ -101,8 +103,7 @@ def _adapter_base(
     try:
         model = _complete(where, f"{folder}: its base model {name}", options)
     except OSError as error:  # transformers raises it for a model that does not exist
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--base {name}: can't be loaded: {reason}") from None
+        raise UserError(f"--base {name}: can't be loaded: {loading_trouble(name, error)}") from None
     cut_layers(model, header.keep_layers, f"{folder / HEADER}: keep_layers {header.keep_layers}")
     model.resize_token_embeddings(n_tokens, mean_resizing=False)
     return model

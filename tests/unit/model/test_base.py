@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmrec.config import Config
 from llmrec.errors import UserError
-from llmrec.model.base import load_base, make_base
+from llmrec.model.base import load_base, make_base, weight_dtype
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.train.config import TrainConfig
 
@@ -61,6 +61,8 @@ def test_a_key_of_the_released_version_stays():
     """A field that it lacked counts only if it is set: a finished stage is not made again."""
     assert "keep_layers" not in BaseConfig(model="org/name").cache_key()
     assert BaseConfig(model="org/name", keep_layers=8).cache_key()["keep_layers"] == 8
+    assert "dtype" not in BaseConfig(model="org/name").cache_key()
+    assert BaseConfig(model="org/name", dtype="bfloat16").cache_key()["dtype"] == "bfloat16"
 
 
 @given(text=st.text())
@@ -93,8 +95,26 @@ def test_broken_checkpoints_are_named(folder, break_it, match):
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"base\.model .*nowhere: .*can't be loaded"):
+    with pytest.raises(UserError, match=r"base\.model .*nowhere: .*can't be loaded: there is no such folder here"):
         load_base(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "frozen", "fast", "expected"),
+    [
+        ("auto", False, True, torch.float32),
+        ("auto", True, True, torch.bfloat16),
+        ("auto", True, False, torch.float32),
+        ("bfloat16", True, False, torch.bfloat16),
+        ("float32", True, True, torch.float32),
+    ],
+)
+def test_the_type_of_frozen_weights(folder, monkeypatch, dtype, frozen, fast, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    found = weight_dtype(BaseConfig(dtype=dtype), frozen)
+    assert found == expected
+    assert {p.dtype for p in load_base(folder, dtype=found)[0].parameters()} == {expected}
 
 
 @pytest.mark.parametrize("cuda", [False, True])

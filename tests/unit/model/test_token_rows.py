@@ -19,7 +19,7 @@ from llmrec.model.rows import TokenRows, use_token_rows
 architectures = script("architectures")
 OLD, TOKENS = 61, 73
 ITEMS = np.arange(OLD, TOKENS)
-IDS = torch.tensor([[5, 61, 70, 3, 61, 12, 72, 64], [1, 2, 62, 2, 61, 69, 71, 5]])
+IDS = torch.tensor([[5, 61, 70, 3, 61, 12, 72, 64, 66], [1, 2, 62, 2, 61, 69, 71, 5, 9]])
 
 
 def base(name: str, tied: bool) -> Any:
@@ -133,6 +133,27 @@ def test_a_step_makes_no_matrix_of_all_tokens(tied: bool, add: str) -> None:
 
     assert not made(adapted)
     assert made(as_peft(adapted))  # so the test sees such matrices
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "plain"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_step_on_a_bfloat16_base_makes_no_float32_copy_of_its_weights(tied: bool, autocast: bool) -> None:
+    """Embeddings, head and all linear layers stay as they are, whole or transposed; the adapter is float32."""
+    adapted = ADD["lora"](base("qwen3", tied).bfloat16())
+    frozen = [p for p in adapted.parameters() if not p.requires_grad]
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    assert {p.dtype for p in trained} == {torch.float32}
+    matrices = {tuple(p.shape) for p in frozen if p.dim() == 2}
+    matrices |= {shape[::-1] for shape in matrices}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), shapes() as made:
+        step(adapted)
+    assert not {(shape, dtype) for shape, dtype in made if shape in matrices}
+    assert all(p.grad.abs().sum() > 0 for p in trained if p.grad.shape[0] == len(ITEMS))
+    # A float32 base under autocast is copied, so the test sees such copies.
+    with torch.autocast("cpu", torch.bfloat16), shapes() as made:
+        step(ADD["lora"](base("qwen3", tied).float()))
+    assert {shape for shape, _ in made} & matrices
 
 
 def test_rows_are_the_same_under_gradient_checkpointing() -> None:
