@@ -17,6 +17,7 @@ from llmrec.model.config import BaseConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
+from llmrec.train.encoder_decoder import check_encoder_decoder
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Config:
             raise UserError(f"--evaluate.frontier true {headless}set it to false.")
         if self.base.keep_layers and self.base.model is None:
             raise UserError(f"--base.keep_layers {self.base.keep_layers} cuts --base.model; name one, or set it to 0.")
+        if self.base.model is None and self.base.architecture == "t5":
+            check_encoder_decoder("--base.architecture t5", self.tasks, self.train)
         asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
         if asked and self.decode.constraint != "trie":
             raise UserError(

@@ -24,7 +24,7 @@ from llmrec.model.gguf import location
 from llmrec.model.layers import cut_layers
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
-from llmrec.train.finetune import BlockDropout
+from llmrec.train.dropout import drop_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,7 +163,7 @@ def _kept(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> tuple[
             found[storage] = (tensor.untyped_storage().nbytes(), of_logits)
         return tensor
 
-    dropout = BlockDropout(model, config.dropout) if config.method == "full" and config.dropout else None
+    dropout = drop_out(model, config.dropout) if config.method == "full" and config.dropout else None
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = _loss(model, trained, batch)
     del loss
