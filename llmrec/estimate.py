@@ -178,9 +178,12 @@ def _kept(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> tuple[
 def _loss(model: Any, trained: Any, batch: Batch) -> torch.Tensor:
     ids = torch.zeros(batch.rows, batch.tokens, dtype=torch.int64, device="meta")
     columns = torch.zeros(-(-batch.learnt // batch.rows), dtype=torch.int64, device="meta")
-    # Without a mask, transformers would read the positions to find packed examples; meta tensors have no content.
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if encoder_of(model) is not None:
+    # transformers would read the positions of a decoder without a mask, to find packed examples, or the mask of an
+    # encoder; meta tensors have no content.
+    inputs = {"input_ids": ids}
+    if encoder_of(model) is None:
+        inputs["attention_mask"] = torch.ones_like(ids)
+    else:
         inputs["decoder_input_ids"] = torch.nn.functional.pad(columns, (1, 0)).expand(batch.rows, -1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = columns

@@ -1,8 +1,10 @@
 """What differs between the language models of transformers: where their layers are and how they make logits."""
 
 import inspect
+import json
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -46,6 +48,14 @@ def decoder_of(model: "PreTrainedModel") -> nn.Module:
 def encoder_of(model: "PreTrainedModel") -> nn.Module | None:
     """The part of an encoder-decoder, such as T5, that reads the prompt; None for a decoder-only model."""
     return model.get_encoder() if model.config.is_encoder_decoder else None
+
+
+def says_encoder_decoder(folder: Path) -> bool:
+    """Whether the checkpoint in `folder` is an encoder-decoder, by its config.json; False if that can't be read."""
+    try:
+        return bool(json.loads((folder / "config.json").read_text()).get("is_encoder_decoder"))
+    except (OSError, ValueError, AttributeError):  # no such file, no JSON, no object: loading the model names it
+        return False
 
 
 def start_token(model: "PreTrainedModel") -> int:

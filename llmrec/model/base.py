@@ -163,7 +163,7 @@ def _fewer_bits(bits: int) -> dict[str, Any]:
 
 
 def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer of any causal language model.
+    """The tokenizer of any language model.
 
     Raises:
         UserError: the path or Hub id can't be loaded, or has no fast tokenizer.
