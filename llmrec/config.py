@@ -17,6 +17,7 @@ from llmrec.model.config import BaseConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
+from llmrec.train.encoder_decoder import check_encoder_decoder
 
 
 @dataclass
@@ -61,6 +62,8 @@ class Config:
             )
         if self.train.distill.weight:
             self.train.distill.taught_by(self.experts.models)
+        if self.base.model is None and self.base.architecture == "t5":
+            check_encoder_decoder("--base.architecture t5", self.tasks, self.train)
         asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
         if asked and self.decode.constraint != "trie":
             raise UserError(

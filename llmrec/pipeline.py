@@ -24,8 +24,10 @@ from llmrec.data.files import require_file
 from llmrec.data.prepare import load, prepare, save
 from llmrec.data.readers import input_files
 from llmrec.intentions import Intentions, gather
+from llmrec.model.architecture import says_encoder_decoder
 from llmrec.rundir import CONFIG, RunDirectory
 from llmrec.stage import Stage, file_hashes, model_state
+from llmrec.train.encoder_decoder import check_encoder_decoder
 
 log = get_logger(__name__)
 
@@ -48,6 +50,8 @@ def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
 def check(config: Config, run: RunDirectory, until: str) -> None:
     """Check everything that can be checked before the first stage, then mark the folder as a run directory."""
     check_inputs(config, list(run.places([*FOLDERS, COMPARE, BENCHMARK])))
+    if config.base.model is not None and says_encoder_decoder(Path(config.base.model)):
+        check_encoder_decoder(f"--base.model {config.base.model}", config.tasks, config.train)
     make_stages(config, run.rehearsal(), until)
     run.claim(NAMES)
 

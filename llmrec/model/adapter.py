@@ -189,7 +189,7 @@ def add_item_rows(
     peft's `AutoPeftModelForCausalLM` resizes to the same number of rows.
 
     Args:
-        model: any causal language model, with tied or untied embeddings; changed in place.
+        model: any language model, with tied or untied embeddings; changed in place.
         item_ids: int64 [M], the token ids of the item tokens, all new.
         rows: number of rows afterwards: `len(tokenizer)`.
         seed: of the random generator that `start` receives.

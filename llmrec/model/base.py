@@ -40,7 +40,7 @@ def load_base(
     keep_layers: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load any causal language model and its tokenizer.
+    """Load any causal language model or encoder-decoder and its tokenizer.
 
     Args:
         name: path or Hub id, or a GGUF file.
@@ -68,11 +68,11 @@ def load_base(
         model, info = load_model(place, trust_remote_code=trust_remote_code, dtype=dtype, **fewer)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = loading_trouble(name, error)
-        raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
+        raise UserError(f"--base.model {name}: can't be loaded as a language model: {reason}") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"--base.model {name}: the checkpoint lacks {len(missing)} tensors of {type(model).__name__}, such as "
-            f"{missing[0]}; expected the weights of a causal language model."
+            f"{missing[0]}; expected the weights of a language model."
         )
     cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     own_memory(model)
@@ -92,17 +92,19 @@ def weight_dtype(config: BaseConfig, frozen: bool) -> torch.dtype:
 
 
 def load_model(name: str | Path, **options: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
-    """A causal language model, and what transformers says about its loading (`missing_keys` and others).
+    """A causal language model or an encoder-decoder, and what transformers says about its loading (`missing_keys` and
+    others).
 
     Args:
         name: path or Hub id, or a GGUF file.
         options: arguments of `from_pretrained`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     place, where = location(name)
-    options = {**where, **unpacking(name), **options}
-    model, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=options.get("trust_remote_code", False), **where)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model, info = kind.from_pretrained(place, output_loading_info=True, **{**where, **unpacking(name), **options})
     if is_gguf(name):  # adapters record this name
         model.name_or_path = model.config._name_or_path = str(name)
     return model, info
@@ -182,7 +184,7 @@ def _fewer_bits(bits: int) -> dict[str, Any]:
 
 
 def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer of any causal language model.
+    """The tokenizer of any language model.
 
     Raises:
         UserError: the path or Hub id can't be loaded, or has no fast tokenizer.
@@ -211,7 +213,7 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
         texts: the item texts and prompts on which the tokenizer is trained.
 
     Returns:
-        A standard Qwen3 or Llama model with tied embeddings, and its tokenizer.
+        A standard Qwen3, Llama or T5 model with tied embeddings, and its tokenizer.
 
     Raises:
         UserError: `config.keep_layers` is set, which is for pretrained models.
@@ -219,21 +221,27 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
     if config.keep_layers:
         raise UserError(f"--base.keep_layers {config.keep_layers} cuts a pretrained model; name one, or set it to 0.")
     tokenizer = _make_tokenizer(texts, config.vocabulary, config.context)
+    torch.manual_seed(config.seed)
+    model = _make_t5(config, tokenizer) if config.architecture == "t5" else _make_decoder(config, tokenizer)
+    log.info("Made a %s base of %.1f million weights", config.architecture, model.num_parameters() / 1e6)
+    return model, tokenizer
+
+
+def _make_decoder(config: BaseConfig, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    kinds = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
-    make_config, make_model = kinds[config.architecture]
-    torch.manual_seed(config.seed)
-    model = make_model(
+    llama = config.architecture == "llama"
+    make_config, make_model = (LlamaConfig, LlamaForCausalLM) if llama else (Qwen3Config, Qwen3ForCausalLM)
+    return make_model(
         make_config(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
             # 8/3 of hidden_size, rounded to a multiple of 64: as many weights as an ungated MLP of 4 * hidden_size
-            intermediate_size=max(64, round(config.hidden_size * 8 / 3 / 64) * 64),
+            intermediate_size=config.feed_forward or max(64, round(config.hidden_size * 8 / 3 / 64) * 64),
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads // 2,
-            head_dim=config.hidden_size // config.heads,
+            head_dim=config.head_size or config.hidden_size // config.heads,
             max_position_embeddings=config.context,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -241,8 +249,27 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    log.info("Made a %s base of %.1f million weights", config.architecture, model.num_parameters() / 1e6)
-    return model, tokenizer
+
+
+def _make_t5(config: BaseConfig, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+    """The first T5 (arXiv 1910.10683), whose feed-forward blocks are ungated; the padding token starts each answer."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=config.hidden_size,
+            d_kv=config.head_size or config.hidden_size // config.heads,
+            d_ff=config.feed_forward or 4 * config.hidden_size,
+            num_layers=config.layers,
+            num_heads=config.heads,
+            dropout_rate=0.0,  # `train.dropout` sets it while the model trains
+            n_positions=config.context,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def _make_tokenizer(texts: Sequence[str], size: int, context: int) -> "PreTrainedTokenizerBase":

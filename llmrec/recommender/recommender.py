@@ -65,7 +65,7 @@ class Recommender:
     ) -> None:
         """
         Args:
-            model: causal language model, or a PEFT model, with rows for the item tokens.
+            model: causal language model or encoder-decoder, or a PEFT model, with rows for the item tokens.
             tokenizer: the model's tokenizer, with the item tokens.
             store: the items.
             base: gives the prefix of the item tokens' names.
@@ -102,7 +102,8 @@ class Recommender:
         """Make a recommender that is ready for `fit`.
 
         Args:
-            name: path or Hub id of any causal language model; None makes a small one for the catalogue's text.
+            name: path or Hub id of any causal language model or encoder-decoder; None makes a small one for the
+                catalogue's text.
             item_tokenizer: a fitted item tokenizer.
             catalog: the items; default: the items that the item tokenizer was fitted on.
             config: sizes of a model made here, prefix of the item tokens' names, seed.

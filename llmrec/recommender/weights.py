@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrec.errors import UserError
+from llmrec.model.architecture import encoder_of, start_token
 from llmrec.model.base import check_finite, load_model, own_memory
 from llmrec.model.gguf import is_gguf
 from llmrec.model.layers import cut_layers
@@ -24,7 +25,10 @@ def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTok
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     # With the base model's sampling settings, a plain `generate` would sample; llmrec's answers come from beam search.
     base.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=None if encoder_of(base) is None else start_token(base),
+        do_sample=False,
     )
     card = folder / "README.md"
     own = card.read_bytes() if card.exists() else None
@@ -124,7 +128,7 @@ def _on_this_machine(name: str) -> Path | None:
 
 
 def _complete(name: str | Path, subject: str, options: dict[str, Any]) -> "PreTrainedModel":
-    """Load a causal language model; raise UserError unless the checkpoint has exactly the model's tensors."""
+    """Load a language model; raise UserError unless the checkpoint has exactly the model's tensors."""
     # Wrong shapes are let through here, and `_require_same` names them below.
     model, info = load_model(name, use_safetensors=True, ignore_mismatched_sizes=True, **options)
     other = [found[0] if isinstance(found, tuple) else found for found in info["mismatched_keys"]]

@@ -10,24 +10,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import nn
 
+from llmrec.collaborative.config import DistillConfig
 from llmrec.collaborative.teacher import Teacher
 from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.adapter import DenseHead, reopened, with_adapter, with_rows
-from llmrec.model.architecture import context_length, unwrapped
-from llmrec.model.config import BaseConfig
+from llmrec.model.architecture import context_length, encoder_of, start_token, unwrapped
+from llmrec.model.config import BaseConfig, DenseConfig
 from llmrec.model.rounding import distance, rounded_otherwise
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, Mixture, build_tasks, validation_examples
+from llmrec.tasks.pairs import PairCollator
 from llmrec.tasks.render import Example, Renderer
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss, dense_loss
 from llmrec.train.distill import distill_loss
+from llmrec.train.dropout import CodeDropout, drop_out
+from llmrec.train.encoder_decoder import check_encoder_decoder
 from llmrec.train.trainer import run_trainer, spread_over_processes
 
 if TYPE_CHECKING:
@@ -94,67 +97,6 @@ def _check_adapter(model: Any, config: TrainConfig) -> None:
                 f"--train.lora.{name} {wanted}: the model has an adapter with {name} {value}, which is trained "
                 f"further; set it to {value}, or merge the adapter first."
             )
-
-
-class BlockDropout:
-    """Drops out token embeddings and the outputs of attention and feed-forward blocks while a model trains.
-
-    Args:
-        model: gets hooks, which `remove` takes away.
-        rate: share of activations set to 0, in [0, 1).
-
-    Raises:
-        UserError: the model has no modules named self_attn, attn or mlp.
-    """
-
-    def __init__(self, model: "PreTrainedModel", rate: float) -> None:
-        blocks = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in ("self_attn", "attn", "mlp")]
-        if not blocks:
-            raise UserError(
-                f"--train.dropout {rate}: {type(model).__name__} has no modules named self_attn, attn or mlp to "
-                "drop out; set --train.dropout 0."
-            )
-        self.rate, self.model = rate, model
-        self.hooks = [m.register_forward_hook(self._drop) for m in [model.get_input_embeddings(), *blocks]]
-
-    def _drop(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self._drop(module, inputs, output[0]), *output[1:])
-        return nn.functional.dropout(output, self.rate, self.model.training)
-
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        for hook in self.hooks:
-            hook.remove()
-
-
-class CodeDropout:
-    """Hides random item tokens in the input while a model trains: their embeddings become 0. Labels do not change.
-
-    Args:
-        model: gets a hook, which `remove` takes away.
-        token_ids: int64 [M], the item tokens that may be hidden.
-        rate: share of these tokens in the input that is hidden, in [0, 1).
-    """
-
-    def __init__(self, model: "PreTrainedModel", token_ids: np.ndarray, rate: float) -> None:
-        self.rate, self.model = rate, model
-        embedding = model.get_input_embeddings()
-        self.hideable = torch.zeros(embedding.weight.shape[0], dtype=torch.bool)
-        self.hideable[torch.from_numpy(token_ids)] = True
-        self.hook = embedding.register_forward_hook(self._hide)
-
-    def _hide(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        if not self.model.training:
-            return output
-        tokens = inputs[0]
-        self.hideable = self.hideable.to(tokens.device)
-        hidden = self.hideable[tokens] & (torch.rand(tokens.shape, device=tokens.device) < self.rate)
-        return output.masked_fill(hidden[..., None], 0)
-
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        self.hook.remove()
 
 
 @torch.no_grad()
@@ -268,6 +210,8 @@ def finetune(
     from accelerate import PartialState
     from torch.utils.data import Subset
 
+    if encoder_of(unwrapped(model)) is not None:
+        check_encoder_decoder("--base.model", tasks, config)
     check_method(model, config)
     context = context_length(model)
     _check_context(renderer, tasks, context)
@@ -283,11 +227,12 @@ def finetune(
     validation = None
     if data.validation is not None and len(data.validation):
         validation = validation_examples(renderer, data.validation.sample(config.validation_users, config.seed))
+    unpacked = replace(config, packing=False, dense=DenseConfig(), distill=DistillConfig())
     learn = partial(
         run_trainer,
         validation=validation,
-        collator=Collator(renderer, context, config.packing, config.dense.weight > 0, config.distill.weight > 0),
-        validation_collator=Collator(renderer, context),
+        collator=make_collator(model, renderer, config),
+        validation_collator=make_collator(model, renderer, unpacked),
         keeps_logits=_keeps_logits(model),
         distill=distill_loss(data.teacher, data.sequences, renderer.codes, renderer.vocabulary, config.distill.weight),
     )
@@ -304,6 +249,14 @@ def finetune(
         dense = dense_loss(model, data.vectors, data.sequences, len(renderer.vocabulary.ids), config)
         trained = _learn(model, renderer.vocabulary, rest, config, folder, learn, dense).eval()
     return trained, None if dense is None else dense.head
+
+
+def make_collator(model: "PreTrainedModel", renderer: Renderer, config: TrainConfig) -> Collator:
+    """Makes the batches that `model` trains on."""
+    context, with_items, with_events = context_length(model), config.dense.weight > 0, config.distill.weight > 0
+    if encoder_of(unwrapped(model)) is not None:
+        return PairCollator(renderer, context, start_token(unwrapped(model)), with_items, with_events)
+    return Collator(renderer, context, config.packing, with_items, with_events)
 
 
 def _learn_rows(
@@ -342,7 +295,7 @@ def _learn(
         if dense is not None:
             hooks.enter_context(dense.watching(trained))
         if config.method == "full" and config.dropout:
-            hooks.callback(BlockDropout(model, config.dropout).remove)
+            hooks.callback(drop_out(model, config.dropout).remove)
         if config.method == "full" and config.code_dropout:
             hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
         return cast(Any, learn(trained.train(), examples, config=config, folder=folder, dense=dense))
