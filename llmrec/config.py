@@ -55,6 +55,8 @@ class Config:
             raise UserError(f"--evaluate.frontier true {headless}set it to false.")
         if self.base.keep_layers and self.base.model is None:
             raise UserError(f"--base.keep_layers {self.base.keep_layers} cuts --base.model; name one, or set it to 0.")
+        if not self.base.chat_template and self.base.model is None:
+            raise UserError("--base.chat_template false is for --base.model; name one, or set it to true.")
         if self.tokenize.file is not None and self.data.regime == "strict":
             raise UserError(
                 "--data.regime strict gives cold items their codes only after the training, --tokenize.file "

@@ -308,7 +308,7 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
 
     templates = load_templates(config.tasks.prompts)
     if config.base.model is not None:
-        tokenizer = load_tokenizer(config.base.model, config.base.trust_remote_code)
+        tokenizer = load_tokenizer(config.base.model, config.base.trust_remote_code, config.base.chat_template)
         model = skeleton(config.base.model, config.base.trust_remote_code, config.base.keep_layers)
     else:
         with torch.device("meta"):

@@ -51,7 +51,9 @@ def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[st
     pipeline.check(config, run, "base")
     pipeline.make_stages(config, run, "base")
     prepared, items = load(run.path("data")).for_training, ItemTokenizer.load(run.path("tokenize"))
-    tokenizer = load_tokenizer(config.base.model or run.path("base"), config.base.trust_remote_code)
+    tokenizer = load_tokenizer(
+        config.base.model or run.path("base"), config.base.trust_remote_code, config.base.chat_template
+    )
     vocabulary = ItemVocabulary.add_to(tokenizer, items.level_sizes, config.base.token_prefix)
     templates = load_templates(config.tasks.prompts)
     renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history)

@@ -39,6 +39,7 @@ def load_base(
     bits: int = 32,
     keep_layers: int = 0,
     dtype: torch.dtype = torch.float32,
+    chat_template: bool = True,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load any causal language model or encoder-decoder and its tokenizer.
 
@@ -48,6 +49,7 @@ def load_base(
         bits: 32: `dtype`; 8 or 4: quantize the linear layers to this many bits per weight.
         keep_layers: number of decoder layers to keep, the first ones; 0: all.
         dtype: of the weights; float32 if they will be trained.
+        chat_template: false: the tokenizer comes without its chat template.
 
     Returns:
         The model and its tokenizer.
@@ -60,7 +62,7 @@ def load_base(
 
     if bits < 32 and is_gguf(name):
         raise UserError(f"--base.bits {bits}: {name} is a GGUF file, whose weights llmrec unpacks; set it to 32.")
-    tokenizer = load_tokenizer(name, trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code, chat_template)
     fewer = _fewer_bits(bits) if bits < 32 else {}
     try:
         # An adapter keeps the name of its base, which must be valid in any working directory.
@@ -183,8 +185,10 @@ def _fewer_bits(bits: int) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": PartialState().local_process_index}}
 
 
-def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer of any language model.
+def load_tokenizer(
+    name: str | Path, trust_remote_code: bool = False, chat_template: bool = True
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of any language model; with `chat_template` false, without its chat template.
 
     Raises:
         UserError: the path or Hub id can't be loaded, or has no fast tokenizer.
@@ -202,6 +206,8 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTra
     # If there are no tokenizer files, transformers makes an empty tokenizer, which finds no token in any text.
     if not tokenizer.is_fast or not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"--base.model {name}: has no fast tokenizer (tokenizer.json); save one beside it.")
+    if not chat_template:
+        tokenizer.chat_template = None
     return tokenizer
 
 

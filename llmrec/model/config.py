@@ -27,6 +27,9 @@ class BaseConfig:
     keep_layers: int = 0
     """Number of decoder layers of base.model to keep, the first ones, under its final norm; 0: all. SLMRec
     (arXiv 2405.17890) keeps 8 of 32 and loses little; time and memory fall almost as much as the layers."""
+    chat_template: bool = True
+    """Ask in the chat format of base.model, if it has one. false: prompts are plain text, which has fewer tokens: the
+    chat format of SmolLM2 is half of a short example."""
     token_prefix: str = ""
     """Prefix in the names of item tokens, <{prefix}a_12>; set it if the tokenizer already has tokens such as <a_12>."""
     architecture: Literal["qwen3", "llama", "t5"] = "qwen3"
@@ -72,7 +75,7 @@ class BaseConfig:
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
-        later = {"keep_layers": 0, "dtype": "auto", "head_size": 0, "feed_forward": 0}
+        later = {"chat_template": True, "keep_layers": 0, "dtype": "auto", "head_size": 0, "feed_forward": 0}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 

@@ -120,7 +120,9 @@ class Recommender:
             model, tokenizer = make_base(config, tokenizer_texts(catalog, templates))
         else:
             dtype = weight_dtype(config, frozen)
-            model, tokenizer = load_base(name, config.trust_remote_code, config.bits, config.keep_layers, dtype)
+            model, tokenizer = load_base(
+                name, config.trust_remote_code, config.bits, config.keep_layers, dtype, config.chat_template
+            )
         vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
         texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)

@@ -41,6 +41,9 @@ class TrainConfig:
     dropout: float = 0.1
     """Dropout rate in training, on the token embeddings and on the output of each attention and feed-forward block.
     Method full only."""
+    softmax: Literal["vocabulary", "level"] = "vocabulary"
+    """Among which tokens the loss of an item token is computed: the whole vocabulary, as published, or the codes of its
+    level, as decoding compares them by default. With the large vocabulary of a pretrained model, level is faster."""
     code_dropout: float = 0.0
     """Share of the codes at levels 2 to L that training hides in the input. The model then relies less on single items
     and more on their first codes. Method full only."""
@@ -81,4 +84,5 @@ class TrainConfig:
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
-        return {name: value for name, value in asdict(self).items() if name != "distill" or self.distill.weight}
+        later = {"distill": self.distill.weight > 0, "softmax": self.softmax != "vocabulary"}
+        return {name: value for name, value in asdict(self).items() if later.get(name, True)}

@@ -35,6 +35,7 @@ class DistillLoss:
         weight: share of the teacher in the loss of an item token.
 
     Attributes:
+        tokens: int64 [M], the item tokens, in level order.
         events: int64 [B, T], `events` of the batch from a `Collator` with events. The caller sets it before each call;
             None: no distillation, as in validation.
     """
@@ -54,33 +55,31 @@ class DistillLoss:
         self.trie = ItemTrie.build(codes, vocabulary.level_sizes)
         self.nodes = self.trie.paths(torch.arange(len(codes)))
         self.codes = torch.from_numpy(np.asarray(codes, np.int64))
-        self.ids = [torch.from_numpy(ids) for ids in vocabulary.ids]
+        self.tokens = torch.from_numpy(vocabulary.all_ids)
         self.targets = np.concatenate([np.empty(0, np.int32), *(sequence[1:] for sequence in sequences)])
         assert len(self.targets) == len(teacher) == first_target(sequences)[-1]
 
-    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss to add, a scalar: weight * (loss of the teacher - loss of the targets), summed over item tokens.
 
         Both losses have the same log-sum of exponentials, so only the logits of item tokens are left.
 
         Args:
-            logits: float [P, V], at the positions of `predicting(labels)`.
+            scores: float [P, M], the logits of `tokens` at the positions of `predicting(labels)`.
             labels: int64 [B, T], -100 where a token is no target.
         """
         assert self.events is not None, "the events of the batch are set"
         first = (self.events >= 0).flatten().nonzero()[:, 0]
-        # `logits` holds one row per predicting position, in order: row[p] is that of flat position p.
-        row = (predicting(labels).flatten().cumsum(0) - 1)[first - 1]
+        # `scores` holds one row per predicting position, in order: row[p] is that of flat position p.
+        row = (predicting(labels).flatten().cumsum(0) - 1)[first - 1].cpu()
         events = self.events.flatten()[first].cpu().numpy()
-        low = min(int(ids.min()) for ids in self.ids)
-        high = max(int(ids.max()) for ids in self.ids) + 1
-        ours = logits[:, low:high].float()
-        toward = torch.zeros(ours.shape)
+        toward, begin = torch.zeros(scores.shape), 0
         for level, shares in enumerate(self.distributions(events)):
             own = self.codes[torch.from_numpy(self.targets[events]).long(), level]
             shares[torch.arange(len(own)), own] -= (shares.sum(dim=1) > 0).float()
-            toward[(row.cpu() + level)[:, None], self.ids[level] - low] = shares
-        return -self.weight * (toward.to(ours.device) * ours).sum()
+            toward[row + level, begin : begin + shares.shape[1]] = shares
+            begin += shares.shape[1]
+        return -self.weight * (toward.to(scores.device) * scores.float()).sum()
 
     def distributions(self, events: np.ndarray) -> list[torch.Tensor]:
         """The teacher's distributions of the next code on the paths of E targets.

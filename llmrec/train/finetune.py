@@ -31,6 +31,8 @@ from llmrec.train.dense import DenseLoss, dense_loss
 from llmrec.train.distill import distill_loss
 from llmrec.train.dropout import CodeDropout, drop_out
 from llmrec.train.encoder_decoder import check_encoder_decoder
+from llmrec.train.levels import LevelSoftmax
+from llmrec.train.objective import Objective
 from llmrec.train.trainer import run_trainer, spread_over_processes
 
 if TYPE_CHECKING:
@@ -234,8 +236,14 @@ def finetune(
         collator=make_collator(model, renderer, config),
         validation_collator=make_collator(model, renderer, unpacked),
         keeps_logits=_keeps_logits(model),
-        distill=distill_loss(data.teacher, data.sequences, renderer.codes, renderer.vocabulary, config.distill.weight),
     )
+    vocabulary = renderer.vocabulary
+    distill = distill_loss(data.teacher, data.sequences, renderer.codes, vocabulary, config.distill.weight)
+
+    def objective(trained: Any, dense: DenseLoss | None = None) -> Objective:
+        levels = LevelSoftmax(trained, vocabulary) if config.softmax == "level" else None
+        return Objective(dense, config.dense.weight, distill, levels)
+
     alone = step * min(round(config.rows_first * len(mixture) / step), (len(mixture) - 1) // step)
     first, rest = (Subset[Example](cast(Any, mixture), part) for part in (range(alone), range(alone, len(mixture))))
     if config.gradient_checkpointing:
@@ -245,9 +253,9 @@ def finetune(
             check_packing(model)
         if alone:
             log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
-            _learn_rows(model, renderer.vocabulary.all_ids, first, config, folder / "rows", learn)
-        dense = dense_loss(model, data.vectors, data.sequences, len(renderer.vocabulary.ids), config)
-        trained = _learn(model, renderer.vocabulary, rest, config, folder, learn, dense).eval()
+            _learn_rows(model, vocabulary.all_ids, first, config, folder / "rows", learn, objective)
+        dense = dense_loss(model, data.vectors, data.sequences, len(vocabulary.ids), config)
+        trained = _learn(model, vocabulary, rest, config, folder, learn, objective, dense).eval()
     return trained, None if dense is None else dense.head
 
 
@@ -266,11 +274,13 @@ def _learn_rows(
     config: TrainConfig,
     folder: Path,
     learn: Callable[..., Any],
+    objective: Callable[..., Objective],
 ) -> None:
     """Train only the rows of the item tokens, and put them into `model`."""
     rows = with_rows(model, item_ids).train()
     evaluations = max(1, round(config.rows_first * config.evaluations))
-    learn(rows, examples, config=replace(config, evaluations=evaluations, patience=0), folder=folder)
+    once = replace(config, evaluations=evaluations, patience=0)
+    learn(rows, examples, config=once, folder=folder, objective=objective(rows))
     rows.merge_and_unload()
     if config.method == "full":
         model.requires_grad_(True)
@@ -283,6 +293,7 @@ def _learn(
     config: TrainConfig,
     folder: Path,
     learn: Callable[..., Any],
+    objective: Callable[..., Objective],
     dense: DenseLoss | None,
 ) -> "PreTrainedModel | PeftModel":
     """Train `model` by the configuration's method. Returns `model` (full) or a PEFT model around it (lora)."""
@@ -298,7 +309,8 @@ def _learn(
             hooks.callback(drop_out(model, config.dropout).remove)
         if config.method == "full" and config.code_dropout:
             hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
-        return cast(Any, learn(trained.train(), examples, config=config, folder=folder, dense=dense))
+        learnt = learn(trained.train(), examples, config=config, folder=folder, objective=objective(trained, dense))
+        return cast(Any, learnt)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import cross_entropy
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -26,7 +25,7 @@ from llmrec.model.rows import split_token_rows
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
-from llmrec.train.distill import DistillLoss
+from llmrec.train.objective import Objective
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -77,8 +76,7 @@ class _Trainer(Trainer):
     """Computes logits only where the next token is labelled; validation batches have their own collator."""
 
     keeps_logits = True
-    dense: DenseLoss | None = None
-    distill: DistillLoss | None = None
+    objective: Objective
     data_collator: Collate
     validation_collator: Collate
 
@@ -89,17 +87,13 @@ class _Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        inputs = dict(inputs)
-        items = inputs.pop("items", None)
-        if self.dense is not None:
-            self.dense.items = items
-        events = inputs.pop("events", None)
-        if self.distill is not None:
-            self.distill.events = events
+        inputs = self.objective.inputs(inputs)
         if self.keeps_logits:
-            inputs = {**inputs, "logits_to_keep": predicting(inputs["labels"])}
+            inputs["logits_to_keep"] = predicting(inputs["labels"])
         # With a cache, transformers would not separate the examples that share a row.
-        return super().compute_loss(model, {**inputs, "use_cache": False}, return_outputs, num_items_in_batch)
+        inputs["use_cache"] = False
+        with self.objective.reading():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         training, self.data_collator = self.data_collator, self.validation_collator
@@ -107,55 +101,6 @@ class _Trainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = training
-
-
-def answer_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Mean cross-entropy over the labelled tokens of the optimizer step.
-
-    Args:
-        outputs: `.logits`, [P, V] at the P positions of `predicting(labels)`, or [B, T, V] at all positions, for a
-            vocabulary of V tokens.
-        labels: int64 [B, T], -100 where a token is no target.
-        num_items_in_batch: labelled tokens of the whole optimizer step, over all its forward passes and processes;
-            default: those of `labels`.
-
-    Returns:
-        Scalar: the sum over this batch, divided by `num_items_in_batch`.
-    """
-    targets = labels.roll(-1, dims=1)[predicting(labels)]
-    total = cross_entropy(_logits(outputs, labels).float(), targets, reduction="sum")
-    return total / (num_items_in_batch if num_items_in_batch is not None else len(targets))
-
-
-def _logits(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Float [P, V], at the positions of `predicting(labels)`."""
-    logits: torch.Tensor = outputs.logits
-    return logits if logits.dim() == 2 else logits[predicting(labels)]
-
-
-def objective(
-    dense: DenseLoss | None, weight: float, distill: DistillLoss | None = None
-) -> Callable[..., torch.Tensor]:
-    """The training loss: answer_loss + (weight * L * dense + distill) / n, with n the labelled tokens of the step.
-
-    If all labelled tokens are item tokens, n / L is the number of target items, so the second term is `weight` times
-    the mean of `dense` per item. All terms are sums over a batch divided by n, so the sum over the step does not
-    depend on how it is split into batches. The terms of `dense` and `distill` are absent without them and in
-    validation.
-    """
-
-    def total(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        loss = answer_loss(outputs, labels, num_items_in_batch)
-        tokens = num_items_in_batch if num_items_in_batch is not None else predicting(labels).sum()
-        if dense is not None and dense.training:
-            loss = loss + weight * dense.levels * dense(labels) / tokens
-        if distill is not None and distill.events is not None:
-            loss = loss + distill(_logits(outputs, labels), labels) / tokens
-        return loss
-
-    return total
 
 
 class _Report(TrainerCallback):
@@ -256,8 +201,7 @@ def run_trainer(
     folder: Path,
     keeps_logits: bool,
     validation_collator: Collate | None = None,
-    dense: DenseLoss | None = None,
-    distill: DistillLoss | None = None,
+    objective: Objective | None = None,
 ) -> nn.Module:
     """Train `model` in place; resume from the last complete checkpoint in `folder` if there is one.
 
@@ -270,8 +214,8 @@ def run_trainer(
         folder: for checkpoints and `log.jsonl`.
         keeps_logits: whether the model's forward takes a mask as `logits_to_keep`.
         validation_collator: validation examples -> batch with one example per row; default: `collator`.
-        dense: trained together with the model, in place. It is resumed, and restored to its best state, with the model.
-        distill: added to the loss of batches with `events`.
+        objective: the loss; default: `answer_loss`. Its dense head is trained together with the model, in place; it is
+            resumed, and restored to its best state, with the model.
 
     Returns:
         `model`, or a copy of it if the training splits the weights over the processes.
@@ -283,6 +227,8 @@ def run_trainer(
     if spread_over_processes():
         whole = empty_copy(model)
         split_token_rows(model)
+    objective = objective or Objective()
+    dense = objective.dense
     if dense is not None:
         model.dense_loss = dense  # a submodule in training, so that Trainer optimizes, moves and synchronises it
     arguments = _arguments(model, config, folder, len(train), validation is not None, dense is not None)
@@ -293,11 +239,11 @@ def run_trainer(
         train_dataset=cast(Any, train),
         eval_dataset=cast(Any, validation),
         data_collator=collator,
-        compute_loss_func=objective(dense, config.dense.weight, distill),
+        compute_loss_func=objective,
         callbacks=[_Report(folder, dense)],
     )
     trainer.keeps_logits, trainer.validation_collator = keeps_logits, validation_collator or collator
-    trainer.dense, trainer.distill = dense, distill
+    trainer.objective = objective
     # Both callbacks write to stdout, which is only for the output of a command.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

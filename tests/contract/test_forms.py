@@ -12,7 +12,7 @@ from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, Mixture, build_tasks, predicting
 from llmrec.tasks.render import Example
 from llmrec.train.finetune import check_packing
-from llmrec.train.trainer import answer_loss
+from llmrec.train.objective import answer_loss
 
 
 @pytest.fixture(params=["qwen3", "llama", "gpt2", "gemma3"])

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from llmrec.config import Config
 from llmrec.errors import UserError
 from llmrec.model.architecture import context_length
-from llmrec.model.base import load_base, make_base, weight_dtype
+from llmrec.model.base import load_base, load_tokenizer, make_base, weight_dtype
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.model.layers import cut_layers
 from llmrec.train.config import TrainConfig
 
 TEXTS = ["a gentle shampoo", "a gentle soap", "hand balm for dry hands"] * 3
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 TINY = {"hidden_size": 16, "layers": 1, "heads": 2, "vocabulary": 280, "context": 64}
 
 
@@ -88,6 +89,18 @@ def test_a_key_of_the_released_version_stays():
     assert BaseConfig(model="org/name", keep_layers=8).cache_key()["keep_layers"] == 8
     assert "dtype" not in BaseConfig(model="org/name").cache_key()
     assert BaseConfig(model="org/name", dtype="bfloat16").cache_key()["dtype"] == "bfloat16"
+
+
+def test_a_chat_template_can_be_left_out(folder, tmp_path):
+    _, tokenizer = load_base(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    assert load_base(folder)[1].chat_template == TEMPLATE
+    plain = load_base(folder, chat_template=False)[1]
+    plain.save_pretrained(tmp_path / "plain")
+    assert load_tokenizer(tmp_path / "plain").chat_template is None
+    with pytest.raises(UserError, match=r"base\.chat_template false is for base\.model; name one"):
+        Config(base=BaseConfig(**TINY, chat_template=False))
 
 
 @given(text=st.text())

@@ -19,7 +19,8 @@ from llmrec.tasks.render import Example
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
 from llmrec.train.finetune import TrainingData, finetune
-from llmrec.train.trainer import HEAD, answer_loss, last_checkpoint, objective
+from llmrec.train.objective import Objective, answer_loss
+from llmrec.train.trainer import HEAD, last_checkpoint
 
 TEXT = 12
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
@@ -177,7 +178,7 @@ def test_ids_of_one_code_have_one_place(shop):
 def test_eight_batches_of_one_are_one_of_eight(shop):
     head, model = head_of(shop), shop.model.eval()
     loss = DenseLoss(head, 2, vectors(), shop.sequences)
-    total = objective(loss.train(), 0.7)
+    total = Objective(loss.train(), 0.7)
     chosen = examples(shop)[:8]
     learnt = sum(
         int((Collator(shop.renderer, 160, with_items=True)([each])["labels"] != IGNORE).sum()) for each in chosen
@@ -208,10 +209,10 @@ def test_the_objective_is_the_answers_loss_and_the_mean_of_the_items(shop):
     outputs, dense = run(shop.model.eval(), loss, batch, True)
     answers = answer_loss(outputs, batch["labels"])
     items = len(batch["labels"])
-    given = objective(loss.train(), 0.7)(outputs, batch["labels"])
+    given = Objective(loss.train(), 0.7)(outputs, batch["labels"])
     torch.testing.assert_close(given, answers + 0.7 * dense / items)
-    assert torch.equal(objective(loss.eval(), 0.7)(outputs, batch["labels"]), answers)
-    assert torch.equal(objective(None, 0.7)(outputs, batch["labels"]), answers)
+    assert torch.equal(Objective(loss.eval(), 0.7)(outputs, batch["labels"]), answers)
+    assert torch.equal(Objective()(outputs, batch["labels"]), answers)
 
 
 def data(shop, validation=True):

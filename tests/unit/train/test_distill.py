@@ -19,7 +19,8 @@ from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predict
 from llmrec.train.config import TrainConfig
 from llmrec.train.distill import DistillLoss, distill_loss
 from llmrec.train.finetune import TrainingData, finetune
-from llmrec.train.trainer import answer_loss, last_checkpoint, objective
+from llmrec.train.objective import Objective, answer_loss
+from llmrec.train.trainer import last_checkpoint
 
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 FULL = TrainConfig(epochs=4, batch_size=8, evaluations=4, dtype="float32", distill=DistillConfig(weight=0.6, top=5))
@@ -108,8 +109,8 @@ def test_a_certain_teacher_gives_the_usual_loss(tmp_path):
     labels[0, 1:] = torch.from_numpy(VOCABULARY.token_ids(CODES[loss.targets[3:5]])).flatten()
     loss.events = torch.full((1, 7), -1)
     loss.events[0, 1], loss.events[0, 4] = 3, 4
-    assert loss(logits, labels).item() == pytest.approx(0, abs=1e-5)
-    (gradient,) = torch.autograd.grad(loss(logits, labels), logits)
+    assert loss(logits[:, loss.tokens], labels).item() == pytest.approx(0, abs=1e-5)
+    (gradient,) = torch.autograd.grad(loss(logits[:, loss.tokens], labels), logits)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
@@ -141,7 +142,7 @@ def test_loss_is_that_of_a_loop_over_targets(shop, tmp_path, packed, keep):
     logits = model(**inputs).logits
     labels, distill.events = batch["labels"], batch["events"]
     given = CausalLMOutput(logits=logits[predicting(labels)] if keep else logits)
-    total = objective(None, 0, distill)(given, labels)
+    total = Objective(distill=distill)(given, labels)
     log_p, tokens = logits.log_softmax(-1), int((labels != IGNORE).sum())
     expected = answer_loss(CausalLMOutput(logits=logits), labels) * tokens
     for row, place in (batch["events"] >= 0).nonzero().tolist():
@@ -232,8 +233,8 @@ def divergence(model, distill, batch) -> float:
     events = batch["events"][at[:, 0], at[:, 1]].numpy()
     with torch.inference_mode():
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
-    total = 0.0
-    for level, (q, ids) in enumerate(zip(distill.distributions(events), distill.ids, strict=True)):
+    total, levels = 0.0, distill.tokens.split(distill.trie.level_sizes)
+    for level, (q, ids) in enumerate(zip(distill.distributions(events), levels, strict=True)):
         log_p = logits[at[:, 0], at[:, 1] + level - 1][:, ids].log_softmax(-1)
         total += float((torch.xlogy(q, q) - q * log_p).sum(1).mean())
     return total
@@ -247,7 +248,7 @@ def test_with_the_true_distribution_as_teacher_the_student_is_nearer_to_it(make_
         shop = make_shop()
         distill, batch = planted(shop, after, tmp_path / f"learnt {weight}", 0, weight)
         inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
-        loss, optimizer = objective(None, 0, distill), torch.optim.AdamW(shop.model.parameters(), 1e-2)
+        loss, optimizer = Objective(distill=distill), torch.optim.AdamW(shop.model.parameters(), 1e-2)
         for _ in range(50):
             optimizer.zero_grad()
             loss(shop.model(**inputs), batch["labels"]).backward()

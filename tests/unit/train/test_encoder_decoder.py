@@ -21,7 +21,8 @@ from llmrec.train.config import TrainConfig
 from llmrec.train.dropout import CodeDropout, OwnDropout
 from llmrec.train.encoder_decoder import check_encoder_decoder
 from llmrec.train.finetune import TrainingData, finetune
-from llmrec.train.trainer import answer_loss, last_checkpoint
+from llmrec.train.objective import answer_loss
+from llmrec.train.trainer import last_checkpoint
 
 TASKS = TasksConfig(
     mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12, supervise="target"

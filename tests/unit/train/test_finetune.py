@@ -20,7 +20,8 @@ from llmrec.tasks.mixture import Collator, validation_examples
 from llmrec.train import finetune as finetuning
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune, with_adapter
-from llmrec.train.trainer import answer_loss, claim, last_checkpoint, run_trainer
+from llmrec.train.objective import answer_loss
+from llmrec.train.trainer import claim, last_checkpoint, run_trainer
 
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
 FULL = TrainConfig(epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8)

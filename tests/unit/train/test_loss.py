@@ -8,7 +8,7 @@ from llmrec.errors import UserError
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predicting
 from llmrec.train.dropout import BlockDropout
-from llmrec.train.trainer import answer_loss
+from llmrec.train.objective import answer_loss
 
 
 @pytest.fixture

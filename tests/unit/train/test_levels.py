@@ -1,0 +1,91 @@
+"""The loss among the codes of a level equals that computed from the logits of the whole vocabulary."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
+
+from llmrec.errors import UserError
+from llmrec.model.adapter import add_item_rows, with_adapter
+from llmrec.model.config import AdapterConfig
+from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.mixture import Collator, Mixture, build_tasks, predicting
+from llmrec.train.levels import LevelSoftmax
+from llmrec.train.objective import Objective
+
+
+@pytest.fixture
+def batch(shop):
+    """A batch of all tasks: answers that are items, and answers in words."""
+    config = TasksConfig()
+    mixture = Mixture(build_tasks(config, shop.catalog, shop.sequences, shop.renderer), config, 1, 4, seed=0)
+    return Collator(shop.renderer, 160)([mixture[i] for i in range(0, len(mixture), 5)])
+
+
+def inputs(batch):
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def expected(model, batch, vocabulary):
+    """The same loss from the logits of the whole vocabulary, one target after the other."""
+    where = predicting(batch["labels"])
+    logits, targets = model(**inputs(batch)).logits[where], batch["labels"].roll(-1, dims=1)[where]
+    losses = []
+    for row, target in zip(logits, targets, strict=True):
+        level = next((torch.from_numpy(ids) for ids in vocabulary.ids if int(target) in ids), torch.arange(len(row)))
+        losses.append(cross_entropy(row[level][None], (level == target).nonzero()[0]))
+    return torch.stack(losses).mean()
+
+
+def ours(model, batch, vocabulary):
+    objective = Objective(levels=LevelSoftmax(model, vocabulary))
+    with objective.reading():
+        outputs = model(**inputs(batch), logits_to_keep=predicting(batch["labels"]))
+    return objective(outputs, batch["labels"])
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def phi(shop):
+    """A model whose head is untied and has a bias."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size = len(shop.renderer.tokenizer)
+    model = PhiForCausalLM(PhiConfig(vocab_size=size, bos_token_id=0, eos_token_id=1, **sizes))
+    torch.nn.init.normal_(model.lm_head.bias)
+    add_item_rows(model, shop.renderer.vocabulary.all_ids, size, seed=0)
+    return model
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_it_is_the_loss_within_the_level(shop, batch, lora, untied):
+    vocabulary = shop.renderer.vocabulary
+    model = phi(shop) if untied else shop.model
+    if lora:
+        model = with_adapter(model, vocabulary.all_ids, AdapterConfig(rank=2, dropout=0.0))
+    model.eval()
+    plain = expected(model, batch, vocabulary)
+    loss = ours(model, batch, vocabulary)
+    torch.testing.assert_close(loss, plain)
+    stock, fast = gradients(model, plain), gradients(model, loss)
+    assert stock.keys() == fast.keys()
+    for name, gradient in stock.items():
+        torch.testing.assert_close(fast[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_returns_logits_again_afterwards(shop, batch):
+    before = shop.model.eval()(**inputs(batch)).logits
+    ours(shop.model, batch, shop.renderer.vocabulary)
+    assert torch.equal(shop.model(**inputs(batch)).logits, before)
+
+
+def test_capped_logits_are_refused(shop):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=64, num_key_value_heads=1, head_dim=8, **sizes))
+    with pytest.raises(UserError, match=r"train.softmax level: Gemma2ForCausalLM caps its logits"):
+        LevelSoftmax(model, shop.renderer.vocabulary)
