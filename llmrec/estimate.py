@@ -183,8 +183,8 @@ def _kept(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> tuple[
 def _loss(model: Any, trained: Any, batch: Batch) -> torch.Tensor:
     ids = torch.zeros(batch.rows, batch.tokens, dtype=torch.int64, device="meta")
     columns = torch.zeros(-(-batch.learnt // batch.rows), dtype=torch.int64, device="meta")
-    # transformers would read the positions of a decoder without a mask, to find packed examples, or the mask of an
-    # encoder; meta tensors have no content.
+    # Meta tensors have no content. But transformers looks into the positions of a decoder-only model that gets no mask,
+    # to find packed examples, and into the mask of an encoder.
     inputs = {"input_ids": ids}
     if encoder_of(model) is None:
         inputs["attention_mask"] = torch.ones_like(ids)
@@ -240,6 +240,7 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
     """
     from llmrec.model.adapter import with_adapter
     from llmrec.tasks.mixture import Mixture, build_tasks
+    from llmrec.train.encoder_decoder import check_encoder_decoder
     from llmrec.train.finetune import check_method, make_collator
 
     learned = _learned(config, run, users, length)
@@ -250,6 +251,8 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
     if config.train.dense.weight:
         notes.append("the dense head of --train.dense.weight and its scores of all items are not counted")
     model, renderer = _model_and_renderer(config, run, learned, notes)
+    if encoder_of(model) is not None:
+        check_encoder_decoder("--base.model", tasks, config.train)
     check_method(model, config.train)
     full = config.train.method == "full"
     trained = model if full else with_adapter(model, renderer.vocabulary.all_ids, config.train.lora)
