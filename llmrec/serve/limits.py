@@ -36,7 +36,7 @@ class Limits:
     batch_size: int = 32
     """Largest number of requests in one batch of the decoder."""
     batch_wait: float = 0.004
-    """Longest time that a request waits for others to share its batch, in seconds. Batches fill while the decoder works,
+    """Longest time that a request waits for others to share its batch, in seconds. Batches fill while one is decoded,
     so a longer wait seldom helps."""
     queue: int = 256
     """Largest number of requests that wait or are being answered. A further one gets status 429."""
@@ -56,7 +56,7 @@ class Limits:
     """Largest k, and largest k x phrasings."""
     history: int = 1000
     """Largest number of items in a history."""
-    ids: int = 10_000
+    ids: int = 100_000
     """Largest number of entries of each other list or mapping of a request."""
     text: int = 8000
     """Largest number of characters of a prompt, a search or another text."""
@@ -86,7 +86,12 @@ class Limits:
             entries = getattr(request, name) or ()
             self._require(name, len(entries), self.ids, "entries")
             texts = [*entries, *(entries.values() if isinstance(entries, Mapping) else ())]
-            self._require(name, max((len(text) for text in texts if isinstance(text, str)), default=0), self.text, "characters in a text")
+            self._require(
+                name,
+                max((len(text) for text in texts if isinstance(text, str)), default=0),
+                self.text,
+                "characters in a text",
+            )
         self._require("history", max(map(len, request.history or ()), default=0), self.text, "characters in an id")
 
     def is_slow(self, request: Request) -> bool:
