@@ -229,15 +229,15 @@ class ItemLookup:
         The item with this id comes first, then those with every word in the title, then the others, in catalogue order.
         """
         query = query.strip().lower()
+        if not query:
+            return np.arange(len(self.catalog))
 
         def contains(column: str) -> pl.Expr:
-            return pl.all_horizontal(
-                pl.lit(True), *(pl.col(column).str.contains(word, literal=True) for word in query.split())
-            )
+            return pl.all_horizontal(pl.col(column).str.contains(word, literal=True) for word in query.split())
 
-        order = (~(pl.col("item_id") == query), ~contains("title"))
         found = self._searched.with_row_index("row").filter(contains("text"))
-        return found.sort(*order, maintain_order=True)["row"].to_numpy().astype(np.int64)
+        found = found.sort(pl.col("item_id") != query, ~contains("title"), maintain_order=True)
+        return found["row"].to_numpy().astype(np.int64)
 
     def rows(self, item_ids: Sequence[str], flag: str) -> np.ndarray:
         """Rows int64 [n] of the items in the catalogue.
@@ -300,9 +300,12 @@ class ItemLookup:
         """
         if isinstance(offsets, Mapping):
             values = np.zeros(len(self.catalog), np.float32)
-            values[self.rows(list(offsets), "--boost")] = list(offsets.values())
+            rows = self.rows(list(offsets), "--boost")
+            with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
+                values[rows] = list(offsets.values())
         else:
-            values = np.asarray(offsets, np.float32)
+            with np.errstate(over="ignore"):
+                values = np.asarray(offsets, np.float32)
         if values.shape != (len(self.catalog),):
             raise UserError(f"offsets: shape {values.shape}, expected one per item, ({len(self.catalog)},).")
         if not np.isfinite(values).all():
