@@ -256,12 +256,16 @@ def replace_folder(new: Path, final: Path, trash: Path, marks: Sequence[str]) ->
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, wait: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside `folder`, in which the caller makes the new bundle.
 
     Only one process at a time can be in this context for the same `folder`. The context first removes what a killed
     process left, and removes the temporary folder at its end. Without a call of `put_in_place` before the end, `folder`
     stays unchanged.
+
+    Args:
+        folder: of the bundle.
+        wait: wait for another process that changes the bundle, instead of raising.
 
     Raises:
         UserError: another process changes the bundle, nothing can be written beside `folder`, or something that is not
@@ -270,7 +274,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     sibling, marks = folder.with_name(f".{folder.name}.new"), (MARK, BUNDLE)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = Lock(lock_of(folder), f"{folder}: another llmrec is changing this bundle; wait or stop it.")
+        lock = Lock(lock_of(folder), f"{folder}: another llmrec is changing this bundle; wait or stop it.", wait)
     except OSError as error:
         raise UserError(f"{folder}: can't be written: {error}.") from None
     with lock:

@@ -71,7 +71,10 @@ def load_model(options: argparse.Namespace, **decode: Any) -> "Recommender":
     from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(
-        options.model, trust_remote_code=options.trust_remote_code, base=options.base
+        options.model,
+        trust_remote_code=options.trust_remote_code,
+        encoder=getattr(options, "encoder", None),  # only of `serve`, which embeds items
+        base=options.base,
     )
     recommender.decode_config = replace(recommender.decode_config, device=options.device, **decode)
     return recommender

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _last_token_only: ContextVar[bool] = ContextVar("_last_token_only", default=False)
+_check: ContextVar[Callable[[], None] | None] = ContextVar("_check", default=None)
 
 
 class Body:
@@ -89,6 +90,19 @@ def last_token_only() -> Iterator[None]:
         yield
     finally:
         _last_token_only.reset(token)
+
+
+@contextmanager
+def before_each_pass(check: Callable[[], None]) -> Iterator[None]:
+    """Context manager: `check` is called before each forward pass of this thread, and can end a search by raising.
+
+    `GenerateSearch` does not call it.
+    """
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
 
 
 def _on_last_token(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -271,6 +285,8 @@ class Context:
         return hidden.scatter_(1, chosen[:, :, None].expand(-1, -1, ran.shape[2]), ran), ancestors
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor | dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
+        if (check := _check.get()) is not None:
+            check()
         output = self.body.decoder(
             input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
         )

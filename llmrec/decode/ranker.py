@@ -120,6 +120,12 @@ class ItemRanker:
         shown = self.renderer.shown(() if history is None else history)
         return [Prompt(tokens, shown) for tokens in requests]
 
+    def batch_width(self, k: int) -> int:
+        """A number that is equal for two requests, of k and of k' answers, only if one batch with max(k, k') gives both
+        what they get alone."""
+        depends_on_k = self.method is not None and self.method.name in ("quota", "specgr")
+        return k if depends_on_k else max(k, self.search.config.beams)
+
     def rank(
         self,
         requests: Sequence[Sequence[int]],

@@ -1,5 +1,6 @@
 """The interface of every beam search: prompts in, ranked items out."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -159,10 +160,24 @@ class BeamSearch(ABC):
         # compute the logits of the whole prompt.
         self.model = unwrapped(model)
         self.vocabulary = vocabulary
-        self.trie = trie.to(self.device)
         auto = self.auto_scoring if config.constraint == "trie" else "vocab"
         self.config = config if config.scoring != "auto" else replace(config, scoring=auto)
         self.pad_token_id = pad_token_id
+        self._set_items(trie, is_cold)
+
+    def with_items(self, trie: ItemTrie, is_cold: np.ndarray) -> Self:
+        """The same search over other items, with the same level sizes; it shares the model, which is not tried again.
+
+        Args:
+            trie: of the other catalogue.
+            is_cold: bool [N] of the other catalogue.
+        """
+        other = copy.copy(self)
+        other._set_items(trie, is_cold)
+        return other
+
+    def _set_items(self, trie: ItemTrie, is_cold: np.ndarray | None) -> None:
+        self.trie = trie.to(self.device)
         self.is_cold = is_cold
 
     def search(

@@ -16,6 +16,7 @@ from llmrec.decode.context import Body, Context, ItemHead
 from llmrec.decode.encoded import open_context
 from llmrec.decode.filters import Restriction
 from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, codes_of, require_numbers
+from llmrec.index.trie import ItemTrie
 
 
 @dataclass
@@ -58,13 +59,15 @@ class TreeSearch(BeamSearch):
         self.body = Body(self.model, self.dtype)
         self.model = self.body.model
         self.head = ItemHead(self.model, self.vocabulary, self.config.scoring, self.dtype)
+        self.code_of_token = torch.from_numpy(self.vocabulary.code_of_token(len(self.head.weight))).to(self.device)
+
+    def _set_items(self, trie: ItemTrie, is_cold: np.ndarray | None) -> None:
+        super()._set_items(trie, is_cold)
         self._trained: list[torch.Tensor] | None = None  # per level, bool [nodes]: has a warm item below
         if self.is_cold is not None and self.is_cold.any():
             ordered = torch.from_numpy(~self.is_cold).to(self.device)[self.trie.order.long()]
             before = torch.cat([torch.zeros_like(ordered[:1], dtype=torch.int64), ordered.cumsum(0)])
             self._trained = [before[first[1:].long()] > before[first[:-1].long()] for first in self.trie.firsts]
-        size = self.head.weight.shape[0]
-        self.code_of_token = torch.from_numpy(self.vocabulary.code_of_token(size)).to(self.device)
 
     @torch.inference_mode()
     def prefill(self, prompts: list[Sequence[int]]) -> "PrefilledTree":

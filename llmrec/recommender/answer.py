@@ -1,13 +1,18 @@
-"""How a Recommender answers: one request, or the same request for many histories in one batched decode."""
+"""How a Recommender answers: requests are prepared, decoded together where one batch can hold them, and finished.
 
-from collections.abc import Sequence
+prepared = [prepare(store, ranker, request) for request in requests]    # checks, filters, prompts: no model
+answers = [each.answer(found) for each, found in zip(prepared, decoded(prepared))]
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 
 from llmrec.decode.filters import Filter, Quota, diverse
 from llmrec.decode.ranker import ItemRanker
+from llmrec.decode.search import Prompt
 from llmrec.errors import UserError
 from llmrec.recommender.request import Answer, Request, Selection, quotas_of
 from llmrec.recommender.store import ItemStore
@@ -20,18 +25,131 @@ BY_MODEL = "The history is empty: answered by the model after an empty history."
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One history of a request.
+class Prepared:
+    """A request that has been checked, with all that its decoding needs.
 
     Attributes:
-        seen: int64 [n], its items of the catalogue, oldest first; None if the request has no history.
+        request: the request; `history` may be another than its own.
+        store: the items.
+        ranker: ranks the same items.
+        selection: the items that its filters leave.
+        base: the same items, as a filter.
         dropped: int64 [m], the items that can't be answers because they are in the history.
         notes: as in `Answer`.
+        quotas: its limits, by name.
+        offsets: float32 [N], or None.
+        prompts: its phrasings; none if popularity answers.
     """
 
-    seen: np.ndarray | None
+    request: Request
+    store: ItemStore
+    ranker: ItemRanker
+    selection: Selection
+    base: Filter
     dropped: np.ndarray
     notes: list[str]
+    quotas: dict[str, Quota]
+    offsets: np.ndarray | None
+    prompts: list[Prompt]
+
+    @property
+    def batch(self) -> tuple[int, ...] | None:
+        """Requests with the same one can be decoded in one batch, with the answers that they get alone.
+
+        None for a request that needs more than one search, or searches that no other request shares.
+        """
+        if len(self.prompts) != 1 or self.offsets is not None or self.quotas:
+            return None
+        return id(self.ranker), self.ranker.batch_width(self.request.k), self.request.exact
+
+    @property
+    def wanted(self) -> int:
+        """Number of answers: k, or as many as the filters and the history leave."""
+        return min(self.request.k, self.selection.left - int(np.count_nonzero(self.selection.allowed[self.dropped])))
+
+    @property
+    def filter(self) -> Filter:
+        """The items that can be answers."""
+        common = np.empty(0, np.int64) if self.base.excluded is None else self.base.excluded
+        return Filter(self.base.allowed, np.concatenate([common, self.dropped]))
+
+    def alone(self) -> Found:
+        """The best items, in searches of its own."""
+        allowed = self.selection.without(self.dropped).allowed
+        limits = list(self.quotas.values())
+        if not self.prompts:
+            scores = popularity(self.store.train_counts)
+            scores = scores if self.offsets is None else scores + self.offsets
+            return best_by_scores(scores, allowed, self.wanted, limits)
+        return self.ranker.best(self.prompts, self.wanted, allowed, limits, self.offsets, self.request.exact)
+
+    def answer(self, found: Found, texts: Iterable[dict[str, str]] | None = None) -> Answer:
+        """The answer with the items found; `texts` are their rows of the catalogue's frame, if they are read already."""
+        rows, scores = found
+        texts = self.store.catalog.frame[rows].iter_rows(named=True) if texts is None else texts
+        k = self.request.k
+        selection = self.selection.without(self.dropped) if len(rows) < k else self.selection
+        full = [f"{flag} lets no more through" for flag in self.quotas] if len(rows) < min(k, selection.left) else []
+        return Answer.ranked(texts, scores, selection.reason(len(rows), k, full), self.notes)
+
+
+def prepare(store: ItemStore, ranker: ItemRanker, request: Request) -> Prepared:
+    """Check a request and write its prompts; errors are those of `answers`."""
+    return _prepared(store, ranker, request, [request.history])[0]
+
+
+def _prepared(
+    store: ItemStore, ranker: ItemRanker, request: Request, histories: Sequence[Sequence[str] | None]
+) -> list[Prepared]:
+    ranking, lookup = ranker.search.config.ranking, store.lookup
+    if request.exact and ranking not in ("auto", "beam"):
+        raise UserError(f"--exact ranks by codes alone, which --ranking {ranking} does not; leave one of them out.")
+    selection = Selection.of(request, lookup)
+    base = Filter.of_mask(selection.allowed)
+    offsets = None if request.offsets is None else lookup.offsets(request.offsets)
+    quotas = quotas_of(request, lookup, store.item_tokenizer.codes[:, 0])
+    prepared = []
+    for history in histories:
+        seen, notes = (None, []) if history is None else lookup.history(history, request.unknown)
+        silent = seen is not None and not len(seen) and request.prompt is None
+        by_popularity = silent and request.empty_history == "popularity"
+        if silent:
+            notes.append(BY_POPULARITY if by_popularity else BY_MODEL)
+        dropped = np.empty(0, np.int64) if seen is None or request.include_seen else np.unique(seen)
+        prompts = [] if by_popularity else ranker.phrased(seen, request.prompt, request.phrasings)
+        prepared.append(
+            Prepared(request, store, ranker, selection, base, dropped, notes, quotas, offsets, prompts),
+        )
+    return prepared
+
+
+def decoded(prepared: Sequence[Prepared]) -> list[Found]:
+    """The best items of each request. Requests with the same `batch` are decoded together."""
+    found: list[Found] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(prepared)
+
+    def key(place: int) -> tuple[int, ...]:
+        return prepared[place].batch or (place,)
+
+    for _, group in groupby(sorted(range(len(prepared)), key=key), key=key):
+        places = list(group)
+        if len(places) == 1:
+            found[places[0]] = prepared[places[0]].alone()
+            continue
+        for place, each in zip(places, _together([prepared[place] for place in places]), strict=True):
+            found[place] = each
+    return found
+
+
+def _together(prepared: Sequence[Prepared]) -> list[Found]:
+    """The best items of requests with the same `batch`, decoded together."""
+    wanted, exact = [each.wanted for each in prepared], prepared[0].request.exact
+    prompts = [each.prompts[0] for each in prepared]
+    ranking = prepared[0].ranker.rank(prompts, max(1, *wanted), [each.filter for each in prepared], exact=exact)
+    found = []
+    for items, scores, most in zip(ranking.items, ranking.scores, wanted, strict=True):
+        kept = items[:most] >= 0
+        found.append((items[:most][kept], scores[:most][kept]))
+    return found
 
 
 def answers(
@@ -46,59 +164,10 @@ def answers(
         UserError: an item or field is unknown, the prompt is empty or too long, an offset is not a finite number, the
             prompts have fewer phrasings, or `exact` is set with a ranking that does not use codes alone.
     """
-    ranking, lookup = ranker.search.config.ranking, store.lookup
-    if request.exact and ranking not in ("auto", "beam"):
-        raise UserError(f"--exact ranks by codes alone, which --ranking {ranking} does not; leave one of them out.")
-    every = Selection.of(request, lookup)
-    offsets = None if request.offsets is None else lookup.offsets(request.offsets)
-    quotas = quotas_of(request, lookup, store.item_tokenizer.codes[:, 0])
-    limits = list(quotas.values())
-    asked = []
-    for history in histories:
-        seen, notes = (None, []) if history is None else lookup.history(history, request.unknown)
-        if seen is not None and not len(seen) and request.prompt is None:
-            notes.append(BY_POPULARITY if request.empty_history == "popularity" else BY_MODEL)
-        dropped = np.empty(0, np.int64) if seen is None or request.include_seen else np.unique(seen)
-        asked.append(_Asked(seen, dropped, notes))
-
-    def one(each: _Asked) -> Found:
-        allowed = every.without(each.dropped).allowed
-        wanted = min(request.k, int(np.count_nonzero(allowed)))
-        if BY_POPULARITY in each.notes:
-            scores = popularity(store.train_counts)
-            return best_by_scores(scores if offsets is None else scores + offsets, allowed, wanted, limits)
-        prompts = ranker.phrased(each.seen, request.prompt, request.phrasings)
-        return ranker.best(prompts, wanted, allowed, limits, offsets, request.exact)
-
-    together = [place for place, each in enumerate(asked) if BY_POPULARITY not in each.notes]
-    found: dict[int, Found] = {}
-    if len(together) > 1 and offsets is None and not limits and request.phrasings == 1:
-        chosen = [asked[place] for place in together]
-        found = dict(zip(together, _decoded(ranker, request, every, chosen), strict=True))
-    results = []
-    best = [found[place] if place in found else one(each) for place, each in enumerate(asked)]
+    prepared = _prepared(store, ranker, request, histories)
+    best = decoded(prepared)
     texts = store.catalog.frame[np.concatenate([rows for rows, _ in best])].iter_rows(named=True)
-    for each, (rows, scores) in zip(asked, best, strict=True):
-        selection = every.without(each.dropped) if len(rows) < request.k else every
-        full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < min(request.k, selection.left) else []
-        reason = selection.reason(len(rows), request.k, full)
-        results.append(Answer.ranked(islice(texts, len(rows)), scores, reason, each.notes))
-    return results
-
-
-def _decoded(ranker: ItemRanker, request: Request, every: Selection, asked: Sequence[_Asked]) -> list[Found]:
-    """The best items for several histories, decoded together."""
-    base, left = Filter.of_mask(every.allowed), every.left
-    wanted = [min(request.k, left - int(np.count_nonzero(every.allowed[each.dropped]))) for each in asked]
-    common = np.empty(0, np.int64) if base.excluded is None else base.excluded
-    filters = [Filter(base.allowed, np.concatenate([common, each.dropped])) for each in asked]
-    prompts = [ranker.prompt_ids(each.seen, request.prompt) for each in asked]
-    ranking = ranker.rank(prompts, max(1, *wanted), filters, exact=request.exact)
-    found = []
-    for items, scores, most in zip(ranking.items, ranking.scores, wanted, strict=True):
-        kept = items[:most] >= 0
-        found.append((items[:most][kept], scores[:most][kept]))
-    return found
+    return [each.answer(found, islice(texts, len(found[0]))) for each, found in zip(prepared, best, strict=True)]
 
 
 def popularity(train_counts: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The Recommender: the main class of the Python API, from training to answers."""
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -47,10 +48,7 @@ if TYPE_CHECKING:
 
 
 class Recommender:
-    """A language model that recommends the items of one catalogue.
-
-    Make one with `from_base` and `fit` it, or load one with `from_pretrained`.
-    """
+    """A language model that recommends the items of one catalogue: from `from_base` and `fit`, or `from_pretrained`."""
 
     def __init__(
         self,
@@ -137,8 +135,7 @@ class Recommender:
 
     @store.setter
     def store(self, store: ItemStore) -> None:
-        self._store = store
-        self._ranker = None
+        self._store, self._ranker = store, None
 
     @property
     def catalog(self) -> Catalog:
@@ -168,16 +165,23 @@ class Recommender:
 
     @decode_config.setter
     def decode_config(self, config: DecodeConfig) -> None:
-        self._decode_config = config
-        self._ranker = None
+        self._decode_config, self._ranker = config, None
 
     @property
     def ranker(self) -> ItemRanker:
         """Ranks the catalogue; built at the first use."""
         if self._ranker is None:
-            search = make_search(*self._decoded(self.decode_config), self.train_counts == 0)
-            self._ranker = self._ranker_of(search, None)
+            self._ranker = self._ranker_of(
+                make_search(*self._decoded(self.decode_config), self.train_counts == 0), None
+            )
         return self._ranker
+
+    def with_store(self, store: ItemStore) -> Self:
+        """A recommender of other items that shares the model, which is not tried again; this one stays as it is."""
+        other = copy.copy(self)
+        other._store = store
+        other._ranker = other._ranker_of(self.ranker.search.with_items(store.trie, store.train_counts == 0), None)
+        return other
 
     def _decoded(self, config: DecodeConfig) -> tuple[Any, ItemVocabulary, ItemTrie, DecodeConfig, int]:
         """The arguments of `check_decoding`."""
@@ -303,8 +307,7 @@ class Recommender:
         if history is not None:
             raise UserError("history and histories are both given; leave one of them out.")
         requests = [Request(each, prompt, k, **options) for each in histories]
-        every = [request.history for request in requests]
-        return answers(self.store, self.ranker, requests[0], every) if requests else []
+        return answers(self.store, self.ranker, requests[0], [each.history for each in requests]) if requests else []
 
     def answer(self, request: Request) -> Answer:
         """The best items for a request; errors are those of `answers`."""
@@ -392,7 +395,6 @@ class Recommender:
         folder = bundle.locate(name)
         header = bundle.read_header(folder)
         model, tokenizer = load_weights(folder, header, trust_remote_code, base)
-        vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
         recommender = cls(
             model,
             tokenizer,
@@ -405,6 +407,6 @@ class Recommender:
         )
         if (folder / bundle.FUSION).exists():
             recommender.fusion_weights = FusionWeights.load(folder / bundle.FUSION)
-        check_fit(model, vocabulary, recommender.store.trie)
+        check_fit(model, ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix), recommender.store.trie)
         recommender.renderer.check_chat_format(str(folder))
         return recommender

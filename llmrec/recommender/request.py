@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -26,7 +27,8 @@ class Request:
             or history and prompt are both missing.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # HTTP requests with unknown fields are refused
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+    """For HTTP: requests with unknown fields are refused, and the fields' docstrings are in the OpenAPI description."""
 
     history: Sequence[str] | None = None
     """Item ids, oldest first. An empty list is a user without any events; None leaves the history out."""
@@ -215,6 +217,28 @@ class ItemLookup:
         self._values: dict[str, dict[str, np.ndarray]] = {}
         self._groups: dict[str, np.ndarray] = {}
 
+    @cached_property
+    def _searched(self) -> pl.DataFrame:
+        """Per item, its title and all of its text, in lower case."""
+        texts = self.catalog.frame.select(pl.all().str.to_lowercase())
+        return texts.select("item_id", "title", text=pl.concat_str(pl.all(), separator="\n"))
+
+    def search(self, query: str) -> np.ndarray:
+        """Rows int64 [n] of the items whose id and texts contain every word of `query`; case is ignored.
+
+        The item with this id comes first, then those with every word in the title, then the others, in catalogue order.
+        """
+        query = query.strip().lower()
+        if not query:
+            return np.arange(len(self.catalog))
+
+        def contains(column: str) -> pl.Expr:
+            return pl.all_horizontal(pl.col(column).str.contains(word, literal=True) for word in query.split())
+
+        found = self._searched.with_row_index("row").filter(contains("text"))
+        found = found.sort(pl.col("item_id") != query, ~contains("title"), maintain_order=True)
+        return found["row"].to_numpy().astype(np.int64)
+
     def rows(self, item_ids: Sequence[str], flag: str) -> np.ndarray:
         """Rows int64 [n] of the items in the catalogue.
 
@@ -276,9 +300,12 @@ class ItemLookup:
         """
         if isinstance(offsets, Mapping):
             values = np.zeros(len(self.catalog), np.float32)
-            values[self.rows(list(offsets), "--boost")] = list(offsets.values())
+            rows = self.rows(list(offsets), "--boost")
+            with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
+                values[rows] = list(offsets.values())
         else:
-            values = np.asarray(offsets, np.float32)
+            with np.errstate(over="ignore"):
+                values = np.asarray(offsets, np.float32)
         if values.shape != (len(self.catalog),):
             raise UserError(f"offsets: shape {values.shape}, expected one per item, ({len(self.catalog)},).")
         if not np.isfinite(values).all():

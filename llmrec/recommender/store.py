@@ -248,7 +248,12 @@ class ItemStore:
 
 
 def change_items(
-    model: str | Path, out: str | Path | None, change: Callable[[ItemStore], ItemStore], encoder: str | None = None
+    model: str | Path,
+    out: str | Path | None,
+    change: Callable[[ItemStore], ItemStore],
+    encoder: str | None = None,
+    by: str = "add-items",
+    wait: bool = False,
 ) -> tuple[ItemStore, ItemStore]:
     """Change the items of a bundle, in place or in a new folder. The change is atomic.
 
@@ -257,6 +262,8 @@ def change_items(
         out: folder for the new bundle; default: change the bundle in place.
         change: makes the new store from the old one.
         encoder: as for `ItemTokenizer.load`.
+        by: the command that makes the change; the manifest of a stage records it.
+        wait: wait for another process that changes the bundle, instead of raising.
 
     Returns:
         The old store and the new one.
@@ -273,7 +280,7 @@ def change_items(
     target = folder if out is None else Path(out).resolve()
     if out is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"--out {out}: is there already; name a new folder.")
-    with replacing(target) as sibling:
+    with replacing(target, wait) as sibling:
         old = ItemStore.load(folder, bundle.read_header(folder), encoder)
         new = change(old)
         try:
@@ -282,7 +289,7 @@ def change_items(
             else:
                 shutil.copytree(folder, sibling, dirs_exist_ok=True)
             new.save(sibling)
-            note_change(sibling, [*FILES, bundle.HEADER], by="add-items")
+            note_change(sibling, [*FILES, bundle.HEADER], by=by)
             put_in_place(sibling, target)
         except OSError as error:
             raise UserError(f"{target}: can't be written: {error}.") from None

@@ -1,0 +1,109 @@
+"""`llmrec serve` as a process: killed while items are added, and stopped while an upload stalls."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi_offline", reason="the serve extra is not installed")
+pytest.importorskip("prometheus_client", reason="the serve extra is not installed")
+
+STARTS = 300  # seconds, on a busy machine
+
+
+@contextmanager
+def server(folder: Path, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "llmrec", "serve", "--model", str(folder), "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + STARTS
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def added(url: str, names: Callable[[int], str], acknowledged: list[str]) -> None:
+    """Add items one after the other until the server is gone."""
+    number = 0
+    with httpx.Client(timeout=60) as client:
+        while True:
+            item = names(number)
+            try:
+                answer = client.post(f"{url}/v1/items", json={"items": [{"item_id": item, "title": f"Soap {item}"}]})
+            except httpx.TransportError:
+                return
+            if answer.status_code == 201:
+                acknowledged.append(item)
+            number += 1
+
+
+def test_killed_while_items_are_added_and_stopped_while_an_upload_stalls(
+    run_copy: Path, environment: dict[str, str]
+) -> None:
+    folder, acknowledged = run_copy / "model", []
+    with server(folder, environment) as (process, url):
+        writers = [
+            threading.Thread(target=added, args=(url, lambda number, own=own: f"{own}-{number}", acknowledged))
+            for own in "abc"
+        ]
+        for writer in writers:
+            writer.start()
+        end = time.monotonic() + STARTS
+        while len(acknowledged) < 12 and time.monotonic() < end:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        for writer in writers:
+            writer.join()
+    assert len(acknowledged) >= 12
+    with server(folder, environment) as (process, url):
+        for item in acknowledged:
+            assert httpx.get(f"{url}/v1/items/{item}", timeout=60).json()["title"] == f"Soap {item}"
+        answer = httpx.post(f"{url}/v1/recommend", json={"history": acknowledged[:2], "k": 5}, timeout=60)
+        assert len(answer.json()["items"]) == 5
+
+        host, _, port = url.removeprefix("http://").partition(":")
+        stalled = [socket.create_connection((host, int(port))) for _ in range(3)]
+        stalled[0].sendall(b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+        stalled[1].sendall(b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        log = process.communicate()[1]
+        assert time.monotonic() - started < 10
+        for connection in stalled:
+            connection.close()
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert {"path": "/v1/recommend", "status": 200}.items() <= next(
+        line.items() for line in lines if line.get("path") == "/v1/recommend"
+    )
+
+
+def test_what_can_not_be_loaded_ends_the_server_with_one_line(fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert "llmrec.json is missing" in fails("serve", "--model", tmp_path / "model", "--port", "0")
+
+
+def test_a_wrong_limit_is_named(fails: Callable[..., str]) -> None:
+    assert "--queue 0: expected at least 1" in fails("serve", "--model", "x", "--queue", "0")
+    assert "--batch-wait inf" in fails("serve", "--model", "x", "--batch-wait", "inf")
