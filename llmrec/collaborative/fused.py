@@ -81,10 +81,7 @@ class FusedExperts(BaselineSystem):
 
     def _chosen(self, examples: EvalExamples) -> EvalExamples:
         """Those that the weights are learnt from: all with a cold target, and a sample of the others."""
-        chosen = self.experts.is_cold[examples.targets]
-        warm = np.flatnonzero(~chosen)
-        chosen[np.random.default_rng(self.config.seed).permutation(warm)[: self.config.examples]] = True
-        return examples.where(chosen)
+        return examples.sample_warm(self.experts.is_cold, self.config.examples, self.config.seed)
 
     def _fit_weights(
         self, items: np.ndarray, features: np.ndarray, examples: EvalExamples, names: Sequence[str]

@@ -36,6 +36,12 @@ class EvalExamples:
         chosen[np.random.default_rng(seed).choice(len(self), size=n, replace=False)] = True
         return self.where(chosen)
 
+    def sample_warm(self, is_cold: np.ndarray, n: int, seed: int) -> "EvalExamples":
+        """All cases with a cold target, and at most n random others; `is_cold`, bool [N], marks the cold items."""
+        chosen = is_cold[self.targets]
+        chosen[np.random.default_rng(seed).permutation(np.flatnonzero(~chosen))[:n]] = True
+        return self.where(chosen)
+
     def where(self, chosen: np.ndarray) -> "EvalExamples":
         """The cases where the mask `chosen` (bool [n]) is true."""
         histories = [self.histories[row] for row in np.flatnonzero(chosen)]

@@ -93,6 +93,14 @@ def weight_dtype(config: BaseConfig, frozen: bool) -> torch.dtype:
     return resolve_dtype(config.dtype, resolve_device("auto"))
 
 
+def configured_base(
+    name: str | Path, config: BaseConfig, frozen: bool
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """As `load_base`, with what `config` says; `frozen` as for `weight_dtype`."""
+    dtype = weight_dtype(config, frozen)
+    return load_base(name, config.trust_remote_code, config.bits, config.keep_layers, dtype, config.chat_template)
+
+
 def load_model(name: str | Path, **options: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
     """A causal language model or an encoder-decoder, and what transformers says about its loading (`missing_keys` and
     others).

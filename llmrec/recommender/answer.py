@@ -84,7 +84,7 @@ class Prepared:
         return self.ranker.best(self.prompts, self.wanted, allowed, limits, self.offsets, self.request.exact)
 
     def answer(self, found: Found, texts: Iterable[dict[str, str]] | None = None) -> Answer:
-        """The answer with the items found; `texts` are their rows of the catalogue's frame, if they are read already."""
+        """The answer with the items found; `texts`: their rows of the catalogue's frame, if they are read already."""
         rows, scores = found
         texts = self.store.catalog.frame[rows].iter_rows(named=True) if texts is None else texts
         k = self.request.k

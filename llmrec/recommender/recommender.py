@@ -29,7 +29,7 @@ from llmrec.index.trie import ItemTrie
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.adapter import add_item_rows, merged, row_start
 from llmrec.model.architecture import context_length
-from llmrec.model.base import load_base, make_base, weight_dtype
+from llmrec.model.base import configured_base, make_base
 from llmrec.model.config import BaseConfig
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
@@ -100,13 +100,11 @@ class Recommender:
         """Make a recommender that is ready for `fit`.
 
         Args:
-            name: path or Hub id of any causal language model or encoder-decoder; None makes a small one for the
-                catalogue's text.
+            name: path or Hub id of any language model; None makes a small one for the catalogue's text.
             item_tokenizer: a fitted item tokenizer.
             catalog: the items; default: the items that the item tokenizer was fitted on.
             config: sizes of a model made here, prefix of the item tokens' names, seed.
-            frozen: whether `fit` will leave the weights of `name` as they are (`TrainConfig.method` lora). They are
-                then loaded in the type that `BaseConfig.dtype` says, for auto bfloat16 where it is faster.
+            frozen: whether `fit` will leave the weights of `name` as they are (`TrainConfig.method` lora).
             kwargs: `templates`, `max_history`, `decode_config` of the constructor.
 
         Raises:
@@ -117,10 +115,7 @@ class Recommender:
             templates = kwargs.get("templates") or load_templates()
             model, tokenizer = make_base(config, tokenizer_texts(catalog, templates))
         else:
-            dtype = weight_dtype(config, frozen)
-            model, tokenizer = load_base(
-                name, config.trust_remote_code, config.bits, config.keep_layers, dtype, config.chat_template
-            )
+            model, tokenizer = configured_base(name, config, frozen)
         vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
         texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
@@ -171,9 +166,8 @@ class Recommender:
     def ranker(self) -> ItemRanker:
         """Ranks the catalogue; built at the first use."""
         if self._ranker is None:
-            self._ranker = self._ranker_of(
-                make_search(*self._decoded(self.decode_config), self.train_counts == 0), None
-            )
+            search = make_search(*self._decoded(self.decode_config), self.train_counts == 0)
+            self._ranker = self._ranker_of(search, None)
         return self._ranker
 
     def with_store(self, store: ItemStore) -> Self:
@@ -223,8 +217,7 @@ class Recommender:
             train: method and schedule.
             folder: for checkpoints and the log; training resumes from a checkpoint there. Default: a temporary folder.
             intentions: what people want, in words: data for the tasks on requests and preferences.
-            vectors: float32 [N, D], the items' vectors by the item tokenizer's encoder, for a dense head; default: the
-                encoder makes them here if `train` has a dense head.
+            vectors: float32 [N, D], the items' vectors for a dense head; default: the item tokenizer makes them.
             decode_config: how the model will be decoded; default: as this recommender does.
             teacher: of the same log and item tokenizer; needed for `train.distill`.
 
@@ -238,8 +231,8 @@ class Recommender:
             vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
         events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
         sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
-        events_of = sequences.train_sequences()
-        data = TrainingData(self.catalog, events_of, validation, sequences.users, intentions, vectors, teacher)
+        own = sequences.train_sequences()
+        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher)
         with tempfile.TemporaryDirectory() as temporary:
             self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
         dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
@@ -252,19 +245,17 @@ class Recommender:
         """Learn the weights of the fusion ranking from validation examples. After that, `ranking: auto` means fusion.
 
         Args:
-            cases: examples that the model was not trained on, with warm and cold items as targets. With too few warm
-                targets the fusion stays uncalibrated; with too few cold targets cold items get the weights of warm
-                items. The log says so.
+            cases: examples that the model was not trained on. With too few warm targets the fusion stays uncalibrated;
+                with too few cold targets cold items get the weights of warm items. The log says so.
             most: largest number of examples with a warm target, drawn with `seed`; all with a cold target are used.
             seed: seed of the draw.
 
         Raises:
             UserError: the model has no dense head, or does not accept a tree attention mask.
         """
-        chosen = (self.train_counts == 0)[cases.targets]
-        chosen[np.random.default_rng(seed).permutation(np.flatnonzero(~chosen))[:most]] = True
-        weights = calibrate(self.ranked_by("fusion"), cases.where(chosen), self.decode_config.warm_floor)
-        self.fusion_weights, self._ranker = weights, None
+        chosen = cases.sample_warm(self.train_counts == 0, most, seed)
+        self.fusion_weights = calibrate(self.ranked_by("fusion"), chosen, self.decode_config.warm_floor)
+        self._ranker = None
         return self
 
     def merge(self) -> Self:
