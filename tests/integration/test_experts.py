@@ -125,3 +125,18 @@ def test_after_the_training_the_run_s_model_answers(run: Path, llmrec: Callable)
         done = llmrec("recommend", *flags, *words)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_experts_teach_the_language_model(run: Path, tiny_flags: list[str], llmrec: Callable, tmp_path: Path) -> None:
+    """The stage teacher is made before the training, and again only if what it depends on has changed."""
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    flags = [*tiny_flags, *EXPERTS, "--train.epochs", "1", "--train.distill.experts", "[smoothed-markov, text]"]
+    first = llmrec("train", "--run", folder, *flags, "--train.distill.weight", "0.5")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.index("teacher: done in") < first.stderr.index("train: started")
+    assert {path.name for path in (folder / "teacher").iterdir()} == {"teacher.npy", "teacher.json", "manifest.json"}
+    trained = (folder / "train" / "bundle" / "model.safetensors").read_bytes()
+    second = llmrec("train", "--run", folder, *flags, "--train.distill.weight", "0.9")
+    assert second.returncode == 0, second.stderr
+    assert "teacher: unchanged" in second.stderr
+    assert (folder / "train" / "bundle" / "model.safetensors").read_bytes() != trained

@@ -1,6 +1,7 @@
 """The teacher's file: what a row holds, that it can be stopped and continued, and files that are not one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.held_out import HeldOutExperts
 from llmrec.collaborative.teacher import Teacher
+from llmrec.config import Config
 from llmrec.data.sequences import EvalExamples, first_target
 from llmrec.errors import UserError
+from llmrec.train.config import TrainConfig
 
 ITEMS = 25
 RNG = np.random.default_rng(0)
@@ -121,3 +124,53 @@ def test_experts_teach_held_out_or_as_they_are(tmp_path: Path) -> None:
             expected = expected.copy()
             expected[history] = -np.inf
             np.testing.assert_allclose(row["shares"], softmax(expected)[row["items"]], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("experts", "models", "said"),
+    [
+        ([], [], r"train\.distill\.weight 0\.5: no expert can teach"),
+        ([], ["bsarec"], r"train\.distill\.weight 0\.5: no expert can teach"),
+        (["text"], ["popularity"], r"train\.distill\.experts text: not among experts\.models"),
+    ],
+)
+def test_without_experts_nobody_teaches(experts: list, models: list, said: str) -> None:
+    distill = DistillConfig(weight=0.5, experts=experts)
+    with pytest.raises(UserError, match=said) as error:
+        Config(experts=ExpertsConfig(models=models), train=TrainConfig(distill=distill))
+    assert "\n" not in error.value.with_flags
+
+
+def test_who_teaches() -> None:
+    models = ["text", "bsarec", "decayed-markov"]
+    assert CONFIG.taught_by(models) == ["text", "decayed-markov"], "a Transformer teaches only if it is named"
+    assert DistillConfig(experts=["bsarec", "text"]).taught_by(models) == ["text", "bsarec"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("weight", -0.1), ("weight", 1.5), ("temperature", 0.0), ("top", 0), ("folds", 1)]
+)
+def test_values_out_of_range(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=rf"train\.distill\.{field} {value}"):
+        DistillConfig(**{field: value})
+
+
+def test_a_training_without_a_teacher_keeps_its_key() -> None:
+    assert "distill" not in TrainConfig().cache_key()
+    assert TrainConfig(distill=CONFIG).cache_key()["distill"]["temperature"] == 0.7
+
+
+def test_weights_of_some_experts_are_learnt_again() -> None:
+    """Text alone, after a fit with popularity beside it."""
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(ITEMS, 5)).astype(np.float32)
+    config = ExpertsConfig(models=["popularity", "text"], candidates=ITEMS)
+    cases = EvalExamples(np.arange(60), [rng.integers(0, ITEMS, 1) for _ in range(60)], rng.integers(0, ITEMS, 60))
+    fused = FusedExperts(config, Experts(config, vectors, cases), cases).fit(SEQUENCES, ITEMS)
+    alone = fused.of_experts(["text"], cases)
+    other = replace(config, models=["text"])
+    expected = FusedExperts(other, Experts(other, vectors, cases), cases).fit(SEQUENCES, ITEMS)
+    assert alone.names == ["text"]
+    assert alone.weights == expected.weights
+    np.testing.assert_array_equal(alone.scores(SEQUENCES[2:4]), expected.scores(SEQUENCES[2:4]))
+    assert fused.names == ["popularity", "text"]
