@@ -54,6 +54,8 @@ class Config:
             raise UserError(f"--evaluate.frontier true {headless}set it to false.")
         if self.base.keep_layers and self.base.model is None:
             raise UserError(f"--base.keep_layers {self.base.keep_layers} cuts --base.model; name one, or set it to 0.")
+        if self.train.distill.weight:
+            self.train.distill.taught_by(self.experts.models)
         asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
         if asked and self.decode.constraint != "trie":
             raise UserError(

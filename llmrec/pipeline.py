@@ -1,6 +1,6 @@
 """The whole pipeline makes a bundle and its metrics from a catalogue and a log of interactions.
 
-    data -> embed -> tokenize -> experts -> intentions -> base -> train -> model -> evaluate
+    data -> embed -> tokenize -> experts -> teacher -> intentions -> base -> train -> model -> evaluate
 
 Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips finished stages. The stages
 before `model` learn from `Prepared.for_training`. With `data.regime: strict` it lacks the cold items; the model stage
@@ -127,6 +127,29 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
         run.build(Stage("experts", asdict(config.experts), make, reads=reads))
 
 
+def teacher_stage(config: Config, run: RunDirectory) -> None:
+    """What the experts say of the next item at each training prefix -> teacher.npy, teacher.json; no stage if
+    `train.distill.weight` is 0."""
+    from llmrec.collaborative.fused import FusedExperts
+    from llmrec.collaborative.teacher import Teacher
+    from llmrec.quantize.tokenizer import ItemTokenizer
+
+    settings = config.train.distill
+
+    def make(out: Path) -> None:
+        prepared, fused = load(run.path("data")), FusedExperts.load(run.path("experts"))
+        if (names := settings.taught_by(config.experts.models)) != fused.names:
+            fused = fused.of_experts(names, prepared.split.calibration_examples(prepared.catalog))
+        training, codes = prepared.for_training, ItemTokenizer.load(run.path("tokenize")).codes
+        rows = np.array([prepared.catalog.index[item] for item in training.catalog.ids])
+        sequences = training.split.sequences(training.catalog).train_sequences()
+        Teacher.make(fused.of_rows(rows), sequences, codes[:, 0], settings, out)
+
+    if settings.weight:
+        own = {name: value for name, value in asdict(settings).items() if name != "weight"}
+        run.build(Stage("teacher", own, make, reads=["data", "tokenize", "experts"], resumable=True))
+
+
 def intentions_stage(config: Config, run: RunDirectory) -> None:
     """What people want, in words -> intentions.parquet; no stage if `intentions.source` is none."""
     source, files = config.intentions, {}
@@ -163,6 +186,7 @@ def base_stage(config: Config, run: RunDirectory) -> None:
 
 def train_stage(config: Config, run: RunDirectory) -> None:
     """Fine-tune on the task mixture -> checkpoints, log.jsonl, and the trained bundle in `bundle/`."""
+    from llmrec.collaborative.teacher import Teacher
     from llmrec.embed import Embeddings
     from llmrec.quantize.tokenizer import ItemTokenizer
     from llmrec.recommender.recommender import Recommender
@@ -170,8 +194,13 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
     local = Path(config.base.model) if config.base.model is not None else None
     prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
-    dense = config.train.dense.weight > 0
-    made = {"base": config.base.model is None, "intentions": config.intentions.source != "none", "embed": dense}
+    dense, taught = config.train.dense.weight > 0, config.train.distill.weight > 0
+    made = {
+        "base": config.base.model is None,
+        "intentions": config.intentions.source != "none",
+        "embed": dense,
+        "teacher": taught,
+    }
 
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
@@ -186,7 +215,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
         validation = prepared.split.validation_examples(prepared.catalog)
         vectors = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids).vectors if dense else None
         intentions = load_intentions(config, run)
-        learned = (config.tasks, config.train, out, intentions, vectors, config.decode)
+        teacher = Teacher.load(run.path("teacher")) if taught else None
+        learned = (config.tasks, config.train, out, intentions, vectors, config.decode, teacher)
         recommender.fit(prepared.split.train, validation, *learned)
         if config.train.lora.merge:
             recommender.merge()
@@ -199,7 +229,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     run.build(
         Stage(
             "train",
-            {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": config.base.cache_key()},
+            {"train": config.train.cache_key(), "tasks": asdict(config.tasks), "base": config.base.cache_key()},
             make,
             reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
             files=file_hashes(prompts) | (model_state(local) if local is not None and local.exists() else {}),
@@ -328,13 +358,14 @@ STAGES = {
     "embed": embed_stage,
     "tokenize": tokenize_stage,
     "experts": experts_stage,
+    "teacher": teacher_stage,
     "intentions": intentions_stage,
     "base": base_stage,
     "train": train_stage,
     "model": model_stage,
     "evaluate": evaluate_stage,
 }
-FOLDERS = ("data", "embed", "tokenize", "experts", "intentions", "base", "train", "model", "evaluate")
+FOLDERS = ("data", "embed", "tokenize", "experts", "teacher", "intentions", "base", "train", "model", "evaluate")
 COMPARE, BENCHMARK = "compare", "benchmark"
 NAMES = (*FOLDERS, COMPARE, BENCHMARK, CONFIG)
 """All files and folders that llmrec writes into a run directory, except for the mark and the lock."""

@@ -12,6 +12,7 @@ import polars as pl
 from llmrec import __version__
 from llmrec.atomic import usual_modes
 from llmrec.collaborative.fusion import FusionWeights
+from llmrec.collaborative.teacher import Teacher
 from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.data.interactions import Split
 from llmrec.data.sequences import TRAIN
@@ -199,6 +200,7 @@ class Recommender:
         intentions: Intentions | None = None,
         vectors: np.ndarray | None = None,
         decode_config: DecodeConfig | None = None,
+        teacher: Teacher | None = None,
     ) -> Self:
         """Fine-tune on a log, after a trial of whether the model can be decoded.
 
@@ -212,10 +214,11 @@ class Recommender:
             vectors: float32 [N, D], the items' vectors by the item tokenizer's encoder, for a dense head; default: the
                 encoder makes them here if `train` has a dense head.
             decode_config: how the model will be decoded; default: as this recommender does.
+            teacher: of the same log and item tokenizer; needed for `train.distill`.
 
         Raises:
-            UserError: there is no training example, the method does not fit the model, a dense head has no encoder;
-                or as in `check_decoding`.
+            UserError: there is no training example, the method does not fit the model, a dense head has no encoder, a
+                distillation has no teacher; or as in `check_decoding`.
         """
         check_decoding(*self._decoded(decode_config or self.decode_config))
         train, tasks = train or TrainConfig(), tasks or TasksConfig(max_history=self.max_history)
@@ -223,7 +226,8 @@ class Recommender:
             vectors = self.item_tokenizer.embed(self.catalog)
         events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
         sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
-        data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions, vectors)
+        events_of = sequences.train_sequences()
+        data = TrainingData(self.catalog, events_of, validation, sequences.users, intentions, vectors, teacher)
         with tempfile.TemporaryDirectory() as temporary:
             self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
         dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None

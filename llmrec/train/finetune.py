@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from llmrec.collaborative.teacher import Teacher
 from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
@@ -25,7 +26,8 @@ from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, Mixture, build_tasks, validation_examples
 from llmrec.tasks.render import Example, Renderer
 from llmrec.train.config import TrainConfig
-from llmrec.train.dense import DenseLoss
+from llmrec.train.dense import DenseLoss, dense_loss
+from llmrec.train.distill import distill_loss
 from llmrec.train.trainer import run_trainer, spread_over_processes
 
 if TYPE_CHECKING:
@@ -224,6 +226,7 @@ class TrainingData:
         users: the users' ids, in the order of `sequences`.
         intentions: intentions of items and preferences of users, in words, or None.
         vectors: float32 [N, D], of the items' texts, which train a dense head, or None.
+        teacher: of `sequences`, for `train.distill`, or None.
     """
 
     catalog: Catalog
@@ -232,6 +235,7 @@ class TrainingData:
     users: Sequence[str] = ()
     intentions: Intentions | None = None
     vectors: np.ndarray | None = None
+    teacher: Teacher | None = None
 
 
 def finetune(
@@ -258,7 +262,7 @@ def finetune(
 
     Raises:
         UserError: there are no training examples, the prompts do not fit into the model's context, the method does not
-            fit the model, or the dense head has no text vectors.
+            fit the model, the dense head has no text vectors, or the distillation has no teacher of these sequences.
     """
     from accelerate import PartialState
     from torch.utils.data import Subset
@@ -281,9 +285,10 @@ def finetune(
     learn = partial(
         run_trainer,
         validation=validation,
-        collator=Collator(renderer, context, config.packing, with_items=config.dense.weight > 0),
+        collator=Collator(renderer, context, config.packing, config.dense.weight > 0, config.distill.weight > 0),
         validation_collator=Collator(renderer, context),
         keeps_logits=_keeps_logits(model),
+        distill=distill_loss(data.teacher, data.sequences, renderer.codes, renderer.vocabulary, config.distill.weight),
     )
     alone = step * min(round(config.rows_first * len(mixture) / step), (len(mixture) - 1) // step)
     first, rest = (Subset[Example](cast(Any, mixture), part) for part in (range(alone), range(alone, len(mixture))))
@@ -295,26 +300,9 @@ def finetune(
         if alone:
             log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
             _learn_rows(model, renderer.vocabulary.all_ids, first, config, folder / "rows", learn)
-        dense = _dense_loss(model, renderer, data, config)
+        dense = dense_loss(model, data.vectors, data.sequences, len(renderer.vocabulary.ids), config)
         trained = _learn(model, renderer.vocabulary, rest, config, folder, learn, dense).eval()
     return trained, None if dense is None else dense.head
-
-
-def _dense_loss(
-    model: "PreTrainedModel", renderer: Renderer, data: TrainingData, config: TrainConfig
-) -> DenseLoss | None:
-    """The loss and its new dense head, initialised with the configuration's seed; None if its weight is 0."""
-    if not config.dense.weight:
-        return None
-    if data.vectors is None:
-        raise UserError(
-            f"--train.dense.weight {config.dense.weight} trains a dense head on text vectors of the items; pass "
-            "vectors=, or set it to 0."
-        )
-    torch.manual_seed(config.seed)
-    hidden = model.get_output_embeddings().weight.shape[1]
-    head = DenseHead(hidden, data.vectors.shape[1], config.dense.dim)
-    return DenseLoss(head, len(renderer.vocabulary.ids), data.vectors, data.sequences)
 
 
 def _learn_rows(

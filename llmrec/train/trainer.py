@@ -25,6 +25,7 @@ from llmrec.errors import UserError
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
+from llmrec.train.distill import DistillLoss
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -76,6 +77,7 @@ class _Trainer(Trainer):
 
     keeps_logits = True
     dense: DenseLoss | None = None
+    distill: DistillLoss | None = None
     data_collator: Collate
     validation_collator: Collate
 
@@ -90,6 +92,9 @@ class _Trainer(Trainer):
         items = inputs.pop("items", None)
         if self.dense is not None:
             self.dense.items = items
+        events = inputs.pop("events", None)
+        if self.distill is not None:
+            self.distill.events = events
         if self.keeps_logits:
             inputs = {**inputs, "logits_to_keep": predicting(inputs["labels"])}
         # With a cache, transformers would not separate the examples that share a row.
@@ -118,27 +123,36 @@ def answer_loss(
     Returns:
         Scalar: the sum over this batch, divided by `num_items_in_batch`.
     """
-    where = predicting(labels)
-    logits = outputs.logits if outputs.logits.dim() == 2 else outputs.logits[where]
-    targets = labels.roll(-1, dims=1)[where]
-    total = cross_entropy(logits.float(), targets, reduction="sum")
+    targets = labels.roll(-1, dims=1)[predicting(labels)]
+    total = cross_entropy(_logits(outputs, labels).float(), targets, reduction="sum")
     return total / (num_items_in_batch if num_items_in_batch is not None else len(targets))
 
 
-def objective(dense: DenseLoss | None, weight: float) -> Callable[..., torch.Tensor]:
-    """The training loss: answer_loss + weight * L * dense / n, with n the labelled tokens of the optimizer step.
+def _logits(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Float [P, V], at the positions of `predicting(labels)`."""
+    logits: torch.Tensor = outputs.logits
+    return logits if logits.dim() == 2 else logits[predicting(labels)]
+
+
+def objective(
+    dense: DenseLoss | None, weight: float, distill: DistillLoss | None = None
+) -> Callable[..., torch.Tensor]:
+    """The training loss: answer_loss + (weight * L * dense + distill) / n, with n the labelled tokens of the step.
 
     If all labelled tokens are item tokens, n / L is the number of target items, so the second term is `weight` times
-    the mean of `dense` per item. Both terms are sums over a batch divided by n, so the sum over the step does not
-    depend on how it is split into batches. The second term is absent without `dense` and in validation.
+    the mean of `dense` per item. All terms are sums over a batch divided by n, so the sum over the step does not
+    depend on how it is split into batches. The terms of `dense` and `distill` are absent without them and in
+    validation.
     """
 
     def total(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         loss = answer_loss(outputs, labels, num_items_in_batch)
-        if dense is None or not dense.training:
-            return loss
         tokens = num_items_in_batch if num_items_in_batch is not None else predicting(labels).sum()
-        return loss + weight * dense.levels * dense(labels) / tokens
+        if dense is not None and dense.training:
+            loss = loss + weight * dense.levels * dense(labels) / tokens
+        if distill is not None and distill.events is not None:
+            loss = loss + distill(_logits(outputs, labels), labels) / tokens
+        return loss
 
     return total
 
@@ -242,6 +256,7 @@ def run_trainer(
     keeps_logits: bool,
     validation_collator: Collate | None = None,
     dense: DenseLoss | None = None,
+    distill: DistillLoss | None = None,
 ) -> nn.Module:
     """Train `model` in place; resume from the last complete checkpoint in `folder` if there is one.
 
@@ -255,6 +270,7 @@ def run_trainer(
         keeps_logits: whether the model's forward takes a mask as `logits_to_keep`.
         validation_collator: validation examples -> batch with one example per row; default: `collator`.
         dense: trained together with the model, in place. It is resumed, and restored to its best state, with the model.
+        distill: added to the loss of batches with `events`.
 
     Returns:
         `model`, or a copy of it if the training splits the weights over the processes.
@@ -271,11 +287,11 @@ def run_trainer(
         train_dataset=cast(Any, train),
         eval_dataset=cast(Any, validation),
         data_collator=collator,
-        compute_loss_func=objective(dense, config.dense.weight),
+        compute_loss_func=objective(dense, config.dense.weight, distill),
         callbacks=[_Report(folder, dense)],
     )
     trainer.keeps_logits, trainer.validation_collator = keeps_logits, validation_collator or collator
-    trainer.dense = dense
+    trainer.dense, trainer.distill = dense, distill
     # Both callbacks write to stdout, which is only for the output of a command.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
