@@ -19,9 +19,10 @@ import torch
 from llmrec.console import get_logger
 from llmrec.decode.config import NEED_TREE, DecodeConfig
 from llmrec.decode.context import Body, Context, ItemHead
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import BeamSearch, left_padded
-from llmrec.decode.tree import ExactSearch, TreeSearch
+from llmrec.decode.tree import TreeSearch
 from llmrec.device import resolve_device
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
