@@ -111,6 +111,8 @@ class Policy(TreeSearch):
             float32 [B, M]; 0 where there is no item.
         """
         self._use_weights(trains=torch.is_grad_enabled())
+        if not (items >= 0).any():
+            return torch.zeros(items.shape, device=self.device)
         there = torch.from_numpy(items >= 0).to(self.device)
         wanted = np.where(items >= 0, items, int(self.trie.order[0]))
         paths = [path.view(items.shape) for path in self.trie.paths(torch.from_numpy(wanted).to(self.device).flatten())]
@@ -161,7 +163,12 @@ class _Layout:
         free = lengths.copy()
         tokens: list[tuple[int, int, int, int]] = []  # row, column, column of the prefix before, position
         self.states = [
-            (np.arange(size), lengths - 1, np.zeros(size, np.int64), np.repeat(np.arange(size)[:, None], there.shape[1], 1))
+            (
+                np.arange(size),
+                lengths - 1,
+                np.zeros(size, np.int64),
+                np.repeat(np.arange(size)[:, None], there.shape[1], 1),
+            )
         ]
         for level, nodes in enumerate(paths[:last]):
             rows, columns, parents = [], [], []
@@ -170,7 +177,9 @@ class _Layout:
                 distinct, first, inverse = np.unique(nodes[row, there[row]], return_index=True, return_inverse=True)
                 column = free[row] + np.arange(len(distinct))
                 before = above[row, there[row]][first]
-                tokens += [(row, int(c), int(b), int(lengths[row] + level)) for c, b in zip(column, before, strict=True)]
+                tokens += [
+                    (row, int(c), int(b), int(lengths[row] + level)) for c, b in zip(column, before, strict=True)
+                ]
                 above[row, there[row]] = column[inverse]
                 place[row, there[row]] = count + inverse
                 rows.append(np.full(len(distinct), row))
