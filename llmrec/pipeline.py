@@ -1,6 +1,6 @@
 """The whole pipeline makes a bundle and its metrics from a catalogue and a log of interactions.
 
-    data -> embed -> tokenize -> experts -> teacher -> intentions -> base -> train -> model -> evaluate
+    data -> embed -> tokenize -> experts -> teacher -> intentions -> base -> train -> preference -> model -> evaluate
 
 Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips finished stages. The stages
 before `model` learn from `Prepared.for_training`. With `data.regime: strict` it lacks the cold items; the model stage
@@ -240,6 +240,33 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     )
 
 
+def preference_stage(config: Config, run: RunDirectory) -> None:
+    """Align the trained model with preferences -> checkpoints, log.jsonl, and the aligned bundle in `bundle/`; no stage
+    if `preference.method` is none."""
+    from llmrec.recommender.recommender import Recommender
+
+    settings, files = config.preference, {}
+    if settings.method == "none":
+        return
+    if run.main and settings.feedback is not None:
+        files = file_hashes([require_file(settings.feedback, "--preference.feedback")])
+
+    def make(out: Path) -> None:
+        prepared = load(run.path("data")).for_training
+        trained = run.path("train") / "bundle"
+        recommender = Recommender.from_pretrained(trained, config.decode, config.base.trust_remote_code)
+        validation = prepared.split.validation_examples(prepared.catalog)
+        recommender.prefer(prepared.split.train, validation, config=settings, folder=out)
+        if run.main:
+            remove_inside(out / "bundle", out, (KEY,))  # left by a killed process
+            recommender.save_pretrained(out / "bundle")
+
+    # The decoder that serves draws the lists that are learnt from.
+    steers = {"preference": asdict(settings), "decode": asdict(config.decode)}
+    spare = ("*.safetensors", "pairs.parquet")
+    run.build(Stage("preference", steers, make, ["data", "train"], files, resumable=True, together=True, spare=spare))
+
+
 def model_stage(config: Config, run: RunDirectory) -> None:
     """The final bundle, which `recommend` loads and a push publishes -> `model/`.
 
@@ -255,9 +282,10 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 
     strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
     experts = bool(config.experts.models)
+    last = "train" if config.preference.method == "none" else "preference"
 
     def make(out: Path) -> None:
-        bundle, prepared = run.path("train") / "bundle", load(run.path("data"))
+        bundle, prepared = run.path(last) / "bundle", load(run.path("data"))
         # Hard links, so that the weights are not copied.
         shutil.copytree(bundle, out, copy_function=os.link, dirs_exist_ok=True)
         cold_items = prepared.cold_items
@@ -288,7 +316,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             {"warm_floor": config.decode.warm_floor} if dense else {},
             make,
             reads=[
-                "train",
+                last,
                 *(["data", "embed"] if strict or dense or experts else []),
                 *(["experts"] if experts else []),
             ],
@@ -362,10 +390,23 @@ STAGES = {
     "intentions": intentions_stage,
     "base": base_stage,
     "train": train_stage,
+    "preference": preference_stage,
     "model": model_stage,
     "evaluate": evaluate_stage,
 }
-FOLDERS = ("data", "embed", "tokenize", "experts", "teacher", "intentions", "base", "train", "model", "evaluate")
+FOLDERS = (
+    "data",
+    "embed",
+    "tokenize",
+    "experts",
+    "teacher",
+    "intentions",
+    "base",
+    "train",
+    "preference",
+    "model",
+    "evaluate",
+)
 COMPARE, BENCHMARK = "compare", "benchmark"
 NAMES = (*FOLDERS, COMPARE, BENCHMARK, CONFIG)
 """All files and folders that llmrec writes into a run directory, except for the mark and the lock."""

@@ -118,16 +118,16 @@ class Policy(TreeSearch):
         paths = [path.view(items.shape) for path in self.trie.paths(torch.from_numpy(wanted).to(self.device).flatten())]
         layout = _Layout(prompts, [path.cpu().numpy() for path in paths], items >= 0)
         ids = torch.full(layout.positions.shape, self.pad_token_id)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.as_tensor(prompt)
+        for at, prompt in enumerate(prompts):
+            ids[at, : len(prompt)] = torch.as_tensor(prompt)
         ids = ids.to(self.device)
         states = [[torch.from_numpy(each).to(self.device) for each in found] for found in layout.states]
         for level, (row, column, parent, _) in enumerate(states[1:]):
             ids[row, column] = self.head.tokens[level][self.trie.codes(level, parent)]
-        at = torch.from_numpy(layout.positions).to(self.device)
-        sees = torch.from_numpy(layout.sees).to(self.device)
+        positions = torch.from_numpy(layout.positions).to(self.device)
+        mask = self.body.masks(torch.from_numpy(layout.sees).to(self.device), positions, positions)
         hidden = self.body.decoder(
-            input_ids=ids, attention_mask=self.body.masks(sees, at, at), position_ids=at, use_cache=False
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
         total = torch.zeros(items.shape, device=self.device)
         for level, (row, column, parent, place) in enumerate(states):
@@ -162,14 +162,8 @@ class _Layout:
         above = np.repeat(lengths[:, None] - 1, there.shape[1], axis=1)  # column of each item's prefix
         free = lengths.copy()
         tokens: list[tuple[int, int, int, int]] = []  # row, column, column of the prefix before, position
-        self.states = [
-            (
-                np.arange(size),
-                lengths - 1,
-                np.zeros(size, np.int64),
-                np.repeat(np.arange(size)[:, None], there.shape[1], 1),
-            )
-        ]
+        own = np.repeat(np.arange(size)[:, None], there.shape[1], axis=1)
+        self.states: list[tuple[np.ndarray, ...]] = [(np.arange(size), lengths - 1, np.zeros(size, np.int64), own)]
         for level, nodes in enumerate(paths[:last]):
             rows, columns, parents = [], [], []
             place, count = np.zeros(there.shape, np.int64), 0
@@ -177,9 +171,8 @@ class _Layout:
                 distinct, first, inverse = np.unique(nodes[row, there[row]], return_index=True, return_inverse=True)
                 column = free[row] + np.arange(len(distinct))
                 before = above[row, there[row]][first]
-                tokens += [
-                    (row, int(c), int(b), int(lengths[row] + level)) for c, b in zip(column, before, strict=True)
-                ]
+                position = int(lengths[row]) + level
+                tokens += [(row, new, old, position) for new, old in zip(column.tolist(), before.tolist(), strict=True)]
                 above[row, there[row]] = column[inverse]
                 place[row, there[row]] = count + inverse
                 rows.append(np.full(len(distinct), row))

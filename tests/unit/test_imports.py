@@ -23,6 +23,7 @@ ROOMS = [
     "tasks",
     "train",
     "decode",
+    "preference",
     "recommender",
     "evaluation",
     "serve",
