@@ -126,3 +126,14 @@ def feedback_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def likes(supervised) -> Callable[..., list[float]]:
+    """The hidden taste as a reward: 1 for the liked item."""
+
+    def reward(history, items, target):
+        rows = supervised.catalog.index
+        return [float(rows[item] == liked_after(rows[history[-1]])) for item in items]
+
+    return reward

@@ -5,7 +5,7 @@ import pytest
 from llmrec.preference.config import PreferenceConfig
 
 FAST = {"batch_size": 40, "learning_rate": 1e-3, "patience": 0, "evaluations": 2, "easy": 0.0}
-SDPO = {**FAST, "method": "s-dpo", "negatives": 3, "epochs": 4, "beta": 0.3, "learning_rate": 3e-3}
+SDPO = {**FAST, "method": "s-dpo", "negatives": 6, "epochs": 6, "beta": 1.0}
 GRPO = {**FAST, "method": "grpo", "group": 6, "epochs": 4, "learning_rate": 3e-3}
 
 
