@@ -34,5 +34,5 @@ def preference_stage(config: Config, run: RunDirectory) -> None:
 
     # The decoder that serves draws the lists that are learnt from.
     steers = {"preference": asdict(settings), "decode": asdict(config.decode)}
-    spare = ("*.safetensors", "pairs.parquet")
+    spare = ("start.safetensors", "checkpoint.safetensors", "best.safetensors", "pairs.parquet")
     run.build(Stage("preference", steers, make, ["data", "train"], files, resumable=True, together=True, spare=spare))
