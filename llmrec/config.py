@@ -14,6 +14,7 @@ from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.intentions.intentions import IntentionsConfig
 from llmrec.model.config import BaseConfig
+from llmrec.preference.config import PreferenceConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
@@ -40,6 +41,8 @@ class Config:
     """Training tasks and prompts."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training method and schedule."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Preference alignment after the training."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """How answers are decoded."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -175,6 +178,7 @@ INPUTS = {
     "intentions.path": False,
     "intentions.local_model": True,
     "base.model": True,
+    "preference.feedback": False,
     "tasks.prompts": False,
 }
 """Field that names a file or folder of the user -> whether it may also name something on a hub."""

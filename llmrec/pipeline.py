@@ -1,6 +1,6 @@
 """The whole pipeline makes a bundle and its metrics from a catalogue and a log of interactions.
 
-    data -> embed -> tokenize -> experts -> teacher -> intentions -> base -> train -> model -> evaluate
+    data -> embed -> tokenize -> experts -> teacher -> intentions -> base -> train -> preference -> model -> evaluate
 
 Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips finished stages. The stages
 before `model` learn from `Prepared.for_training`. With `data.regime: strict` it lacks the cold items; the model stage
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from llmrec.alignment import preference_stage
 from llmrec.atomic import KEY, remove_inside
 from llmrec.config import Config, check_inputs
 from llmrec.console import get_logger
@@ -265,9 +266,10 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 
     strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
     experts = bool(config.experts.models)
+    last = "train" if config.preference.method == "none" else "preference"
 
     def make(out: Path) -> None:
-        bundle, prepared = run.path("train") / "bundle", load(run.path("data"))
+        bundle, prepared = run.path(last) / "bundle", load(run.path("data"))
         # Hard links, so that the weights are not copied.
         shutil.copytree(bundle, out, copy_function=os.link, dirs_exist_ok=True)
         cold_items = prepared.cold_items
@@ -298,7 +300,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
             {"warm_floor": config.decode.warm_floor} if dense else {},
             make,
             reads=[
-                "train",
+                last,
                 *(["data", "embed"] if strict or dense or experts else []),
                 *(["experts"] if experts else []),
             ],
@@ -372,10 +374,11 @@ STAGES = {
     "intentions": intentions_stage,
     "base": base_stage,
     "train": train_stage,
+    "preference": preference_stage,
     "model": model_stage,
     "evaluate": evaluate_stage,
 }
-FOLDERS = ("data", "embed", "tokenize", "experts", "teacher", "intentions", "base", "train", "model", "evaluate")
+FOLDERS = tuple("data" if name == "prepare" else name for name in STAGES)
 COMPARE, BENCHMARK = "compare", "benchmark"
 NAMES = (*FOLDERS, COMPARE, BENCHMARK, CONFIG)
 """All files and folders that llmrec writes into a run directory, except for the mark and the lock."""

@@ -16,8 +16,8 @@ import numpy as np
 from llmrec.console import plain
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
+from llmrec.decode.exact import ExactSearch, Prefix
 from llmrec.decode.filters import Filter
-from llmrec.decode.tree import ExactSearch, Prefix
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.protocol import select_cases
 from llmrec.recommender.recommender import Recommender

@@ -76,7 +76,8 @@ class Steps:
     def __call__(self, restriction: Restriction | None = None) -> None:
         """Walk down all levels."""
         zeros = torch.zeros((USERS, 1), dtype=torch.int64)
-        beams = Beams(zeros.float(), zeros, zeros, torch.empty((USERS, 1, 0), dtype=torch.int64))
+        none = torch.empty((USERS, 1, 0), dtype=torch.int64)
+        beams = Beams(zeros.float(), zeros, zeros, none, zeros.float())
         for level, hidden in enumerate(self.hidden):
             beams = self.search._advance(
                 level, beams, hidden[:, : beams.scores.shape[1]], self.beams, restriction, None

@@ -107,6 +107,11 @@ class Interactions:
         """Whether the times of the events are known, not only their order."""
         return len(self) > 0 and not self.frame["timestamp"].null_count()
 
+    def sequences(self, catalog: Catalog) -> "Sequences":
+        """The log as arrays, all of it as the training part; errors as in `Split.sequences`."""
+        events = self.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
+        return Split(events, {"kind": "train"}).sequences(catalog)
+
     def leave_one_out(self) -> "Split":
         """Split: each user's last event is the test target, the one before it the validation target."""
 

@@ -20,9 +20,10 @@ from llmrec.console import get_logger
 from llmrec.decode.config import NEED_TREE, DecodeConfig
 from llmrec.decode.context import Body, ItemHead
 from llmrec.decode.encoded import open_context
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import BeamSearch
-from llmrec.decode.tree import ExactSearch, TreeSearch
+from llmrec.decode.tree import TreeSearch
 from llmrec.device import resolve_device
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie

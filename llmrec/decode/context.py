@@ -61,6 +61,30 @@ class Body:
         """Up to this number of tokens, every layer attends to all earlier tokens."""
         return min(self.window or math.inf, self.chunk or math.inf)
 
+    def masks(self, sees: torch.Tensor, at: torch.Tensor, keys: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The additive attention mask [B, 1, Q, S] that the model expects; one per attention type if it has several.
+
+        Args:
+            sees: bool [B, Q, S], whether a query attends to a key.
+            at: int64 [B, Q], positions of the queries.
+            keys: int64 [B, S], positions of the keys.
+        """
+        at, keys = at[:, :, None], keys[:, None, :]
+        masks = {"full_attention": sees}
+        if self.window is not None:
+            masks["sliding_attention"] = sees & (at - keys < self.window)
+        if self.chunk is not None:
+            masks["chunked_attention"] = sees & (at // self.chunk == keys // self.chunk)
+        named = {name: self._additive(mask) for name, mask in masks.items() if name in self.layer_types}
+        if len(named) > 1:
+            return named
+        # A model whose configuration has a window and names no types has the window in every layer.
+        return next(iter(named.values())) if named else self._additive(list(masks.values())[-1])
+
+    def _additive(self, sees: torch.Tensor) -> torch.Tensor:
+        least = torch.finfo(self.dtype).min
+        return torch.zeros(sees.shape, dtype=self.dtype, device=sees.device).masked_fill_(~sees, least)[:, None]
+
 
 def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedModel":
     """Copy the modules of `model`; changes to the copy do not change `model`.
@@ -138,21 +162,30 @@ class ItemHead:
         scoring: see `DecodeConfig.scoring`; not auto.
         dtype: of the product with the whole vocabulary. The logits of codes are computed in float32: with the 8
             significant bits of bfloat16, many of them would be equal.
+        trains: whether gradients reach the model through the scores.
     """
 
     def __init__(
-        self, model: "PreTrainedModel", vocabulary: ItemVocabulary, scoring: Scoring, dtype: torch.dtype
+        self,
+        model: "PreTrainedModel",
+        vocabulary: ItemVocabulary,
+        scoring: Scoring,
+        dtype: torch.dtype,
+        trains: bool = False,
     ) -> None:
         head = model.get_output_embeddings()
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if not trains:
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
         self.scoring = scoring
         self.scale = logit_scale(model)
         self.cap = logit_cap(model)
-        self.weight = head.weight.detach().to(dtype)
-        self.bias = head.bias.detach().to(dtype) if getattr(head, "bias", None) is not None else None
+        self.weight = weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
         tokens = [torch.from_numpy(ids).to(self.weight.device) for ids in vocabulary.ids]
         self.tokens = tokens
-        self._rows = [head.weight.detach()[ids].float() for ids in tokens]
-        self._biases = [None if self.bias is None else head.bias.detach()[ids].float() for ids in tokens]
+        self._rows = [weight[ids].float() for ids in tokens]
+        self._biases = [None if bias is None else bias[ids].float() for ids in tokens]
 
     def vocabulary(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of all tokens, float32 [R, V], after `hidden` [R, H]."""
@@ -246,7 +279,7 @@ class Context:
         causal = torch.ones((queries, end), dtype=torch.bool, device=ids.device).tril(end - queries)
         # A padding position must attend to at least one position, itself; otherwise its softmax is NaN.
         sees = (causal & seen[:, None, :]) | causal.triu(end - queries)
-        return self._run(ids, self._masks(sees, here, positions), here)
+        return self._run(ids, self.body.masks(sees, here, positions), here)
 
     def extend(
         self, tokens: torch.Tensor, depth: torch.Tensor, ancestors: torch.Tensor, running: torch.Tensor
@@ -280,7 +313,7 @@ class Context:
         sees = torch.cat([self.seen[:, None, :].expand(-1, slots, -1), visible[:, :, :-1]], dim=2)
         here = self.lengths[:, None] + depth.gather(1, chosen)
         self.positions = torch.cat([self.positions, here], dim=1)
-        ran = self._run(tokens.gather(1, chosen), self._masks(sees, here, self.positions), here)
+        ran = self._run(tokens.gather(1, chosen), self.body.masks(sees, here, self.positions), here)
         hidden = ran.new_zeros((size, k, ran.shape[2]))
         return hidden.scatter_(1, chosen[:, :, None].expand(-1, -1, ran.shape[2]), ran), ancestors
 
@@ -291,32 +324,6 @@ class Context:
             input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
         )
         return output.last_hidden_state
-
-    def _masks(
-        self, sees: torch.Tensor, at: torch.Tensor, keys: torch.Tensor
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The additive attention mask [B, 1, Q, S] that the model expects; one per attention type if it has several.
-
-        Args:
-            sees: bool [B, Q, S], whether a query attends to a key.
-            at: int64 [B, Q], positions of the queries.
-            keys: int64 [B, S], positions of the keys.
-        """
-        at, keys = at[:, :, None], keys[:, None, :]
-        masks = {"full_attention": sees}
-        if self.body.window is not None:
-            masks["sliding_attention"] = sees & (at - keys < self.body.window)
-        if self.body.chunk is not None:
-            masks["chunked_attention"] = sees & (at // self.body.chunk == keys // self.body.chunk)
-        named = {name: self._additive(mask) for name, mask in masks.items() if name in self.body.layer_types}
-        if len(named) > 1:
-            return named
-        # A model whose configuration has a window and names no types has the window in every layer.
-        return next(iter(named.values())) if named else self._additive(list(masks.values())[-1])
-
-    def _additive(self, sees: torch.Tensor) -> torch.Tensor:
-        least = torch.finfo(self.body.dtype).min
-        return torch.zeros(sees.shape, dtype=self.body.dtype, device=sees.device).masked_fill_(~sees, least)[:, None]
 
 
 class Slots(DynamicLayer):

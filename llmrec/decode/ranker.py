@@ -13,12 +13,12 @@ import torch
 from llmrec.checks import check_texts
 from llmrec.decode.choose import make_exact
 from llmrec.decode.config import DecodeConfig, RankingName
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter, Quota, diverse
 from llmrec.decode.rankings.base import BeamRanking, DenseRanking, ItemFacts, RankingMethod
 from llmrec.decode.rankings.fusion import FusionRanking
 from llmrec.decode.rankings.hybrid import CascadeRanking, LigerRanking, QuotaRanking, SpecGRRanking
 from llmrec.decode.search import BeamSearch, NotNumbersError, Prompt, Ranking
-from llmrec.decode.tree import ExactSearch
 from llmrec.errors import UserError
 from llmrec.tasks.render import Renderer
 

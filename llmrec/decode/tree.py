@@ -1,12 +1,11 @@
-"""Beam search with one row per user, and the exact search built on it.
+"""Beam search with one row per user.
 
 The beams of a user are extra query positions under a tree attention mask. One step is one forward pass of B x K tokens.
 The search neither copies nor reorders the key/value cache of the prompts.
 """
 
-import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,14 @@ class Beams:
         codes: int64 [B, K], the last code of each beam (with constraint none: the last token).
         ancestors: int64 [B, K, depth], the slots of the beam's own tokens in the tree part of the cache. The beam
             attends to the prompt and to these.
+        order: float32 [B, K], the numbers by which the beams were chosen, descending.
     """
 
     scores: torch.Tensor
     nodes: torch.Tensor
     codes: torch.Tensor
     ancestors: torch.Tensor
+    order: torch.Tensor
 
 
 class PrefilledTree(PrefilledBatch):
@@ -106,7 +107,8 @@ class TreeSearch(BeamSearch):
         hidden = prefilled.context.start()
         size = len(hidden)
         start = torch.zeros((size, 1), dtype=torch.int64, device=self.device)
-        beams = Beams(start.float(), start, start, torch.empty((size, 1, 0), dtype=torch.int64, device=self.device))
+        none = torch.empty((size, 1, 0), dtype=torch.int64, device=self.device)
+        beams = Beams(start.float(), start, start, none, start.float())
         for level in range(length):
             beams = self._advance(level, beams, hidden, width, restriction, offsets)
             if level + 1 < self.trie.levels:
@@ -171,7 +173,7 @@ class TreeSearch(BeamSearch):
         flat, parents = hidden.reshape(size * k, -1), beams.nodes.reshape(-1)
         scores = self._continuations(level, flat, parents, restriction).view(size, k, -1)
         totals = beams.scores[:, :, None] + scores
-        order = totals if offsets is None else totals + self._bounds(level, parents, offsets).view_as(totals)
+        order = self._order(level, beams, totals, offsets)
         top, best = order.view(size, -1).topk(min(width, order[0].numel()), dim=1)
         require_numbers(top, level, self.trie.levels)  # topk sorts NaN before all numbers
         parent, code = best // scores.shape[2], best % scores.shape[2]
@@ -183,7 +185,20 @@ class TreeSearch(BeamSearch):
         nodes = self.trie.step(level, from_parent.reshape(-1), wanted.reshape(-1)).view_as(code)
         nodes = torch.where(torch.isneginf(totals), -1, nodes)
         ancestors = beams.ancestors.gather(1, parent[:, :, None].expand(-1, -1, beams.ancestors.shape[2]))
-        return Beams(totals, nodes, code, ancestors)
+        return Beams(totals, nodes, code, ancestors, top)
+
+    def _order(self, level: int, beams: Beams, totals: torch.Tensor, offsets: Offsets | None) -> torch.Tensor:
+        """The numbers by which the continuations of `beams` are chosen, float32 [B, K, C].
+
+        Args:
+            level: of the continuations.
+            beams: of the level before.
+            totals: float32 [B, K, C], the scores of the continuations; -inf for those that are not allowed.
+            offsets: as in `BeamSearch.rank`.
+        """
+        if offsets is None:
+            return totals
+        return totals + self._bounds(level, beams.nodes.reshape(-1), offsets).view_as(totals)
 
     def _continuations(
         self, level: int, hidden: torch.Tensor, parents: torch.Tensor, restriction: Restriction | None
@@ -291,109 +306,3 @@ def _distinct(nodes: torch.Tensor, above: torch.Tensor) -> tuple[torch.Tensor, t
     own = (nodes >= 0).nonzero(as_tuple=True)
     parents[own[0], place[own]] = above[own]
     return distinct, place, parents
-
-
-@dataclass(order=True)
-class Prefix:
-    """A prefix in the priority queue of the exact search; the smallest one has the largest upper bound of its score.
-
-    Attributes:
-        bound: minus an upper bound of the score of all items below.
-        score: sum of the log-probabilities of its codes.
-        level: of its last code; -1 for the root.
-        node: its node of the trie.
-        slots: the slots in the tree part of the cache of its codes that the model has read.
-    """
-
-    bound: float
-    score: float = field(compare=False)
-    level: int = field(compare=False)
-    node: int = field(compare=False)
-    slots: tuple[int, ...] = field(compare=False)
-
-
-class ExactSearch(TreeSearch):
-    """Best-first search: returns exactly the k best items of each request.
-
-    `config.beams` is the number of prefixes in one forward pass; it does not change the result.
-    """
-
-    def _width(self, k: int, beams: int) -> int:
-        return k
-
-    @torch.inference_mode()
-    def _leaves(
-        self, prefilled: PrefilledBatch, width: int, restriction: Restriction | None, offsets: Offsets | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        leaves = np.full((len(prefilled.prompts), width), -1, np.int64)
-        scores = np.full((len(prefilled.prompts), width), -np.inf, np.float32)
-        for row, prompt in enumerate(prefilled.prompts):
-            own = None if restriction is None else Restriction(self.trie, [restriction.filters[row]])
-            found = self._best(prompt, width, own, offsets)
-            leaves[row, : len(found)] = [prefix.node for prefix in found]
-            scores[row, : len(found)] = [prefix.score for prefix in found]
-        return leaves, scores
-
-    def _best(
-        self, prompt: Sequence[int], k: int, restriction: Restriction | None, offsets: Offsets | None
-    ) -> list[Prefix]:
-        """The k best leaves of one request, best first."""
-        context = open_context(self.body, [prompt], self.pad_token_id)
-        root = Prefix(0.0, 0.0, -1, 0, ())
-        heap = self._children(root, context.start()[0, 0], restriction, offsets)
-        heapq.heapify(heap)
-        found: list[Prefix] = []
-        last = self.trie.levels - 1
-        while heap and len(found) < k:
-            if heap[0].level == last:  # no prefix in the queue has a larger upper bound
-                found.append(heapq.heappop(heap))
-                continue
-            chosen: list[Prefix] = []
-            while heap and heap[0].level < last and len(chosen) < self.config.beams:
-                chosen.append(heapq.heappop(heap))
-            for child in self._expand(context, chosen, restriction, offsets):
-                heapq.heappush(heap, child)
-        return found
-
-    def _expand(
-        self, context: Context, prefixes: list[Prefix], restriction: Restriction | None, offsets: Offsets | None
-    ) -> list[Prefix]:
-        """Run the model on the last codes of `prefixes`; return all prefixes that are one code longer."""
-        depth = max(len(prefix.slots) for prefix in prefixes)
-        slots = [[*prefix.slots, *[-1] * (depth - len(prefix.slots))] for prefix in prefixes]
-        tokens = [
-            int(self.head.tokens[prefix.level][self.trie.codes(prefix.level, torch.tensor(prefix.node))])
-            for prefix in prefixes
-        ]
-        hidden, ancestors = context.extend(
-            torch.tensor([tokens], device=self.device),
-            torch.tensor([[prefix.level for prefix in prefixes]], device=self.device),
-            torch.tensor(slots, dtype=torch.int64, device=self.device).view(1, len(prefixes), depth),
-            torch.ones((1, len(prefixes)), dtype=torch.bool, device=self.device),
-        )
-        children = []
-        for row, prefix in enumerate(prefixes):
-            ran = replace(prefix, slots=(*prefix.slots, int(ancestors[0, row, -1])))
-            children += self._children(ran, hidden[0, row], restriction, offsets)
-        return children
-
-    def _children(
-        self, prefix: Prefix, hidden: torch.Tensor, restriction: Restriction | None, offsets: Offsets | None
-    ) -> list[Prefix]:
-        """The prefixes that continue `prefix` by one code, given its hidden state [H]."""
-        level, parent = prefix.level + 1, torch.tensor([prefix.node], device=self.device)
-        scores = self._continuations(level, hidden[None], parent, restriction)
-        require_numbers(scores, level, self.trie.levels)
-        codes = torch.isfinite(scores[0]).nonzero().flatten()
-        nodes = self.trie.step(level, parent.expand(len(codes)), codes)
-        bounds = torch.zeros_like(scores) if offsets is None else self._bounds(level, parent, offsets)
-        bounds = bounds[0, codes]
-        if offsets is not None and restriction is not None and level == self.trie.levels - 1:
-            # At a leaf the bound must be exact, but the largest offset may belong to an item that the filter excludes.
-            for at in (self.trie.counts(level, nodes) > 1).nonzero().flatten().tolist():
-                items = self.trie.items_of(int(nodes[at])).cpu().numpy()
-                bounds[at] = float(offsets.items[items[restriction.filters[0].allows(items)]].max())
-        return [
-            Prefix(-(prefix.score + score + bound), prefix.score + score, level, node, prefix.slots)
-            for score, bound, node in zip(scores[0, codes].tolist(), bounds.tolist(), nodes.tolist(), strict=True)
-        ]

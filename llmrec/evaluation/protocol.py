@@ -12,12 +12,13 @@ import numpy as np
 import polars as pl
 
 from llmrec.collaborative.base import System
+from llmrec.collaborative.lists import beyond_accuracy
 from llmrec.console import track
 from llmrec.data.catalog import Catalog
 from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
 from llmrec.data.times import DAY
 from llmrec.evaluation.config import EvaluateConfig
-from llmrec.evaluation.metrics import beyond_accuracy, summarise
+from llmrec.evaluation.metrics import summarise
 
 Metrics = dict[str, Any]
 """The content of metrics.json: `protocol`; `systems` -> name -> slice -> metric; `milliseconds_per_user` -> name;

@@ -17,6 +17,7 @@ from llmrec.collaborative import fused
 from llmrec.data.files import read_stored
 from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
+from llmrec.preference.config import PreferenceMethod
 from llmrec.recommender import hub
 from llmrec.recommender.safety import ADAPTER, check_files, check_parts, read_object
 from llmrec.resources import is_repo_id
@@ -77,6 +78,7 @@ class Header:
         max_history: largest number of history items in a prompt.
         keep_layers: number of decoder layers of the base model that training kept, the first ones; 0: all. The base of
             an adapter is cut to them when it is loaded.
+        preference: method of the preference alignment after the training.
         files: file name -> size in bytes, for all other files of the bundle except the model card. Loading compares
             the sizes and so finds damaged files.
     """
@@ -91,6 +93,7 @@ class Header:
     weights: Literal["model", "adapter"]
     max_history: int
     keep_layers: int = 0
+    preference: PreferenceMethod = "none"
     files: dict[str, int] = field(default_factory=dict)
 
 
@@ -160,7 +163,7 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
     def whole(value: Any, least: int = 1) -> bool:
         return type(value) is int and value >= least  # not isinstance: True would count as 1
 
-    sizes = header.level_sizes
+    sizes, methods = header.level_sizes, get_args(PreferenceMethod)
     return [
         ("levels", f"a number from 1 to {MOST_LEVELS}", whole(header.levels) and header.levels <= MOST_LEVELS),
         (
@@ -178,6 +181,7 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
         ),
         *((name, "text", isinstance(getattr(header, name), str)) for name in ("llmrec", "token_prefix", "base_model")),
         ("scoring", f"one of {', '.join(get_args(Scoring))}", header.scoring in get_args(Scoring)),
+        ("preference", f"one of {', '.join(methods)}", header.preference in methods),
         ("weights", "model or adapter", header.weights in ("model", "adapter")),
     ]
 

@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
-import polars as pl
 
-from llmrec import __version__
-from llmrec.atomic import usual_modes
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.teacher import Teacher
 from llmrec.data import Catalog, EvalExamples, Interactions
-from llmrec.data.interactions import Split
-from llmrec.data.sequences import TRAIN
 from llmrec.decode.calibrate import calibrate
 from llmrec.decode.choose import check_decoding, check_fit, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
@@ -32,13 +27,16 @@ from llmrec.model.architecture import context_length
 from llmrec.model.base import configured_base, make_base
 from llmrec.model.config import BaseConfig
 from llmrec.model.tokens import ItemVocabulary
+from llmrec.preference.config import PreferenceMethod
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
 from llmrec.recommender.answer import answers
+from llmrec.recommender.prefer import prefer
 from llmrec.recommender.request import Answer, Request
+from llmrec.recommender.save import save_bundle
 from llmrec.recommender.store import IfExists, ItemStore
-from llmrec.recommender.weights import load_weights, save_weights
-from llmrec.tasks.config import ASKED, TasksConfig, Template, load_templates, save_templates, tokenizer_texts
+from llmrec.recommender.weights import load_weights
+from llmrec.tasks.config import TasksConfig, Template, load_templates, tokenizer_texts
 from llmrec.tasks.render import Renderer
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
@@ -74,6 +72,8 @@ class Recommender:
 
         Attributes:
             fusion_weights: weights of the fusion ranking; None before the calibration.
+            preference: how the model was aligned with preferences.
+            taught: names of the tasks that the model was trained on here.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -85,7 +85,8 @@ class Recommender:
         self._decode_config = decode_config or DecodeConfig()
         self.fusion_weights: FusionWeights | None = None
         self._ranker: ItemRanker | None = None
-        self._taught: set[str] = set()
+        self.preference: PreferenceMethod = "none"
+        self.taught: set[str] = set()
 
     @classmethod
     def from_base(
@@ -229,8 +230,7 @@ class Recommender:
         train, tasks = train or TrainConfig(), tasks or TasksConfig(max_history=self.max_history)
         if train.dense.weight and vectors is None:
             vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
-        events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
-        sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
+        sequences = log.sequences(self.catalog)
         own = sequences.train_sequences()
         data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher)
         with tempfile.TemporaryDirectory() as temporary:
@@ -238,7 +238,18 @@ class Recommender:
         dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
         self.store = replace(self.store, train_counts=sequences.train_counts(len(self.catalog)), dense=dense)
         self.fusion_weights = None
-        self._taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
+        self.taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
+        return self
+
+    def prefer(self, log: Interactions, validation: EvalExamples | None = None, **options: Any) -> Self:
+        """Align the trained model with preferences, in place; `rec.prefer(log, config=PreferenceConfig("s-dpo"))`.
+
+        Args:
+            log: the events that the model was trained on.
+            validation: examples for the guards; None: no guards, and the last model is kept.
+            options: config, folder and reward of `llmrec.recommender.prefer.prefer`, which lists the errors.
+        """
+        prefer(self, log, validation, **options)
         return self
 
     def calibrate(self, cases: EvalExamples, most: int = 10_000, seed: int = 0) -> Self:
@@ -324,33 +335,7 @@ class Recommender:
         Raises:
             UserError: the folder holds no bundle, but a file with the name of a bundle file.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        bundle.require_writable(folder)
-        save_weights(self.model, self.tokenizer, folder)
-        self.item_tokenizer.save(folder / bundle.QUANTIZER)
-        # The bundle holds the prompts of the tasks that the model was trained on, and of those that requests use.
-        asked = self._taught.union(ASKED) if self._taught else self.templates
-        templates = {name: template for name, template in self.templates.items() if name in asked}
-        save_templates(templates, folder / bundle.PROMPTS)
-        self.store.save(folder)
-        if self.fusion_weights is not None:
-            self.fusion_weights.save(folder / bundle.FUSION)
-        adapter = getattr(self.model, "peft_config", {}).get("default")
-        header = bundle.Header(
-            schema=bundle.SCHEMA,
-            llmrec=__version__,
-            levels=len(self.item_tokenizer.level_sizes),
-            level_sizes=list(self.item_tokenizer.level_sizes),
-            token_prefix=self.base.token_prefix,
-            scoring=self.decode_config.scoring,
-            base_model=self.base_model if adapter is None else adapter.base_model_name_or_path,
-            weights="model" if adapter is None else "adapter",
-            max_history=self.max_history,
-            keep_layers=self.base.keep_layers,
-        )
-        bundle.write_header(header, folder)
-        usual_modes(folder)
+        save_bundle(self, Path(folder))
 
     def push_to_hub(
         self, repo_id: str, private: bool = False, revision: str | None = None, message: str = "Upload a recommender"
@@ -396,6 +381,7 @@ class Recommender:
             header.max_history,
             decode_config or DecodeConfig(scoring=header.scoring),
         )
+        recommender.preference = header.preference
         if (folder / bundle.FUSION).exists():
             recommender.fusion_weights = FusionWeights.load(folder / bundle.FUSION)
         check_fit(model, ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix), recommender.store.trie)

@@ -20,10 +20,11 @@ from transformers import (
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.context import shared_start
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
 from llmrec.decode.generate import GenerateSearch, TrieConstraint, plain_generation
 from llmrec.decode.search import BeamSearch, Ranking
-from llmrec.decode.tree import ExactSearch, TreeSearch
+from llmrec.decode.tree import TreeSearch
 from llmrec.index.trie import ItemTrie
 from llmrec.model.config import AdapterConfig
 from llmrec.model.tokens import ItemVocabulary

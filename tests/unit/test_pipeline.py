@@ -15,6 +15,7 @@ from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.intentions import IntentionsConfig
 from llmrec.model.config import BaseConfig
+from llmrec.preference.config import PreferenceConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.rundir import RunDirectory
 from llmrec.tasks.config import TasksConfig
@@ -68,6 +69,7 @@ def config(field: str, path: str) -> Config:
         "intentions.path": lambda: Config(intentions=IntentionsConfig("file", path=path)),
         "intentions.local_model": lambda: Config(intentions=IntentionsConfig("llm", local_model=path)),
         "base.model": lambda: Config(base=BaseConfig(model=path)),
+        "preference.feedback": lambda: Config(preference=PreferenceConfig("s-dpo", feedback=path)),
         "tasks.prompts": lambda: Config(tasks=TasksConfig(prompts=path)),
     }
     made: Config = sections[field]()

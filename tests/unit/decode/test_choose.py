@@ -7,9 +7,10 @@ from tolerances import SCORES, SUMS
 
 from llmrec.decode.choose import check_decoding, check_fit, find_support, make_exact, make_search
 from llmrec.decode.config import DecodeConfig
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import NotNumbersError
-from llmrec.decode.tree import ExactSearch, TreeSearch
+from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.tokens import ItemVocabulary

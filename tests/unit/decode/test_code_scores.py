@@ -8,8 +8,9 @@ import torch
 from tolerances import SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
-from llmrec.decode.tree import ExactSearch, TreeSearch
+from llmrec.decode.tree import TreeSearch
 
 SHARED = list(range(5, 27))
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8], [40, 41]]

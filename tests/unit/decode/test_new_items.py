@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from tolerances import SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
-from llmrec.decode.tree import ExactSearch, TreeSearch
+from llmrec.decode.tree import TreeSearch
 from llmrec.index.trie import ItemTrie
 
 PROMPTS = [[5, 9, 11], [7], [3, 4, 5, 6, 7, 8]]

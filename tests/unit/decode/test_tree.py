@@ -6,8 +6,9 @@ import torch
 from tolerances import DENSE, SCORES, SUMS
 
 from llmrec.decode.config import DecodeConfig
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
-from llmrec.decode.tree import ExactSearch, TreeSearch
+from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 

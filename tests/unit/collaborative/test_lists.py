@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.evaluation.metrics import beyond_accuracy, gini
+from llmrec.collaborative.lists import beyond_accuracy, gini
 
 
 def test_beyond_accuracy_by_hand():

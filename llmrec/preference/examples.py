@@ -1,0 +1,183 @@
+"""What a preference alignment learns from: prompts with a preferred item, and the items that are rejected there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from llmrec.atomic import write_file
+from llmrec.data import Catalog
+from llmrec.data.files import read_stored, read_table, require_column
+from llmrec.data.ids import id_column
+from llmrec.decode.filters import Filter
+from llmrec.errors import UserError
+from llmrec.preference.config import PreferenceConfig
+from llmrec.preference.policy import Policy
+
+
+@dataclass(frozen=True)
+class PreferenceExamples:
+    """n prompts.
+
+    Attributes:
+        histories: n int arrays, rows of the catalogue, oldest first, none empty.
+        preferred: int64 [n], rows of the catalogue, none of them in its history.
+        disliked: n int arrays, rows of the catalogue; empty where nothing is known.
+    """
+
+    histories: list[np.ndarray]
+    preferred: np.ndarray
+    disliked: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.preferred)
+
+    def sample(self, most: int, seed: int) -> "PreferenceExamples":
+        """At most `most` random examples, in their order."""
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:most])
+        return PreferenceExamples(
+            [self.histories[row] for row in rows], self.preferred[rows], [self.disliked[row] for row in rows]
+        )
+
+
+def training_examples(sequences: Sequence[np.ndarray]) -> PreferenceExamples:
+    """Each training event after a history; events that repeat an item of the history are left out, as lists do not
+    have such items."""
+    none = np.empty(0, np.int64)
+    found = [
+        (sequence[:at], int(sequence[at]))
+        for sequence in sequences
+        for at in range(1, len(sequence))
+        if sequence[at] not in sequence[:at]
+    ]
+    preferred = np.array([item for _, item in found], np.int64)
+    return PreferenceExamples([history for history, _ in found], preferred, [none] * len(found))
+
+
+def feedback_examples(
+    path: str | Path, users: Sequence[str], sequences: Sequence[np.ndarray], catalog: Catalog
+) -> PreferenceExamples:
+    """Each liked item that is not in the history of its user, against the items that the same user disliked.
+
+    Args:
+        path: a table (CSV, TSV, JSONL or parquet) with columns user_id, item_id and liked (0 or 1).
+        users: ids of U users.
+        sequences: per user, int [n], training items in time order.
+        catalog: the items.
+
+    Raises:
+        UserError: the file can't be read, lacks a column, has another value in `liked`, names an unknown item, or has
+            no liked item of a user with a history.
+    """
+    table, source = read_table(path), f"--preference.feedback {path}"
+    for name, why in (("user_id", "who"), ("item_id", "what"), ("liked", "1 if the user liked the item, else 0")):
+        require_column(table, name, source, why)
+    liked = table["liked"].cast(pl.Float64, strict=False)
+    if wrong := (liked.is_null() | ~liked.is_in([0.0, 1.0])).arg_true().to_list():
+        raise UserError(f"{source}: row {wrong[0] + 1} has liked {table['liked'][wrong[0]]!r:.80}, expected 0 or 1.")
+    rows: dict[str, tuple[list[int], list[int]]] = {}
+    for user, item, good in zip(
+        id_column(table["user_id"], source), id_column(table["item_id"], source), liked, strict=True
+    ):
+        if item not in catalog.index:
+            raise UserError(f"{source}: the catalogue has no item {item!r:.80}; leave its rows out.")
+        rows.setdefault(user, ([], []))[int(good)].append(catalog.index[item])
+    histories, preferred, disliked = [], [], []
+    for user, sequence in zip(users, sequences, strict=True):
+        bad, good = rows.get(user, ([], []))
+        for item in good if len(sequence) else []:
+            if item not in sequence:
+                histories.append(sequence)
+                preferred.append(item)
+                disliked.append(np.setdiff1d(np.array(bad, np.int64), good))
+    if not preferred:
+        raise UserError(
+            f"{source}: no user with a history liked an item outside of it; expected the log's user ids in user_id."
+        )
+    return PreferenceExamples(histories, np.array(preferred, np.int64), disliked)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The rejected items of n examples, and what the model said before the alignment.
+
+    Attributes:
+        hard: int64 [n, K], disliked items, then items of the model's own list; -1 for none.
+        easy: int64 [n, K], random items in proportion to their training events; -1 for none.
+        reference: float32 [n, 1 + 2 K], log-probabilities of the preferred, the hard and the easy items.
+    """
+
+    hard: np.ndarray
+    easy: np.ndarray
+    reference: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write a parquet file atomically."""
+        columns = {"hard": self.hard, "easy": self.easy, "reference": self.reference}
+        write_file(path, pl.DataFrame({name: each.tolist() for name, each in columns.items()}).write_parquet)
+
+    @classmethod
+    def load(cls, path: Path) -> "Pairs":
+        """Read a file that `save` wrote."""
+        frame = read_stored(path)
+        hard, easy = (np.array(frame[name].to_list(), np.int64) for name in ("hard", "easy"))
+        return cls(hard, easy, np.array(frame["reference"].to_list(), np.float32))
+
+
+def make_pairs(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    examples: PreferenceExamples,
+    train_counts: np.ndarray,
+    config: PreferenceConfig,
+) -> Pairs:
+    """Draw the rejected items of all examples from the model as it is, and score them once.
+
+    No rejected item is the preferred one or in the history: a list would not show it.
+
+    Args:
+        policy: before the alignment.
+        prompts: n token ids.
+        examples: n of them.
+        train_counts: int [N], training events of each item.
+        config: number of negatives, seed.
+    """
+    size = config.negatives
+    shown = [np.append(h, item) for h, item in zip(examples.histories, examples.preferred, strict=True)]
+    filters = [Filter(excluded=np.concatenate([own, bad])) for own, bad in zip(shown, examples.disliked, strict=True)]
+    beams = policy.search(prompts, size, filters).items
+    hard = np.full_like(beams, -1)
+    for row, bad in enumerate(examples.disliked):
+        known = np.concatenate([np.setdiff1d(bad, shown[row]), beams[row]])[:size]
+        hard[row, : len(known)] = known
+    easy = easy_negatives(shown, train_counts, size, config.seed)
+    items = np.concatenate([examples.preferred[:, None], hard, easy], axis=1)
+    reference = np.zeros(items.shape, np.float32)
+    with torch.no_grad():
+        for chosen in policy.batches(prompts):
+            reference[chosen] = policy.item_scores([prompts[i] for i in chosen], items[chosen]).cpu().numpy()
+    return Pairs(hard, easy, reference)
+
+
+def easy_negatives(shown: Sequence[np.ndarray], train_counts: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Random items, each with a probability in proportion to its training events; all different in a row.
+
+    Args:
+        shown: n int arrays, items that must not be drawn in that row.
+        train_counts: int [N].
+        size: items per row, K.
+        seed: of the draw.
+
+    Returns:
+        int64 [n, K]; -1 where repeated draws found no other item.
+    """
+    events = np.repeat(np.arange(len(train_counts)), train_counts)
+    draws = events[np.random.default_rng(seed).integers(len(events), size=(len(shown), 4 * size + 8))]
+    found = np.full((len(shown), size), -1, np.int64)
+    for row, (own, drawn) in enumerate(zip(shown, draws, strict=True)):
+        left = [item for item in dict.fromkeys(drawn.tolist()) if item not in own][:size]
+        found[row, : len(left)] = left
+    return found

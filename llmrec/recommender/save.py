@@ -1,0 +1,49 @@
+"""Write a recommender as a bundle."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmrec import __version__
+from llmrec.atomic import usual_modes
+from llmrec.recommender import bundle
+from llmrec.recommender.weights import save_weights
+from llmrec.tasks.config import ASKED, save_templates
+
+if TYPE_CHECKING:
+    from llmrec.recommender.recommender import Recommender
+
+
+def save_bundle(recommender: "Recommender", folder: Path) -> None:
+    """Write the bundle into `folder`, which is created if it does not exist; a bundle there is replaced.
+
+    Raises:
+        UserError: the folder holds no bundle, but a file with the name of a bundle file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    bundle.require_writable(folder)
+    item_tokenizer = recommender.item_tokenizer
+    save_weights(recommender.model, recommender.tokenizer, folder)
+    item_tokenizer.save(folder / bundle.QUANTIZER)
+    # The bundle holds the prompts of the tasks that the model was trained on, and of those that requests use.
+    asked = recommender.taught.union(ASKED) if recommender.taught else recommender.templates
+    templates = {name: template for name, template in recommender.templates.items() if name in asked}
+    save_templates(templates, folder / bundle.PROMPTS)
+    recommender.store.save(folder)
+    if recommender.fusion_weights is not None:
+        recommender.fusion_weights.save(folder / bundle.FUSION)
+    adapter = getattr(recommender.model, "peft_config", {}).get("default")
+    header = bundle.Header(
+        schema=bundle.SCHEMA,
+        llmrec=__version__,
+        levels=len(item_tokenizer.level_sizes),
+        level_sizes=list(item_tokenizer.level_sizes),
+        token_prefix=recommender.base.token_prefix,
+        scoring=recommender.decode_config.scoring,
+        base_model=recommender.base_model if adapter is None else adapter.base_model_name_or_path,
+        weights="model" if adapter is None else "adapter",
+        max_history=recommender.max_history,
+        keep_layers=recommender.base.keep_layers,
+        preference=recommender.preference,
+    )
+    bundle.write_header(header, folder)
+    usual_modes(folder)
