@@ -3,7 +3,6 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
@@ -19,14 +18,12 @@ from llmrec.preference.examples import feedback_examples, training_examples
 from llmrec.preference.objectives import Material
 from llmrec.preference.policy import Policy
 from llmrec.preference.rewards import Reward
+from llmrec.recommender.trained import Trained
 from llmrec.train.trainer import spread_over_processes
-
-if TYPE_CHECKING:
-    from llmrec.recommender.recommender import Recommender
 
 
 def prefer(
-    recommender: "Recommender",
+    recommender: Trained,
     log: Interactions,
     validation: EvalExamples | None = None,
     config: PreferenceConfig | None = None,

@@ -1,19 +1,16 @@
 """Write a recommender as a bundle."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmrec import __version__
 from llmrec.atomic import usual_modes
 from llmrec.recommender import bundle
+from llmrec.recommender.trained import Trained
 from llmrec.recommender.weights import save_weights
 from llmrec.tasks.config import ASKED, save_templates
 
-if TYPE_CHECKING:
-    from llmrec.recommender.recommender import Recommender
 
-
-def save_bundle(recommender: "Recommender", folder: Path) -> None:
+def save_bundle(recommender: Trained, folder: Path) -> None:
     """Write the bundle into `folder`, which is created if it does not exist; a bundle there is replaced.
 
     Raises:
