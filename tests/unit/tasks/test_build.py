@@ -125,11 +125,12 @@ def test_each_event_but_the_first_is_a_target_once_per_pass(shop, lengths, max_h
 def test_a_short_history_is_one_window_and_only_its_phrasing_is_drawn(shop):
     task = Sequential(shop.renderer, [np.arange(n) for n in (2, 4, 5)], every_item=True)  # max_history 4
     assert len(task) == 3
-    for row, n in enumerate((2, 4, 5)):
+    for row, (n, first) in enumerate(((2, 0), (4, 1), (5, 4))):
+        events = tuple(range(first, first + n - 1))
         for seed in range(5):
             prompt = task.prompt(np.random.default_rng(seed), history=shop.renderer.history(range(n - 1)))
             assert task.example(row, np.random.default_rng(seed)) == Example(
-                prompt, shop.renderer.item_text[n - 1], ends=False, every_item=True, items=tuple(range(1, n))
+                prompt, shop.renderer.item_text[n - 1], False, every_item=True, items=tuple(range(1, n)), events=events
             )
 
 
