@@ -9,10 +9,12 @@ from pathlib import Path
 import polars as pl
 
 from llmrec.console import get_logger
+from llmrec.data.bad_rows import BadRows, TextOptions
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
-from llmrec.data.files import read_lines, read_separated, require_column, require_folder
+from llmrec.data.files import read_separated, require_column, require_folder
 from llmrec.data.interactions import Interactions
+from llmrec.data.lines import read_lines
 from llmrec.data.readers.lc_rec import read_items
 from llmrec.data.text import clean_text, parse_literal
 from llmrec.errors import UserError
@@ -47,7 +49,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     sequences: dict[str, list[str]] = {}
     gaps = 0
     for path in parts:
-        for user, window in _windows(path):
+        for user, window in _windows(path, config.text_options):
             gaps += not _extend(sequences.setdefault(user, []), window)
     if gaps:
         log.info("%s: %d windows do not meet the one before; events between are missing", config.source, gaps)
@@ -55,13 +57,13 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
         {"user_id": list(sequences), "item_id": list(sequences.values())},
         schema={"user_id": pl.String, "item_id": pl.List(pl.String)},
     ).explode("item_id")
-    catalog = read_items(items) if items.suffix == ".json" else _info(items)
+    catalog = read_items(items) if items.suffix == ".json" else _info(items, config.text_options)
     return catalog, Interactions.from_frame(frame, config.source)
 
 
-def _windows(path: Path) -> list[tuple[str, list[str]]]:
+def _windows(path: Path, options: TextOptions) -> list[tuple[str, list[str]]]:
     """One (user, items) pair per row; the items are the history and the target."""
-    frame = read_separated(path, ",")
+    frame = read_separated(path, ",", options)
     names = ["user_id", "history_item_id", "item_id"]
     for name in names:
         require_column(frame, name, path, "as MiniOneRec writes it")
@@ -99,12 +101,15 @@ def _extend(sequence: list[str], window: list[str]) -> bool:
     return first
 
 
-def _info(path: Path) -> Catalog:
+def _info(path: Path, options: TextOptions) -> Catalog:
     """Read the items of an info file; each line has semantic ID, title and item id, separated by tabs."""
     rows = []
-    for number, line in read_lines(path):
+    bad = BadRows(path, options)
+    for number, line in read_lines(path, options, bad):
         values = line.split("\t")
         if len(values) < 3:
-            raise UserError(f"{path}, line {number}: {len(values)} fields; expected semantic ID, title, item id")
-        rows.append({"item_id": values[-1].strip(), "title": clean_text(" ".join(values[1:-1]))})
+            bad.add(f"line {number}", f"{len(values)} fields; expected semantic ID, title, item id")
+        else:
+            rows.append({"item_id": values[-1].strip(), "title": clean_text(" ".join(values[1:-1]))})
+    bad.report()
     return Catalog.from_frame(pl.DataFrame(rows, schema={"item_id": pl.String, "title": pl.String}), str(path))

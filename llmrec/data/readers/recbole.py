@@ -1,16 +1,23 @@
 """RecBole atomic files, D.inter and D.item (https://recbole.io/docs/user_guide/data/atomic_files.html)."""
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
+from llmrec.console import get_logger
+from llmrec.data.bad_rows import BadRows, Built, TextOptions, build
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
-from llmrec.data.files import read_separated, require_file
+from llmrec.data.files import require_file
 from llmrec.data.interactions import Interactions, select_columns
 from llmrec.data.readers.table import without_text
+from llmrec.data.separated import SeparatedFile
 from llmrec.errors import UserError
+
+log = get_logger(__name__)
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
 
@@ -36,25 +43,53 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     have only their ids and no text.
     """
     inter, *items = files(config)
-    events = select_columns(_read_atomic(inter), config.event_columns, str(inter))
-    log = Interactions.from_frame(events, str(inter), config.seed)
+    table = _Atomic(inter, config.text_options)
+    events = table.build(
+        lambda rows: Interactions.from_frame(
+            select_columns(rows, config.event_columns, str(inter)), str(inter), config.seed
+        )
+    )
     if not items:
-        return without_text(log, str(inter)), log
-    frame = _read_atomic(items[0])
-    return Catalog.from_table(frame, str(items[0]), config.columns.item, config.columns.title), log
+        return without_text(events, str(inter)), events
+    return _items(_Atomic(items[0], config.text_options), config), events
 
 
-def _read_atomic(path: Path) -> pl.DataFrame:
-    """Read all columns as text; a column with the header `name:type` gets the name `name`, and the type is checked."""
-    frame = read_separated(path, "\t", quoted=False)
-    names = [header.rpartition(":") for header in frame.columns]
-    for header, (name, _, kind) in zip(frame.columns, names, strict=True):
-        if not name or kind not in _TYPES:
-            raise UserError(
-                f"{path}, line 1: found {header!r}; expected name:type with type {', '.join(_TYPES)}, "
-                "tab between columns"
-            )
-    bare = [name for name, _, _ in names]
-    if len(set(bare)) < len(bare):
-        raise UserError(f"{path}, line 1: a column name stands twice in {', '.join(bare)}")
-    return frame.rename(dict(zip(frame.columns, bare, strict=True)))
+def _items(table: "_Atomic", config: DataConfig) -> Catalog:
+    title, source = config.columns.title, str(table.path)
+    names = table.frame.columns
+    if title == "title" and title not in names:
+        others = [name for name in names if name.endswith(("title", "name"))]
+        if len(others) == 1:
+            [title] = others
+            log.info("%s: the titles are in column %r (--data.columns.title)", source, title)
+    return table.build(lambda rows: Catalog.from_table(rows, source, config.columns.item, title))
+
+
+class _Atomic:
+    """An atomic file; all columns are text. A column with the header `name:type` has the name `name`."""
+
+    def __init__(self, path: Path, options: TextOptions) -> None:
+        """Read the file and check the types in its header."""
+        self.path, self.options = path, options
+        self._file = SeparatedFile(path, "\t", replace(options, quoting="none"))
+        frame = self._file.frame()
+        names = [header.rpartition(":") for header in frame.columns]
+        for header, (name, _, kind) in zip(frame.columns, names, strict=True):
+            if not name or kind not in _TYPES:
+                raise UserError(
+                    f"{path}, line 1: found {header!r}; expected name:type with type {', '.join(_TYPES)}, "
+                    "tab between columns"
+                )
+        bare = [name for name, _, _ in names]
+        if len(set(bare)) < len(bare):
+            raise UserError(f"{path}, line 1: a column name stands twice in {', '.join(bare)}")
+        self.frame = frame.rename(dict(zip(frame.columns, bare, strict=True)))
+
+    def build(self, make: Callable[[pl.DataFrame], Built]) -> Built:
+        """`make` of the table, with the policy for bad rows."""
+        return build(
+            make,
+            self.frame,
+            BadRows(self.path, self.options),
+            lambda rows: [f"line {line}" for line in self._file.lines(rows)],
+        )

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import polars as pl
 
+from llmrec.data.bad_rows import BadRows, build
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
-from llmrec.data.files import read_table, require_file
+from llmrec.data.files import read_table, require_file, row_places
 from llmrec.data.interactions import Interactions, select_columns
 
 
@@ -19,11 +20,26 @@ def files(config: DataConfig) -> list[Path]:
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     """Read both tables; without a table of items, the catalogue has the item ids of the events, with empty titles."""
     events, *items = files(config)
-    frame = select_columns(read_table(events), config.event_columns, str(events))
-    log = Interactions.from_frame(frame, str(events), config.seed)
-    if items:
-        return Catalog.from_file(items[0], config.columns.item, config.columns.title), log
-    return without_text(log, str(events)), log
+    options = config.text_options
+    frame = select_columns(read_table(events, options=options), config.event_columns, str(events))
+    log = build(
+        lambda rows: Interactions.from_frame(rows, str(events), config.seed),
+        frame,
+        BadRows(events, options),
+        lambda rows: row_places(events, rows, options),
+    )
+    return (read_items(items[0], config) if items else without_text(log, str(events))), log
+
+
+def read_items(path: Path, config: DataConfig) -> Catalog:
+    """Read the table of items."""
+    options = config.text_options
+    return build(
+        lambda rows: Catalog.from_table(rows, str(path), config.columns.item, config.columns.title),
+        read_table(path, "--data.items", options),
+        BadRows(path, options),
+        lambda rows: row_places(path, rows, options),
+    )
 
 
 def without_text(log: Interactions, source: str) -> Catalog:

@@ -73,6 +73,13 @@ def test_mistakes_are_one_line(config, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_items_without_text_under_the_template_follow_the_policy(config):
+    """The item `blank` has no title."""
+    assert len(prepare(config, "{title}").catalog) == 4
+    with pytest.raises(UserError, match=r"no field 'name' in the catalogue"):
+        prepare(config, "{name}")
+
+
 def test_save_and_load(config, tmp_path):
     prepared = prepare(config)
     save(prepared, tmp_path)
@@ -108,6 +115,9 @@ def test_synthetic_is_the_default():
         ({"user_core": 0}, r"data\.user_core 0: expected at least 1"),
         ({"seed": -1}, r"data\.seed -1"),
         ({"min_length": 2}, r"data\.min_length 2: leave-one-out needs 3"),
+        ({"encoding": "latin-7"}, r"data\.encoding latin-7: no such encoding; expected auto or a name"),
+        ({"encoding": "base64"}, r"data\.encoding base64: no such encoding"),
+        ({"quoting": "some"}, r"data\.quoting some: .*one of auto, none, standard"),
     ],
 )
 def test_config_checks(fields, message):
