@@ -21,6 +21,7 @@ from llmrec.atomic import KEY, remove_inside
 from llmrec.config import Config, check_inputs
 from llmrec.console import get_logger
 from llmrec.data.files import require_file
+from llmrec.data.filters import require_text
 from llmrec.data.prepare import load, prepare, save
 from llmrec.data.readers import input_files
 from llmrec.intentions import Intentions, gather
@@ -63,20 +64,31 @@ def make_stages(config: Config, run: RunDirectory, until: str) -> None:
 def data_stage(config: Config, run: RunDirectory) -> None:
     """Read, filter and split the data -> items.parquet, interactions.parquet, split.json."""
     files = file_hashes(input_files(config.data)) if run.main else {}
-    run.build(Stage("data", asdict(config.data), lambda out: save(prepare(config.data), out), files=files))
+    template, without_text = config.embed.template, config.embed.without_text
+    settings = asdict(config.data) | ({"template": template} if template else {})
+    keep = config.data.empty_text == "keep"
+
+    def make(out: Path) -> None:
+        prepared = prepare(config.data, template)
+        if keep and without_text == "fail":
+            require_text(prepared.catalog, template)
+        save(prepared, out)
+
+    run.build(Stage("data", settings | ({"without_text": without_text} if keep else {}), make, files=files))
 
 
 def embed_stage(config: Config, run: RunDirectory) -> None:
     """Items -> embeddings.safetensors.
 
     The encoder learns from the items of `Prepared.for_training`. If `embed.align.epochs` is above 0, the vectors are
-    aligned with the training events.
+    aligned with the training events, which also give vectors to items without text if `embed.without_text` says so.
     """
     from llmrec.embed import embed
 
     def make(out: Path) -> None:
         prepared = load(run.path("data"))
-        log = prepared.split.train if config.embed.align.epochs else None
+        needs_log = config.embed.align.epochs or config.embed.without_text == "behaviour"
+        log = prepared.split.train if needs_log else None
         embed(prepared.catalog, config.embed, log, prepared.for_training.catalog).save(out)
 
     run.build(Stage("embed", asdict(config.embed), make, reads=["data"]))

@@ -79,6 +79,10 @@ class EmbedConfig:
     """Scale every vector to length 1."""
     cache: str | None = None
     """Folder that caches the vectors by content hash; unset: $LLMREC_CACHE or ~/.cache/llmrec/embeddings."""
+    without_text: Literal["fail", "behaviour", "random"] = "fail"
+    """Vectors of the items without text, which --data.empty_text keep keeps. fail: stop, in `prepare`; behaviour: from
+    the items that occur with them in the training events, or random for an item without such; random: drawn by the
+    item's id."""
     align: AlignConfig = field(default_factory=AlignConfig)
     """Alignment of the vectors with the users' behaviour."""
 
