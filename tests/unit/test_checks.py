@@ -26,6 +26,10 @@ from llmrec.recommender.request import Request
         (lambda: EmbedConfig(encoder="minilm"), "embed.encoder minilm: did you mean minilm-offline?"),
         (lambda: ItemTokenizer(method="lc-rec"), "tokenize.method lc-rec: Expected one of random, kmeans"),
         (lambda: TasksConfig(mixture={"seqential": 1}), "tasks.mixture: unknown task 'seqential'"),
+        (
+            lambda: TasksConfig(mixture={"chat:1": None}),
+            "unknown task 'chat:1'; write a space after the colon (chat: 1)",
+        ),
         (lambda: TrainConfig(epochs="3"), "train.epochs '3': expected a whole number (int)."),
         (lambda: TrainConfig(epochs=True), "train.epochs True: expected a whole number (int)."),
         (lambda: TrainConfig(learning_rate=float("nan")), "train.learning_rate nan: expected more than 0."),
