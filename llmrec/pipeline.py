@@ -65,8 +65,8 @@ def data_stage(config: Config, run: RunDirectory) -> None:
     """Read, filter and split the data -> items.parquet, interactions.parquet, split.json."""
     files = file_hashes(input_files(config.data)) if run.main else {}
     template, without_text = config.embed.template, config.embed.without_text
-    settings = asdict(config.data) | ({"template": template} if template else {})
     keep = config.data.empty_text == "keep"
+    chosen = {"without_text": without_text} if keep and without_text != "fail" else {}
 
     def make(out: Path) -> None:
         prepared = prepare(config.data, template)
@@ -74,7 +74,7 @@ def data_stage(config: Config, run: RunDirectory) -> None:
             require_text(prepared.catalog, template)
         save(prepared, out)
 
-    run.build(Stage("data", settings | ({"without_text": without_text} if keep else {}), make, files=files))
+    run.build(Stage("data", asdict(config.data) | chosen, make, files=files))
 
 
 def embed_stage(config: Config, run: RunDirectory) -> None:
