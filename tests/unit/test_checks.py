@@ -7,7 +7,7 @@ import pytest
 
 from llmrec import BaseConfig, EmbedConfig, ItemTokenizer, TasksConfig, TrainConfig, UserError
 from llmrec.checks import check_fields, matches
-from llmrec.config import Config, with_new_names, with_old_names
+from llmrec.config import ADDED, Config, with_new_names, with_old_names
 from llmrec.decode.config import DecodeConfig
 from llmrec.recommender.request import Request
 
@@ -105,5 +105,8 @@ def test_old_names_lead_back_to_new_ones(section: str) -> None:
     values = dataclasses.asdict(getattr(Config(), section))
     old = with_old_names(section, values)
     assert not {"lora", "dense", "columns", "cold"} & old.keys()
-    assert with_new_names(section, old) == values
+    added = {key.split(".")[1]: value for key, value in ADDED.items() if key.split(".")[0] == section}
+    assert not added.keys() & old.keys()
+    assert {**with_new_names(section, old), **added} == values
+    assert with_old_names("data", {"quoting": "none"}) == {"quoting": "none"}
     assert with_old_names("data", {"cold": {"share": 0.1, "more": 1}}) == {"cold_share": 0.1, "cold": {"more": 1}}
