@@ -18,7 +18,7 @@ if not sys.stderr or not sys.stderr.isatty():
 
 if TYPE_CHECKING:
     from llmrec.data import Catalog, Interactions, Split
-    from llmrec.embed.encoder import EmbedConfig
+    from llmrec.embed.config import EmbedConfig
     from llmrec.errors import UserError
     from llmrec.evaluation.systems import evaluate
     from llmrec.model.config import BaseConfig
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BaseConfig": "llmrec.model.config",
     "Catalog": "llmrec.data",
-    "EmbedConfig": "llmrec.embed.encoder",
+    "EmbedConfig": "llmrec.embed.config",
     "Interactions": "llmrec.data",
     "ItemTokenizer": "llmrec.quantize.tokenizer",
     "Recommendation": "llmrec.recommender.request",

@@ -71,7 +71,7 @@ def contenders(config: Config, seeds: int, language_model: bool) -> list[Contend
     """The contenders of a configuration, in the order in which they are fitted.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or experts would teach the language model.
     """
     own = shared(config)
     found = [
@@ -82,6 +82,11 @@ def contenders(config: Config, seeds: int, language_model: bool) -> list[Contend
     if config.experts.models:
         found.append(Contender(EXPERTS, seeds))
     if language_model:
+        if config.train.distill.weight:
+            raise UserError(
+                f"--train.distill.weight {config.train.distill.weight}: a benchmark trains the language model without "
+                "experts; set it to 0, or measure the distillation with `llmrec run`."
+            )
         found.append(Contender(ALONE, seeds))
         if config.experts.models:
             found.append(Contender(OURS, seeds))

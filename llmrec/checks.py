@@ -9,6 +9,7 @@ class DecodeConfig:
 DecodeConfig(beams=0)    # UserError: --decode.beams 0: expected at least 1.
 """
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -17,6 +18,8 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from llmrec.errors import UserError
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def check_fields(
@@ -36,10 +39,12 @@ def check_fields(
         shares: names of fields that must be in [0, 1).
 
     Raises:
-        UserError: a value has another type, is not one of the choices, or is out of its range.
+        UserError: a value has another type, is not one of the choices, is out of its range, or holds a text with half
+            of a surrogate pair.
     """
     for name, hint in _hints(config.__class__).items():
         check_value(_flag(section, name), getattr(config, name), hint)
+        check_texts(_flag(section, name), getattr(config, name))
     for least, names in (at_least or {}).items():
         for name in names:
             _check_range(config, section, name, lambda value, least=least: value >= least, f"at least {least}")
@@ -66,6 +71,31 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     near = get_close_matches(str(value), choices, n=1)
     suggestion = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"{name} {value!s:.80}: {suggestion}Expected one of {', '.join(choices)}.")
+
+
+def check_texts(name: str, value: Any) -> None:
+    """Check that no text in `value` holds half of a surrogate pair, which is no character and can't be written.
+
+    Args:
+        name: what the error message calls the value.
+        value: a text, or a list or mapping of texts; other values pass.
+
+    Raises:
+        UserError: a text holds one.
+    """
+    if isinstance(value, str):
+        if half := _HALF.search(value):
+            raise UserError(
+                f"{name}: holds {ascii(half[0])[1:-1]}, half of a surrogate pair, which is no character; give whole "
+                "characters, as UTF-8."
+            )
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            check_texts(name, key)
+            check_texts(name, each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            check_texts(name, each)
 
 
 def matches(value: Any, hint: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from llmrec.collaborative.config import ExpertsConfig
 from llmrec.data.config import DataConfig
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig
-from llmrec.embed.encoder import EmbedConfig
+from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.intentions.intentions import IntentionsConfig
@@ -17,6 +17,7 @@ from llmrec.model.config import BaseConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
+from llmrec.train.encoder_decoder import check_encoder_decoder
 
 
 @dataclass
@@ -54,6 +55,15 @@ class Config:
             raise UserError(f"--evaluate.frontier true {headless}set it to false.")
         if self.base.keep_layers and self.base.model is None:
             raise UserError(f"--base.keep_layers {self.base.keep_layers} cuts --base.model; name one, or set it to 0.")
+        if self.tokenize.file is not None and self.data.regime == "strict":
+            raise UserError(
+                "--data.regime strict gives cold items their codes only after the training, --tokenize.file "
+                f"{self.tokenize.file} has them already; set --data.regime catalogue-known."
+            )
+        if self.train.distill.weight:
+            self.train.distill.taught_by(self.experts.models)
+        if self.base.model is None and self.base.architecture == "t5":
+            check_encoder_decoder("--base.architecture t5", self.tasks, self.train)
         asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
         if asked and self.decode.constraint != "trie":
             raise UserError(
@@ -133,13 +143,14 @@ def with_new_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 ADDED = {"data.encoding": "auto", "data.quoting": "auto", "data.bad_rows": "fail", "embed.without_text": "fail"}
-"""Field that version 0.1 did not have -> its value in that version's runs."""
+"""Field -> the value that does what was done before the field existed. Such a field is left out of a stage's key.
+`data.unknown_share` must not be here: by this field, the data of version 0.1, whose times are in seconds, is redone."""
 
 
 def with_old_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of one section with the names of version 0.1, so that a stage made by that version keeps its key.
 
-    Later fields that do what version 0.1 did are left out.
+    Later fields that do what was done before they existed are left out.
 
     Args:
         section: name of the section, such as `train`.
@@ -165,6 +176,8 @@ INPUTS = {
     "data.items": True,
     "embed.model": True,
     "embed.cache": False,
+    "embed.vectors": False,
+    "tokenize.file": False,
     "intentions.path": False,
     "intentions.local_model": True,
     "base.model": True,
@@ -181,17 +194,18 @@ def check_inputs(config: Config, places: Iterable[Path]) -> None:
     """
     for key, on_a_hub in INPUTS.items():
         section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value is None:
-            continue
-        name = value.partition("@")[0]  # a data set: NAME[:CONFIG][@SPLIT]
-        paths = [Path(path).expanduser() for path in (value, name, name.partition(":")[0])]
-        for place in places:
-            if any(_lies_in(path, place) for path in paths if not on_a_hub or os.path.lexists(path)):
-                raise UserError(
-                    f"--{key} {value}: lies in {place}, which belongs to the run directory and may be replaced; "
-                    "copy it elsewhere, or name another --run."
-                )
+        found = getattr(getattr(config, section), name)
+        for value in found if isinstance(found, list) else [found]:
+            if value is None:
+                continue
+            name = value.partition("@")[0]  # a data set: NAME[:CONFIG][@SPLIT]
+            paths = [Path(path).expanduser() for path in (value, name, name.partition(":")[0])]
+            for place in places:
+                if any(_lies_in(path, place) for path in paths if not on_a_hub or os.path.lexists(path)):
+                    raise UserError(
+                        f"--{key} {value}: lies in {place}, which belongs to the run directory and may be replaced; "
+                        "copy it elsewhere, or name another --run."
+                    )
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

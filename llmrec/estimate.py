@@ -20,11 +20,13 @@ from llmrec.data import Catalog
 from llmrec.data.prepare import Prepared, load, prepare
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
+from llmrec.model.architecture import encoder_of
 from llmrec.model.gguf import location
 from llmrec.model.layers import cut_layers
-from llmrec.tasks.mixture import predicting
+from llmrec.resources import loading_trouble
+from llmrec.tasks.mixture import IGNORE, predicting
 from llmrec.train.config import TrainConfig
-from llmrec.train.finetune import BlockDropout
+from llmrec.train.dropout import drop_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +44,7 @@ class Batch:
 
     Attributes:
         rows: B, sequences.
-        tokens: T, tokens of each sequence, including padding.
+        tokens: T, tokens of each sequence, including padding; of an encoder-decoder, of each prompt.
         learnt: positions in the whole batch whose next token is labelled; logits are computed there.
     """
 
@@ -71,26 +73,29 @@ def skeleton(name: str, trust_remote_code: bool = False, keep_layers: int = 0) -
         keep_layers: number of decoder layers to keep, the first ones; 0: all.
 
     Raises:
-        UserError: `config.json` can't be read or describes no causal language model, or the model can't be cut to
+        UserError: `config.json` can't be read or describes no language model, or the model can't be cut to
             `keep_layers` layers.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     place, where = location(name)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = kind.from_config(
                 config, trust_remote_code=trust_remote_code, dtype=torch.float32, attn_implementation="eager"
             )
     except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--base.model {name}: its config.json can't be had: {reason}") from None
+        trouble = loading_trouble(name, error)
+        raise UserError(f"--base.model {name}: its config.json can't be had: {trouble}") from None
     cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     return model
 
 
-def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batch) -> dict[str, int]:
+def memory(
+    model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batch, dtype: torch.dtype = torch.float32
+) -> dict[str, int]:
     """Peak GPU memory of a training step.
 
     Args:
@@ -99,6 +104,7 @@ def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batc
         config: method, arithmetic, checkpointing.
         bits: per frozen linear weight.
         batch: the shape of the largest forward pass.
+        dtype: of the frozen weights that are not quantized.
 
     Returns:
         Bytes of `weights`, `half_precision_copies`, `gradients`, `optimizer` and `activations`, and their sum `total`.
@@ -116,14 +122,15 @@ def memory(model: Any, trained: Any, config: TrainConfig, bits: int, batch: Batc
     frozen = sum(p.numel() for p in matrices if not p.requires_grad and p.shape[0] != rows)
     quantized = frozen if bits < 32 else 0
     half = config.dtype != "float32"
+    copied = sum(p.numel() for p in matrices if p.requires_grad or dtype == torch.float32)
     kept, logits = _kept(model, trained, config, batch)
     if config.gradient_checkpointing:
         text = model.config.get_text_config()
         inputs = 4 * batch.size * text.hidden_size * text.num_hidden_layers
         kept = inputs + kept // text.num_hidden_layers  # the backward pass recomputes one layer at a time
     found = {
-        "weights": 4 * (_count(trained) - quantized) + quantized * bits // 8,
-        "half_precision_copies": 2 * sum(p.numel() for p in matrices) if half and bits == 32 else 0,
+        "weights": 4 * trainable + dtype.itemsize * (_count(trained) - trainable - quantized) + quantized * bits // 8,
+        "half_precision_copies": 2 * copied if half and bits == 32 else 0,
         "gradients": 4 * trainable,
         "optimizer": 8 * trainable,
         "activations": int(kept * AUTOCAST if half else kept) + logits,
@@ -163,7 +170,7 @@ def _kept(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> tuple[
             found[storage] = (tensor.untyped_storage().nbytes(), of_logits)
         return tensor
 
-    dropout = BlockDropout(model, config.dropout) if config.method == "full" and config.dropout else None
+    dropout = drop_out(model, config.dropout) if config.method == "full" and config.dropout else None
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = _loss(model, trained, batch)
     del loss
@@ -176,8 +183,13 @@ def _kept(model: Any, trained: Any, config: TrainConfig, batch: Batch) -> tuple[
 def _loss(model: Any, trained: Any, batch: Batch) -> torch.Tensor:
     ids = torch.zeros(batch.rows, batch.tokens, dtype=torch.int64, device="meta")
     columns = torch.zeros(-(-batch.learnt // batch.rows), dtype=torch.int64, device="meta")
-    # Without a mask, transformers would read the positions to find packed examples; meta tensors have no content.
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    # transformers would read the positions of a decoder without a mask, to find packed examples, or the mask of an
+    # encoder; meta tensors have no content.
+    inputs = {"input_ids": ids}
+    if encoder_of(model) is None:
+        inputs["attention_mask"] = torch.ones_like(ids)
+    else:
+        inputs["decoder_input_ids"] = torch.nn.functional.pad(columns, (1, 0)).expand(batch.rows, -1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = columns
     logits = trained.train()(**inputs).logits.float().flatten(0, 1)
@@ -227,9 +239,8 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
         UserError: the data or the base model can't be read, or the method does not fit the model.
     """
     from llmrec.model.adapter import with_adapter
-    from llmrec.model.architecture import context_length
-    from llmrec.tasks.mixture import Collator, Mixture, build_tasks
-    from llmrec.train.finetune import check_method
+    from llmrec.tasks.mixture import Mixture, build_tasks
+    from llmrec.train.finetune import check_method, make_collator
 
     learned = _learned(config, run, users, length)
     notes, tasks = [], config.tasks
@@ -240,12 +251,12 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
         notes.append("the dense head of --train.dense.weight and its scores of all items are not counted")
     model, renderer = _model_and_renderer(config, run, learned, notes)
     check_method(model, config.train)
-    trained = (
-        model if config.train.method == "full" else with_adapter(model, renderer.vocabulary.all_ids, config.train.lora)
-    )
+    full = config.train.method == "full"
+    trained = model if full else with_adapter(model, renderer.vocabulary.all_ids, config.train.lora)
+    dtype = torch.float32 if full or config.base.dtype == "float32" else torch.bfloat16  # auto: on a GPU
     built = build_tasks(tasks, learned.catalog, learned.sequences, renderer, learned.users, learned.intentions)
     mixture = Mixture(built, tasks, config.train.epochs, config.train.batch_size, config.train.seed)
-    work = _work(mixture, Collator(renderer, context_length(model), config.train.packing), config.train)
+    work = _work(mixture, make_collator(model, renderer, config.train), config.train)
     largest, usual = work.pop("largest"), work.pop("usual")
     tokens = work["per_epoch"]["padded_tokens"] * config.train.epochs
     total = operations(model, trained, config.train, usual) * tokens // usual.size
@@ -255,7 +266,7 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
         "parameters": _parameters(trained, renderer),
         "data": {"source": learned.source, "items": len(learned.catalog), "users": len(learned.sequences)},
         **work,
-        "bytes": memory(model, trained, config.train, config.base.bits, largest),
+        "bytes": memory(model, trained, config.train, config.base.bits, largest, dtype),
         "operations": total,
         "seconds": round(total / (tflops * 1e12 * UTILISATION)) if tflops else None,
         "notes": notes,
@@ -342,14 +353,12 @@ def _work(mixture: "Mixture", collate: "Collator", train: TrainConfig) -> dict[s
         `learnt_tokens` (the labelled ones) and `sampled` (whether some steps were not counted); and the shapes of two
         forward passes, `largest` (with the longest examples) and `usual` (the one closest to the mean size).
     """
-    from llmrec.tasks.mixture import IGNORE
-
     steps = -(-len(mixture) // train.batch_size)
     chosen = np.unique(np.linspace(0, steps - 1, min(steps, SAMPLE)).astype(int)).tolist()
     seen = [batch for step in chosen for batch in _batches(mixture, collate, train, step)]
     shapes = [Batch.of(batch) for batch in seen]
     longest = map(Batch.of, _batches(mixture, collate, train, _longest_step(mixture, train)))
-    real = [((batch["input_ids"] != collate.pad) | (batch["labels"] != IGNORE)).sum().item() for batch in seen]
+    real = [_real_tokens(batch, collate.pad) for batch in seen]
     means = {
         "tokens": np.mean(real),
         "padded_tokens": np.mean([one.size for one in shapes]),
@@ -367,6 +376,13 @@ def _work(mixture: "Mixture", collate: "Collator", train: TrainConfig) -> dict[s
         "largest": max([*longest, *shapes], key=lambda one: one.size),
         "usual": min(shapes, key=lambda one: abs(one.size - means["padded_tokens"])),
     }
+
+
+def _real_tokens(batch: Mapping[str, torch.Tensor], pad: int) -> int:
+    """The tokens of a batch that are no padding; the prompts' alone for an encoder-decoder, as in `Batch`."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return int(((batch["input_ids"] != pad) | (batch["labels"] != IGNORE)).sum())
 
 
 def _batches(mixture: "Mixture", collate: "Collator", train: TrainConfig, step: int) -> list[dict[str, Any]]:

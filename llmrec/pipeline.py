@@ -1,6 +1,6 @@
 """The whole pipeline makes a bundle and its metrics from a catalogue and a log of interactions.
 
-    data -> embed -> tokenize -> experts -> intentions -> base -> train -> model -> evaluate
+    data -> embed -> tokenize -> experts -> teacher -> intentions -> base -> train -> model -> evaluate
 
 Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips finished stages. The stages
 before `model` learn from `Prepared.for_training`. With `data.regime: strict` it lacks the cold items; the model stage
@@ -25,8 +25,10 @@ from llmrec.data.filters import require_text
 from llmrec.data.prepare import load, prepare, save
 from llmrec.data.readers import input_files
 from llmrec.intentions import Intentions, gather
+from llmrec.model.architecture import says_encoder_decoder
 from llmrec.rundir import CONFIG, RunDirectory
 from llmrec.stage import Stage, file_hashes, model_state
+from llmrec.train.encoder_decoder import check_encoder_decoder
 
 log = get_logger(__name__)
 
@@ -49,6 +51,8 @@ def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
 def check(config: Config, run: RunDirectory, until: str) -> None:
     """Check everything that can be checked before the first stage, then mark the folder as a run directory."""
     check_inputs(config, list(run.places([*FOLDERS, COMPARE, BENCHMARK])))
+    if config.base.model is not None and says_encoder_decoder(Path(config.base.model)):
+        check_encoder_decoder(f"--base.model {config.base.model}", config.tasks, config.train)
     make_stages(config, run.rehearsal(), until)
     run.claim(NAMES)
 
@@ -65,7 +69,7 @@ def data_stage(config: Config, run: RunDirectory) -> None:
     """Read, filter and split the data -> items.parquet, interactions.parquet, split.json."""
     files = file_hashes(input_files(config.data)) if run.main else {}
     template, without_text = config.embed.template, config.embed.without_text
-    keep = config.data.empty_text == "keep"
+    keep = config.data.empty_text == "keep" and config.embed.reads_texts
     chosen = {"without_text": without_text} if keep and without_text != "fail" else {}
 
     def make(out: Path) -> None:
@@ -83,7 +87,9 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
     The encoder learns from the items of `Prepared.for_training`. If `embed.align.epochs` is above 0, the vectors are
     aligned with the training events, which also give vectors to items without text if `embed.without_text` says so.
     """
-    from llmrec.embed import embed
+    from llmrec.embed import embed, vector_files
+
+    files = file_hashes(vector_files(config.embed)) if run.main else {}
 
     def make(out: Path) -> None:
         prepared = load(run.path("data"))
@@ -91,7 +97,7 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
         log = prepared.split.train if needs_log else None
         embed(prepared.catalog, config.embed, log, prepared.for_training.catalog).save(out)
 
-    run.build(Stage("embed", asdict(config.embed), make, reads=["data"]))
+    run.build(Stage("embed", config.embed.cache_key(), make, reads=["data"], files=files))
 
 
 def tokenize_stage(config: Config, run: RunDirectory) -> None:
@@ -113,7 +119,9 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
         ).save(out)
         save_picture(tokenizer.report(), out / "report.png", embeddings.vectors, tokenizer.codes[:, 0])
 
-    run.build(Stage("tokenize", asdict(config.tokenize), make, reads=["data", "embed"]))
+    given = config.tokenize.file
+    files = file_hashes([require_file(given, "--tokenize.file")]) if run.main and given is not None else {}
+    run.build(Stage("tokenize", config.tokenize.cache_key(), make, reads=["data", "embed"], files=files))
 
 
 def experts_stage(config: Config, run: RunDirectory) -> None:
@@ -137,6 +145,30 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
     if config.experts.models:
         reads = ["data", *(["embed"] if by_text else [])]
         run.build(Stage("experts", asdict(config.experts), make, reads=reads))
+
+
+def teacher_stage(config: Config, run: RunDirectory) -> None:
+    """What the experts say of the next item at each training prefix -> teacher.npy, teacher.json; no stage if
+    `train.distill.weight` is 0."""
+    from llmrec.collaborative.fused import FusedExperts
+    from llmrec.collaborative.teacher import Teacher
+    from llmrec.quantize.tokenizer import ItemTokenizer
+
+    settings = config.train.distill
+
+    def make(out: Path) -> None:
+        prepared, fused = load(run.path("data")), FusedExperts.load(run.path("experts"))
+        if (names := settings.taught_by(config.experts.models)) != fused.names:
+            fused = fused.of_experts(names, prepared.split.calibration_examples(prepared.catalog))
+        training, codes = prepared.for_training, ItemTokenizer.load(run.path("tokenize")).codes
+        rows = np.array([prepared.catalog.index[item] for item in training.catalog.ids])
+        sequences = training.split.sequences(training.catalog).train_sequences()
+        validation = training.split.validation_examples(training.catalog)
+        Teacher.make(fused.of_rows(rows), sequences, codes[:, 0], settings, out, validation)
+
+    if settings.weight:
+        own = {name: value for name, value in asdict(settings).items() if name != "weight"}
+        run.build(Stage("teacher", own, make, reads=["data", "tokenize", "experts"], resumable=True))
 
 
 def intentions_stage(config: Config, run: RunDirectory) -> None:
@@ -175,6 +207,7 @@ def base_stage(config: Config, run: RunDirectory) -> None:
 
 def train_stage(config: Config, run: RunDirectory) -> None:
     """Fine-tune on the task mixture -> checkpoints, log.jsonl, and the trained bundle in `bundle/`."""
+    from llmrec.collaborative.teacher import Teacher
     from llmrec.embed import Embeddings
     from llmrec.quantize.tokenizer import ItemTokenizer
     from llmrec.recommender.recommender import Recommender
@@ -182,8 +215,13 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
     local = Path(config.base.model) if config.base.model is not None else None
     prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
-    dense = config.train.dense.weight > 0
-    made = {"base": config.base.model is None, "intentions": config.intentions.source != "none", "embed": dense}
+    dense, taught = config.train.dense.weight > 0, config.train.distill.weight > 0
+    made = {
+        "base": config.base.model is None,
+        "intentions": config.intentions.source != "none",
+        "embed": dense,
+        "teacher": taught,
+    }
 
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
@@ -192,13 +230,15 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             ItemTokenizer.load(run.path("tokenize")),
             prepared.catalog,
             config.base,
+            frozen=config.train.method == "lora",
             templates=load_templates(config.tasks.prompts),
             max_history=config.tasks.max_history,
         )
         validation = prepared.split.validation_examples(prepared.catalog)
         vectors = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids).vectors if dense else None
         intentions = load_intentions(config, run)
-        learned = (config.tasks, config.train, out, intentions, vectors, config.decode)
+        teacher = Teacher.load(run.path("teacher")) if taught else None
+        learned = (config.tasks, config.train, out, intentions, vectors, config.decode, teacher)
         recommender.fit(prepared.split.train, validation, *learned)
         if config.train.lora.merge:
             recommender.merge()
@@ -211,7 +251,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     run.build(
         Stage(
             "train",
-            {"train": asdict(config.train), "tasks": asdict(config.tasks), "base": config.base.cache_key()},
+            {"train": config.train.cache_key(), "tasks": asdict(config.tasks), "base": config.base.cache_key()},
             make,
             reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
             files=file_hashes(prompts) | (model_state(local) if local is not None and local.exists() else {}),
@@ -340,13 +380,14 @@ STAGES = {
     "embed": embed_stage,
     "tokenize": tokenize_stage,
     "experts": experts_stage,
+    "teacher": teacher_stage,
     "intentions": intentions_stage,
     "base": base_stage,
     "train": train_stage,
     "model": model_stage,
     "evaluate": evaluate_stage,
 }
-FOLDERS = ("data", "embed", "tokenize", "experts", "intentions", "base", "train", "model", "evaluate")
+FOLDERS = ("data", "embed", "tokenize", "experts", "teacher", "intentions", "base", "train", "model", "evaluate")
 COMPARE, BENCHMARK = "compare", "benchmark"
 NAMES = (*FOLDERS, COMPARE, BENCHMARK, CONFIG)
 """All files and folders that llmrec writes into a run directory, except for the mark and the lock."""

@@ -33,3 +33,34 @@ def hub_options(name: str | Path) -> dict[str, Any]:
     except (HTTPError, OSError, ValueError):  # ValueError: a name that no repository can have
         return {"local_files_only": True}
     return {}
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` is a valid name of a Hub repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def loading_trouble(name: str | Path, error: Exception) -> str:
+    """Why the model `name` can't be loaded, in one line; a folder that is missing is named as such.
+
+    Args:
+        name: path or Hub id.
+        error: what the loading raised.
+    """
+    if Path(name).exists():
+        return first_line(error)
+    if not is_repo_id(str(name)):
+        return "there is no such folder here, and it is not a Hub id (org/name)"
+    return f"there is no such folder here, and the Hub gave no such model: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the error's type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

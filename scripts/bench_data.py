@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 CORE = 5
+START = 1_700_000_000_000_000  # November 2023, in microseconds
 
 
 def generate(path: Path, interactions: int, seed: int) -> None:
@@ -29,7 +30,7 @@ def generate(path: Path, interactions: int, seed: int) -> None:
     items = (n_items * rng.power(0.35, size=interactions)).astype(np.int64)
     users = (n_users * rng.power(0.6, size=interactions)).astype(np.int64)
     ids = {"user_id": pl.format("U{}", pl.Series(users)), "item_id": pl.format("B{}", pl.Series(items))}
-    times = pl.Series("timestamp", rng.permutation(interactions))
+    times = pl.Series("timestamp", rng.permutation(interactions) + START)
     times.to_frame().with_columns(**ids).write_parquet(path)
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 # This must be set before the first import of numpy or torch. With one thread each, the tests and the programs that they
 # start sum numbers in the same order, and the workers of pytest-xdist don't compete for the cores.
@@ -81,7 +81,7 @@ def tiny_catalog() -> Catalog:
 
 @pytest.fixture
 def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
-    """A function that builds a new `Shop`: `make_shop(tied=True, chat=False)`."""
+    """A function that builds a new `Shop`: `make_shop(tied=True, chat=False, architecture="qwen3")`."""
     from transformers import AutoModelForCausalLM
 
     from llmrec.index.trie import ItemTrie
@@ -92,8 +92,8 @@ def make_shop(tiny_catalog: Catalog) -> Callable[..., Shop]:
     from llmrec.tasks.config import load_templates
     from llmrec.tasks.render import Renderer
 
-    def build(tied: bool = True, chat: bool = False) -> Shop:
-        base = BaseConfig(hidden_size=32, layers=2, heads=4, vocabulary=320, context=160)
+    def build(tied: bool = True, chat: bool = False, architecture: Literal["qwen3", "t5"] = "qwen3") -> Shop:
+        base = BaseConfig(architecture=architecture, hidden_size=32, layers=2, heads=4, vocabulary=320, context=160)
         model, tokenizer = make_base(base, tiny_catalog.texts("{title}. {description}"))
         if not tied:
             model.config.tie_word_embeddings = False

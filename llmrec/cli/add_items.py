@@ -28,7 +28,10 @@ def main(arguments: Sequence[str]) -> None:
     def change(store: ItemStore) -> ItemStore:
         if options.remove:
             store = store.without_items(options.remove)
-        return store if catalog is None else store.with_items(catalog, if_exists=options.if_exists)
+        if catalog is None:
+            return store
+        vectors = store.item_tokenizer.embed(catalog, options.vectors) if options.vectors else None
+        return store.with_items(catalog, vectors, options.if_exists)
 
     old, new = change_items(options.model, options.out, change, options.encoder)
     removed = len(set(options.remove or ()))
@@ -62,6 +65,13 @@ def _parser() -> PlainParser:
         metavar="DIR_OR_HUB_ID",
         help="the sentence-transformers model that embedded the bundle's items; for safety, a model name stored in the "
         "bundle is not loaded",
+    )
+    parser.add_argument(
+        "--vectors",
+        nargs="+",
+        metavar="FILE",
+        help="the vectors of the items, if those of the catalogue came from --embed.vectors: one file for each of "
+        "those, in the same order",
     )
     parser.add_argument("--item-column", default="item_id", metavar="NAME", help="column of the ids (default item_id)")
     parser.add_argument("--title-column", default="title", metavar="NAME", help="column of the titles (default title)")

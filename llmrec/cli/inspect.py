@@ -85,8 +85,8 @@ def describe_bundle(name: str) -> dict[str, Any]:
     return {
         "bundle": asdict(header),
         "items": len(index),
-        "new_items": int((index[bundle.EVENTS] == 0).sum()) if bundle.EVENTS in index.columns else 0,
-        "fields": [column for column in index.columns if column not in ("item_id", "codes", bundle.EVENTS)],
+        "new_items": int((index[bundle.EVENTS] == 0).sum()),
+        "fields": bundle.catalog_frame(index).columns[1:],
         "fusion": _json(folder / bundle.FUSION),
         "examples": examples,
         "bytes": sizes(folder),

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from llmrec import __version__
+from llmrec.checks import check_texts
 from llmrec.cli import (
     add_items,
     benchmark,
@@ -14,6 +15,7 @@ from llmrec.cli import (
     estimate,
     explain,
     inspect,
+    predict,
     push,
     recommend,
     serve,
@@ -38,6 +40,7 @@ COMMANDS = {
     "compare-tokenizers": compare.COMMAND,
     "tasks": tasks.COMMAND,
     "recommend": recommend.COMMAND,
+    "predict": predict.COMMAND,
     "add-items": add_items.COMMAND,
     "explain": explain.COMMAND,
     "discover": discover.COMMAND,
@@ -80,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # transformers 5 warns about names that change in version 6. Only peft can change some of them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
     try:
+        for word in arguments[1:]:
+            if not os.path.lexists(word):  # the name of a file may hold any bytes
+                check_texts(f"argument {word!r:.80}", word)
         command.main(arguments[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has stopped reading

@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from llmrec.cli.command import Command, PlainParser, add_model_flags, load_model
 from llmrec.console import printable, say
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> None:
     """Parse the flags, load the bundle, print the recommendations."""
     options = _parser().parse_args(arguments)
-    if options.beams < 1:
-        raise UserError(f"--beams {options.beams}: expected at least 1.")
     request = _request(options)
     recommender = _recommender(options)
     started = time.perf_counter()
@@ -34,14 +32,15 @@ def main(arguments: Sequence[str]) -> None:
         answer = {
             "items": [item.to_dict() for item in items],
             "reason": items.reason_with_flags,
+            "notes": items.notes,
             "seconds": round(seconds, 4),
         }
         print(json.dumps(answer))
         return
     for item in items:
         say(f"{item.rank:>3}  {item.item_id:<12}  {item.score:8.3f}  {item.title}")
-    if items.reason_with_flags:
-        print(printable(items.reason_with_flags), file=sys.stderr)
+    for line in [*items.notes, *([items.reason_with_flags] if items.reason_with_flags else [])]:
+        print(printable(line), file=sys.stderr)
 
 
 def _recommender(options: Namespace) -> "Recommender | ExpertRecommender":
@@ -68,43 +67,23 @@ def _recommender(options: Namespace) -> "Recommender | ExpertRecommender":
             print(printable(f"{model}: not there yet; the experts of the run answer."), file=sys.stderr)
             return ExpertRecommender.from_run(run / "data", experts)
         options.model = str(model)
-    return load_model(options, beams=options.beams, ranking=options.ranking, cold_bonus=options.cold_bonus)
+    return load_ranked(options)
 
 
 def _parser() -> PlainParser:
     parser = PlainParser(prog="llmrec recommend", description="Recommend items of a bundle's catalogue.")
 
-    def several(flag: str, word: str, meaning: str) -> None:
-        parser.add_argument(flag, nargs="+", action="extend", metavar=word, help=meaning)
-
     add_model_flags(parser, or_run=True)
-    several("--history", "ID", "item ids, oldest first")
+    parser.add_argument(
+        "--history", nargs="*", action="extend", metavar="ID", help="item ids, oldest first; none: a user without any"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="the request in plain words")
-    parser.add_argument("--k", type=int, default=10, help="number of results (default 10)")
-    several("--exclude", "ID", "items that are never recommended")
-    parser.add_argument("--include-seen", action="store_true", help="items of the history may also be recommended")
-    several("--allow", "ID", "recommend only these items")
-    several("--where", "FIELD=VALUE", "recommend only items whose field has this value")
+    add_request_flags(parser)
     parser.add_argument(
         "--boost", metavar="FILE", help="CSV with columns item_id,offset; the offset is added to the score"
     )
-    several("--max-per", "FIELD=M", "at most M results with the same text in this field")
+    _several(parser, "--max-per", "FIELD=M", "at most M results with the same text in this field")
     parser.add_argument("--max-per-code", type=int, metavar="M", help="at most M results with the same first code")
-    parser.add_argument("--beams", type=int, default=20, help="beams of the search (default 20); at least --k")
-    parser.add_argument(
-        "--ranking",
-        choices=["auto", *get_args(RankingName)],
-        default="auto",
-        help="how items are ranked, see `llmrec run --help-all`, --decode.ranking (default auto)",
-    )
-    parser.add_argument(
-        "--cold-bonus",
-        "--new-bonus",  # its name in version 0.1
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="ranking fusion: X is added to the score of cold items, which have no training events (default 0)",
-    )
     parser.add_argument(
         "--phrasings",
         type=int,
@@ -120,6 +99,72 @@ def _parser() -> PlainParser:
     return parser
 
 
+def _several(parser: PlainParser, flag: str, word: str, meaning: str) -> None:
+    parser.add_argument(flag, nargs="+", action="extend", metavar=word, help=meaning)
+
+
+def add_request_flags(parser: PlainParser) -> None:
+    """Add the flags that `recommend` and `predict` share; `request_fields` and `load_ranked` read them."""
+    parser.add_argument("--k", type=int, default=10, help="number of results (default 10)")
+    _several(parser, "--exclude", "ID", "items that are never recommended")
+    parser.add_argument("--include-seen", action="store_true", help="items of the history may also be recommended")
+    _several(parser, "--allow", "ID", "recommend only these items")
+    _several(parser, "--where", "FIELD=VALUE", "recommend only items whose field has this value")
+    parser.add_argument(
+        "--unknown",
+        choices=["skip", "fail"],
+        default="skip",
+        help="items of the history that the catalogue lacks: leave them out and say so (skip, the default), or stop "
+        "with an error (fail)",
+    )
+    parser.add_argument(
+        "--empty-history",
+        choices=["popularity", "model"],
+        default="popularity",
+        help="how a history without any item of the catalogue is answered: by the items' training events (popularity, "
+        "the default), or by the model after an empty history (model)",
+    )
+    parser.add_argument("--beams", type=int, default=20, help="beams of the search (default 20); at least --k")
+    parser.add_argument(
+        "--ranking",
+        choices=["auto", *get_args(RankingName)],
+        default="auto",
+        help="how items are ranked, see `llmrec run --help-all`, --decode.ranking (default auto)",
+    )
+    parser.add_argument(
+        "--cold-bonus",
+        "--new-bonus",  # its name in version 0.1
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="ranking fusion: X is added to the score of cold items, which have no training events (default 0)",
+    )
+
+
+def request_fields(options: Namespace) -> dict[str, Any]:
+    """The fields of a `Request` from the flags of `add_request_flags`."""
+    return {
+        "k": options.k,
+        "exclude": options.exclude or (),
+        "include_seen": options.include_seen,
+        "where": _pairs("--where", options.where or (), "brand=Weleda"),
+        "allow": options.allow,
+        "unknown": options.unknown,
+        "empty_history": options.empty_history,
+    }
+
+
+def load_ranked(options: Namespace) -> "Recommender":
+    """Load the bundle that the flags of `add_model_flags` choose, with the ranking of `add_request_flags`.
+
+    Raises:
+        UserError: the number of beams is below 1, or the bundle can't be loaded.
+    """
+    if options.beams < 1:
+        raise UserError(f"--beams {options.beams}: expected at least 1.")
+    return load_model(options, beams=options.beams, ranking=options.ranking, cold_bonus=options.cold_bonus)
+
+
 def _request(options: Namespace) -> "Request":
     """Make the request from the flags."""
     from llmrec.recommender.request import Request
@@ -129,18 +174,14 @@ def _request(options: Namespace) -> "Request":
         if not most.isdecimal():
             raise UserError(f"--max-per {field}={most}: expected FIELD=M with a whole number M, such as brand=2.")
     return Request(
-        history=options.history or (),
+        history=options.history,
         prompt=options.prompt,
-        k=options.k,
-        exclude=options.exclude or (),
-        include_seen=options.include_seen,
-        where=_pairs("--where", options.where or (), "brand=Weleda"),
-        allow=options.allow,
         offsets=None if options.boost is None else _offsets(Path(options.boost)),
         max_per_field={field: int(most) for field, most in limits.items()},
         max_per_code=options.max_per_code,
         exact=options.exact,
         phrasings=options.phrasings,
+        **request_fields(options),
     )
 
 

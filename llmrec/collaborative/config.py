@@ -1,5 +1,6 @@
 """What the sections of trained collaborative models and of the experts may say."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -194,3 +195,49 @@ class ExpertsConfig:
         """Whether one of the experts goes by the items' text vectors, or starts from them."""
         starts = {name for name in NETWORKS if getattr(self, name).start == "text"}
         return not (BY_TEXT | starts).isdisjoint(self.models)
+
+
+@dataclass
+class DistillConfig:
+    """Distillation: in training, the experts teach the language model beside the items that users took."""
+
+    weight: float = 0.0
+    """Share of the experts in the loss of each item token of the task sequential; the token itself has the rest. 0: the
+    experts do not teach."""
+    experts: list[ExpertName] = field(default_factory=list)
+    """The experts that teach, of those in experts.models. Default: all of them but the Transformers."""
+    temperature: float = 1.0
+    """Divides the experts' scores before the softmax over all items: below 1, they favour their best items more."""
+    top: int = 100
+    """Number of items per training prefix whose probabilities are kept (6 bytes each); the other items have one sum per
+    first code (2 bytes each)."""
+    held_out: bool = True
+    """Take each user's own events out of the experts before they teach on this user's history; otherwise they have seen
+    the items that they predict."""
+    folds: int = 2
+    """A Transformer that teaches held out is fitted so many times, each time without one part of the users."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, "train.distill", at_least={0: ("weight",), 1: ("top",), 2: ("folds",)}, positive=("temperature",)
+        )
+        if self.weight > 1:
+            raise UserError(f"--train.distill.weight {self.weight}: expected a share from 0 to 1.")
+
+    def taught_by(self, models: Sequence[ExpertName]) -> list[ExpertName]:
+        """The experts that teach, in the order of `models`, the experts that there are.
+
+        Raises:
+            UserError: none is left, or one is not among `models`.
+        """
+        if missing := [name for name in self.experts if name not in models]:
+            raise UserError(
+                f"--train.distill.experts {missing[0]}: not among --experts.models; add it there, or leave it out."
+            )
+        names = [name for name in models if (name in self.experts if self.experts else name not in NETWORKS)]
+        if not names:
+            raise UserError(
+                f"--train.distill.weight {self.weight}: no expert can teach; name one with --experts.models, such as "
+                "smoothed-markov."
+            )
+        return names

@@ -268,6 +268,13 @@ class SmoothedMarkov(DecayedMarkov):
 
 def count_transitions(sequences: list[np.ndarray], n_items: int, settings: TransitionSettings) -> sparse.csr_matrix:
     """Transitions T, float32 [N, N], from U int arrays of items in time order; each row sums to less than 1."""
+    counts = weighted_pairs(sequences, n_items, settings)
+    totals = np.asarray(counts.sum(axis=1)).ravel() + settings.shrinkage
+    return sparse.csr_matrix(sparse.diags((1 / totals).astype(np.float32)) @ counts)
+
+
+def weighted_pairs(sequences: list[np.ndarray], n_items: int, settings: TransitionSettings) -> sparse.csr_matrix:
+    """The sums of the weights of all pairs, float32 [N, N]: transitions before their rows are divided."""
     items = np.concatenate(sequences) if sequences else np.empty(0, np.int64)
     users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     counts = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
@@ -277,8 +284,7 @@ def count_transitions(sequences: list[np.ndarray], n_items: int, settings: Trans
         weight = np.full(len(before), settings.decay ** (step - 1), np.float32)
         forward = sparse.coo_matrix((weight, (before, after)), shape=counts.shape).tocsr()
         counts = counts + forward + settings.backward * forward.T
-    totals = np.asarray(counts.sum(axis=1)).ravel() + settings.shrinkage
-    return sparse.csr_matrix(sparse.diags((1 / totals).astype(np.float32)) @ counts)
+    return sparse.csr_matrix(counts)
 
 
 def centred(vectors: np.ndarray, warm: np.ndarray) -> np.ndarray:

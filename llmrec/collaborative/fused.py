@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from llmrec.atomic import write_text
 from llmrec.collaborative.base import BaselineSystem, popularity, ranks_from_scores, without
-from llmrec.collaborative.config import ExpertsConfig
+from llmrec.collaborative.config import ExpertName, ExpertsConfig
 from llmrec.collaborative.experts import TRAINED, Experts
 from llmrec.collaborative.fusion import FusionWeights, fit_fusion, frontier_of, limits_of
 from llmrec.collaborative.ranker import LearnedRanker, Lists
@@ -177,6 +177,23 @@ class FusedExperts(BaselineSystem):
     def of_rows(self, rows: np.ndarray) -> Self:
         """As `Experts.of_rows`, with the same weights."""
         return self._with(self.experts.of_rows(rows))
+
+    def of_experts(self, names: Sequence[ExpertName], examples: EvalExamples) -> Self:
+        """The weighted sum of some of the experts, without a learned order.
+
+        Args:
+            names: of the experts that stay.
+            examples: as those that the weights were learnt from; the weights are learnt again.
+
+        Raises:
+            UserError: fewer than 20 examples have their target among the experts' candidates.
+        """
+        changed = self._with(copy.copy(self.experts))
+        changed.experts.names, changed.ranker = list(names), None
+        chosen = changed._chosen(examples)
+        items, features = gather(changed.experts, chosen, self.config.candidates)
+        changed.weights = changed._fit_weights(items, features, chosen, names)
+        return changed
 
     def _with(self, experts: Experts) -> Self:
         changed = copy.copy(self)

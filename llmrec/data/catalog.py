@@ -9,7 +9,8 @@ import polars as pl
 
 from llmrec.console import get_logger
 from llmrec.data.bad_rows import RowsError
-from llmrec.data.files import id_column, read_table, require_column
+from llmrec.data.files import read_table, require_column
+from llmrec.data.ids import id_column
 from llmrec.data.text import fill_template, parse_template, plain_text
 from llmrec.errors import UserError
 
@@ -136,10 +137,18 @@ class Catalog:
 
 
 def _renaming(frame: pl.DataFrame, item_column: str, title_column: str) -> dict[str, str]:
-    """Old -> new column names; another column that already has the new name "x" is renamed to "x_"."""
+    """Old -> new column names; another column that already has the new name "x" gets underscores: "x_"."""
     wanted = {item_column: "item_id", title_column: "title"}
-    in_the_way = [name for name in wanted.values() if name in frame.columns and name not in wanted]
-    return {old: new for old, new in wanted.items() if old != new} | {name: f"{name}_" for name in in_the_way}
+    renaming = {old: new for old, new in wanted.items() if old != new}
+    taken = {*frame.columns, *wanted.values()}
+    for name in wanted.values():
+        if name in frame.columns and name not in wanted:
+            free = name
+            while free in taken:
+                free += "_"
+            taken.add(free)
+            renaming[name] = free
+    return renaming
 
 
 def _check_unique(ids: pl.Series, source: str) -> None:

@@ -20,7 +20,8 @@ class ColumnsConfig:
     item: str = "item_id"
     """Column of item ids; it has the same name in the events and in the items."""
     time: str | None = "timestamp"
-    """Column of times: numbers or ISO dates. null: there is none, and the rows of each user are in time order. A table
+    """Column of times: numbers (seconds, milli-, micro- or nanoseconds, told apart by their size), dates such as
+    20240531, or ISO dates, all in one form. null: there is none, and the rows of each user are in time order. A table
     without a column timestamp counts as such too, unless one of its columns looks like times."""
     rating: str | None = None
     """Column of ratings; null if there is none."""
@@ -94,7 +95,7 @@ class DataConfig:
     synthetic_users: int = 4500
     """Number of users of the synthetic shop."""
     min_rating: float | None = None
-    """Drop events with a lower rating or without one; null keeps all events."""
+    """Drop events with a lower rating, and events without a rating (empty or NaN); null keeps all events."""
     user_core: int = 5
     """Keep users with at least this many events; 1 keeps all. This filter and item_core repeat until both hold."""
     item_core: int = 5
@@ -108,14 +109,21 @@ class DataConfig:
     and time always count once."""
     unknown_items: Literal["drop", "fail"] = "drop"
     """Events with items that are not in the catalogue. drop: drop and count them; fail: stop with an error."""
+    unknown_share: float = 0.1
+    """Largest share of the events that `unknown_items drop` may drop. If more events name unknown items, the ids often
+    differ in form, and an error shows examples; 1 accepts any share."""
     empty_text: Literal["drop", "fail", "keep"] = "drop"
     """Items without any text under --embed.template. drop: drop and count them and their events; fail: stop with an
     error; keep: keep them, and --embed.without_text says which vectors they get."""
     unused_items: Literal["keep", "drop"] = "drop"
     """Items without an event after the filters. keep: they stay in the catalogue as cold items; drop: drop them."""
-    split: Literal["leave-one-out", "timestamp"] = "leave-one-out"
+    split: Literal["leave-one-out", "timestamp", "given"] = "leave-one-out"
     """leave-one-out: each user's last event is the test target, the one before it the validation target. timestamp: two
-    points in time, the same for all users, divide the log into train, validation and test part."""
+    points in time, the same for all users, divide the log into train, validation and test part. given: the data is
+    published in three parts. `path` is the folder of the files train.*, valid.* and test.*, or the file of the train
+    part, such as x.train.inter (formats table and recbole), the folder (minionerec), or a dataset with these splits
+    (datasets). All events stay as published: user_core, item_core and min_length do not apply, and equal events are
+    kept."""
     valid_share: float = 0.1
     """Share of the events in the validation part (timestamp split)."""
     test_share: float = 0.1
@@ -146,6 +154,10 @@ class DataConfig:
         sizes = ("synthetic_items", "synthetic_users", "user_core", "item_core", "min_length")
         check_fields(self, "data", at_least={0: ("seed",), 1: sizes}, shares=("valid_share", "test_share"))
         self._check_encoding()
+        if not 0 <= self.unknown_share <= 1:
+            raise UserError(f"--data.unknown_share {self.unknown_share}: expected a share from 0 to 1")
+        if self.split == "given":
+            self._check_given()
         if self.split == "leave-one-out" and self.min_length < 3:
             raise UserError(
                 f"--data.min_length {self.min_length}: leave-one-out needs 3 events of a user (history, "
@@ -167,6 +179,18 @@ class DataConfig:
     def text_options(self) -> TextOptions:
         """How text files are read."""
         return TextOptions(self.encoding, self.quoting, self.bad_rows, settable=True)
+
+    def _check_given(self) -> None:
+        if self.format not in ("table", "recbole", "minionerec", "datasets"):
+            raise UserError(
+                f"--data.split given: --data.format {self.format} has no published parts; use leave-one-out or "
+                "timestamp, or one of the formats table, recbole, minionerec and datasets"
+            )
+        changed = {"min_rating": self.min_rating is not None, "duplicates": self.duplicates != "keep"}
+        for name in (name for name, is_set in changed.items() if is_set):
+            raise UserError(
+                f"--data.{name} {getattr(self, name)}: --data.split given keeps all published events; leave it out"
+            )
 
     @property
     def event_columns(self) -> dict[str, str | None]:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmrec.data.bad_rows import BadRows, RowsError, TextOptions
+from llmrec.data.bad_rows import BadRows, TextOptions
 from llmrec.data.lines import find_encoding, is_packed, open_bytes, read_lines, read_text, undecoded
 from llmrec.data.separated import POLARS_ERRORS, SeparatedFile
 from llmrec.data.text import leaves, parse_literal
@@ -51,25 +51,6 @@ def require_column(frame: pl.DataFrame, column: str, source: str | Path, flag: s
         if any(name.strip().replace(".", "", 1).isdecimal() for name in frame.columns):
             hint = "; the first line seems to be a row: write a line with the names of the columns above it"
         raise UserError(f"{source}: no column {column!r} ({flag}); found: {found or 'no columns'}{hint}")
-
-
-def id_column(values: pl.Series, source: str) -> pl.Series:
-    """The ids as text.
-
-    Float ids that are all whole numbers lose their ".0", so that they equal the same ids written as integers.
-
-    Raises:
-        UserError: for ids that are neither text nor numbers, or a row without an id.
-    """
-    if values.dtype.is_float() and (values == values.round()).all():
-        values = values.cast(pl.Int64, strict=False)
-    if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null)):
-        raise UserError(f"{source}: {values.name} holds {values.dtype}; expected text or numbers")
-    texts = values.cast(pl.String)
-    missing = (texts.is_null() | (texts == "")).arg_true()
-    if len(missing):
-        raise RowsError(source, missing.to_list(), lambda row: f"no {values.name}; expected one in every row")
-    return texts
 
 
 def read_json(path: Path) -> Any:
@@ -195,7 +176,12 @@ def table_kind(path: Path) -> str:
     return Path(path.stem if is_packed(path) else path).suffix.lower()
 
 
-def read_table(path: str | Path, flag: str = "--data.path", options: TextOptions | None = None) -> pl.DataFrame:
+def read_table(
+    path: str | Path,
+    flag: str = "--data.path",
+    options: TextOptions | None = None,
+    used: Collection[str] | None = None,
+) -> pl.DataFrame:
     """Read a table: CSV or TSV (all columns as text), JSON objects (one per line, or one list of them), or parquet.
 
     All except parquet may be compressed as .gz.
@@ -204,6 +190,8 @@ def read_table(path: str | Path, flag: str = "--data.path", options: TextOptions
         path: the file; its suffix decides how it is read.
         flag: the setting that the path came from, for messages.
         options: encoding, quoting and the policy for bad rows.
+        used: the columns that the caller needs, None for all. If the name of one stands twice in a header, the table is
+            refused; the second of two other columns of the same name is left out, and the log says so.
 
     Raises:
         UserError: for a file that is missing or unreadable, or has an unknown suffix.
@@ -211,7 +199,7 @@ def read_table(path: str | Path, flag: str = "--data.path", options: TextOptions
     path = require_file(path, flag)
     kind = table_kind(path)
     if kind in (".csv", ".tsv"):
-        return read_separated(path, "\t" if kind == ".tsv" else ",", options, detect=True)
+        return read_separated(path, "\t" if kind == ".tsv" else ",", options, detect=True, used=used)
     if kind in (".jsonl", ".ndjson", ".json"):
         return records_frame(path, options)
     if path.suffix.lower() == ".parquet":
@@ -233,7 +221,11 @@ def row_places(path: Path, rows: list[int], options: TextOptions) -> list[str]:
 
 
 def read_separated(
-    path: Path, separator: str, options: TextOptions | None = None, detect: bool = False
+    path: Path,
+    separator: str,
+    options: TextOptions | None = None,
+    detect: bool = False,
+    used: Collection[str] | None = None,
 ) -> pl.DataFrame:
     """Read a table with a header and a separator between columns; all columns are text.
 
@@ -242,11 +234,12 @@ def read_separated(
         separator: one character, such as ",".
         options: encoding, quoting and the policy for bad rows.
         detect: whether the file may have another separator, which is then found from its header.
+        used: the columns that the caller needs, as for `read_table`.
 
     Raises:
         UserError: for a file that is not such a table.
     """
-    return SeparatedFile(path, separator, options or TextOptions(), detect).frame()
+    return SeparatedFile(path, separator, options or TextOptions(), detect, used).frame()
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:

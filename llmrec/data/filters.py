@@ -6,9 +6,13 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from llmrec.console import get_logger
+from llmrec.data import ids
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions, numbered
 from llmrec.errors import UserError
+
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,14 @@ class Summary:
         return cls([Step(**record) for record in records])
 
 
-def known_items(log: Interactions, catalog: Catalog, policy: Literal["drop", "fail"]) -> Interactions:
-    """The events whose items are in the catalogue; with policy `fail`, raises UserError if there are others."""
+def known_items(
+    log: Interactions, catalog: Catalog, policy: Literal["drop", "fail"], most: float = 1.0
+) -> Interactions:
+    """The events whose items are in the catalogue.
+
+    Raises:
+        UserError: there are other events and the policy is `fail`, or their share of all events is above `most`.
+    """
     known = log.frame["item_id"].is_in(catalog.frame["item_id"].implode())
     if known.all():
         return log
@@ -72,7 +82,42 @@ def known_items(log: Interactions, catalog: Catalog, policy: Literal["drop", "fa
             f"the log names {unknown.n_unique():,} items that the catalogue lacks ({len(unknown):,} events), "
             f"first {unknown[0]!r}; add them to the items, or use --data.unknown_items drop"
         )
+    reason = ids.difference(unknown, catalog.frame["item_id"])
+    if len(unknown) > most * len(log):
+        advice = f"the ids differ in {reason}, so write them alike" if reason else "correct the ids, or add the items"
+        raise UserError(
+            f"{len(unknown):,} of {len(log):,} events name items that the catalogue lacks, such as "
+            f"{_three(unknown)}, where the catalogue has items such as {_three(catalog.frame['item_id'])}; {advice}; "
+            f"to drop these events, raise --data.unknown_share (now {most:g})"
+        )
+    if reason:
+        _logger.warning(
+            "%s events name items that the catalogue lacks, such as %s; most of these ids differ from ids of the "
+            "catalogue in %s.",
+            f"{len(unknown):,}",
+            _three(unknown),
+            reason,
+        )
     return Interactions(log.frame.filter(known))
+
+
+def _three(values: pl.Series) -> str:
+    return ", ".join(repr(value) for value in values.unique(maintain_order=True).head(3))
+
+
+def warn_of_look_alikes(distinct: pl.Series, what: str) -> None:
+    """Log a warning if ids that differ look the same; `what` is the kind of ids, such as "items"."""
+    pairs = ids.look_alikes(distinct)
+    if pairs:
+        first, second = pairs[0]
+        _logger.warning(
+            "%s pairs of %s have ids that differ only in white space or Unicode form, such as %r and %r; they stay "
+            "apart.",
+            f"{len(pairs):,}",
+            what,
+            first,
+            second,
+        )
 
 
 def items_with_text(catalog: Catalog, policy: Literal["drop", "fail", "keep"], template: str = "") -> Catalog:
@@ -122,11 +167,17 @@ def without_text(catalog: Catalog, has_text: pl.Series, template: str) -> str:
 
 
 def min_rating(log: Interactions, least: float) -> Interactions:
-    """The events with a rating of at least `least`; raises UserError for a log without ratings."""
+    """The events with a rating of at least `least`; an event without a rating is dropped, and a log line counts these.
+
+    Raises:
+        UserError: for a log without ratings.
+    """
     if "rating" not in log.frame.columns:
         raise UserError(
             f"--data.min_rating {least}: the log has no ratings; name their column with --data.columns.rating"
         )
+    if missing := log.frame["rating"].null_count():
+        _logger.info("--data.min_rating %g: %s events have no rating and are dropped.", least, f"{missing:,}")
     return Interactions(log.frame.filter(pl.col("rating") >= least))
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,11 +11,13 @@ import polars as pl
 from llmrec.console import get_logger
 from llmrec.data.bad_rows import RowsError
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import id_column, read_table, require_column
+from llmrec.data.files import read_table, require_column
+from llmrec.data.ids import id_column
 from llmrec.data.sequences import PARTS, TEST, TRAIN, VALID, EvalExamples, Sequences, item_rows
+from llmrec.data.times import microseconds
 from llmrec.errors import UserError
 
-log = get_logger(__name__)
+_logger = get_logger(__name__)
 
 _TIME_NAME = re.compile(r"time|date|stamp|when|day|hour|month|year|created|epoch|_at$|^ts$|^t$", re.IGNORECASE)
 _TIME_VALUE = re.compile(r"\d{4}-\d\d|\d{1,2}[/.]\d{1,2}[/.]\d{2}|\d{9,19}(\.\d+)?$")
@@ -32,9 +33,9 @@ _FLAGS = {
 class Interactions:
     """E events, one per row of a frame.
 
-    Columns: `user_id` and `item_id` (text), `timestamp` (int64, from seconds to nanoseconds as in the source; null in
-    all rows if only the order is known), optionally `rating` (float64) and `review` (text). The rows of a user are
-    adjacent and in time order.
+    Columns: `user_id` and `item_id` (text), `timestamp` (int64, microseconds since 1970 UTC; null in all rows if only
+    the order is known), optionally `rating` (float64, null if missing), `review` (text), and `part` (uint8: TRAIN,
+    VALID, TEST) of a published split. The rows of a user are adjacent, by part if there is one, and in time order.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
@@ -43,7 +44,7 @@ class Interactions:
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame, source: str = "the interactions", seed: int = 0) -> Self:
-        """Build a log from a frame with `user_id`, `item_id` and optionally `timestamp`, `rating`, `review`.
+        """Build a log from a frame with `user_id`, `item_id` and optionally `timestamp`, `rating`, `review`, `part`.
 
         Rows are sorted by user and time. A user's events with equal times are shuffled: many logs store only the day
         and list the items of a day by id, so their order in the file means nothing. Without timestamps, the rows of a
@@ -62,11 +63,13 @@ class Interactions:
         columns = [id_column(frame[name], source) for name in ("user_id", "item_id")]
         if "timestamp" not in frame.columns:
             frame = frame.with_columns(timestamp=None)
-        columns.append(_as_timestamps(frame["timestamp"], source))
+        columns.append(microseconds(frame["timestamp"], source))
         if "rating" in frame.columns:
             columns.append(_as_numbers(frame["rating"], source))
         if "review" in frame.columns:
             columns.append(frame["review"].cast(pl.String).fill_null(""))
+        if "part" in frame.columns:
+            columns.append(frame["part"])
         events = pl.DataFrame(columns)
         return cls(events[_order(events, seed)])
 
@@ -95,7 +98,9 @@ class Interactions:
             "rating": rating_column,
             "review": review_column,
         }
-        return cls.from_frame(select_columns(read_table(path), columns, str(path)), str(path), seed)
+        return cls.from_frame(
+            select_columns(read_table(path, used=used_names(columns)), columns, str(path)), str(path), seed
+        )
 
     def __len__(self) -> int:
         return self.frame.height
@@ -147,12 +152,17 @@ def select_columns(frame: pl.DataFrame, columns: dict[str, str | None], source: 
     """
     wanted = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
     if wanted.get("timestamp") == "timestamp" and not _may_hold_times(frame, wanted.values()):
-        log.warning("%s: no column of times; the rows of each user count as in time order", source)
+        _logger.warning("%s: no column of times; the rows of each user count as in time order", source)
         del wanted["timestamp"]
     for ours, theirs in wanted.items():
         hint = "; if no column holds times, --data.columns.time null takes the rows as in time order"
         require_column(frame, theirs, source, f"--data.columns.{_FLAGS[ours]}", hint if ours == "timestamp" else "")
     return frame.select(pl.col(theirs).alias(ours) for ours, theirs in wanted.items())
+
+
+def used_names(columns: dict[str, str | None]) -> set[str]:
+    """The names in the table of the columns of the events, as for `select_columns`."""
+    return {theirs for theirs in columns.values() if theirs is not None}
 
 
 def _may_hold_times(frame: pl.DataFrame, used: Iterable[str]) -> bool:
@@ -170,74 +180,39 @@ def numbered(values: pl.Series) -> np.ndarray:
 
 
 def _order(frame: pl.DataFrame, seed: int) -> np.ndarray:
-    """Row numbers sorted by user, time, and a hash of user, item and seed; without times, by user in file order.
+    """Row numbers sorted by user, part, time, and a hash of user, item and seed; without times, by user, part and row.
 
     Three sorts by one number each take a quarter of the time of one sort by several columns.
     """
     users = numbered(frame["user_id"])
+    if "part" in frame.columns:
+        users = users * len(PARTS) + frame["part"].to_numpy()
     if frame["timestamp"].null_count():
         return np.argsort(users, kind="stable")
     shuffled = np.argsort(frame.select(pl.struct("user_id", "item_id").hash(seed)).to_series(), kind="stable")
     moments, moment = np.unique(frame["timestamp"].to_numpy(), return_inverse=True)
-    keys = users * len(moments) + moment  # below E squared, so int64 suffices
+    keys = users * len(moments) + moment  # below 3 E², so int64 suffices
     return shuffled[np.argsort(keys[shuffled], kind="stable")]
 
 
-def _as_timestamps(values: pl.Series, source: str) -> pl.Series:
-    """Times as int64: numbers stay, without fractions; dates and ISO times become seconds since 1970 (UTC)."""
-    if values.null_count() == len(values):
-        return pl.Series("timestamp", [None] * len(values), dtype=pl.Int64)
-    times = _parse_times(values)
-    bad = times.is_null().arg_true()
-    if len(bad):
-        expected = "a number of seconds, milli-, micro- or nanoseconds, or a date such as 2024-05-31 12:00:00"
-        raise RowsError(source, bad.to_list(), lambda row: f"timestamp {values[row]!r}; expected {expected}")
-    return times.alias("timestamp")
-
-
-def _parse_times(values: pl.Series) -> pl.Series:
-    """Times as Int64, null for a value that cannot be read."""
-    if values.dtype in (pl.Date, pl.Datetime):
-        return values.dt.epoch("s")
-    if values.dtype == pl.String:
-        texts = values.str.strip_chars()
-        times = texts.cast(pl.Int64, strict=False)
-        if times.null_count():  # try integers, fractions, dates: the fastest first
-            times = times.fill_null(texts.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False))
-        if times.null_count():
-            dates = [_parse_date(text) if time is None else None for text, time in zip(texts, times, strict=True)]
-            times = times.fill_null(pl.Series(dates, dtype=pl.Int64))
-        return times
-    if values.dtype.is_numeric():
-        return values.cast(pl.Int64, strict=False)
-    return pl.Series([None] * len(values), dtype=pl.Int64)
-
-
-def _parse_date(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
-    except (ValueError, OverflowError):
-        return None
-
-
 def _as_numbers(values: pl.Series, source: str) -> pl.Series:
+    """The numbers as float64, null for a missing one (null, NaN, an empty text)."""
     if values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object):
         raise UserError(f"{source}: {values.name} holds {values.dtype}; expected numbers")
+    if values.dtype == pl.String:
+        values = values.set(values.str.strip_chars() == "", None)
     numbers = values.cast(pl.Float64, strict=False)
     bad = (numbers.is_null() & values.is_not_null()).arg_true()
     if len(bad):
         raise RowsError(source, bad.to_list(), lambda row: f"{values.name} {values[row]!r}; expected a number")
-    return numbers
+    return numbers.fill_nan(None)
 
 
 class Split:
     """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), which does not decrease within a user.
 
-    `protocol` describes the split: its kind, the number of events per part, the cut timestamps if there are any, and
-    the cold-start settings that `llmrec.data.prepare` applied.
+    `protocol` describes the split: its kind, the number of events per part, the cut timestamps (microseconds since
+    1970 UTC) if there are any, and the cold-start settings that `llmrec.data.prepare` applied.
     """
 
     def __init__(self, frame: pl.DataFrame, protocol: dict[str, Any]) -> None:
@@ -327,6 +302,36 @@ def leave_one_out(log: Interactions) -> Split:
     return Split(frame, {"kind": "leave-one-out", "events": _events(frame)})
 
 
+def given_split(log: Interactions) -> Split:
+    """The published split of a log whose frame has the column `part`.
+
+    The events of a user are ordered by part first: the history of a test case is all training and validation events,
+    also those that are later than the target, as in a random split. A warning counts the users with such events, and
+    the users whose first event is a target, which is no case since it has no history.
+
+    Raises:
+        UserError: for an empty part.
+    """
+    events = _events(log.frame)
+    if empty := [name for name, count in events.items() if not count]:
+        raise UserError(f"--data.split given: no event of the {empty[0]} part is left; each part needs one")
+    same_user = (pl.col("user_id") == pl.col("user_id").shift()).fill_null(False)
+    if first := len(log.frame.filter(~same_user & (pl.col("part") != TRAIN))):
+        _logger.warning(
+            "--data.split given: %s users have no training event. Their first event is no validation or test case, "
+            "since it has no history.",
+            f"{first:,}",
+        )
+    users = log.frame.filter(same_user & (pl.col("timestamp") < pl.col("timestamp").shift()))["user_id"].n_unique()
+    if users:
+        _logger.warning(
+            "--data.split given: for %s users, an event of a later part is before one of an earlier part. The parts "
+            "stay as published, so the history of a target can have events after it.",
+            f"{users:,}",
+        )
+    return Split(log.frame, {"kind": "given", "events": events})
+
+
 def timestamp_split(log: Interactions, valid_share: float = 0.1, test_share: float = 0.1) -> Split:
     """Split the log at two timestamps, the same for all users.
 
@@ -352,8 +357,8 @@ def timestamp_split(log: Interactions, valid_share: float = 0.1, test_share: flo
     events = _events(frame)
     if empty := [name for name, count in events.items() if not count]:
         raise UserError(
-            f"--data.split timestamp: cuts at {first} and {second} leave the {empty[0]} part empty; "
-            "change --data.valid_share or --data.test_share, or use --data.split leave-one-out"
+            f"--data.split timestamp: --data.valid_share {valid_share} and --data.test_share {test_share} leave the "
+            f"{empty[0]} part empty; change them, or use --data.split leave-one-out"
         )
     return Split(frame, {"kind": "timestamp", "cuts": [first, second], "events": events})
 

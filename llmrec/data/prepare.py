@@ -17,7 +17,7 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
 from llmrec.data.files import read_json, read_table, require_column, require_file
 from llmrec.data.filters import Summary
-from llmrec.data.interactions import Interactions, Split, leave_one_out, timestamp_split
+from llmrec.data.interactions import Interactions, Split, given_split, leave_one_out, timestamp_split
 from llmrec.data.readers import read
 from llmrec.data.sequences import TEST, TRAIN, VALID
 from llmrec.errors import UserError
@@ -171,9 +171,13 @@ def prepare(config: DataConfig, template: str = "") -> Prepared:
     catalog, events = read(config)
     summary = Summary()
     summary.add("read", catalog, events)
+    filters.warn_of_look_alikes(catalog.frame["item_id"], "items")
+    filters.warn_of_look_alikes(events.frame["user_id"].rle().struct.field("value").unique(), "users")
     catalog, events = _filtered(catalog, events, config, template, summary)
     if config.split == "timestamp":
         split = timestamp_split(events, config.valid_share, config.test_share)
+    elif config.split == "given":
+        split = given_split(events)
     else:
         split = leave_one_out(events)
     split = hold_out(split, config)
@@ -187,11 +191,28 @@ def prepare(config: DataConfig, template: str = "") -> Prepared:
 def _filtered(
     catalog: Catalog, events: Interactions, config: DataConfig, template: str, summary: Summary
 ) -> tuple[Catalog, Interactions]:
-    events = filters.known_items(events, catalog, config.unknown_items)
+    events = filters.known_items(events, catalog, config.unknown_items, config.unknown_share)
     summary.add("items of the catalogue", catalog, events)
     catalog = filters.items_with_text(catalog, config.empty_text, template)
     events = filters.known_items(events, catalog, "drop")
     summary.add("items with text", catalog, events)
+    if config.split != "given":
+        events = _chosen(catalog, events, config, summary)
+    elif summary.steps[0].interactions > len(events):
+        log.warning(
+            "--data.split given: %s published events are left out, since the catalogue lacks their items or texts; the "
+            "validation and test cases are not all of the published ones.",
+            f"{summary.steps[0].interactions - len(events):,}",
+        )
+    if config.unused_items == "drop":
+        used = catalog.frame["item_id"].is_in(events.frame["item_id"].unique().implode())
+        catalog = Catalog(catalog.frame.filter(used))
+        summary.add("unused items dropped", catalog, events)
+    return catalog, events
+
+
+def _chosen(catalog: Catalog, events: Interactions, config: DataConfig, summary: Summary) -> Interactions:
+    """The events that pass the filters by rating, repeats and counts. A published split keeps all its events."""
     if config.min_rating is not None:
         events = filters.min_rating(events, config.min_rating)
         summary.add(f"rated {config.min_rating:g} or more", catalog, events)
@@ -205,11 +226,7 @@ def _filtered(
     if config.min_length > config.user_core:
         events = filters.k_core(events, config.min_length, config.item_core)
         summary.add(f"users with {config.min_length} events or more", catalog, events)
-    if config.unused_items == "drop":
-        used = catalog.frame["item_id"].is_in(events.frame["item_id"].unique().implode())
-        catalog = Catalog(catalog.frame.filter(used))
-        summary.add("unused items dropped", catalog, events)
-    return catalog, events
+    return events
 
 
 def save(prepared: Prepared, folder: str | Path) -> None:

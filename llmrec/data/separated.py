@@ -7,7 +7,7 @@ ordinary characters. Both ways give the same table for a standard file.
 
 import codecs
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -136,6 +136,8 @@ class SeparatedFile:
     options: TextOptions
     detect: bool = False
     """whether the file may have another separator"""
+    used: Collection[str] | None = None
+    """the columns whose names may stand only once, None for all"""
 
     @cached_property
     def encoding(self) -> str:
@@ -332,10 +334,18 @@ class SeparatedFile:
         return self._labelled(pl.concat(blocks), header)
 
     def _labelled(self, frame: pl.DataFrame, header: Record) -> pl.DataFrame:
-        """`frame` with the names of the header; a column without a name, or with the name of another, is left out."""
+        """`frame` with the names of the header; a column without a name, or with the name of another, is left out.
+
+        Raises:
+            UserError: for two columns with one of the names in `used`.
+        """
         columns: dict[str, pl.Series] = {}
         for place, field in enumerate(header.fields):
             name = (field or "").strip()
+            if name in columns and (self.used is None or name in self.used):
+                raise UserError(
+                    f"{self.path}, line {header.line}: column {name!r} stands twice; rename or remove one of them"
+                )
             if name and name not in columns:
                 columns[name] = frame.to_series(place).alias(name)
             else:

@@ -1,5 +1,6 @@
 """Interactions as arrays: each user's items in time order, and the evaluation cases (history, target)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ class Sequences:
     parts: np.ndarray
     """uint8 [E], TRAIN, VALID or TEST; not decreasing within a user"""
     times: np.ndarray | None = None
-    """int64 [E], in the log's unit (from seconds to nanoseconds); None if only the order of the events is known"""
+    """int64 [E], microseconds since 1970 UTC; None if only the order of the events is known"""
 
     def __len__(self) -> int:
         return len(self.users)
@@ -96,6 +97,14 @@ class Sequences:
     def train_counts(self, n_items: int) -> np.ndarray:
         """int64 [N], the number of training events of each catalogue row; a cold item has 0."""
         return np.bincount(self.items[self.parts == TRAIN], minlength=n_items).astype(np.int64)
+
+
+def first_target(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """The number of the first target of each of U users and, at the end, the number of all targets, int64 [U + 1].
+
+    The targets of training are all training items but each user's first; they are numbered user after user.
+    """
+    return np.append(0, np.cumsum([max(len(sequence) - 1, 0) for sequence in sequences])).astype(np.int64)
 
 
 def item_rows(events: pl.Series, item_ids: pl.Series) -> np.ndarray:

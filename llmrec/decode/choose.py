@@ -18,14 +18,16 @@ import torch
 
 from llmrec.console import get_logger
 from llmrec.decode.config import NEED_TREE, DecodeConfig
-from llmrec.decode.context import Body, Context, ItemHead
+from llmrec.decode.context import Body, ItemHead
+from llmrec.decode.encoded import open_context
 from llmrec.decode.generate import GenerateSearch
-from llmrec.decode.search import BeamSearch, left_padded
+from llmrec.decode.search import BeamSearch
 from llmrec.decode.tree import ExactSearch, TreeSearch
 from llmrec.device import resolve_device
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.architecture import unknown_window, unwrapped
+from llmrec.model.forward import answer_logits
 from llmrec.model.rounding import distance, rounded_otherwise
 from llmrec.model.tokens import ItemVocabulary
 
@@ -185,8 +187,7 @@ def _tree_trial(model: "PreTrainedModel", vocabulary: ItemVocabulary, prompts: l
     body = Body(model, model.get_output_embeddings().weight.dtype)  # shares the weights
     head = ItemHead(body.model, vocabulary, "vocab", body.dtype)
     spelt = torch.stack([level[[0, -1]] for level in head.tokens[:2]], dim=1)  # [2 beams, depth]
-    ids, mask = left_padded([prompt[SHARED:] for prompt in prompts], pad, spelt.device)
-    context = Context(body, ids, mask, prompts[0][:SHARED])
+    context = open_context(body, prompts, pad, shared=SHARED)
     hidden = [context.start().expand(-1, 2, -1)]
     running = torch.ones((len(prompts), 2), dtype=torch.bool, device=spelt.device)
     ancestors = torch.empty((len(prompts), 2, 0), dtype=torch.int64, device=spelt.device)
@@ -221,6 +222,6 @@ def _plain(model: "PreTrainedModel", sequences: Sequence[Sequence[int]], last: i
     for length in {len(ids) for ids in sequences}:
         rows = [row for row, ids in enumerate(sequences) if len(ids) == length]
         ids = torch.tensor([sequences[row] for row in rows], device=model.device)
-        logits = model(ids, use_cache=False).logits[:, -last:]
+        logits = answer_logits(model, *ids.split([length - last + 1, last - 1], dim=1))
         found |= dict(zip(rows, logits.float().log_softmax(-1), strict=True))
     return torch.stack([found[row] for row in range(len(sequences))])

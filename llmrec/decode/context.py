@@ -119,7 +119,7 @@ class ItemHead:
     """Scores of codes from hidden states, by the rows of the output head that belong to the item tokens.
 
     Args:
-        model: causal language model. The bias of its head, its factor of the logits and their soft cap are applied.
+        model: language model. The bias of its head, its factor of the logits and their soft cap are applied.
         vocabulary: the item tokens.
         scoring: see `DecodeConfig.scoring`; not auto.
         dtype: of the product with the whole vocabulary. The logits of codes are computed in float32: with the 8

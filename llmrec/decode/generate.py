@@ -17,10 +17,11 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor
 
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Restriction
-from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, codes_of, require_numbers
+from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, codes_of, left_padded, require_numbers
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
-from llmrec.model.architecture import cache_name, decoder_of
+from llmrec.model.architecture import cache_name, decoder_of, encoder_of, start_token
+from llmrec.model.forward import answer_states, right_padded
 from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
@@ -99,8 +100,9 @@ class PrefilledPrompts(PrefilledBatch):
     @property
     @torch.inference_mode()
     def hidden(self) -> torch.Tensor:
+        nothing = torch.empty((len(self.prompts), 0), dtype=torch.int64, device=self.search.device)
         with self.search.arithmetic():
-            return self.search.run(*self.search._padded(self.prompts))[:, -1]
+            return answer_states(self.search.model, self.prompts, nothing, self.search.pad_token_id)[:, 0]
 
 
 class GenerateSearch(BeamSearch):
@@ -144,9 +146,11 @@ class GenerateSearch(BeamSearch):
     def _generate(
         self, prompts: list[Sequence[int]], width: int, restriction: Restriction | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        ids, mask = self._padded(prompts)
+        padded = left_padded if encoder_of(self.model) is None else right_padded
+        ids, mask = padded(prompts, self.pad_token_id, self.device)
         with self.arithmetic(), plain_generation(self.model):
-            constraint = TrieConstraint(self.trie, self.vocabulary, ids.shape[1], width, restriction)
+            start = answer_start(self.model, ids)
+            constraint = TrieConstraint(self.trie, self.vocabulary, start, width, restriction)
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -170,32 +174,38 @@ class GenerateSearch(BeamSearch):
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, width: int) -> dict[str, DynamicCache]:
         """The argument of `generate` with the cache of all prompt tokens but the last, `width` rows per request.
 
-        Empty without `prefills` and for prompts of one token.
+        Empty without `prefills`, for prompts of one token, and for an encoder-decoder, of which `generate` runs the
+        encoder once per prompt.
         """
-        if not self.prefills or ids.shape[1] < 2:
+        if not self.prefills or ids.shape[1] < 2 or encoder_of(self.model) is not None:
             return {}
         cache = DynamicCache(config=self.model.config)
-        self.run(ids[:, :-1], mask[:, :-1], cache)
+        before = mask[:, :-1]
+        decoder_of(self.model)(
+            input_ids=ids[:, :-1],
+            attention_mask=before,
+            position_ids=(before.cumsum(-1) - 1).clamp(min=0),
+            use_cache=True,
+            **{cache_name(self.model): cache},
+        )
         cache.reorder_cache(torch.arange(len(ids), device=self.device).repeat_interleave(width))
         return {cache_name(self.model): cache}
 
-    def run(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
-        """The hidden states [B, T, H] of token ids int64 [B, T]; `mask`, int64 [B, T], is 0 for padding."""
-        hidden: torch.Tensor = decoder_of(self.model)(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=cache is not None,
-            **({} if cache is None else {cache_name(self.model): cache}),
-        ).last_hidden_state
-        return hidden
+
+def answer_start(model: "PreTrainedModel", ids: torch.Tensor) -> int:
+    """The column at which the answers begin in what `generate` returns for prompts int64 [B, T].
+
+    That is after the prompt, or after the start token of an encoder-decoder.
+    """
+    return ids.shape[1] if encoder_of(model) is None else 1
 
 
 @contextmanager
 def plain_generation(model: "PreTrainedModel") -> Iterator[None]:
     """Context manager: ignore the generation config of the base model, such as its sampling, temperature or penalty."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()
+    start = None if encoder_of(model) is None else start_token(model)
+    model.generation_config = GenerationConfig(decoder_start_token_id=start)
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from llmrec.checks import check_texts
 from llmrec.decode.choose import make_exact
 from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.filters import Filter, Quota, diverse
@@ -76,27 +77,29 @@ class ItemRanker:
         """The search for the provably best items of the same model; built at its first use."""
         return make_exact(self.search)
 
-    def prompt_ids(self, history: Sequence[int] | np.ndarray = (), query: str | None = None) -> Prompt:
+    def prompt_ids(self, history: Sequence[int] | np.ndarray | None = None, query: str | None = None) -> Prompt:
         """The prompt of one request, in the first phrasing; as in `phrased`."""
         return self.phrased(history, query, 1)[0]
 
     def phrased(
-        self, history: Sequence[int] | np.ndarray = (), query: str | None = None, phrasings: int = 1
+        self, history: Sequence[int] | np.ndarray | None = None, query: str | None = None, phrasings: int = 1
     ) -> list[Prompt]:
         """One request in the first `phrasings` phrasings of its task, as token ids.
 
         Args:
-            history: rows of the catalogue, oldest first.
+            history: rows of the catalogue, oldest first; an empty one counts only without a query.
             query: plain words; item tokens and control tokens in it are taken out.
             phrasings: how many.
 
         Raises:
-            UserError: neither is given, they don't fit the model's context, or there are fewer phrasings.
+            UserError: neither is given, the query holds half of a surrogate pair, the prompt does not fit the model's
+                context, or there are fewer phrasings.
         """
-        values = {}
-        if len(history):
+        values: dict[str, str] = {}
+        if history is not None and (len(history) or query is None):
             values["history"] = self.renderer.history(history)
         if query is not None:
+            check_texts("--prompt", query)
             values["query"] = self.renderer.request(query)
             if not values["query"]:
                 raise UserError(f"--prompt {query!r} is empty: say in words what to look for.")
@@ -114,7 +117,8 @@ class ItemRanker:
                 f"The request is {longest} tokens long, but the model's context leaves room for {room}; "
                 "shorten --prompt."
             )
-        return [Prompt(tokens, self.renderer.shown(history)) for tokens in requests]
+        shown = self.renderer.shown(() if history is None else history)
+        return [Prompt(tokens, shown) for tokens in requests]
 
     def rank(
         self,

@@ -122,16 +122,17 @@ class PrefilledBatch(ABC):
 
 
 class BeamSearch(ABC):
-    """Constrained beam search with a causal language model.
+    """Constrained beam search with a language model.
 
     With as many beams as items, the result is the exact ranking of the whole catalogue.
 
     Args:
-        model: any causal language model of transformers, or a PEFT model around it, with rows for the item tokens.
+        model: any causal language model or encoder-decoder of transformers, or a PEFT model around it, with rows for
+            the item tokens.
         vocabulary: the item tokens.
         trie: of the catalogue.
         config: beams, scoring, batch size, arithmetic, device.
-        pad_token_id: pads prompts on the left. These positions are masked, so any token can be used.
+        pad_token_id: pads prompts. These positions are masked, so any token can be used.
         is_cold: bool [N], items without training events. Scoring catalogue is a distribution over the warm items only,
             so that the scores of warm items do not change when cold items are added.
 
@@ -237,10 +238,6 @@ class BeamSearch(ABC):
         offsets: "Offsets | None",
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best leaves of one batch, best first: nodes int64 [B, K'] (-1: no item), scores float32 [B, K']."""
-
-    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """`left_padded` for this search."""
-        return left_padded(prompts, self.pad_token_id, self.device)
 
     def _items(
         self,

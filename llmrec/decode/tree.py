@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmrec.decode.context import Body, Context, ItemHead, shared_start
+from llmrec.decode.context import Body, Context, ItemHead
+from llmrec.decode.encoded import open_context
 from llmrec.decode.filters import Restriction
 from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, codes_of, require_numbers
 
@@ -67,10 +68,8 @@ class TreeSearch(BeamSearch):
 
     @torch.inference_mode()
     def prefill(self, prompts: list[Sequence[int]]) -> "PrefilledTree":
-        shared = shared_start(prompts)
-        ids, mask = self._padded([prompt[shared:] for prompt in prompts])
         room = self.config.beams * (self.trie.levels - 1)
-        return PrefilledTree(prompts, Context(self.body, ids, mask, prompts[0][:shared], room))
+        return PrefilledTree(prompts, open_context(self.body, prompts, self.pad_token_id, room))
 
     def _leaves(
         self, prefilled: PrefilledBatch, width: int, restriction: Restriction | None, offsets: Offsets | None
@@ -336,7 +335,7 @@ class ExactSearch(TreeSearch):
         self, prompt: Sequence[int], k: int, restriction: Restriction | None, offsets: Offsets | None
     ) -> list[Prefix]:
         """The k best leaves of one request, best first."""
-        context = Context(self.body, *self._padded([prompt]))
+        context = open_context(self.body, [prompt], self.pad_token_id)
         root = Prefix(0.0, 0.0, -1, 0, ())
         heap = self._children(root, context.start()[0, 0], restriction, offsets)
         heapq.heapify(heap)

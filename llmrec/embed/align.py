@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from llmrec.collaborative.behaviour import Behaviour
 from llmrec.console import get_logger, track
-from llmrec.embed.encoder import AlignConfig, Encoder
+from llmrec.embed.config import AlignConfig
+from llmrec.embed.encoder import Encoder
 from llmrec.errors import UserError
 
 if TYPE_CHECKING:

@@ -18,15 +18,20 @@ from llmrec.collaborative.behaviour import Behaviour, collaborative_vectors
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
 from llmrec.embed.align import AlignedEncoder
-from llmrec.embed.encoder import EmbedConfig, Encoder
+from llmrec.embed.config import TEXT, EmbedConfig
+from llmrec.embed.encoder import Encoder, item_texts
+from llmrec.embed.given import GivenVectors
 from llmrec.errors import UserError
 
 
 def make_encoder(config: EmbedConfig) -> Encoder:
-    """The encoder that `config` names, wrapped in an `AlignedEncoder` if alignment is on.
+    """The encoder that `config` names, wrapped in an `AlignedEncoder` if alignment is on, or in a `GivenVectors` if
+    vectors come from files.
 
     The first call of `encode` loads the weights.
     """
+    if config.sources:
+        return GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None)
     encoder = _text_encoder(config)
     return AlignedEncoder(encoder) if config.align.epochs else encoder
 
@@ -99,11 +104,14 @@ def embed(
         The N vectors, in catalogue order, and the fitted encoder.
 
     Raises:
-        UserError: an item has no text and `config.without_text` is fail, or the encoder cannot be loaded or fitted.
-            With alignment or behaviour vectors also: there is no log, or it has an item that is not in `fit_on`. With
-            alignment also: no item pair is frequent enough.
+        UserError: an item has no text and `config.without_text` is fail, the encoder cannot be loaded or fitted, or a
+            file of vectors is wrong (as for `read_vectors`). With alignment or behaviour vectors also: there is no log,
+            or it has an item that is not in `fit_on`. With alignment also: no item pair is frequent enough.
     """
     fit_on = catalog if fit_on is None else fit_on
+    if config.sources:
+        given = GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None).fit_catalog(fit_on)
+        return Embeddings(catalog.ids, given.of_items(catalog, config.files, "--embed.vectors"), given)
     texts = _texts(fit_on, config)
     behaviour = None
     if log is not None and (config.align.epochs or config.without_text == "behaviour"):
@@ -156,21 +164,3 @@ def _texts(catalog: Catalog, config: EmbedConfig) -> list[str]:
     if config.without_text == "fail":
         return item_texts(catalog, config)
     return catalog.texts(config.template or catalog.whole_text)
-
-
-def item_texts(catalog: Catalog, config: EmbedConfig) -> list[str]:
-    """The texts of the N items, made from the template of `config`, in catalogue order.
-
-    Raises:
-        UserError: the text of an item is empty.
-    """
-    template = config.template or catalog.whole_text
-    texts = catalog.texts(template)
-    for item_id, text in zip(catalog.ids, texts, strict=True):
-        if not text.strip():
-            raise UserError(
-                f"item {item_id!r} has no text under the template {template!r}; "
-                "drop it, fill one of these fields, or name other fields in --embed.template (a new template needs a "
-                "new --run where it leaves an item without text)"
-            )
-    return texts

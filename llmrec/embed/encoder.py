@@ -1,24 +1,24 @@
-"""Encoders of item texts: their configuration, sentence-transformers models, TF-IDF + SVD, and a cache of vectors."""
+"""Encoders of item texts: sentence-transformers models, TF-IDF + SVD, and a cache of vectors."""
 
 import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save, save_file
 
 from llmrec.atomic import write_bytes
-from llmrec.checks import check_fields
 from llmrec.console import get_logger, track
+from llmrec.data.catalog import Catalog
+from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.resources import hub_options
 
@@ -28,80 +28,6 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 log = get_logger(__name__)
-
-EncoderName = Literal["sentence-transformers", "minilm-offline", "tfidf-svd"]
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass
-class AlignConfig:
-    """Alignment of the item vectors with the item pairs of the training log, before the vectors are quantized."""
-
-    epochs: int = 0
-    """Passes over the item pairs; 0: no alignment."""
-    min_count: int = 2
-    """Two items are a pair if they occur close together in the training histories at least this many times."""
-    neighbours: int = 10
-    """Maximum number of pairs that an item keeps: its strongest ones."""
-    batch_size: int = 512
-    """Pairs per training step; the items of the other pairs in the step are the negatives."""
-    temperature: float = 0.1
-    """Temperature of the contrastive loss; a smaller value gives more weight to the hardest negatives."""
-    learning_rate: float = 3e-3
-    """Learning rate of the optimizer (Adam)."""
-    seed: int = 0
-    """Seed of the order of the pairs."""
-
-    def __post_init__(self) -> None:
-        at_least = {0: ("epochs", "seed"), 1: ("min_count", "neighbours"), 2: ("batch_size",)}
-        check_fields(self, "embed.align", at_least=at_least, positive=("temperature", "learning_rate"))
-
-
-@dataclass
-class EmbedConfig:
-    """How items become vectors."""
-
-    encoder: EncoderName = "sentence-transformers"
-    """A sentence-transformers model, the MiniLM of the `offline` extra, or TF-IDF + SVD (no pretrained weights)."""
-    model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Folder or Hub id of the model (encoder sentence-transformers only)."""
-    template: str = ""
-    """Text of an item, e.g. "{title}. {brand}"; empty: the title, then all other fields in their order."""
-    dim: int = 128
-    """Dimensions of the vectors (encoder tfidf-svd only)."""
-    batch_size: int = 128
-    """Texts per forward pass."""
-    max_tokens: int | None = None
-    """Maximum number of tokens of a text, the rest is cut off; unset: the model's own limit."""
-    dtype: Precision = "auto"
-    """Data type in which the model computes; auto: bfloat16 on a GPU or a CPU with AMX, else float32."""
-    normalize: bool = True
-    """Scale every vector to length 1."""
-    cache: str | None = None
-    """Folder that caches the vectors by content hash; unset: $LLMREC_CACHE or ~/.cache/llmrec/embeddings."""
-    without_text: Literal["fail", "behaviour", "random"] = "fail"
-    """Vectors of the items without text, which --data.empty_text keep keeps. fail: stop, in `prepare`; behaviour: from
-    the items that occur with them in the training events, or random for an item without such; random: drawn by the
-    item's id."""
-    align: AlignConfig = field(default_factory=AlignConfig)
-    """Alignment of the vectors with the users' behaviour."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "embed", at_least={1: ("dim", "batch_size", "max_tokens")})
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "EmbedConfig":
-        """The config from a dictionary, the inverse of `dataclasses.asdict`.
-
-        Args:
-            values: field name -> value; fields that are missing keep their defaults.
-
-        Raises:
-            UserError: a value is out of range.
-        """
-        values = dict(values)
-        align = AlignConfig(**values.pop("align", {}))
-        return cls(**values, align=align)
 
 
 class Encoder(ABC):
@@ -128,6 +54,24 @@ class Encoder(ABC):
     def load(self, folder: Path) -> Self:
         """Read back what `save` wrote."""
         return self
+
+
+def item_texts(catalog: Catalog, config: EmbedConfig) -> list[str]:
+    """The texts of the N items, made from the template of `config`, in catalogue order.
+
+    Raises:
+        UserError: the text of an item is empty.
+    """
+    template = config.template or catalog.whole_text
+    texts = catalog.texts(template)
+    for item_id, text in zip(catalog.ids, texts, strict=True):
+        if not text.strip():
+            raise UserError(
+                f"item {item_id!r} has no text under the template {template!r}; "
+                "drop it, fill one of these fields, or name other fields in --embed.template (a new template needs a "
+                "new --run where it leaves an item without text)"
+            )
+    return texts
 
 
 class VectorCache:

@@ -23,7 +23,7 @@ from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.metrics import interval, ranks_from_lists
 from llmrec.evaluation.protocol import Metrics, warm_cold_slices
 from llmrec.index.trie import ItemTrie
-from llmrec.model.architecture import decoder_of
+from llmrec.model.forward import answer_states
 from llmrec.recommender.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -180,15 +180,12 @@ def forced_codes(ranker: ItemRanker, cases: EvalExamples) -> tuple[np.ndarray, n
         here = slice(start, start + size)
         prompts = [ranker.prompt_ids(history) for history in cases.histories[here]]
         tokens = vocabulary.token_ids(codes[here])
-        # Padding is on the right: with causal attention, no token before it sees it.
-        ids = torch.full((len(prompts), max(map(len, prompts)) + codes.shape[1] - 1), search.pad_token_id)
-        for row, (prompt, answer) in enumerate(zip(prompts, tokens, strict=True)):
-            ids[row, : len(prompt) + len(answer) - 1] = torch.tensor([*prompt, *answer[:-1]])
+        before = torch.from_numpy(tokens[:, :-1]).to(search.device)
         with torch.autocast(search.device.type, search.dtype, enabled=search.dtype != torch.float32):
-            hidden = decoder_of(search.model)(input_ids=ids.to(search.device)).last_hidden_state
-        rows, ends = torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])
+            hidden = answer_states(search.model, prompts, before, search.pad_token_id)
+        rows = torch.arange(len(prompts))
         for level in range(codes.shape[1]):
-            scores = head.level(hidden[rows, ends + level], level)
+            scores = head.level(hidden[:, level], level)
             target = scores[rows, torch.from_numpy(codes[here, level].astype(np.int64))]
             own[here, level] = target.cpu().numpy()
             place[here, level] = (scores >= target[:, None]).sum(dim=1).cpu().numpy()

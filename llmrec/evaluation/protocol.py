@@ -5,7 +5,6 @@ the full ranking.
 """
 
 import time
-from bisect import bisect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from llmrec.collaborative.base import System
 from llmrec.console import track
 from llmrec.data.catalog import Catalog
 from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
+from llmrec.data.times import DAY
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.metrics import beyond_accuracy, summarise
 
@@ -224,11 +224,6 @@ AGES = (0, 31, 181)
 """`COUNTS`, `HISTORIES` and `AGES` are the least values of their bins; the last bin has no upper end."""
 
 
-UNITS_FROM = (10**11, 10**14, 10**17)
-"""Times from these on are in milliseconds, in microseconds, in nanoseconds; below the first, they are in seconds. Each
-number is a time of March 1973 in its own unit, and of the year 5138 in the unit before."""
-
-
 def make_slices(cases: EvalExamples, sequences: Sequences, n_items: int) -> Slices:
     """The slices `all`, `warm` and `cold`, and each finer slice that has some of the n cases but not all of them.
 
@@ -278,11 +273,10 @@ def target_ages(cases: EvalExamples, sequences: Sequences, times: np.ndarray) ->
     Args:
         cases: n cases of `sequences`.
         sequences: E events, those that the split kept.
-        times: int64 [E], all in one unit, which `UNITS_FROM` tells from the latest.
+        times: int64 [E], microseconds.
     """
     first = np.full(sequences.items.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, sequences.items, times)
     # The target's event comes right after the history.
     events = sequences.offsets[cases.users] + np.array([len(history) for history in cases.histories], dtype=np.int64)
-    day = 86_400 * 1000 ** bisect(UNITS_FROM, times.max(initial=0))
-    return (times[events] - first[cases.targets]) // day
+    return (times[events] - first[cases.targets]) // DAY

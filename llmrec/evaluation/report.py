@@ -9,6 +9,7 @@ import polars as pl
 from llmrec.console import markdown, plain
 from llmrec.evaluation.metrics import INTERVAL_METRICS
 from llmrec.evaluation.protocol import MAIN, Metrics
+from llmrec.model.architecture import says_encoder_decoder
 from llmrec.recommender.bundle import read_header, readable, sizes
 
 _COLUMNS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10")
@@ -230,7 +231,7 @@ ASKED = """Asked in plain words: {line}.
 
 
 WEIGHTS = {
-    "model": "`AutoModelForCausalLM` and `AutoTokenizer` load it as it is.",
+    "model": "`{kind}` and `AutoTokenizer` load it as it is.",
     "adapter": "`AutoPeftModelForCausalLM` and `AutoTokenizer` load the adapter onto its base.",
     "cut": "The adapter is for the first {layers} decoder layers of its base; llmrec cuts the base when it loads the "
     "bundle, `AutoPeftModelForCausalLM` does not.",
@@ -242,6 +243,7 @@ def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, An
     header = read_header(folder)
     decode, size = metrics["decode"], sizes(folder)
     cut = header.weights == "adapter" and header.keep_layers > 0
+    kind = "AutoModelForSeq2SeqLM" if says_encoder_decoder(folder) else "AutoModelForCausalLM"
     asked = cold = ""
     if "cold_candidates" in metrics:
         cold = COLD.format(warm=markdown_table(metrics, "warm"), cold=markdown_table(metrics, "cold"))
@@ -251,7 +253,7 @@ def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, An
         base=header.base_model,
         levels=header.levels,
         sizes=", ".join(map(str, header.level_sizes)),
-        weights=WEIGHTS["cut" if cut else header.weights].format(layers=header.keep_layers),
+        weights=WEIGHTS["cut" if cut else header.weights].format(layers=header.keep_layers, kind=kind),
         size=readable(size["total"]),
         rows=readable(size["item_token_rows"]),
         protocol=protocol_line(metrics).capitalize(),

@@ -13,7 +13,8 @@ import polars as pl
 from llmrec.checks import check_fields
 from llmrec.console import get_logger
 from llmrec.data import Catalog, Interactions
-from llmrec.data.files import id_column, read_json, read_table, require_column, require_file
+from llmrec.data.files import read_json, read_table, require_column, require_file
+from llmrec.data.ids import id_column
 from llmrec.errors import UserError
 
 log = get_logger(__name__)

@@ -189,7 +189,7 @@ def add_item_rows(
     peft's `AutoPeftModelForCausalLM` resizes to the same number of rows.
 
     Args:
-        model: any causal language model, with tied or untied embeddings; changed in place.
+        model: any language model, with tied or untied embeddings; changed in place.
         item_ids: int64 [M], the token ids of the item tokens, all new.
         rows: number of rows afterwards: `len(tokenizer)`.
         seed: of the random generator that `start` receives.
@@ -306,31 +306,12 @@ def reopened(adapted: "PeftModel") -> "PeftModel":
 
 
 def _ready(adapted: "PeftModel") -> "PeftModel":
+    from llmrec.model.rows import use_token_rows
+
     # peft saves the trained rows by themselves. By default it also saves the whole resized matrix: switch that off.
     adapted.save_pretrained = partial(type(adapted).save_pretrained, adapted, save_embedding_layers=False)
-    keep_bias(adapted)
+    use_token_rows(adapted)
     return adapted
-
-
-@torch.no_grad()
-def keep_bias(adapted: nn.Module) -> None:
-    """Let an output head with trainable rows add its bias (Phi, GPT-J), which peft leaves out until it merges the rows.
-
-    Where the bias counts already, nothing changes.
-    """
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-
-    for layer in adapted.modules():
-        head = layer.base_layer if isinstance(layer, TrainableTokensLayer) else None
-        if isinstance(head, nn.Linear) and head.bias is not None and not head.bias.is_meta:
-            nothing = head.bias.new_zeros((1, head.in_features))
-            if not torch.equal(layer(nothing)[0], head.bias):
-                layer.register_forward_hook(_add_bias)
-
-
-def _add_bias(layer: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    without = layer.active_adapters and not layer.merged and not layer.disable_adapters
-    return output + layer.base_layer.bias if without else output
 
 
 def merged(model: Any) -> "PreTrainedModel":

@@ -1,17 +1,25 @@
-"""What differs between the causal language models of transformers: where their layers are and how they make logits."""
+"""What differs between the language models of transformers: where their layers are and how they make logits."""
 
 import inspect
+import json
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+from llmrec.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGIT_SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
 """Names of a factor of the logits in a model's configuration (Cohere; Falcon-H1; Granite), each with its exponent."""
+
+SCALE_IF_TIED = ("umt5", "switch_transformers")
+"""Model types that multiply hidden states by hidden_size ** -0.5 if their embeddings are tied. Other types of the T5
+family do so if their configuration has `scale_decoder_outputs`."""
 
 LOGIT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of a soft cap c of the logits, c * tanh(logits / c), in a configuration (Gemma, RecurrentGemma, xLSTM)."""
@@ -24,17 +32,51 @@ def unwrapped(model: Any) -> "PreTrainedModel":
 
 
 def decoder_of(model: "PreTrainedModel") -> nn.Module:
-    """The part of a causal language model that makes hidden states from tokens: all of it but the output head."""
+    """The part of a language model that makes hidden states from tokens: all of it but the output head and an encoder.
+
+    In an encoder-decoder it reads a start token and the answer; the encoder reads the prompt.
+    """
+    if model.config.is_encoder_decoder:
+        decoder: nn.Module = model.get_decoder()
+        return decoder
     if model.base_model is not model:
         return model.base_model
     inner: nn.Module = model.model  # Llama 4 names its prefix after another class
     return inner
 
 
+def encoder_of(model: "PreTrainedModel") -> nn.Module | None:
+    """The part of an encoder-decoder, such as T5, that reads the prompt; None for a decoder-only model."""
+    return model.get_encoder() if model.config.is_encoder_decoder else None
+
+
+def says_encoder_decoder(folder: Path) -> bool:
+    """Whether the checkpoint in `folder` is an encoder-decoder, by its config.json; False if that can't be read."""
+    try:
+        return bool(json.loads((folder / "config.json").read_text()).get("is_encoder_decoder"))
+    except (OSError, ValueError, AttributeError):  # no such file, no JSON, no object: loading the model names it
+        return False
+
+
+def start_token(model: "PreTrainedModel") -> int:
+    """The token before every answer in the decoder of an encoder-decoder.
+
+    Raises:
+        UserError: the model's configuration names none.
+    """
+    token = getattr(model.config.get_text_config(), "decoder_start_token_id", None)
+    if token is None:
+        raise UserError(f"--base.model: the configuration of {type(model).__name__} has no decoder_start_token_id.")
+    return int(token)
+
+
 def logit_scale(model: "PreTrainedModel") -> float:
     """The factor by which the model multiplies the product of hidden states and output head."""
     named = _numbers(model, LOGIT_SCALES)
-    return math.prod(value ** LOGIT_SCALES[name] for name, value in named.items())
+    config = model.config.get_text_config()
+    tied = config.model_type in SCALE_IF_TIED and config.tie_word_embeddings
+    own: float = config.hidden_size**-0.5 if tied or getattr(config, "scale_decoder_outputs", False) else 1.0
+    return own * math.prod(value ** LOGIT_SCALES[name] for name, value in named.items())
 
 
 def logit_cap(model: "PreTrainedModel") -> float | None:

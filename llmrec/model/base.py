@@ -14,11 +14,13 @@ from torch import nn
 
 from llmrec.atomic import put_in_place, replacing, require_ours, usual_modes
 from llmrec.console import get_logger
+from llmrec.device import resolve_device, resolve_dtype
 from llmrec.errors import UserError
 from llmrec.manifest import sha256
 from llmrec.model.config import BaseConfig
 from llmrec.model.gguf import complete_tokenizer, is_gguf, location, unpacking
 from llmrec.model.layers import cut_layers
+from llmrec.resources import loading_trouble
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,15 +34,20 @@ MADV_PAGEOUT = 21  # Linux 5.4 and newer; an older kernel returns an error, whic
 
 
 def load_base(
-    name: str | Path, trust_remote_code: bool = False, bits: int = 32, keep_layers: int = 0
+    name: str | Path,
+    trust_remote_code: bool = False,
+    bits: int = 32,
+    keep_layers: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load any causal language model and its tokenizer.
+    """Load any causal language model or encoder-decoder and its tokenizer.
 
     Args:
         name: path or Hub id, or a GGUF file.
         trust_remote_code: run the Python code of the checkpoint.
-        bits: 32: float32, for training; 8 or 4: quantize the linear layers to this many bits per weight.
+        bits: 32: `dtype`; 8 or 4: quantize the linear layers to this many bits per weight.
         keep_layers: number of decoder layers to keep, the first ones; 0: all.
+        dtype: of the weights; float32 if they will be trained.
 
     Returns:
         The model and its tokenizer.
@@ -56,32 +63,48 @@ def load_base(
     tokenizer = load_tokenizer(name, trust_remote_code)
     fewer = _fewer_bits(bits) if bits < 32 else {}
     try:
-        model, info = load_model(name, trust_remote_code=trust_remote_code, dtype=torch.float32, **fewer)
+        # An adapter keeps the name of its base, which must be valid in any working directory.
+        place = Path(name).resolve() if Path(name).exists() else name
+        model, info = load_model(place, trust_remote_code=trust_remote_code, dtype=dtype, **fewer)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--base.model {name}: can't be loaded as a causal language model: {reason}") from None
+        reason = loading_trouble(name, error)
+        raise UserError(f"--base.model {name}: can't be loaded as a language model: {reason}") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"--base.model {name}: the checkpoint lacks {len(missing)} tensors of {type(model).__name__}, such as "
-            f"{missing[0]}; expected the weights of a causal language model."
+            f"{missing[0]}; expected the weights of a language model."
         )
     cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     own_memory(model)
     return model, tokenizer
 
 
+def weight_dtype(config: BaseConfig, frozen: bool) -> torch.dtype:
+    """The type in which a base is loaded: see `BaseConfig.dtype`.
+
+    Args:
+        config: of the base.
+        frozen: whether training will leave the weights as they are.
+    """
+    if config.dtype == "auto" and not frozen:
+        return torch.float32
+    return resolve_dtype(config.dtype, resolve_device("auto"))
+
+
 def load_model(name: str | Path, **options: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
-    """A causal language model, and what transformers says about its loading (`missing_keys` and others).
+    """A causal language model or an encoder-decoder, and what transformers says about its loading (`missing_keys` and
+    others).
 
     Args:
         name: path or Hub id, or a GGUF file.
         options: arguments of `from_pretrained`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     place, where = location(name)
-    options = {**where, **unpacking(name), **options}
-    model, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=options.get("trust_remote_code", False), **where)
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model, info = kind.from_pretrained(place, output_loading_info=True, **{**where, **unpacking(name), **options})
     if is_gguf(name):  # adapters record this name
         model.name_or_path = model.config._name_or_path = str(name)
     return model, info
@@ -161,7 +184,7 @@ def _fewer_bits(bits: int) -> dict[str, Any]:
 
 
 def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer of any causal language model.
+    """The tokenizer of any language model.
 
     Raises:
         UserError: the path or Hub id can't be loaded, or has no fast tokenizer.
@@ -174,7 +197,7 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> "PreTra
         if is_gguf(name):
             complete_tokenizer(tokenizer, Path(name))
     except (OSError, ValueError, KeyError, struct.error) as error:  # struct.error: a GGUF file that ends too early
-        reason = str(error).strip().splitlines()[0]
+        reason = loading_trouble(name, error)
         raise UserError(f"--base.model {name}: its tokenizer can't be loaded: {reason}") from None
     # If there are no tokenizer files, transformers makes an empty tokenizer, which finds no token in any text.
     if not tokenizer.is_fast or not tokenizer("a", add_special_tokens=False)["input_ids"]:
@@ -190,7 +213,7 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
         texts: the item texts and prompts on which the tokenizer is trained.
 
     Returns:
-        A standard Qwen3 or Llama model with tied embeddings, and its tokenizer.
+        A standard Qwen3, Llama or T5 model with tied embeddings, and its tokenizer.
 
     Raises:
         UserError: `config.keep_layers` is set, which is for pretrained models.
@@ -198,21 +221,27 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
     if config.keep_layers:
         raise UserError(f"--base.keep_layers {config.keep_layers} cuts a pretrained model; name one, or set it to 0.")
     tokenizer = _make_tokenizer(texts, config.vocabulary, config.context)
+    torch.manual_seed(config.seed)
+    model = _make_t5(config, tokenizer) if config.architecture == "t5" else _make_decoder(config, tokenizer)
+    log.info("Made a %s base of %.1f million weights", config.architecture, model.num_parameters() / 1e6)
+    return model, tokenizer
+
+
+def _make_decoder(config: BaseConfig, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    kinds = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
-    make_config, make_model = kinds[config.architecture]
-    torch.manual_seed(config.seed)
-    model = make_model(
+    llama = config.architecture == "llama"
+    make_config, make_model = (LlamaConfig, LlamaForCausalLM) if llama else (Qwen3Config, Qwen3ForCausalLM)
+    return make_model(
         make_config(
             vocab_size=len(tokenizer),
             hidden_size=config.hidden_size,
             # 8/3 of hidden_size, rounded to a multiple of 64: as many weights as an ungated MLP of 4 * hidden_size
-            intermediate_size=max(64, round(config.hidden_size * 8 / 3 / 64) * 64),
+            intermediate_size=config.feed_forward or max(64, round(config.hidden_size * 8 / 3 / 64) * 64),
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads // 2,
-            head_dim=config.hidden_size // config.heads,
+            head_dim=config.head_size or config.hidden_size // config.heads,
             max_position_embeddings=config.context,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -220,8 +249,27 @@ def make_base(config: BaseConfig, texts: Sequence[str]) -> "tuple[PreTrainedMode
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    log.info("Made a %s base of %.1f million weights", config.architecture, model.num_parameters() / 1e6)
-    return model, tokenizer
+
+
+def _make_t5(config: BaseConfig, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+    """The first T5 (arXiv 1910.10683), whose feed-forward blocks are ungated; the padding token starts each answer."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=config.hidden_size,
+            d_kv=config.head_size or config.hidden_size // config.heads,
+            d_ff=config.feed_forward or 4 * config.hidden_size,
+            num_layers=config.layers,
+            num_heads=config.heads,
+            dropout_rate=0.0,  # `train.dropout` sets it while the model trains
+            n_positions=config.context,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def _make_tokenizer(texts: Sequence[str], size: int, context: int) -> "PreTrainedTokenizerBase":

@@ -14,26 +14,35 @@ class BaseConfig:
     """The language model to start from."""
 
     model: str | None = None
-    """Path or Hub id of any causal language model, such as Qwen/Qwen3-0.6B, or a GGUF file (needs the gguf extra);
-    default: make a small random model."""
+    """Path or Hub id of any causal language model, such as Qwen/Qwen3-0.6B, or of an encoder-decoder, such as
+    google-t5/t5-small, or a GGUF file (needs the gguf extra); default: make a small random model."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the checkpoint; switch on only if you trust its author."""
     bits: Literal[32, 8, 4] = 32
     """Bits per weight; 8 and 4 need bitsandbytes and a frozen base: train.method lora, train.lora.merge false (QLoRA,
     arXiv 2305.14314)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights of base.model that stay frozen (train.method lora); the adapter and the item tokens' rows are
+    float32. auto: bfloat16 where the hardware multiplies it faster. Training all weights needs float32."""
     keep_layers: int = 0
     """Number of decoder layers of base.model to keep, the first ones, under its final norm; 0: all. SLMRec
     (arXiv 2405.17890) keeps 8 of 32 and loses little; time and memory fall almost as much as the layers."""
     token_prefix: str = ""
     """Prefix in the names of item tokens, <{prefix}a_12>; set it if the tokenizer already has tokens such as <a_12>."""
-    architecture: Literal["qwen3", "llama"] = "qwen3"
-    """Architecture of a model made here (that is, without base.model)."""
+    architecture: Literal["qwen3", "llama", "t5"] = "qwen3"
+    """Architecture of a model made here (that is, without base.model). t5 is an encoder-decoder: the encoder reads the
+    prompt, the decoder writes the answer (TIGER, arXiv 2305.05065)."""
     hidden_size: int = 256
     """Hidden size of a model made here."""
     layers: int = 4
-    """Number of layers of a model made here."""
+    """Number of layers of a model made here; t5 has as many in the encoder as in the decoder."""
     heads: int = 4
-    """Number of attention heads of a model made here; it has heads / 2 key-value heads."""
+    """Number of attention heads of a model made here; it has heads / 2 key-value heads, t5 as many as heads."""
+    head_size: int = 0
+    """Width of an attention head of a model made here; 0: hidden_size / heads."""
+    feed_forward: int = 0
+    """Width of the feed-forward blocks of a model made here; 0: as many weights as an ungated block of 4 * hidden_size
+    has."""
     vocabulary: int = 4096
     """Size of the byte-level BPE tokenizer trained on the catalogue's text, for a model made here."""
     context: int = 512
@@ -49,16 +58,22 @@ class BaseConfig:
 
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "layers", "heads", "vocabulary", "context")
-        check_fields(self, "base", at_least={0: ("keep_layers", "pretrain_epochs", "seed"), 1: sizes})
-        if self.hidden_size % (2 * self.heads) or self.heads % 2:
+        others = ("keep_layers", "head_size", "feed_forward", "pretrain_epochs", "seed")
+        check_fields(self, "base", at_least={0: others, 1: sizes})
+        if self.heads % 2 or self.head_size % 2 or (not self.head_size and self.hidden_size % (2 * self.heads)):
             raise UserError(
                 f"--base.hidden_size {self.hidden_size} and --base.heads {self.heads}: the heads must be even and "
-                "the width a multiple of twice their number."
+                "the width a multiple of twice their number; or set an even --base.head_size."
+            )
+        if self.architecture == "t5" and self.pretrain_epochs:
+            raise UserError(
+                f"--base.pretrain_epochs {self.pretrain_epochs} is for models that read on, not for t5; set it to 0."
             )
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
-        return {name: value for name, value in asdict(self).items() if name != "keep_layers" or value}
+        later = {"keep_layers": 0, "dtype": "auto", "head_size": 0, "feed_forward": 0}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 @dataclass

@@ -27,6 +27,8 @@ def cut_layers(model: "PreTrainedModel", count: int, subject: str) -> None:
     """
     if count == 0:
         return
+    if model.config.is_encoder_decoder:
+        raise UserError(f"{subject}: {type(model).__name__} has two lists of layers, which aren't cut; set it to 0.")
     config = model.config.get_text_config()
     total = config.num_hidden_layers
     if count > total:

@@ -16,10 +16,19 @@ from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import read_stored
 from llmrec.data.interactions import Interactions
-from llmrec.embed import EmbedConfig, Encoder, embed, item_texts, make_encoder
+from llmrec.embed import (
+    EmbedConfig,
+    Encoder,
+    GivenVectors,
+    embed,
+    item_texts,
+    make_encoder,
+    read_vectors,
+    require_finite,
+)
 from llmrec.errors import UserError
 from llmrec.quantize.base import BLOCK, Quantizer
-from llmrec.quantize.collisions import place, resolve_collisions
+from llmrec.quantize.collisions import excess, place, resolve_collisions
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.methods import quantizer_class
 from llmrec.quantize.report import Report, measure
@@ -62,6 +71,7 @@ class ItemTokenizer:
         beams: int | None = None,
         balanced: bool = False,
         rq_vae: RQVAEConfig | None = None,
+        file: str | None = None,
         embed: EmbedConfig | None = None,
     ) -> None:
         """The arguments are the fields of `TokenizeConfig`; `embed` configures how `fit` turns items into vectors."""
@@ -76,6 +86,7 @@ class ItemTokenizer:
             beams=beams,
             balanced=balanced,
             rq_vae=rq_vae or RQVAEConfig(),
+            file=file,
         )
         self.embed_config = embed or EmbedConfig()
 
@@ -124,7 +135,8 @@ class ItemTokenizer:
             The fitted tokenizer itself.
 
         Raises:
-            UserError: NaN or infinite values, fewer distinct embeddings than codes, no log although the configuration
+            UserError: a file of semantic IDs is wrong (as for `read_codes`), NaN or infinite values, fewer distinct
+                embeddings than codes, no log although the configuration
                 needs one, an item of the log that is not in `item_ids`, or more items than tuples of codes with
                 collisions `nearest-free`.
             ValueError: the number of rows of `embeddings` is not N.
@@ -139,19 +151,29 @@ class ItemTokenizer:
             self.embed_config = encoder.config
         behaviour = Behaviour.from_log(log, self.item_ids) if log is not None else None
         collaborative = self._collaborative(behaviour)
-        start = time.perf_counter()
-        self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings, collaborative)
+        start, file = time.perf_counter(), self.config.file
+        if file is None:
+            self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings, collaborative)
+            codes = None
+        else:
+            from llmrec.quantize.given import quantizer_of, read_codes
+
+            codes, sizes = read_codes(file, self.item_ids)
+            self.config = replace(self.config, levels=len(sizes), codes=sizes, file=None)
+            self.quantizer = quantizer_of(self.config, embeddings, codes)
         fit_seconds = time.perf_counter() - start
-        codes = self.quantizer.assign(embeddings)
+        codes = self.quantizer.assign(embeddings) if codes is None else codes
         counts = behaviour.counts if behaviour is not None else None
+        # A file's semantic IDs get no dedup level that they don't need.
+        strategy: Collisions = "share" if file is not None and not excess(codes) else self.config.collisions
         self.codes, self.level_sizes = resolve_collisions(
-            self.config.collisions, codes, self.quantizer.level_sizes, self.quantizer, embeddings, counts
+            strategy, codes, self.quantizer.level_sizes, self.quantizer, embeddings, counts
         )
         figures = measure(
             embeddings, codes, self.codes, self.quantizer, self.config.seed, behaviour, self.item_ids, titles
         )
         self._report = Report(
-            method=self.config.method,
+            method=self.config.method if file is None else "file",
             **figures,
             fit_seconds=fit_seconds,
             encode_items_per_second=_encoding_speed(self.quantizer, embeddings[:BLOCK]),
@@ -174,12 +196,19 @@ class ItemTokenizer:
         """
         return self.quantizer.encode(embeddings)
 
-    def embed(self, catalog: Catalog) -> np.ndarray:
-        """Vectors (float32 [n, D]) of any n items, from the encoder that made the fitted embeddings.
+    def embed(self, catalog: Catalog, files: Sequence[str] = ()) -> np.ndarray:
+        """Vectors (float32 [n, D]) of any n items, made as the fitted embeddings were.
+
+        Args:
+            catalog: n items.
+            files: their vectors, for a tokenizer that was fitted on `embed.vectors`: one file for each of those.
 
         Raises:
-            UserError: there is no such encoder, it can't or must not be loaded, or an item has no text.
+            UserError: there is no encoder, it can't or must not be loaded, an item has no text, or the files are not
+                those that are needed.
         """
+        if self.encoder is None and len(files) == 1:
+            return read_vectors(files[0], catalog.ids, "--vectors")
         if self.encoder is None:
             raise UserError("the item tokenizer was fitted on vectors, without an encoder; give the items' vectors")
         if not self.encoder_allowed:
@@ -187,6 +216,12 @@ class ItemTokenizer:
                 f"--encoder is missing: the bundle's items were embedded by {self.encoder.config.model!r:.200}, and a "
                 "bundle of somebody else can name anything there; give --encoder with that name, or your own copy of "
                 "it, to load it."
+            )
+        if isinstance(self.encoder, GivenVectors):
+            return self.encoder.of_items(catalog, files, "--vectors")
+        if files:
+            raise UserError(
+                "--vectors: the bundle's encoder makes the vectors of new items from their texts; leave it out."
             )
         return self.encoder.encode(item_texts(catalog, self.encoder.config))
 
@@ -251,8 +286,7 @@ class ItemTokenizer:
             "method": self.config.method,
             "config": self.quantizer.config(),
             "level_sizes": self.level_sizes,
-            # the cache folder of the vectors depends on the machine
-            "embed": asdict(self.encoder.config) | {"cache": None} if self.encoder is not None else None,
+            "embed": _portable(self.encoder.config) if self.encoder is not None else None,
         }
 
     @classmethod
@@ -279,7 +313,7 @@ class ItemTokenizer:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{folder}: not a saved item tokenizer ({reason}); run `llmrec tokenize`") from None
 
-        named = tokenizer.encoder is not None and tokenizer.encoder.config.encoder == "sentence-transformers"
+        named = tokenizer.encoder is not None and tokenizer.encoder.config.names_a_model
         if encoder is not None and not named:
             raise UserError(f"--encoder {encoder}: this bundle embeds without sentence-transformers; leave it out.")
         tokenizer.encoder_allowed = own or not named or encoder is not None
@@ -316,16 +350,10 @@ def _needs_log(config: TokenizeConfig) -> str:
     )
 
 
-def require_finite(item_ids: Sequence[str], embeddings: np.ndarray) -> None:
-    """Raise UserError, which names an item, if `embeddings` (floats [N, D]) contains NaN or infinity."""
-    finite = np.empty(len(embeddings), bool)
-    for start in range(0, len(embeddings), BLOCK):
-        finite[start : start + BLOCK] = np.isfinite(embeddings[start : start + BLOCK]).all(axis=1)
-    if not finite.all():
-        raise UserError(
-            f"the embedding of item {item_ids[int(finite.argmin())]!r} holds NaN or infinity "
-            f"({int((~finite).sum())} such items); embed it again or drop it"
-        )
+def _portable(config: EmbedConfig) -> dict[str, Any]:
+    """The fields of `config` without paths of this machine: no cache folder, and only the names of vector files."""
+    names = [Path(source).name for source in config.sources]
+    return asdict(config) | {"cache": None, "vectors": names or None}
 
 
 def _encoding_speed(quantizer: Quantizer, block: np.ndarray) -> float:

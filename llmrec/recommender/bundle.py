@@ -19,8 +19,13 @@ from llmrec.decode.config import Scoring
 from llmrec.errors import UserError
 from llmrec.recommender import hub
 from llmrec.recommender.safety import ADAPTER, check_files, check_parts, read_object
+from llmrec.resources import is_repo_id
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+SCHEMAS = (1, 2)
+"""The schemas that this llmrec reads. In schema 1, `item_index.parquet` names fields without a prefix."""
 
 
 HEADER = "llmrec.json"
@@ -39,6 +44,10 @@ FUSION = "fusion.json"
 
 
 EVENTS = "training_events"
+
+
+OWN_FIELD = "fields."
+"""Begins the name of each column of `item_index.parquet` that is a field of the catalogue: fields.brand."""
 
 
 QUANTIZER = "quantizer"
@@ -94,7 +103,7 @@ def write_header(header: Header, folder: Path) -> None:
     """Write `llmrec.json` atomically, with the current sizes of the bundle's files."""
     names = [name for name in hub.published_files(folder) if name not in (HEADER, hub.CARD)]
     sizes = {name: (folder / name).stat().st_size for name in names}
-    write_text(folder / HEADER, header_text(replace(header, files=sizes)))
+    write_text(folder / HEADER, header_text(replace(header, schema=SCHEMA, files=sizes)))
 
 
 def read_header(folder: Path) -> Header:
@@ -120,8 +129,8 @@ def parse_header(folder: Path) -> Header:
     if not path.is_file():
         raise UserError(f"{folder}: no llmrec bundle there ({HEADER} is missing).")
     raw = read_object(path)
-    if raw.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {raw.get('schema')!r:.80}, but this llmrec reads schema {SCHEMA}.")
+    if raw.get("schema") not in SCHEMAS:
+        raise UserError(f"{path}: schema {raw.get('schema')!r:.80}, but this llmrec reads schema 1 and {SCHEMA}.")
     try:
         header = Header(**raw)
     except TypeError as error:
@@ -231,41 +240,59 @@ def require_writable(folder: Path) -> None:
 def _check_base(folder: Path, header: Header, subject: str, fix: str) -> None:
     """Raise UserError for an adapter whose base model is not a model of the Hub, so only this machine has it."""
     base = header.base_model
-    if header.weights == "adapter" and (not hub.is_repo_id(base) or Path(base).exists()):
+    if header.weights == "adapter" and (not is_repo_id(base) or Path(base).exists()):
         raise UserError(f"{subject}: an adapter of {base!r:.200}, which is not a model of the Hub; {fix}.")
 
 
 def write_index(
-    item_ids: list[str], codes: list[list[int]], events: list[int], fields: pl.DataFrame, folder: Path
+    item_ids: list[str], codes: list[list[int]], events: list[int], catalog: pl.DataFrame, folder: Path
 ) -> None:
     """Write `item_index.parquet`: one row per item, in catalogue order.
 
-    The columns are item_id, codes, training_events, title and the searchable fields.
+    The columns are item_id, codes, training_events, title and, with the prefix `OWN_FIELD`, the other fields of the
+    catalogue, which may have any name, `codes` for example.
 
     Args:
         item_ids: ids of the N items.
         codes: N lists of L codes.
         events: training events of each of the N items.
-        fields: N rows, the title and the other text fields.
+        catalog: N rows: item_id, title and the other text fields.
         folder: folder of the bundle.
     """
     frame = pl.DataFrame(
         {"item_id": item_ids, "codes": codes, EVENTS: events},
         schema={"item_id": pl.String, "codes": pl.List(pl.Int32), EVENTS: pl.Int64},
     )
-    write_file(folder / INDEX, frame.hstack(fields.drop("item_id", EVENTS, strict=False)).write_parquet)
+    write_file(folder / INDEX, frame.hstack(_prefixed(catalog.drop("item_id"))).write_parquet)
 
 
 def read_index(folder: Path) -> pl.DataFrame:
-    """Read the frame that `write_index` wrote, N rows.
+    """Read the frame that `write_index` wrote, N rows; the index of an older bundle comes in the same form.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     frame = read_stored(folder / INDEX)
-    if not {"item_id", "codes", "title"} <= set(frame.columns):
+    expected = {"item_id", "codes", "title"}
+    if not expected <= set(frame.columns) or {OWN_FIELD + name for name in expected - {"codes"}} & set(frame.columns):
         raise UserError(f"{folder / INDEX}: expected columns item_id, codes, title; found {frame.columns}.")
-    return frame
+    if EVENTS not in frame.columns:  # items could not be added then, so all are warm
+        frame = frame.with_columns(pl.lit(1, dtype=pl.Int64).alias(EVENTS))
+    ours = ["item_id", "codes", EVENTS]
+    texts = frame.drop(ours)
+    older = not all(name.startswith(OWN_FIELD) for name in texts.columns if name != "title")
+    return frame.select(ours).hstack(_prefixed(texts) if older else texts)
+
+
+def catalog_frame(index: pl.DataFrame) -> pl.DataFrame:
+    """The frame of the catalogue, from what `read_index` returned: item_id, title and the other fields."""
+    texts = index.drop("codes", EVENTS)
+    return texts.rename({name: name.removeprefix(OWN_FIELD) for name in texts.columns})
+
+
+def _prefixed(texts: pl.DataFrame) -> pl.DataFrame:
+    """The same columns, with `OWN_FIELD` before each name except `title`."""
+    return texts.rename({name: OWN_FIELD + name for name in texts.columns if name != "title"})
 
 
 PARTS = ("weights", "adapter", "tokenizer", "trie", "dense", "experts", "quantizer", "index", "other")

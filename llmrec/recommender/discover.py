@@ -21,7 +21,8 @@ from llmrec.decode.context import ItemHead
 from llmrec.decode.search import BeamSearch, require_numbers
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
-from llmrec.model.architecture import cache_name, decoder_of
+from llmrec.model.architecture import cache_name, decoder_of, encoder_of
+from llmrec.model.forward import answer_states
 from llmrec.quantize.base import Quantizer
 from llmrec.quantize.report.figures import Reconstruction, blocks, unit
 from llmrec.quantize.report.report import telling_words
@@ -115,11 +116,11 @@ def discover(
 
 def _requests(recommender: Recommender, histories: Sequence[Sequence[str]], prompt: str | None) -> list[list[int]]:
     """The token ids of one prompt per history, or of one prompt without a history if there are no histories."""
-    rows = [
+    rows: list[np.ndarray | None] = [
         recommender.store.lookup.rows(history, "--history" if len(histories) == 1 else f"--histories, line {line}")
         for line, history in enumerate(histories, start=1)
     ]
-    return [recommender.ranker.prompt_ids(history, prompt) for history in rows or [np.empty(0, np.int64)]]
+    return [recommender.ranker.prompt_ids(history, prompt) for history in rows or [None]]
 
 
 @torch.inference_mode()
@@ -169,16 +170,24 @@ def free_tuples(
 def _next_codes(search: BeamSearch, head: ItemHead, prompt: Sequence[int], codes: torch.Tensor) -> torch.Tensor:
     """Log-probabilities float32 [K, C] of the next code after each of the prefixes `codes` int64 [K, l], for a prompt.
 
-    The model runs once on the prompt; all prefixes use its key/value cache.
+    A decoder-only model runs once on the prompt; all prefixes use its key/value cache.
     """
     body, cached, level = decoder_of(search.model), cache_name(search.model), codes.shape[1]
     cache = DynamicCache(config=search.model.config)
+    tokens = torch.empty_like(codes)
+    for at in range(level):
+        tokens[:, at] = head.tokens[at][codes[:, at]]
     with torch.autocast(search.device.type, search.dtype, enabled=search.dtype != torch.float32):
+        if encoder_of(search.model) is not None:
+            pieces = tokens.split(search.config.batch_size)
+            ran = [
+                answer_states(search.model, [prompt] * len(some), some, search.pad_token_id)[:, -1] for some in pieces
+            ]
+            return head.level(torch.cat(ran), level)
         ids = torch.tensor([list(prompt)], device=search.device)
         hidden = body(input_ids=ids, use_cache=True, **{cached: cache}).last_hidden_state[:, -1]
         if level:
             ran = []
-            tokens = torch.stack([head.tokens[at][codes[:, at]] for at in range(level)], dim=1)
             for some in tokens.split(search.config.batch_size):
                 own = copy.deepcopy(cache)
                 own.reorder_cache(torch.zeros(len(some), dtype=torch.int64, device=search.device))  # repeats its row

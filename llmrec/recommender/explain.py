@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from llmrec.decode.generate import plain_generation
+from llmrec.decode.generate import answer_start, plain_generation
 from llmrec.errors import UserError
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.report.report import telling_words
@@ -147,7 +147,8 @@ def say(recommender: Recommender, task: TaskName, **values: str) -> str:
         plain_generation(search.model),
     ):
         output = search.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return " ".join(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).split())
+    answer = output[0, answer_start(search.model, ids) :]
+    return " ".join(tokenizer.decode(answer, skip_special_tokens=True).split())
 
 
 def _parse(prefix: str, vocabulary: ItemVocabulary) -> list[int]:

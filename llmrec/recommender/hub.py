@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmrec.console import get_logger
 from llmrec.errors import UserError
+from llmrec.resources import is_repo_id
 from llmrec.tasks.config import TASKS
 
 log = get_logger(__name__)
@@ -35,18 +36,6 @@ PUBLISHED = (
     *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
 )
 """Patterns of the names of a bundle's files."""
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether `name` is a valid name of a Hub repository."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def is_published(name: str) -> bool:

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,7 @@ import polars as pl
 from llmrec import __version__
 from llmrec.atomic import usual_modes
 from llmrec.collaborative.fusion import FusionWeights
+from llmrec.collaborative.teacher import Teacher
 from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.data.interactions import Split
 from llmrec.data.sequences import TRAIN
@@ -27,12 +28,13 @@ from llmrec.index.trie import ItemTrie
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.adapter import add_item_rows, merged, row_start
 from llmrec.model.architecture import context_length
-from llmrec.model.base import load_base, make_base
+from llmrec.model.base import load_base, make_base, weight_dtype
 from llmrec.model.config import BaseConfig
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
-from llmrec.recommender.request import Answer, Request, Selection, quotas_of
+from llmrec.recommender.answer import answers
+from llmrec.recommender.request import Answer, Request
 from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights, save_weights
 from llmrec.tasks.config import ASKED, TasksConfig, Template, load_templates, save_templates, tokenizer_texts
@@ -63,7 +65,7 @@ class Recommender:
     ) -> None:
         """
         Args:
-            model: causal language model, or a PEFT model, with rows for the item tokens.
+            model: causal language model or encoder-decoder, or a PEFT model, with rows for the item tokens.
             tokenizer: the model's tokenizer, with the item tokens.
             store: the items.
             base: gives the prefix of the item tokens' names.
@@ -94,15 +96,19 @@ class Recommender:
         item_tokenizer: ItemTokenizer,
         catalog: Catalog | None = None,
         config: BaseConfig | None = None,
+        frozen: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Make a recommender that is ready for `fit`.
 
         Args:
-            name: path or Hub id of any causal language model; None makes a small one for the catalogue's text.
+            name: path or Hub id of any causal language model or encoder-decoder; None makes a small one for the
+                catalogue's text.
             item_tokenizer: a fitted item tokenizer.
             catalog: the items; default: the items that the item tokenizer was fitted on.
             config: sizes of a model made here, prefix of the item tokens' names, seed.
+            frozen: whether `fit` will leave the weights of `name` as they are (`TrainConfig.method` lora). They are
+                then loaded in the type that `BaseConfig.dtype` says, for auto bfloat16 where it is faster.
             kwargs: `templates`, `max_history`, `decode_config` of the constructor.
 
         Raises:
@@ -113,7 +119,8 @@ class Recommender:
             templates = kwargs.get("templates") or load_templates()
             model, tokenizer = make_base(config, tokenizer_texts(catalog, templates))
         else:
-            model, tokenizer = load_base(name, config.trust_remote_code, config.bits, config.keep_layers)
+            dtype = weight_dtype(config, frozen)
+            model, tokenizer = load_base(name, config.trust_remote_code, config.bits, config.keep_layers, dtype)
         vocabulary = ItemVocabulary.add_to(tokenizer, item_tokenizer.level_sizes, config.token_prefix)
         texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
@@ -199,6 +206,7 @@ class Recommender:
         intentions: Intentions | None = None,
         vectors: np.ndarray | None = None,
         decode_config: DecodeConfig | None = None,
+        teacher: Teacher | None = None,
     ) -> Self:
         """Fine-tune on a log, after a trial of whether the model can be decoded.
 
@@ -212,18 +220,20 @@ class Recommender:
             vectors: float32 [N, D], the items' vectors by the item tokenizer's encoder, for a dense head; default: the
                 encoder makes them here if `train` has a dense head.
             decode_config: how the model will be decoded; default: as this recommender does.
+            teacher: of the same log and item tokenizer; needed for `train.distill`.
 
         Raises:
-            UserError: there is no training example, the method does not fit the model, a dense head has no encoder;
-                or as in `check_decoding`.
+            UserError: there is no training example, the method does not fit the model, a dense head has no encoder, a
+                distillation has no teacher; or as in `check_decoding`.
         """
         check_decoding(*self._decoded(decode_config or self.decode_config))
         train, tasks = train or TrainConfig(), tasks or TasksConfig(max_history=self.max_history)
         if train.dense.weight and vectors is None:
-            vectors = self.item_tokenizer.embed(self.catalog)
+            vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
         events = log.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
         sequences = Split(events, {"kind": "train"}).sequences(self.catalog)
-        data = TrainingData(self.catalog, sequences.train_sequences(), validation, sequences.users, intentions, vectors)
+        events_of = sequences.train_sequences()
+        data = TrainingData(self.catalog, events_of, validation, sequences.users, intentions, vectors, teacher)
         with tempfile.TemporaryDirectory() as temporary:
             self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
         dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
@@ -256,43 +266,47 @@ class Recommender:
         self.model, self._ranker = merged(self.model), None
         return self
 
+    @overload
     def recommend(
         self, history: Sequence[str] | None = None, prompt: str | None = None, k: int = 10, **options: Any
-    ) -> Answer:
+    ) -> Answer: ...
+
+    @overload
+    def recommend(
+        self, *, histories: Sequence[Sequence[str]], prompt: str | None = None, k: int = 10, **options: Any
+    ) -> list[Answer]: ...
+
+    def recommend(
+        self,
+        history: Sequence[str] | None = None,
+        prompt: str | None = None,
+        k: int = 10,
+        histories: Sequence[Sequence[str]] | None = None,
+        **options: Any,
+    ) -> Answer | list[Answer]:
         """The k best items for a history (item ids, oldest first), a request in plain words, or both.
 
         Args:
             history: item ids, oldest first.
             prompt: the request in words.
             k: number of answers.
-            options: the other fields of `Request`: exclude, include_seen, where, allow, offsets, max_per_field,
-                max_per_code, phrasings, exact.
+            histories: one history per user, instead of `history`: decoded together, with one answer for each.
+            options: the other fields of `Request`, such as exclude, where and unknown.
 
         Raises:
-            UserError: as for `Request` and `answer`.
+            UserError: as for `Request` and `answer`, or `history` and `histories` are both given.
         """
-        return self.answer(Request(history or (), prompt, k, **options))
+        if histories is None:
+            return self.answer(Request(history, prompt, k, **options))
+        if history is not None:
+            raise UserError("history and histories are both given; leave one of them out.")
+        requests = [Request(each, prompt, k, **options) for each in histories]
+        every = [request.history for request in requests]
+        return answers(self.store, self.ranker, requests[0], every) if requests else []
 
     def answer(self, request: Request) -> Answer:
-        """The best items for a request.
-
-        Raises:
-            UserError: an item or field is unknown, the prompt is empty or too long, an offset is not a finite number,
-                the prompts have fewer phrasings, or `exact` is set with a ranking that does not use codes alone.
-        """
-        ranking = self.decode_config.ranking
-        if request.exact and ranking not in ("auto", "beam"):
-            raise UserError(f"--exact ranks by codes alone, which --ranking {ranking} does not; leave one of them out.")
-        seen = self.store.lookup.rows(request.history, "--history")
-        selection = Selection.of(request, self.store.lookup)
-        offsets = None if request.offsets is None else self.store.lookup.offsets(request.offsets)
-        quotas = quotas_of(request, self.store.lookup, self.item_tokenizer.codes[:, 0])
-        prompts = self.ranker.phrased(seen, request.prompt, request.phrasings)
-        wanted = min(request.k, selection.left)
-        limits = list(quotas.values())
-        rows, scores = self.ranker.best(prompts, wanted, selection.allowed, limits, offsets, request.exact)
-        full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
-        return Answer.ranked(self.catalog, rows, scores, selection.reason(len(rows), request.k, full))
+        """The best items for a request; errors are those of `answers`."""
+        return answers(self.store, self.ranker, request, [request.history])[0]
 
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """Add items without training; they can be recommended at once.
@@ -326,6 +340,7 @@ class Recommender:
         self.store.save(folder)
         if self.fusion_weights is not None:
             self.fusion_weights.save(folder / bundle.FUSION)
+        adapter = getattr(self.model, "peft_config", {}).get("default")
         header = bundle.Header(
             schema=bundle.SCHEMA,
             llmrec=__version__,
@@ -333,8 +348,8 @@ class Recommender:
             level_sizes=list(self.item_tokenizer.level_sizes),
             token_prefix=self.base.token_prefix,
             scoring=self.decode_config.scoring,
-            base_model=self.base_model,
-            weights="adapter" if hasattr(self.model, "peft_config") else "model",
+            base_model=self.base_model if adapter is None else adapter.base_model_name_or_path,
+            weights="model" if adapter is None else "adapter",
             max_history=self.max_history,
             keep_layers=self.base.keep_layers,
         )

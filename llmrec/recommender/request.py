@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -13,19 +13,23 @@ from llmrec.data import Catalog
 from llmrec.decode.filters import Quota
 from llmrec.errors import UserError, with_parameters
 
+Unknown = Literal["skip", "fail"]
+EmptyHistory = Literal["popularity", "model"]
+
 
 @dataclass(frozen=True)
 class Request:
     """A request: a history, a text in plain words, or both. Python, HTTP and the command line have the same fields.
 
     Raises:
-        UserError: a field has another type; k, phrasings or a limit is below 1; or history and prompt are both missing.
+        UserError: a field has another type; a text holds half of a surrogate pair; k, phrasings or a limit is below 1;
+            or history and prompt are both missing.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # HTTP requests with unknown fields are refused
 
-    history: Sequence[str] = ()
-    """Item ids, oldest first."""
+    history: Sequence[str] | None = None
+    """Item ids, oldest first. An empty list is a user without any events; None leaves the history out."""
     prompt: str | None = None
     """The request in plain words."""
     k: int = 10
@@ -50,20 +54,26 @@ class Request:
     exact: bool = False
     """Find the k items whose codes have exactly the highest probability; takes more forward passes than beam search.
     Only for the rankings auto and beam."""
+    unknown: Unknown = "skip"
+    """What happens to an item of the history that the catalogue does not have, or no longer has: it is left out, and
+    the answer's `notes` say so (skip), or the request is refused (fail)."""
+    empty_history: EmptyHistory = "popularity"
+    """How a history without any item of the catalogue is answered if there is no prompt: by the number of training
+    events of the items (popularity), or by the model after an empty history (model). The answer's `notes` say so."""
 
     def __post_init__(self) -> None:
         for name in ("history", "exclude", "allow"):
             ids = getattr(self, name)
             if isinstance(ids, str):
                 raise UserError(f"--{name} {ids!r:.80}: found one text, expected a list of item ids.")
-            object.__setattr__(self, name, None if ids is None and name == "allow" else list(ids or ()))
+            object.__setattr__(self, name, None if ids is None and name != "exclude" else list(ids or ()))
         for name in ("where", "max_per_field"):
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
         check_fields(self, "", at_least={1: ("k", "max_per_code", "phrasings")})
         for name, most in self.max_per_field.items():
             if not isinstance(most, int) or most < 1:
                 raise UserError(f"--max-per {name}={most}: expected at least 1.")
-        if not self.history and self.prompt is None:
+        if self.history is None and self.prompt is None:
             raise UserError("--history and --prompt are both missing; give item ids, a text, or both.")
 
 
@@ -86,12 +96,10 @@ class Recommendation:
     fields: dict[str, str]
 
     @classmethod
-    def of(cls, catalog: Catalog, rank: int, row: int, score: float) -> Self:
-        """The answer with the item in this row of the catalogue; ranks count from 1."""
-        fields = catalog.row(catalog.ids[row])
-        title = fields.pop("title", "")
-        fields.pop("item_id", None)
-        return cls(rank, catalog.ids[row], score, title, fields)
+    def of(cls, rank: int, row: dict[str, str], score: float) -> Self:
+        """The answer with the item of this row of the catalogue's frame; ranks count from 1."""
+        fields = {name: text for name, text in row.items() if name not in ("item_id", "title")}
+        return cls(rank, row["item_id"], score, row["title"], fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The dictionary that `recommend --json` prints."""
@@ -100,7 +108,7 @@ class Recommendation:
             "item_id": self.item_id,
             "score": self.score,
             "title": self.title,
-            **self.fields,
+            "fields": self.fields,
         }
 
 
@@ -110,18 +118,25 @@ class Answer(list[Recommendation]):
     Attributes:
         reason: why there are fewer than k answers, with the names of Python parameters; None if there are k.
         reason_with_flags: the same with the flags of the command line.
+        notes: what else happened to the request, one sentence each: items of the history that were left out, for
+            example.
     """
 
-    def __init__(self, items: Iterable[Recommendation] = (), reason: str | None = None) -> None:
+    def __init__(
+        self, items: Iterable[Recommendation] = (), reason: str | None = None, notes: Sequence[str] = ()
+    ) -> None:
         super().__init__(items)
         self.reason_with_flags = reason
         self.reason = None if reason is None else with_parameters(reason)
+        self.notes = list(notes)
 
     @classmethod
-    def ranked(cls, catalog: Catalog, rows: np.ndarray, scores: np.ndarray, reason: str | None) -> Self:
-        """The answers of these rows (int64 [n], best first) with their scores, float32 [n]."""
-        pairs = enumerate(zip(rows.tolist(), scores.tolist(), strict=True), start=1)
-        return cls((Recommendation.of(catalog, rank, row, score) for rank, (row, score) in pairs), reason)
+    def ranked(
+        cls, texts: Iterable[dict[str, str]], scores: np.ndarray, reason: str | None, notes: Sequence[str] = ()
+    ) -> Self:
+        """The answers with these items, n rows of the catalogue's frame, best first, and their scores, float32 [n]."""
+        pairs = enumerate(zip(texts, scores.tolist(), strict=True), start=1)
+        return cls((Recommendation.of(rank, row, score) for rank, (row, score) in pairs), reason, notes)
 
 
 class Selection:
@@ -138,7 +153,7 @@ class Selection:
 
     @classmethod
     def of(cls, request: Request, lookup: "ItemLookup") -> "Selection":
-        """Apply the filters of a request.
+        """Apply the filters of a request, except for its history.
 
         Raises:
             UserError: an item or field is unknown.
@@ -150,9 +165,16 @@ class Selection:
             selection.keep(lookup.rows(request.allow, "--allow"), "--allow")
         if request.exclude:
             selection.drop(lookup.rows(request.exclude, "--exclude"), "--exclude")
-        if request.history and not request.include_seen:
-            selection.drop(lookup.rows(request.history, "--history"), "the history")
         return selection
+
+    def without(self, history: np.ndarray) -> "Selection":
+        """A selection without the items of a history, int64 [n]; itself if there are none."""
+        if not len(history):
+            return self
+        other = Selection(0)
+        other.allowed, other.steps = self.allowed.copy(), list(self.steps)
+        other.drop(history, "the history")
+        return other
 
     def keep(self, rows: np.ndarray, filter_name: str) -> None:
         """Keep only the items in `rows`, int64 [n]."""
@@ -207,6 +229,20 @@ class ItemLookup:
                 f"(ids look like {self.catalog.ids[0]!r})."
             )
         return np.array([index[item] for item in item_ids], dtype=np.int64)
+
+    def history(self, item_ids: Sequence[str], unknown: Unknown) -> tuple[np.ndarray, list[str]]:
+        """Rows int64 [n] of the items of a history that are in the catalogue, and a note if some are not.
+
+        Raises:
+            UserError: the catalogue lacks one of the items, and `unknown` is `fail`.
+        """
+        known = [item for item in item_ids if item in self.catalog.index]
+        missing = len(item_ids) - len(known)
+        if not missing or unknown == "fail":
+            return self.rows(item_ids, "--history"), []
+        first = next(item for item in item_ids if item not in self.catalog.index)
+        note = f"Left out {missing} of the {len(item_ids)} items of the history, not in the catalogue: {first!r:.80}"
+        return self.rows(known, "--history"), [f"{note}{' and others' if missing > 1 else ''}."]
 
     def having(self, field: str, value: str) -> np.ndarray:
         """Rows int64 [n] whose field, or one of its comma-separated parts, equals `value`; case is ignored.

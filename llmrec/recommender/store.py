@@ -20,12 +20,12 @@ from llmrec.atomic import put_in_place, replacing, usual_modes
 from llmrec.collaborative import fused
 from llmrec.console import get_logger
 from llmrec.data import Catalog
-from llmrec.embed import item_texts
+from llmrec.embed import GivenVectors, item_texts, require_finite
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
 from llmrec.manifest import note_change
-from llmrec.quantize.tokenizer import CODES, ItemTokenizer, require_finite
+from llmrec.quantize.tokenizer import CODES, ItemTokenizer
 from llmrec.recommender import bundle
 from llmrec.recommender.request import ItemLookup
 
@@ -73,9 +73,7 @@ class ItemStore:
             UserError: a file can't be read, or the files don't belong together.
         """
         index = bundle.read_index(folder)
-        if bundle.EVENTS not in index.columns:  # older bundles: items could not be added, so all are warm
-            index = index.with_columns(pl.lit(1, dtype=pl.Int64).alias(bundle.EVENTS))
-        catalog, events = Catalog(index.drop("codes", bundle.EVENTS)), index[bundle.EVENTS].to_numpy()
+        catalog, events = Catalog(bundle.catalog_frame(index)), index[bundle.EVENTS].to_numpy()
         tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER, own=False, encoder=encoder)
         if tokenizer.item_ids != catalog.ids:
             raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/{CODES} list other items.")
@@ -227,8 +225,9 @@ class ItemStore:
                 )
             require_finite(added.ids, given)
             return np.asarray(given, np.float32)
-        if self.item_tokenizer.encoder is not None:
-            item_texts(added, self.item_tokenizer.encoder.config)  # raises if any item has no text
+        encoder = self.item_tokenizer.encoder
+        if encoder is not None and not isinstance(encoder, GivenVectors):
+            item_texts(added, encoder.config)  # raises if any item has no text
         if not len(wanted):
             return np.zeros((len(added), dims), np.float32)
         made = self._embedded(added.take_rows(pl.Series(wanted)))

@@ -5,12 +5,11 @@ from typing import Self
 
 import numpy as np
 
-from llmrec.collaborative.base import only, top
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.data import Catalog
 from llmrec.data.prepare import load
-from llmrec.decode.filters import Filter, diverse
 from llmrec.errors import UserError
+from llmrec.recommender.answer import BY_MODEL, BY_POPULARITY, best_by_scores, popularity
 from llmrec.recommender.request import Answer, ItemLookup, Request, Selection, quotas_of
 
 
@@ -54,20 +53,20 @@ class ExpertRecommender:
                     f"{flag}: needs the language model of the run, which is not trained yet; leave it out, or run "
                     "`llmrec train` first."
                 )
-        seen = self.lookup.rows(request.history, "--history")
-        selection = Selection.of(request, self.lookup)
+        seen, notes = self.lookup.history(request.history or (), request.unknown)
+        every = Selection.of(request, self.lookup)
+        selection = every if request.include_seen else every.without(np.unique(seen))
         quotas = quotas_of(request, self.lookup, np.empty(0, np.int64))
-        scores = self.experts.scores([seen])
+        if not len(seen) and request.empty_history == "popularity":
+            notes.append(BY_POPULARITY)
+            scores = popularity(self.experts.experts.counts[self.experts.experts.rows])
+        else:
+            notes += [] if len(seen) else [BY_MODEL]
+            scores = self.experts.scores([seen])[0]
         if request.offsets is not None:
             scores = scores + self.lookup.offsets(request.offsets)
         wanted = min(request.k, selection.left)
-
-        def ask(among: Filter) -> tuple[np.ndarray, np.ndarray]:
-            allowed = among.normal().allows(np.arange(len(self.catalog)))
-            rows = top(only(scores, np.flatnonzero(allowed)), request.k)[0]
-            rows = rows[rows >= 0]
-            return rows, scores[0, rows]
-
-        rows, values = diverse(ask, selection.allowed, wanted, list(quotas.values()))
+        rows, values = best_by_scores(scores, selection.allowed, wanted, list(quotas.values()))
         full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
-        return Answer.ranked(self.catalog, rows, values, selection.reason(len(rows), request.k, full))
+        texts = self.catalog.frame[rows].iter_rows(named=True)
+        return Answer.ranked(texts, values, selection.reason(len(rows), request.k, full), notes)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmrec.errors import UserError
-from llmrec.model.adapter import keep_bias
+from llmrec.model.architecture import encoder_of, start_token
 from llmrec.model.base import check_finite, load_model, own_memory
 from llmrec.model.gguf import is_gguf
 from llmrec.model.layers import cut_layers
 from llmrec.recommender.bundle import HEADER, Header
 from llmrec.recommender.safety import ADAPTER, check_parts
+from llmrec.resources import first_line, loading_trouble
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,7 +25,10 @@ def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTok
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     # With the base model's sampling settings, a plain `generate` would sample; llmrec's answers come from beam search.
     base.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=None if encoder_of(base) is None else start_token(base),
+        do_sample=False,
     )
     card = folder / "README.md"
     own = card.read_bytes() if card.exists() else None
@@ -65,8 +69,9 @@ def load_weights(
                 f"{folder}: the bundle can't be loaded: its model brings Python code of its own; give "
                 "--trust-remote-code if you trust its author."
             ) from None
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{folder}: the bundle can't be loaded (base model {header.base_model}): {reason}") from None
+        raise UserError(
+            f"{folder}: the bundle can't be loaded (base model {header.base_model}): {first_line(error)}"
+        ) from None
 
 
 def _load(folder: Path, header: Header, base: str | Path | None, options: dict[str, Any]) -> Any:
@@ -102,8 +107,7 @@ def _adapter_base(
     try:
         model = _complete(where, f"{folder}: its base model {name}", options)
     except OSError as error:  # transformers raises it for a model that does not exist
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--base {name}: can't be loaded: {reason}") from None
+        raise UserError(f"--base {name}: can't be loaded: {loading_trouble(name, error)}") from None
     cut_layers(model, header.keep_layers, f"{folder / HEADER}: keep_layers {header.keep_layers}")
     model.resize_token_embeddings(n_tokens, mean_resizing=False)
     return model
@@ -124,7 +128,7 @@ def _on_this_machine(name: str) -> Path | None:
 
 
 def _complete(name: str | Path, subject: str, options: dict[str, Any]) -> "PreTrainedModel":
-    """Load a causal language model; raise UserError unless the checkpoint has exactly the model's tensors."""
+    """Load a language model; raise UserError unless the checkpoint has exactly the model's tensors."""
     # Wrong shapes are let through here, and `_require_same` names them below.
     model, info = load_model(name, use_safetensors=True, ignore_mismatched_sizes=True, **options)
     other = [found[0] if isinstance(found, tuple) else found for found in info["mismatched_keys"]]
@@ -137,6 +141,8 @@ def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
+    from llmrec.model.rows import use_token_rows
+
     model = PeftModel.from_pretrained(base, folder, ignore_mismatched_sizes=True)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     wanted = {name: list(tensor.shape) for name, tensor in saved.items()}
@@ -144,7 +150,7 @@ def _with_adapter(base: "PreTrainedModel", folder: Path) -> "PeftModel":
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
     other = [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
     _require_same(f"{folder / ADAPTER}", wanted.keys() - found.keys(), found.keys() - wanted.keys(), other)
-    keep_bias(model)
+    use_token_rows(model)
     return model
 
 

@@ -1,1 +1,1 @@
-"""The HTTP server of a Recommender."""
+"""What answers for many: the HTTP server of a Recommender, and batch jobs."""

@@ -6,8 +6,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HTTPRequest
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from llmrec.console import printable
 from llmrec.errors import UserError
 from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.request import Request
@@ -19,7 +21,8 @@ MOST_ANSWERS = 1000
 def make_app(recommender: Recommender) -> FastAPI:
     """Make the application.
 
-    `POST /recommend` answers like `llmrec recommend --json`. A UserError gives status 422 and a one-line message.
+    `POST /recommend` answers like `llmrec recommend --json`. A UserError, or a request with other fields or types,
+    gives status 422 and a one-line message.
     """
     app = FastAPI(title="llmrec", description="Recommend with a language model.")
     one_at_a_time = (
@@ -28,7 +31,13 @@ def make_app(recommender: Recommender) -> FastAPI:
 
     @app.exception_handler(UserError)
     async def mistake(request: HTTPRequest, error: UserError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, status_code=422)
+        return JSONResponse({"error": printable(str(error))}, status_code=422)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: HTTPRequest, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return JSONResponse({"error": printable(f"{where}: {first['msg']}")}, status_code=422)
 
     @app.get("/health")
     def health() -> dict[str, Any]:
@@ -44,6 +53,7 @@ def make_app(recommender: Recommender) -> FastAPI:
         return {
             "items": [item.to_dict() for item in items],
             "reason": items.reason,
+            "notes": items.notes,
             "seconds": round(time.perf_counter() - started, 4),
         }
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llmrec.data import Catalog
+from llmrec.data.sequences import first_target
 from llmrec.quantize.report.report import telling_words
 from llmrec.tasks.config import TaskName
 from llmrec.tasks.render import Example, Prompted, Renderer
@@ -31,6 +32,7 @@ class Sequential(Prompted):
     def __init__(self, renderer: Renderer, sequences: Sequence[np.ndarray], every_item: bool) -> None:
         super().__init__(renderer)
         self.sequences = [sequence for sequence in sequences if len(sequence) > 1]
+        self.first_target = first_target(self.sequences)  # users without a target change no number
         self.every_item = every_item
         lengths = np.array([len(sequence) for sequence in self.sequences], dtype=np.int64)
         targets = renderer.max_history if every_item else 1  # of a row
@@ -54,7 +56,9 @@ class Sequential(Prompted):
         window = self.sequences[self.rows[row]][end - self._shown(row) : end].tolist()
         prompt = self.prompt(rng, history=self.renderer.history(window[:-1]))
         learnt = window[1:] if self.every_item else window[-1:]
-        return Example(prompt, self.renderer.item_text[window[-1]], False, self.every_item, tuple(learnt))
+        last = int(self.first_target[self.rows[row]]) + end - 1
+        events = tuple(range(last - len(learnt), last))
+        return Example(prompt, self.renderer.item_text[window[-1]], False, self.every_item, tuple(learnt), events)
 
 
 class _EachUser(Prompted):

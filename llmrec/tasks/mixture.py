@@ -140,13 +140,22 @@ class Collator:
         max_length: most tokens per example; a longer one is cut at the end of its answer.
         packed: put several examples into one row; otherwise each example has its own row.
         with_items: also return which items are targets, and where they start.
+        with_events: the same for their numbers among the targets of all training sequences.
     """
 
-    def __init__(self, renderer: Renderer, max_length: int, packed: bool = False, with_items: bool = False) -> None:
+    def __init__(
+        self,
+        renderer: Renderer,
+        max_length: int,
+        packed: bool = False,
+        with_items: bool = False,
+        with_events: bool = False,
+    ) -> None:
         self.renderer = renderer
         self.max_length = max_length
         self.packed = packed
         self.with_items = with_items
+        self.with_events = with_events
         self.pad = renderer.tokenizer.pad_token_id or 0
         self._is_item = np.zeros(len(renderer.tokenizer), dtype=bool)
         self._is_item[renderer.vocabulary.all_ids] = True
@@ -161,7 +170,7 @@ class Collator:
         Returns:
             int64 [B, T] each: `input_ids`; `labels`, the token ids, or -100 where a token is no target; if packed,
             `position_ids`; with items, `items`: at the first token of each target item its row in the catalogue, and -1
-            elsewhere.
+            elsewhere; with events, `events`: the same for `Example.events`.
         """
         prompts = self.renderer.encode_prompts([example.prompt for example in examples])
         answers = self.renderer.encode_answers(examples)
@@ -171,7 +180,7 @@ class Collator:
         rows = pack(lengths, room) if self.packed else [[i] for i in range(len(ids))]
         shape = len(rows), max(sum(lengths[i] for i in row) for row in rows)
         batch = {"input_ids": np.full(shape, self.pad, np.int64), "labels": np.full(shape, IGNORE, np.int64)}
-        positions, items = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
+        positions, items, events = np.zeros(shape, np.int64), np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
         for row, members in enumerate(rows):
             start = 0
             for i in members:
@@ -179,7 +188,8 @@ class Collator:
                 batch["input_ids"][place] = ids[i]
                 labels = self._labels(ids[i], len(prompts[i]), examples[i].every_item)
                 batch["labels"][place] = labels
-                items[place] = self._items(labels, examples[i].items)
+                items[place] = self._at_items(labels, examples[i].items)
+                events[place] = self._at_items(labels, examples[i].events)
                 # The padding continues the positions of the last example.
                 positions[row, start:] = np.arange(shape[1] - start)
                 start += lengths[i]
@@ -187,6 +197,8 @@ class Collator:
             batch["position_ids"] = positions
         if self.with_items:
             batch["items"] = items
+        if self.with_events:
+            batch["events"] = events
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _labels(self, ids: np.ndarray, prompt: int, every_item: bool) -> np.ndarray:
@@ -196,13 +208,13 @@ class Collator:
             learnt[np.flatnonzero(self._is_item[ids[:prompt]])[self._levels :]] = True
         return np.where(learnt, ids, IGNORE)
 
-    def _items(self, labels: np.ndarray, items: Sequence[int]) -> np.ndarray:
-        """int64 [T]: the row of each target item at its first token, else -1; an item that was cut off has no entry."""
-        tokens = np.flatnonzero((labels != IGNORE) & self._is_item[labels]) if items else np.empty(0, np.int64)
+    def _at_items(self, labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+        """int64 [T]: the number of each target item at its first token, else -1; an item that was cut off has none."""
+        tokens = np.flatnonzero((labels != IGNORE) & self._is_item[labels]) if numbers else np.empty(0, np.int64)
         starts = tokens[:: self._levels][: len(tokens) // self._levels]
-        rows = np.full(len(labels), -1, np.int64)
-        rows[starts] = items[: len(starts)]
-        return rows
+        found = np.full(len(labels), -1, np.int64)
+        found[starts] = numbers[: len(starts)]
+        return found
 
 
 def pack(lengths: Sequence[int], room: int) -> list[list[int]]:

@@ -153,6 +153,8 @@ class Example:
         ends: whether the end-of-sequence token follows the answer. It follows a text; a semantic ID has a fixed length.
         every_item: whether the items of the prompt's history, except the first, are targets too.
         items: rows of the catalogue of the target items, in the order of their tokens.
+        events: numbers of the target items among the targets of all training sequences, in the same order (see
+            `first_target`); empty if the example asks for more than the next item of a history.
     """
 
     prompt: str
@@ -160,6 +162,7 @@ class Example:
     ends: bool
     every_item: bool = False
     items: tuple[int, ...] = ()
+    events: tuple[int, ...] = ()
 
 
 class Renderer:

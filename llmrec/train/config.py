@@ -1,9 +1,10 @@
 """How the language model is fine-tuned: section `train` of the configuration."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from llmrec.checks import check_fields
+from llmrec.collaborative.config import DistillConfig
 from llmrec.errors import UserError
 from llmrec.model.config import AdapterConfig, DenseConfig
 
@@ -18,6 +19,8 @@ class TrainConfig:
     """The adapter of method lora."""
     dense: DenseConfig = field(default_factory=DenseConfig)
     """A head for dense retrieval, trained together with the codes."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """What the experts teach the language model."""
     rows_first: float = 0.0
     """Share of the steps, at the start, that train only the new token rows, with a learning rate schedule of their own
     (OpenOneRec, arXiv 2512.24762)."""
@@ -75,3 +78,7 @@ class TrainConfig:
             raise UserError(
                 f"--train.code_dropout {self.code_dropout} works with --train.method full only; set it to 0."
             )
+
+    def cache_key(self) -> dict[str, Any]:
+        """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
+        return {name: value for name, value in asdict(self).items() if name != "distill" or self.distill.weight}

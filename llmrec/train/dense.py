@@ -14,9 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from llmrec.errors import UserError
 from llmrec.model.adapter import TEMPERATURE, DenseHead
 from llmrec.model.architecture import decoder_of, unwrapped
 from llmrec.tasks.mixture import predicting
+from llmrec.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,3 +108,27 @@ class DenseLoss(nn.Module):
         first, place = first[place >= 0], place[place >= 0]
         depths = torch.arange(min(DEPTHS, self.levels), device=items.device)
         return (first[:, None] - 1 + depths).flatten(), place[:, None].expand(-1, len(depths)).flatten()
+
+
+def dense_loss(
+    model: "PreTrainedModel",
+    vectors: np.ndarray | None,
+    sequences: Sequence[np.ndarray],
+    levels: int,
+    config: TrainConfig,
+) -> DenseLoss | None:
+    """The loss and its new dense head, initialised with the configuration's seed; None if its weight is 0.
+
+    Raises:
+        UserError: there are no text vectors.
+    """
+    if not config.dense.weight:
+        return None
+    if vectors is None:
+        raise UserError(
+            f"--train.dense.weight {config.dense.weight} trains a dense head on text vectors of the items; pass "
+            "vectors=, or set it to 0."
+        )
+    torch.manual_seed(config.seed)
+    hidden = model.get_output_embeddings().weight.shape[1]
+    return DenseLoss(DenseHead(hidden, vectors.shape[1], config.dense.dim), levels, vectors, sequences)

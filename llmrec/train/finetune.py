@@ -10,22 +10,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import nn
 
+from llmrec.collaborative.config import DistillConfig
+from llmrec.collaborative.teacher import Teacher
 from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
-from llmrec.model.adapter import DenseHead, keep_bias, reopened, with_adapter, with_rows
-from llmrec.model.architecture import context_length, unwrapped
-from llmrec.model.config import BaseConfig
+from llmrec.model.adapter import DenseHead, reopened, with_adapter, with_rows
+from llmrec.model.architecture import context_length, encoder_of, start_token, unwrapped
+from llmrec.model.config import BaseConfig, DenseConfig
 from llmrec.model.rounding import distance, rounded_otherwise
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, Mixture, build_tasks, validation_examples
+from llmrec.tasks.pairs import PairCollator
 from llmrec.tasks.render import Example, Renderer
 from llmrec.train.config import TrainConfig
-from llmrec.train.dense import DenseLoss
+from llmrec.train.dense import DenseLoss, dense_loss
+from llmrec.train.distill import distill_loss
+from llmrec.train.dropout import CodeDropout, drop_out
+from llmrec.train.encoder_decoder import check_encoder_decoder
 from llmrec.train.trainer import run_trainer, spread_over_processes
 
 if TYPE_CHECKING:
@@ -40,24 +45,25 @@ def check_method(model: "PreTrainedModel", config: TrainConfig) -> None:
     """Check that `model` can be trained as `config` says.
 
     Raises:
-        UserError: a base of 8 or 4 bits would be trained in full or merged with its adapter; a LoRA target is unknown;
-            the model has an adapter other than that of `config`; or `rows_first` or a dense head is on while FSDP or
-            ZeRO-3 splits the weights over processes.
+        UserError: a base of 8 or 4 bits would be trained in full or merged with its adapter; all weights would be
+            trained and are not float32; a LoRA target is unknown; the model has an adapter other than that of `config`;
+            or `rows_first` or a dense head is on while FSDP or ZeRO-3 splits the weights over processes.
     """
-    if config.rows_first and spread_over_processes():
-        raise UserError(
-            f"--train.rows_first {config.rows_first} works where each process holds all weights, not under FSDP or "
-            "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
-        )
-    if config.dense.weight and spread_over_processes():
-        raise UserError(
-            f"--train.dense.weight {config.dense.weight} works where each process holds all weights, not under FSDP or "
-            "ZeRO-3; set it to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
-        )
+    for name, value in (("rows_first", config.rows_first), ("dense.weight", config.dense.weight)):
+        if value and spread_over_processes():
+            raise UserError(
+                f"--train.{name} {value} works where each process holds all weights, not under FSDP or ZeRO-3; set it "
+                "to 0, or use configs/accelerate/ddp.yaml or zero2.yaml."
+            )
     _check_adapter(model, config)
     if getattr(model, "is_quantized", False) and (config.method == "full" or config.lora.merge):
         raise UserError(
             "--base.bits below 32 needs --train.method lora --train.lora.merge false: such a base is frozen."
+        )
+    if config.method == "full" and model.dtype != torch.float32:
+        raise UserError(
+            f"--train.method full: the weights are {model.dtype}, in which small updates are lost; set --base.dtype "
+            "float32, or use --train.method lora."
         )
     if config.method == "lora" and config.lora.targets != "all-linear":
         known = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if not list(module.children())}
@@ -91,67 +97,6 @@ def _check_adapter(model: Any, config: TrainConfig) -> None:
                 f"--train.lora.{name} {wanted}: the model has an adapter with {name} {value}, which is trained "
                 f"further; set it to {value}, or merge the adapter first."
             )
-
-
-class BlockDropout:
-    """Drops out token embeddings and the outputs of attention and feed-forward blocks while a model trains.
-
-    Args:
-        model: gets hooks, which `remove` takes away.
-        rate: share of activations set to 0, in [0, 1).
-
-    Raises:
-        UserError: the model has no modules named self_attn, attn or mlp.
-    """
-
-    def __init__(self, model: "PreTrainedModel", rate: float) -> None:
-        blocks = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in ("self_attn", "attn", "mlp")]
-        if not blocks:
-            raise UserError(
-                f"--train.dropout {rate}: {type(model).__name__} has no modules named self_attn, attn or mlp to "
-                "drop out; set --train.dropout 0."
-            )
-        self.rate, self.model = rate, model
-        self.hooks = [m.register_forward_hook(self._drop) for m in [model.get_input_embeddings(), *blocks]]
-
-    def _drop(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self._drop(module, inputs, output[0]), *output[1:])
-        return nn.functional.dropout(output, self.rate, self.model.training)
-
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        for hook in self.hooks:
-            hook.remove()
-
-
-class CodeDropout:
-    """Hides random item tokens in the input while a model trains: their embeddings become 0. Labels do not change.
-
-    Args:
-        model: gets a hook, which `remove` takes away.
-        token_ids: int64 [M], the item tokens that may be hidden.
-        rate: share of these tokens in the input that is hidden, in [0, 1).
-    """
-
-    def __init__(self, model: "PreTrainedModel", token_ids: np.ndarray, rate: float) -> None:
-        self.rate, self.model = rate, model
-        embedding = model.get_input_embeddings()
-        self.hideable = torch.zeros(embedding.weight.shape[0], dtype=torch.bool)
-        self.hideable[torch.from_numpy(token_ids)] = True
-        self.hook = embedding.register_forward_hook(self._hide)
-
-    def _hide(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        if not self.model.training:
-            return output
-        tokens = inputs[0]
-        self.hideable = self.hideable.to(tokens.device)
-        hidden = self.hideable[tokens] & (torch.rand(tokens.shape, device=tokens.device) < self.rate)
-        return output.masked_fill(hidden[..., None], 0)
-
-    def remove(self) -> None:
-        """Leave the model as it was."""
-        self.hook.remove()
 
 
 @torch.no_grad()
@@ -224,6 +169,7 @@ class TrainingData:
         users: the users' ids, in the order of `sequences`.
         intentions: intentions of items and preferences of users, in words, or None.
         vectors: float32 [N, D], of the items' texts, which train a dense head, or None.
+        teacher: of `sequences`, for `train.distill`, or None.
     """
 
     catalog: Catalog
@@ -232,6 +178,7 @@ class TrainingData:
     users: Sequence[str] = ()
     intentions: Intentions | None = None
     vectors: np.ndarray | None = None
+    teacher: Teacher | None = None
 
 
 def finetune(
@@ -258,11 +205,13 @@ def finetune(
 
     Raises:
         UserError: there are no training examples, the prompts do not fit into the model's context, the method does not
-            fit the model, or the dense head has no text vectors.
+            fit the model, the dense head has no text vectors, or the distillation has no teacher of these sequences.
     """
     from accelerate import PartialState
     from torch.utils.data import Subset
 
+    if encoder_of(unwrapped(model)) is not None:
+        check_encoder_decoder("--base.model", tasks, config)
     check_method(model, config)
     context = context_length(model)
     _check_context(renderer, tasks, context)
@@ -278,12 +227,14 @@ def finetune(
     validation = None
     if data.validation is not None and len(data.validation):
         validation = validation_examples(renderer, data.validation.sample(config.validation_users, config.seed))
+    unpacked = replace(config, packing=False, dense=DenseConfig(), distill=DistillConfig())
     learn = partial(
         run_trainer,
         validation=validation,
-        collator=Collator(renderer, context, config.packing, with_items=config.dense.weight > 0),
-        validation_collator=Collator(renderer, context),
+        collator=make_collator(model, renderer, config),
+        validation_collator=make_collator(model, renderer, unpacked),
         keeps_logits=_keeps_logits(model),
+        distill=distill_loss(data.teacher, data.sequences, renderer.codes, renderer.vocabulary, config.distill.weight),
     )
     alone = step * min(round(config.rows_first * len(mixture) / step), (len(mixture) - 1) // step)
     first, rest = (Subset[Example](cast(Any, mixture), part) for part in (range(alone), range(alone, len(mixture))))
@@ -295,26 +246,17 @@ def finetune(
         if alone:
             log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
             _learn_rows(model, renderer.vocabulary.all_ids, first, config, folder / "rows", learn)
-        dense = _dense_loss(model, renderer, data, config)
+        dense = dense_loss(model, data.vectors, data.sequences, len(renderer.vocabulary.ids), config)
         trained = _learn(model, renderer.vocabulary, rest, config, folder, learn, dense).eval()
     return trained, None if dense is None else dense.head
 
 
-def _dense_loss(
-    model: "PreTrainedModel", renderer: Renderer, data: TrainingData, config: TrainConfig
-) -> DenseLoss | None:
-    """The loss and its new dense head, initialised with the configuration's seed; None if its weight is 0."""
-    if not config.dense.weight:
-        return None
-    if data.vectors is None:
-        raise UserError(
-            f"--train.dense.weight {config.dense.weight} trains a dense head on text vectors of the items; pass "
-            "vectors=, or set it to 0."
-        )
-    torch.manual_seed(config.seed)
-    hidden = model.get_output_embeddings().weight.shape[1]
-    head = DenseHead(hidden, data.vectors.shape[1], config.dense.dim)
-    return DenseLoss(head, len(renderer.vocabulary.ids), data.vectors, data.sequences)
+def make_collator(model: "PreTrainedModel", renderer: Renderer, config: TrainConfig) -> Collator:
+    """Makes the batches that `model` trains on."""
+    context, with_items, with_events = context_length(model), config.dense.weight > 0, config.distill.weight > 0
+    if encoder_of(unwrapped(model)) is not None:
+        return PairCollator(renderer, context, start_token(unwrapped(model)), with_items, with_events)
+    return Collator(renderer, context, config.packing, with_items, with_events)
 
 
 def _learn_rows(
@@ -353,12 +295,10 @@ def _learn(
         if dense is not None:
             hooks.enter_context(dense.watching(trained))
         if config.method == "full" and config.dropout:
-            hooks.callback(BlockDropout(model, config.dropout).remove)
+            hooks.callback(drop_out(model, config.dropout).remove)
         if config.method == "full" and config.code_dropout:
             hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
-        trained = learn(trained.train(), examples, config=config, folder=folder, dense=dense)
-    keep_bias(trained)  # weights that were split over processes come back as a copy without hooks
-    return trained
+        return cast(Any, learn(trained.train(), examples, config=config, folder=folder, dense=dense))
 
 
 @contextmanager

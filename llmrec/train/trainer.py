@@ -22,9 +22,11 @@ from llmrec.atomic import KEY, MARK, is_ours, remove_inside, write_text
 from llmrec.console import get_logger, progress_bar
 from llmrec.device import resolve_dtype
 from llmrec.errors import UserError
+from llmrec.model.rows import split_token_rows
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
+from llmrec.train.distill import DistillLoss
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -76,6 +78,7 @@ class _Trainer(Trainer):
 
     keeps_logits = True
     dense: DenseLoss | None = None
+    distill: DistillLoss | None = None
     data_collator: Collate
     validation_collator: Collate
 
@@ -90,6 +93,9 @@ class _Trainer(Trainer):
         items = inputs.pop("items", None)
         if self.dense is not None:
             self.dense.items = items
+        events = inputs.pop("events", None)
+        if self.distill is not None:
+            self.distill.events = events
         if self.keeps_logits:
             inputs = {**inputs, "logits_to_keep": predicting(inputs["labels"])}
         # With a cache, transformers would not separate the examples that share a row.
@@ -118,27 +124,36 @@ def answer_loss(
     Returns:
         Scalar: the sum over this batch, divided by `num_items_in_batch`.
     """
-    where = predicting(labels)
-    logits = outputs.logits if outputs.logits.dim() == 2 else outputs.logits[where]
-    targets = labels.roll(-1, dims=1)[where]
-    total = cross_entropy(logits.float(), targets, reduction="sum")
+    targets = labels.roll(-1, dims=1)[predicting(labels)]
+    total = cross_entropy(_logits(outputs, labels).float(), targets, reduction="sum")
     return total / (num_items_in_batch if num_items_in_batch is not None else len(targets))
 
 
-def objective(dense: DenseLoss | None, weight: float) -> Callable[..., torch.Tensor]:
-    """The training loss: answer_loss + weight * L * dense / n, with n the labelled tokens of the optimizer step.
+def _logits(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Float [P, V], at the positions of `predicting(labels)`."""
+    logits: torch.Tensor = outputs.logits
+    return logits if logits.dim() == 2 else logits[predicting(labels)]
+
+
+def objective(
+    dense: DenseLoss | None, weight: float, distill: DistillLoss | None = None
+) -> Callable[..., torch.Tensor]:
+    """The training loss: answer_loss + (weight * L * dense + distill) / n, with n the labelled tokens of the step.
 
     If all labelled tokens are item tokens, n / L is the number of target items, so the second term is `weight` times
-    the mean of `dense` per item. Both terms are sums over a batch divided by n, so the sum over the step does not
-    depend on how it is split into batches. The second term is absent without `dense` and in validation.
+    the mean of `dense` per item. All terms are sums over a batch divided by n, so the sum over the step does not
+    depend on how it is split into batches. The terms of `dense` and `distill` are absent without them and in
+    validation.
     """
 
     def total(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         loss = answer_loss(outputs, labels, num_items_in_batch)
-        if dense is None or not dense.training:
-            return loss
         tokens = num_items_in_batch if num_items_in_batch is not None else predicting(labels).sum()
-        return loss + weight * dense.levels * dense(labels) / tokens
+        if dense is not None and dense.training:
+            loss = loss + weight * dense.levels * dense(labels) / tokens
+        if distill is not None and distill.events is not None:
+            loss = loss + distill(_logits(outputs, labels), labels) / tokens
+        return loss
 
     return total
 
@@ -242,6 +257,7 @@ def run_trainer(
     keeps_logits: bool,
     validation_collator: Collate | None = None,
     dense: DenseLoss | None = None,
+    distill: DistillLoss | None = None,
 ) -> nn.Module:
     """Train `model` in place; resume from the last complete checkpoint in `folder` if there is one.
 
@@ -255,6 +271,7 @@ def run_trainer(
         keeps_logits: whether the model's forward takes a mask as `logits_to_keep`.
         validation_collator: validation examples -> batch with one example per row; default: `collator`.
         dense: trained together with the model, in place. It is resumed, and restored to its best state, with the model.
+        distill: added to the loss of batches with `events`.
 
     Returns:
         `model`, or a copy of it if the training splits the weights over the processes.
@@ -262,20 +279,25 @@ def run_trainer(
     Raises:
         UserError: `folder` holds checkpoints that another program made.
     """
-    whole = empty_copy(model) if spread_over_processes() else model
+    whole = model
+    if spread_over_processes():
+        whole = empty_copy(model)
+        split_token_rows(model)
     if dense is not None:
         model.dense_loss = dense  # a submodule in training, so that Trainer optimizes, moves and synchronises it
+    arguments = _arguments(model, config, folder, len(train), validation is not None, dense is not None)
+    _use_one_gpu(arguments)
     trainer = _Trainer(
         model=model,
-        args=_arguments(model, config, folder, len(train), validation is not None, dense is not None),
+        args=arguments,
         train_dataset=cast(Any, train),
         eval_dataset=cast(Any, validation),
         data_collator=collator,
-        compute_loss_func=objective(dense, config.dense.weight),
+        compute_loss_func=objective(dense, config.dense.weight, distill),
         callbacks=[_Report(folder, dense)],
     )
     trainer.keeps_logits, trainer.validation_collator = keeps_logits, validation_collator or collator
-    trainer.dense = dense
+    trainer.dense, trainer.distill = dense, distill
     # Both callbacks write to stdout, which is only for the output of a command.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -297,6 +319,17 @@ def run_trainer(
     # Without this line, the model would keep the training's autocast until it is saved and loaded.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return model if whole is model else gather(trainer, whole)
+
+
+def _use_one_gpu(arguments: TrainingArguments) -> None:
+    """Let a process that sees several GPUs train on the first: DataParallel would multiply the batch and the loss."""
+    if arguments.n_gpu > 1:
+        log.warning(
+            "Training on one of the %d GPUs; accelerate launch scripts/finetune.py with a file of configs/accelerate "
+            "uses all",
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
 
 
 def _arguments(

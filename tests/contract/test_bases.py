@@ -60,6 +60,8 @@ def logits(model: PreTrainedModel, items: np.ndarray) -> torch.Tensor:
 def same_files(one: Path, other: Path) -> bool:
     """Whether two adapters have the same configuration and tensors of the same names and shapes."""
     configs = [json.loads((folder / "adapter_config.json").read_text()) for folder in (one, other)]
+    for config in configs:
+        config["target_modules"].sort()  # peft keeps a set
     sizes = [(folder / "adapter_model.safetensors").stat().st_size for folder in (one, other)]
     return configs[0] == configs[1] and sizes[0] == sizes[1]
 

@@ -176,7 +176,11 @@ def test_a_defect_of_ours_ends_with_1(llmrec_process: Program, run_copy: Path, t
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--history", "NOSUCH"], "--history NOSUCH: no such item"),
+        (["--history", "NOSUCH", "--unknown", "fail"], "--history NOSUCH: no such item"),
+        (["--history", "NOSUCH", "--unknown", "maybe"], "--unknown: invalid choice: 'maybe'"),
+        (["--prompt", "tea \ud83d cup"], r"argument 'tea \ud83d cup': holds \ud83d, half of a surrogate pair"),
+        (["--history", "\udcff"], r"holds \udcff, half of a surrogate pair"),
+        (["--prompt", "soap", "--where", "brand=\ud83d"], r"argument 'brand=\ud83d': holds \ud83d"),
         (["--prompt", "soap", "--exclude", "NOSUCH"], "--exclude NOSUCH: no such item"),
         (["--prompt", ""], "--prompt '' is empty"),
         (["--prompt", "  \n "], "is empty"),
@@ -263,7 +267,9 @@ def test_evaluate(fails: Fails, run_copy: Path, tiny_flags: list[str], words: li
 
 
 def test_recommend_in_a_process_of_its_own(llmrec_process: Program, tiny_run: Path) -> None:
-    result = llmrec_process("recommend", "--model", tiny_run / "model", "--history", "NOSUCH", "--json")
+    result = llmrec_process(
+        "recommend", "--model", tiny_run / "model", "--history", "NOSUCH", "--unknown", "fail", "--json"
+    )
     assert (result.returncode, result.stdout) == (2, "")
     [line] = result.stderr.splitlines()
     assert "NOSUCH" in line

@@ -29,7 +29,7 @@ def ask(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., lis
         capsys.readouterr()
         assert main(["recommend", "--model", str(tiny_run / "model"), *words, "--json"]) == 0
         answer = json.loads(capsys.readouterr().out)
-        assert set(answer) == {"items", "reason", "seconds"}
+        assert set(answer) == {"items", "reason", "notes", "seconds"}
         assert answer["seconds"] > 0
         answers = answer["items"]
         wanted = int(words[words.index("--k") + 1]) if "--k" in words else 10
@@ -73,7 +73,7 @@ def test_recommend(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame
     rows = {row["item_id"]: row for row in items.iter_rows(named=True)}
     for answer in answers:
         row = rows[answer["item_id"]]
-        assert {name: answer[name] for name in row} == row
+        assert {"item_id": answer["item_id"], "title": answer["title"], **answer["fields"]} == row
     if "--history" in words:
         assert not {answer["item_id"] for answer in answers} & set(history)
 
@@ -126,7 +126,7 @@ def test_max_per(ask: Callable[..., list[dict[str, Any]]], items: pl.DataFrame, 
     codes = pl.read_parquet(tiny_run / "model" / "item_index.parquet")
     first = dict(zip(codes["item_id"], codes["codes"].list.first(), strict=True))
     words = ["--history", items["item_id"][0], "--k", "40"]
-    brands = [answer["brand"] for answer in ask(*words, "--max-per", "brand=2")]
+    brands = [answer["fields"]["brand"] for answer in ask(*words, "--max-per", "brand=2")]
     assert max(brands.count(brand) for brand in brands if brand) <= 2
     answers = [answer["item_id"] for answer in ask(*words, "--max-per-code", "1")]
     assert len({first[item] for item in answers}) == len(answers)
@@ -208,3 +208,25 @@ def test_a_reader_that_has_seen_enough(tiny_run: Path) -> None:
         program.stdout.close()
         assert program.stderr.read() == b""
     assert len(head.stdout) == 10
+
+
+def test_predict(
+    ask: Callable[..., list[dict[str, Any]]],
+    tiny_run: Path,
+    items: pl.DataFrame,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    history = items["item_id"][:2].to_list()
+    (tmp_path / "users.csv").write_text(f"user_id,history\nu,{' '.join(history)}\nv,NOSUCH\n")
+    words = ["predict", "--model", str(tiny_run / "model"), "--input", str(tmp_path / "users.csv"), "--k", "3"]
+    assert main([*words, "--output", str(tmp_path / "recs.jsonl"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["users"] == 2
+    rows = [json.loads(line) for line in (tmp_path / "recs.jsonl").read_text().splitlines()]
+    expected = [answer["item_id"] for answer in ask("--history", *history, "--k", "3")]
+    assert [row["item_id"] for row in rows if row["user_id"] == "u"] == expected
+    assert rows[-1]["note"].startswith("Left out 1 of the 1 items of the history, not in the catalogue: 'NOSUCH'. The")
+    assert main([*words, "--output", str(tmp_path / "recs.jsonl")]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*words, "--output", str(tmp_path / "more.jsonl"), "--where", "colour=red"]) == 2
+    assert "--where colour=red: no such field" in capsys.readouterr().err

@@ -46,8 +46,8 @@ def test_added_items_are_ranked_by_their_texts(run: Path, llmrec: Callable, tmp_
     index = pl.read_parquet(model / "item_index.parquet")
     old = index.row(3, named=True)
     table = tmp_path / "items.csv"
-    fields = {name: [old[name]] for name in index.columns if name not in ("item_id", "codes", "training_events")}
-    pl.DataFrame({"item_id": ["LATER"], **fields}).write_csv(table)
+    fields = {name.removeprefix("fields."): [text] for name, text in old.items() if name.startswith("fields.")}
+    pl.DataFrame({"item_id": ["LATER"], "title": [old["title"]], **fields}).write_csv(table)
     history = ["--history", *index["item_id"][:2].to_list()]
     before = json.loads(llmrec("recommend", "--model", model, *history, "--k", "50", "--json").stdout)["items"]
     assert llmrec("add-items", "--model", model, "--items", table).returncode == 0
@@ -100,7 +100,7 @@ def test_experts_answer_before_the_model_is_trained(run: Path, llmrec: Callable,
     assert [item["item_id"] for item in found] == [ids[row] for row in np.argsort(-scores, kind="stable")[:5]]
     assert [item["score"] for item in found] == pytest.approx(np.sort(scores)[::-1][:5].tolist())
     limited = llmrec("recommend", "--run", early, *words, "--max-per", "brand=1")
-    brands = [item["brand"] for item in json.loads(limited.stdout)["items"]]
+    brands = [item["fields"]["brand"] for item in json.loads(limited.stdout)["items"]]
     assert len(set(brands)) == len(brands) == 5
     kept = llmrec("recommend", "--run", early, *words, "--allow", ids[7], ids[8])
     assert {item["item_id"] for item in json.loads(kept.stdout)["items"]} == {ids[7], ids[8]}

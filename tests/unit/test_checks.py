@@ -22,7 +22,7 @@ from llmrec.recommender.request import Request
         ),
         (lambda: DecodeConfig(constraint="Trie"), "decode.constraint Trie: did you mean trie? Expected one of trie"),
         (lambda: TrainConfig(method="qlora"), "train.method qlora: did you mean lora? Expected one of full, lora"),
-        (lambda: BaseConfig(architecture="gpt2"), "base.architecture gpt2: Expected one of qwen3, llama"),
+        (lambda: BaseConfig(architecture="gpt2"), "base.architecture gpt2: Expected one of qwen3, llama, t5"),
         (lambda: EmbedConfig(encoder="minilm"), "embed.encoder minilm: did you mean minilm-offline?"),
         (lambda: ItemTokenizer(method="lc-rec"), "tokenize.method lc-rec: Expected one of random, kmeans"),
         (lambda: TasksConfig(mixture={"seqential": 1}), "tasks.mixture: unknown task 'seqential'"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
@@ -23,6 +24,7 @@ from llmrec.model.adapter import with_adapter
 from llmrec.model.base import make_base
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.quantize.config import TokenizeConfig
+from llmrec.resources import resource_folder
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks
 from llmrec.train.config import TrainConfig
@@ -120,6 +122,32 @@ def test_memory_adds_up(tmp_path: Path) -> None:
     assert memory(model, trained, LORA, 4, BATCH)["weights"] == 4 * (total - linear) + linear // 2
     again = replace(LORA, dtype="float32", gradient_checkpointing=True)
     assert memory(model, trained, again, 32, BATCH)["activations"] < found["activations"] / 2
+
+
+def test_frozen_weights_of_two_bytes(tmp_path: Path) -> None:
+    _, (model, trained) = real_and_skeleton("qwen3", LORA, tmp_path)
+    total, trainable = counts(trained)
+    found = memory(model, trained, LORA, 32, BATCH, torch.bfloat16)
+    assert found["weights"] == 2 * (total - trainable) + 4 * trainable
+    learnt = sum(p.numel() for name, p in trained.named_parameters() if "lora_" in name)
+    assert found["half_precision_copies"] <= 2 * (learnt + 24 * 128)
+    assert (found["gradients"], found["optimizer"]) == (4 * trainable, 8 * trainable)
+
+
+def test_lora_of_7_billion_weights_fits_into_24_gib(tmp_path: Path) -> None:
+    """configs/lc-rec_llama-7b.yaml with --train.method lora: 4 examples per forward pass, of the longest prompts."""
+    LlamaConfig().save_pretrained(tmp_path)  # the defaults are LLaMA-7B's
+    read = yaml.safe_load((resource_folder("configs") / "lc-rec_llama-7b.yaml").read_text())["train"]
+    train = TrainConfig(**{**read, "method": "lora"})
+    assert train.gradient_checkpointing
+    model = skeleton(str(tmp_path))
+    model.resize_token_embeddings(33_024, mean_resizing=False)
+    trained = with_adapter(model, np.arange(32_000, 33_024), train.lora)
+    assert 6.7e9 < counts(trained)[0] < 6.9e9
+    batch = Batch(rows=train.batch_size // train.accumulation, tokens=1024, learnt=4 * 84)
+    needed = memory(model, trained, train, 32, batch, torch.bfloat16)["total"]
+    assert 13 * 2**30 < needed < 24 * 2**30
+    assert memory(model, trained, train, 32, batch)["total"] > 38 * 2**30  # in float32, with copies under autocast
 
 
 @pytest.mark.parametrize("method", [TrainConfig(dropout=0), LORA], ids=["full", "lora"])

@@ -9,6 +9,7 @@ import polars as pl
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
 from llmrec.data.files import read_json, require_file
+from llmrec.data.ids import is_id
 from llmrec.data.interactions import Interactions
 from llmrec.data.readers.table import without_text
 from llmrec.data.text import clean_record
@@ -41,7 +42,7 @@ def _events(path: Path) -> pl.DataFrame:
     users: list[str] = []
     items: list[str] = []
     for user, sequence in document.items():
-        if not isinstance(sequence, list) or not all(type(item) in (int, str) for item in sequence):
+        if not isinstance(sequence, list) or not all(is_id(item) for item in sequence):
             raise UserError(f"{path}: user {user!r}: expected a list of item ids, found {str(sequence)[:80]}")
         users += [user] * len(sequence)
         items += map(str, sequence)

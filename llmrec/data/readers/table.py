@@ -7,28 +7,38 @@ import polars as pl
 from llmrec.data.bad_rows import BadRows, build
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
-from llmrec.data.files import read_table, require_file, row_places
-from llmrec.data.interactions import Interactions, select_columns
+from llmrec.data.files import SUFFIXES, read_table, require_file, row_places
+from llmrec.data.interactions import Interactions, select_columns, used_names
+from llmrec.data.readers.parts import join_parts, part_files, places_of, source_of
 
 
 def files(config: DataConfig) -> list[Path]:
-    """The file of events and, if `config.items` names one, the file of items."""
-    events = require_file(config.source)
-    return [events, require_file(config.items, "--data.items")] if config.items else [events]
+    """The file of events (the three of a published split) and, if `config.items` names one, the file of items."""
+    events = _events(config)
+    return [*events, require_file(config.items, "--data.items")] if config.items else events
+
+
+def _events(config: DataConfig) -> list[Path]:
+    return part_files(config.source, SUFFIXES) if config.split == "given" else [require_file(config.source)]
 
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     """Read both tables; without a table of items, the catalogue has the item ids of the events, with empty titles."""
-    events, *items = files(config)
-    options = config.text_options
-    frame = select_columns(read_table(events, options=options), config.event_columns, str(events))
+    paths, options = _events(config), config.text_options
+    source, columns = source_of(paths), config.event_columns
+    frames = [
+        select_columns(read_table(path, options=options, used=used_names(columns)), columns, str(path))
+        for path in paths
+    ]
     log = build(
-        lambda rows: Interactions.from_frame(rows, str(events), config.seed),
-        frame,
-        BadRows(events, options),
-        lambda rows: row_places(events, rows, options),
+        lambda rows: Interactions.from_frame(rows, source, config.seed),
+        join_parts(frames, source) if config.split == "given" else frames[0],
+        BadRows(source, options),
+        places_of(paths, frames, lambda path, rows: row_places(path, rows, options)),
     )
-    return (read_items(items[0], config) if items else without_text(log, str(events))), log
+    if not config.items:
+        return without_text(log, source), log
+    return read_items(require_file(config.items, "--data.items"), config), log
 
 
 def read_items(path: Path, config: DataConfig) -> Catalog:

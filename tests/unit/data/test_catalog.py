@@ -86,6 +86,14 @@ def test_from_file_renames_and_keeps_what_is_in_the_way(tmp_path):
     assert catalog.row("007") == {"item_id": "007", "title": "Pen", "title_": "Sir"}
 
 
+def test_what_is_in_the_way_never_meets_another_column(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("sku,name,title,title_,item_id,item_id_\n007,Pen,Sir,Mr,x,y\n")
+    catalog = Catalog.from_file(path, item_column="sku", title_column="name")
+    kept = {"title__": "Sir", "title_": "Mr", "item_id__": "x", "item_id_": "y"}
+    assert catalog.row("007") == {"item_id": "007", "title": "Pen", **kept}
+
+
 def test_from_file_names_the_missing_column(tmp_path):
     path = tmp_path / "items.csv"
     path.write_text("sku,name\n1,Pen\n")

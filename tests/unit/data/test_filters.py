@@ -1,3 +1,4 @@
+import logging
 from collections import Counter
 
 import polars as pl
@@ -38,7 +39,8 @@ def test_k_core_is_the_fixed_point(rows, user_core, item_core):
 def test_exact_duplicates_need_the_same_time():
     rows = [("u", "a", 1), ("u", "b", 1), ("u", "a", 1), ("u", "a", 2), ("v", "a", 1)]
     kept = filters.exact_duplicates(log(rows)).frame
-    assert sorted(kept.rows()) == [("u", "a", 1), ("u", "a", 2), ("u", "b", 1), ("v", "a", 1)]
+    seconds = kept.with_columns(pl.col("timestamp") // 10**6)
+    assert sorted(seconds.rows()) == [("u", "a", 1), ("u", "a", 2), ("u", "b", 1), ("v", "a", 1)]
     untimed = log([("u", "a"), ("u", "a")], ["user_id", "item_id"])
     assert len(filters.exact_duplicates(untimed)) == 2
 
@@ -49,9 +51,12 @@ def test_repeats(policy, left):
     assert "".join(filters.repeats(log(rows), policy).frame["item_id"]) == left
 
 
-def test_min_rating_drops_low_and_unrated():
-    rated = log([("u", "a", 5.0), ("u", "b", 3.0), ("u", "c", None)], ["user_id", "item_id", "rating"])
+def test_min_rating_drops_low_and_unrated(caplog):
+    caplog.set_level(logging.INFO)
+    rows = [("u", "a", 5.0), ("u", "b", 3.0), ("u", "c", None), ("u", "d", float("nan"))]
+    rated = log(rows, ["user_id", "item_id", "rating"])
     assert filters.min_rating(rated, 4).frame["item_id"].to_list() == ["a"]
+    assert "--data.min_rating 4: 2 events have no rating and are dropped." in caplog.text
     with pytest.raises(UserError, match=r"data\.columns\.rating"):
         filters.min_rating(log([("u", "a", 1)]), 4)
 
@@ -61,6 +66,44 @@ def test_unknown_items():
     assert len(filters.known_items(events, catalog, "drop")) == 1
     with pytest.raises(UserError, match=r"1 items that the catalogue lacks \(2 events\), first 'zz'"):
         filters.known_items(events, catalog, "fail")
+
+
+def test_many_unknown_items_are_refused_with_examples_of_both_sides():
+    events = log([("u", item, at) for at, item in enumerate(["x1", "x2", "x2", "x3", "x4", "a"])])
+    catalog = items(*((item, item) for item in "abcd"))
+    message = (
+        r"5 of 6 events name items that the catalogue lacks, such as 'x1', 'x2', 'x3', where the catalogue has items "
+        r"such as 'a', 'b', 'c'; correct the ids, or add the items; to drop these events, raise data\.unknown_share"
+    )
+    with pytest.raises(UserError, match=message):
+        filters.known_items(events, catalog, "drop", 0.1)
+    assert len(filters.known_items(events, catalog, "drop", 0.9)) == 1
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (" B1", "white space or Unicode form"),
+        ("b1", "upper and lower case"),
+        ("B1.0", "zeros after the point"),
+        ("00B1", "leading zeros"),
+    ],
+)
+def test_ids_that_almost_meet_are_said(item, reason, caplog):
+    events, catalog = log([("u", item, 1), ("u", "C", 2)]), items(("B1", "A"), ("C", "C"))
+    with pytest.raises(UserError, match=f"the ids differ in {reason}, so write them alike"):
+        filters.known_items(events, catalog, "drop", 0.1)
+    assert len(filters.known_items(events, catalog, "drop", 0.5)) == 1
+    assert f"differ from ids of the catalogue in {reason}" in caplog.text
+
+
+def test_look_alikes_are_said(caplog):
+    filters.warn_of_look_alikes(pl.Series(["a", "b "]), "users")
+    assert not caplog.records
+    filters.warn_of_look_alikes(pl.Series(["b", "é", "e\u0301", "b "]), "users")
+    assert (
+        "2 pairs of users have ids that differ only in white space or Unicode form, such as 'b' and 'b '" in caplog.text
+    )
 
 
 def test_items_without_text():

@@ -1,9 +1,10 @@
 import random
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
 
-from llmrec.data import Interactions
+from llmrec.data import Interactions, filters
 from llmrec.errors import UserError
 
 
@@ -13,7 +14,8 @@ def log(rows, columns=("user_id", "item_id", "timestamp"), **options) -> Interac
 
 def test_rows_are_grouped_by_user_and_sorted_by_time():
     events = log([("b", "x", 2), ("a", "y", 9), ("b", "z", 1), ("a", "x", 3)])
-    assert events.frame.rows() == [("a", "x", 3), ("a", "y", 9), ("b", "z", 1), ("b", "x", 2)]
+    rows = [("a", "x", 3), ("a", "y", 9), ("b", "z", 1), ("b", "x", 2)]
+    assert events.frame.rows() == [(user, item, second * 10**6) for user, item, second in rows]
 
 
 def test_without_timestamps_the_order_stays():
@@ -32,26 +34,40 @@ def test_ties_are_shuffled_by_seed_whatever_the_file_order():
     assert len(orders) > 4, "every user has an order of their own"
 
 
-@pytest.mark.parametrize(
-    ("found", "seconds"),
-    [
-        (["100", "200"], [100, 200]),
-        (["100.0", "200.5"], [100, 200]),
-        (["1970-01-02", "1970-01-01T00:01:00Z"], [86400, 60]),
-        ([1.0, 2.0], [1, 2]),
-        (pl.Series([60, 120]).cast(pl.Datetime("ms")), [0, 0]),
-        (pl.Series([1, 2]).cast(pl.Date), [86400, 172800]),
-    ],
-)
-def test_times_of_many_kinds(found, seconds):
-    events = Interactions.from_frame(pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "x"], "timestamp": found}))
-    assert events.frame["timestamp"].to_list() == seconds
+@pytest.mark.parametrize("kind", ["iso", "parquet", "milliseconds", "float seconds", "float text"])
+def test_events_within_one_second_keep_their_order(kind):
+    moments = [datetime(2024, 5, 1, 12, 0, 0, 50_000, UTC) + timedelta(milliseconds=100 * at) for at in range(8)]
+    times = {
+        "iso": [moment.replace(tzinfo=None).isoformat(timespec="milliseconds") for moment in moments],
+        "parquet": moments,
+        "milliseconds": [round(moment.timestamp() * 1000) for moment in moments],
+        "float seconds": [moment.timestamp() for moment in moments],
+        "float text": [f"{moment.timestamp():.3f}" for moment in moments],
+    }[kind]
+    rows = list(zip("u" * 8, "abcdefgh", times, strict=True))
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        frame = log(rows, seed=seed).frame
+        assert "".join(frame["item_id"]) == "abcdefgh"
+        assert frame["timestamp"].n_unique() == 8
 
 
-@pytest.mark.parametrize("bad", ["yesterday", "", None, "1e400"])
-def test_bad_time_names_row_and_value(bad):
-    with pytest.raises(UserError, match=r"log\.csv: row 2 has timestamp"):
-        log([("a", "x", "1"), ("a", "y", bad)], source="log.csv")
+def test_a_repeat_within_one_second_is_no_duplicate():
+    events = log([("u", "a", "2024-05-01T12:00:00.100"), ("u", "a", "2024-05-01T12:00:00.900")])
+    assert len(filters.exact_duplicates(events)) == 2
+
+
+def test_a_part_comes_before_time():
+    rows = [("u", "a", 3, 0), ("u", "b", 1, 1), ("u", "c", 2, 0), ("v", "a", 1, 2), ("v", "b", 5, 0)]
+    frame = log(rows, ["user_id", "item_id", "timestamp", "part"]).frame
+    assert frame.select("item_id", "part").rows() == [("c", 0), ("a", 0), ("b", 1), ("b", 0), ("a", 2)]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", "  ", "NaN"])
+def test_a_missing_rating_is_null(missing):
+    values = pl.Series([5.0, missing]) if not isinstance(missing, str) else ["5", missing]
+    frame = pl.DataFrame({"user_id": ["a", "a"], "item_id": ["x", "y"], "rating": values})
+    assert Interactions.from_frame(frame).frame["rating"].to_list() == [5.0, None]
 
 
 def test_bad_rating_names_row_and_value():
@@ -70,7 +86,7 @@ def test_from_file_and_parquet_round_trip(tmp_path):
     path = tmp_path / "log.tsv"
     path.write_text("who\twhat\twhen\tstars\nu1\t01\t5\t4.5\nu1\t02\t4\t3\n")
     events = Interactions.from_file(path, "who", "what", "when", "stars")
-    assert events.frame.rows() == [("u1", "02", 4, 3.0), ("u1", "01", 5, 4.5)]
+    assert events.frame.rows() == [("u1", "02", 4_000_000, 3.0), ("u1", "01", 5_000_000, 4.5)]
     events.to_parquet(tmp_path / "log.parquet")
     assert Interactions.from_parquet(tmp_path / "log.parquet").frame.equals(events.frame)
     with pytest.raises(UserError, match=r"no column 'timestamp' \(data\.columns\.time\); found: who, what, when"):

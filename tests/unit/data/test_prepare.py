@@ -59,6 +59,7 @@ def test_short_users_go_after_the_core(config):
     ("change", "message"),
     [
         ({"unknown_items": "fail"}, "1 items that the catalogue lacks"),
+        ({"unknown_share": 0.0}, r"1 of 28 events name items that the catalogue lacks, such as 'missing'"),
         ({"empty_text": "fail"}, "1 of 6 items have no text, first 'blank'"),
         ({"user_core": 50}, "step '50-core of users, 4-core of items' left no interactions"),
         ({"min_rating": 3.0}, "the log has no ratings"),
@@ -114,6 +115,7 @@ def test_synthetic_is_the_default():
         ({"format": "lc-rec", "path": "x", "items": "y"}, r"data\.items y: .*leave it out"),
         ({"user_core": 0}, r"data\.user_core 0: expected at least 1"),
         ({"seed": -1}, r"data\.seed -1"),
+        ({"unknown_share": 1.5}, r"data\.unknown_share 1\.5: expected a share from 0 to 1"),
         ({"min_length": 2}, r"data\.min_length 2: leave-one-out needs 3"),
         ({"encoding": "latin-7"}, r"data\.encoding latin-7: no such encoding; expected auto or a name"),
         ({"encoding": "base64"}, r"data\.encoding base64: no such encoding"),

@@ -25,12 +25,14 @@ VALUES = st.text(st.sampled_from("aÉé\\\"'”,;|\t{}: \n0"), max_size=8)
 ROWS = st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=6)
 
 
-def read(data: bytes | str, name: str = "items.csv", **options: str) -> list[tuple[str, ...]]:
+def read(
+    data: bytes | str, name: str = "items.csv", used: list[str] | None = None, **options: str
+) -> list[tuple[str, ...]]:
     """The header and the rows of a file with this content."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data.encode() if isinstance(data, str) else data)
-        frame = read_table(path, options=TextOptions(**options, settable=True))
+        frame = read_table(path, options=TextOptions(**options, settable=True), used=used)
     return [
         tuple(frame.columns),
         *(tuple(value or "" for value in row) for row in frame.rows()),
@@ -203,9 +205,15 @@ def test_bad_rows_are_left_out_counted_and_shown(caplog):
 
 def test_columns_that_are_left_out_are_named(caplog):
     with caplog.at_level(logging.WARNING):
-        assert read("a,b,a,\n1,2,3,4\n") == [("a", "b"), ("1", "2")]
+        assert read("a,b,a,\n1,2,3,4\n", used=["b"]) == [("a", "b"), ("1", "2")]
     assert "left out column 3: 'a' is the name of an earlier one" in caplog.text
     assert "left out column 4: it has no name" in caplog.text
+
+
+@pytest.mark.parametrize("used", [None, ["a"]])
+def test_a_column_that_is_used_stands_once(used):
+    with pytest.raises(UserError, match=r"items\.csv, line 1: column 'a' stands twice; rename or remove one of them"):
+        read("a,b,a\n1,2,3\n", used=used)
 
 
 def test_a_large_file_with_line_ends_in_its_fields(tmp_path):

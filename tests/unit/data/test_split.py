@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.data import TEST, TRAIN, VALID, Catalog, Interactions
+from llmrec.data.interactions import given_split
 from llmrec.errors import UserError
 
 
@@ -77,10 +78,10 @@ def test_timestamp_split_cuts_all_users_at_the_same_moments():
         ("late", "y", 10),
     ]
     split = log(*rows).timestamp_split(valid_share=0.25, test_share=0.25)
-    assert split.protocol["cuts"] == [6, 9]
-    assert split.train.frame["timestamp"].max() == 5
-    assert sorted(split.valid.frame["timestamp"]) == [6, 7, 8]
-    assert sorted(split.test.frame["timestamp"]) == [9, 9, 10]
+    assert split.protocol["cuts"] == [6_000_000, 9_000_000]
+    assert split.train.frame["timestamp"].max() == 5_000_000
+    assert sorted(split.valid.frame["timestamp"] // 10**6) == [6, 7, 8]
+    assert sorted(split.test.frame["timestamp"] // 10**6) == [9, 9, 10]
     cases = split.sequences(catalog("xy")).cases(TEST)
     assert cases.users.tolist() == [0], "a user without a history asks nothing"
     assert len(cases.histories[0]) == 4, "the history holds training and validation events"
@@ -98,6 +99,45 @@ def test_timestamp_split_needs_times_that_differ():
         untimed.timestamp_split()
     with pytest.raises(UserError, match="part empty"):
         log(("a", "x", 1), ("a", "y", 1), ("b", "x", 1)).timestamp_split()
+
+
+def test_timestamp_split_cuts_within_a_second():
+    rows = [("u", item, f"2024-05-01T12:00:00.{at}00") for at, item in enumerate("abcdefghij")]
+    split = log(*rows).timestamp_split(0.2, 0.2)
+    assert ["".join(part.frame["item_id"]) for part in (split.train, split.valid, split.test)] == ["abcdef", "gh", "ij"]
+
+
+def published(*rows) -> Interactions:
+    columns = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "part": pl.UInt8}
+    return Interactions.from_frame(pl.DataFrame(rows, schema=columns, orient="row"))
+
+
+def test_given_split_keeps_the_parts(caplog):
+    split = given_split(published(("u", "a", 1, 0), ("u", "b", 2, 1), ("u", "c", 3, 2), ("v", "c", 1, 0)))
+    assert split.protocol == {"kind": "given", "events": {"train": 2, "valid": 1, "test": 1}}
+    assert [part.frame["item_id"].to_list() for part in (split.train, split.valid, split.test)] == [
+        ["a", "c"],
+        ["b"],
+        ["c"],
+    ]
+    assert not caplog.records
+
+
+def test_given_split_of_mixed_times_is_said(caplog):
+    split = given_split(published(("u", "a", 9, 0), ("u", "b", 2, 1), ("u", "c", 3, 2), ("v", "c", 1, 0)))
+    assert split.test.frame["item_id"].to_list() == ["c"]
+    assert "for 1 users, an event of a later part is before one of an earlier part" in caplog.text
+
+
+def test_given_split_says_whose_first_event_is_a_target(caplog):
+    split = given_split(published(("u", "a", 1, 0), ("u", "b", 2, 1), ("v", "c", 3, 2), ("u", "c", 4, 2)))
+    assert split.sequences(catalog("abc")).cases(TEST).users.tolist() == [0]
+    assert "1 users have no training event" in caplog.text
+
+
+def test_given_split_needs_every_part():
+    with pytest.raises(UserError, match="no event of the valid part is left"):
+        given_split(published(("u", "a", 1, 0), ("u", "c", 3, 2)))
 
 
 def test_item_outside_the_catalogue(split):

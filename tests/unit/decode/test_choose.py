@@ -108,11 +108,11 @@ def test_a_model_that_ignores_all_masks_is_refused(deaf):
 
 
 def test_a_cache_that_cannot_be_made_by_hand_is_left_to_generate(deaf, monkeypatch):
-    def run(self, ids, mask, cache=None):
+    def refuse(**_):
         raise TypeError("another cache")
 
     shop = deaf(2)
-    monkeypatch.setattr(GenerateSearch, "run", run)
+    monkeypatch.setattr("llmrec.decode.generate.DynamicCache", refuse)
     support = find_support(shop.model, shop.vocabulary, shop.trie, 0)
     assert not support.prefills
     search = make_search(shop.model, shop.vocabulary, shop.trie, DecodeConfig(dtype="float32"))

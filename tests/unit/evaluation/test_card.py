@@ -63,6 +63,8 @@ def test_card_of_a_cut_base_does_not_send_the_reader_to_peft(tmp_path: Path) -> 
     assert "for the first 8 decoder layers of its base" in model_card(tmp_path, METRICS)
     bundle.write_header(replace(header, weights="model"), tmp_path)
     assert "`AutoModelForCausalLM` and `AutoTokenizer` load it as it is" in model_card(tmp_path, METRICS)
+    (tmp_path / "config.json").write_text('{"is_encoder_decoder": true}')
+    assert "`AutoModelForSeq2SeqLM` and `AutoTokenizer` load it as it is" in model_card(tmp_path, METRICS)
 
 
 def test_card_tells_of_text_queries_where_there_are_any(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from llmrec.config import Config
 from llmrec.errors import UserError
-from llmrec.model.base import load_base, make_base
+from llmrec.model.architecture import context_length
+from llmrec.model.base import load_base, make_base, weight_dtype
 from llmrec.model.config import AdapterConfig, BaseConfig
+from llmrec.model.layers import cut_layers
 from llmrec.train.config import TrainConfig
 
 TEXTS = ["a gentle shampoo", "a gentle soap", "hand balm for dry hands"] * 3
@@ -29,13 +31,14 @@ def folder(made, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "t5"])
 def test_made_model_is_an_ordinary_one(architecture, tmp_path):
     model, tokenizer = make_base(BaseConfig(**TINY, architecture=architecture), TEXTS)
     assert model.config.model_type == architecture
     assert model.config.vocab_size == len(tokenizer) <= 280
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 1)
+    assert model.config.num_attention_heads == 2
+    assert getattr(model.config, "num_key_value_heads", 1) == 1
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path)
     again, tokens = load_base(tmp_path)
@@ -50,6 +53,28 @@ def test_made_weights_follow_the_seed():
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "t5"])
+def test_sizes_of_heads_and_feed_forward_blocks(architecture):
+    sizes = {"architecture": architecture, "heads": 6, "head_size": 64, "feed_forward": 1024}
+    model, _ = make_base(BaseConfig(**TINY | sizes), TEXTS)
+    shapes = {name.rsplit(".", 2)[-2]: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    query, up = ("q", "wi") if architecture == "t5" else ("q_proj", "up_proj")
+    assert (shapes[query], shapes[up]) == ((384, 16), (1024, 16))
+    with pytest.raises(UserError, match=r"base\.heads 6: .* or set an even base\.head_size"):
+        BaseConfig(**TINY | {"heads": 6})
+
+
+def test_an_encoder_decoder_has_layers_on_both_sides():
+    model, tokenizer = make_base(BaseConfig(**TINY | {"architecture": "t5", "layers": 3}), TEXTS)
+    assert [len(part.block) for part in (model.encoder, model.decoder)] == [3, 3]
+    assert model.config.decoder_start_token_id == tokenizer.pad_token_id
+    assert context_length(model) == 64
+    with pytest.raises(UserError, match=r"base\.keep_layers 1: T5ForConditionalGeneration .* set it to 0"):
+        cut_layers(model, 1, "--base.keep_layers 1")
+    with pytest.raises(UserError, match=r"base\.pretrain_epochs 1 .* not for t5; set it to 0"):
+        BaseConfig(architecture="t5", pretrain_epochs=1)
+
+
 def test_a_made_model_is_not_cut():
     with pytest.raises(UserError, match=r"base\.keep_layers 1 cuts a pretrained model"):
         make_base(BaseConfig(**TINY, keep_layers=1), TEXTS)
@@ -61,6 +86,8 @@ def test_a_key_of_the_released_version_stays():
     """A field that it lacked counts only if it is set: a finished stage is not made again."""
     assert "keep_layers" not in BaseConfig(model="org/name").cache_key()
     assert BaseConfig(model="org/name", keep_layers=8).cache_key()["keep_layers"] == 8
+    assert "dtype" not in BaseConfig(model="org/name").cache_key()
+    assert BaseConfig(model="org/name", dtype="bfloat16").cache_key()["dtype"] == "bfloat16"
 
 
 @given(text=st.text())
@@ -93,8 +120,26 @@ def test_broken_checkpoints_are_named(folder, break_it, match):
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"base\.model .*nowhere: .*can't be loaded"):
+    with pytest.raises(UserError, match=r"base\.model .*nowhere: .*can't be loaded: there is no such folder here"):
         load_base(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "frozen", "fast", "expected"),
+    [
+        ("auto", False, True, torch.float32),
+        ("auto", True, True, torch.bfloat16),
+        ("auto", True, False, torch.float32),
+        ("bfloat16", True, False, torch.bfloat16),
+        ("float32", True, True, torch.float32),
+    ],
+)
+def test_the_type_of_frozen_weights(folder, monkeypatch, dtype, frozen, fast, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    found = weight_dtype(BaseConfig(dtype=dtype), frozen)
+    assert found == expected
+    assert {p.dtype for p in load_base(folder, dtype=found)[0].parameters()} == {expected}
 
 
 @pytest.mark.parametrize("cuda", [False, True])

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from llmrec.errors import UserError
@@ -49,6 +50,57 @@ def test_damaged_headers_are_named(tmp_path: Path, content: str | None, words: s
 def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     (tmp_path / bundle.INDEX).write_bytes(b"not parquet")
     with pytest.raises(UserError, match=bundle.INDEX):
+        bundle.read_index(tmp_path)
+
+
+NAMES = [
+    "codes",
+    "training_events",
+    "fields",
+    "fields.codes",
+    "score",
+    "rank",
+    "reason",
+    "index",
+    "^a$",
+    "*",
+    "a.b",
+    "",
+]
+"""Names that a catalogue may use for its own columns."""
+
+
+def write(names: list[str], folder: Path) -> pl.DataFrame:
+    """Write an index whose catalogue has these columns; the catalogue's frame."""
+    texts = {name: [f"{name} of a", f"{name} of b"] for name in names}
+    frame = pl.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"], **texts})
+    bundle.write_index(["a", "b"], [[0, 1], [1, 0]], [3, 0], frame, folder)
+    return frame
+
+
+@pytest.mark.parametrize("names", [NAMES, []])
+def test_no_column_of_the_catalogue_meets_one_of_the_index(tmp_path: Path, names: list[str]) -> None:
+    frame = write(names, tmp_path)
+    index = bundle.read_index(tmp_path)
+    assert index["codes"].to_list() == [[0, 1], [1, 0]]
+    assert index["training_events"].to_list() == [3, 0]
+    assert bundle.catalog_frame(index).equals(frame)
+
+
+def test_an_index_of_schema_1_is_read_in_the_new_form(tmp_path: Path) -> None:
+    write(["brand"], tmp_path)
+    new = bundle.read_index(tmp_path)
+    old = new.rename({"fields.brand": "brand"})
+    old.write_parquet(tmp_path / bundle.INDEX)
+    assert bundle.read_index(tmp_path).equals(new)
+    old.drop("training_events").write_parquet(tmp_path / bundle.INDEX)  # of 0.1
+    assert bundle.read_index(tmp_path)["training_events"].to_list() == [1, 1]
+
+
+def test_an_index_with_two_titles_is_refused(tmp_path: Path) -> None:
+    write(["brand"], tmp_path)
+    bundle.read_index(tmp_path).rename({"fields.brand": "fields.title"}).write_parquet(tmp_path / bundle.INDEX)
+    with pytest.raises(UserError, match="expected columns item_id, codes, title"):
         bundle.read_index(tmp_path)
 
 

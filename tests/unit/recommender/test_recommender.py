@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import DENSE
 
+from llmrec.data import Catalog
 from llmrec.decode.config import DecodeConfig
 from llmrec.errors import UserError
 from llmrec.model.config import BaseConfig, InitRows
@@ -44,6 +45,30 @@ def test_where_keeps_items_with_that_value_only(recommender: Recommender) -> Non
     items = recommender.recommend(prompt="soap", where={"brand": "alba"}, k=20)
     assert sorted(item.item_id for item in items) == [f"i{row}" for row in range(5)]
     assert all(item.fields["brand"] == "Alba" for item in items)
+
+
+def test_fields_of_the_catalogue_never_take_the_place_of_the_answer(recommender: Recommender, tmp_path: Path) -> None:
+    """A column may have the name of any field of an answer or of the bundle, before and after saving and adding."""
+    names = ["score", "rank", "codes", "training_events", "fields", "items", "notes", "title_", "item_id_"]
+    frame = recommender.catalog.frame.with_columns(pl.lit(f"own {name}").alias(name) for name in names)
+    catalog, new = Catalog(frame), frame[:1].with_columns(item_id=pl.lit("n0"))
+    copy = Recommender(
+        recommender.model,
+        recommender.tokenizer,
+        replace(recommender.store, catalog=catalog),
+        recommender.base,
+        recommender.base_model,
+    )
+    copy.save_pretrained(tmp_path / "bundle")
+    loaded = Recommender.from_pretrained(tmp_path / "bundle").add_items(Catalog(new))
+    loaded.save_pretrained(tmp_path / "grown")
+    for each in (copy, loaded, Recommender.from_pretrained(tmp_path / "grown")):
+        [first] = each.recommend(["i1"], k=1)
+        answer = first.to_dict()
+        assert list(answer) == ["rank", "item_id", "score", "title", "fields"]
+        assert (answer["rank"], answer["score"]) == (1, first.score)
+        assert {name: answer["fields"][name] for name in names} == {name: f"own {name}" for name in names}
+        assert each.recommend(["i1"], k=1, where={"codes": "own codes"}, max_per_field={"rank": 1}) == [first]
 
 
 def test_too_few_answers_come_with_the_reason(recommender: Recommender) -> None:
@@ -117,7 +142,15 @@ def test_exact_gives_the_head_of_the_whole_ranking(recommender: Recommender) -> 
     [
         ({}, "history"),
         ({"prompt": "  "}, "empty"),
-        ({"history": ["i0", "x9"]}, "history x9"),
+        ({"history": ["i0", "x9"], "unknown": "fail"}, "history x9"),
+        ({"history": ["i0"], "histories": [["i1"]]}, "both given"),
+        ({"prompt": "tea \ud83d cup"}, r"prompt: holds \ud83d, half of a surrogate pair"),
+        ({"history": ["\udfff"]}, r"history: holds \udfff"),
+        ({"prompt": "tea", "where": {"\ud83d": "x"}}, r"where: holds \ud83d"),
+        ({"prompt": "tea", "where": {"brand": "\ud83d"}}, r"where: holds \ud83d"),
+        ({"prompt": "tea", "exclude": ["\ud83d"]}, r"exclude: holds \ud83d"),
+        ({"prompt": "tea", "offsets": {"\ud83d": 1.0}}, r"offsets: holds \ud83d"),
+        ({"prompt": "tea", "max_per_field": {"\ud83d": 1}}, r"max_per_field: holds \ud83d"),
         ({"history": ["i0"], "exclude": ["y"]}, "exclude y"),
         ({"prompt": "soap", "where": {"colour": "red"}}, "where colour=red"),
         ({"prompt": "soap", "k": 0}, "k 0"),

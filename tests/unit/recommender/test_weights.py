@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -174,6 +176,32 @@ def test_a_base_that_the_bundle_names_is_not_asked_of_the_hub(
     again = Recommender.from_pretrained(adapter, base=saved)
     assert again.recommend(prompt="a soap", k=3)
     assert not lookups
+
+
+@pytest.mark.parametrize("name", ["models/nowhere", "/no/such/folder", "models/of/mine"])
+def test_a_base_that_is_not_there_is_a_missing_folder(
+    adapter: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(host: str, *others: Any, **more: Any) -> Any:
+        raise socket.gaierror("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    with pytest.raises(UserError, match=rf"base {name}: can't be loaded: there is no such folder here, and"):
+        Recommender.from_pretrained(adapter, base=name)
+
+
+def test_an_adapter_of_a_relative_path_loads_from_any_folder(
+    base: Path, recommender: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(base.parent)
+    made = Recommender.from_base(base.name, recommender.item_tokenizer)
+    made.model = with_adapter(made.model, made.renderer.vocabulary.all_ids, AdapterConfig(rank=2))
+    made.save_pretrained(tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    again = Recommender.from_pretrained("bundle")
+    request = {"history": made.catalog.ids[:2], "k": 5}
+    assert again.recommend(**request) == made.recommend(**request)
+    assert again.merge().base_model == str(base.resolve())
 
 
 def test_a_base_where_none_belongs(bundle: Path) -> None:

@@ -37,12 +37,42 @@ def test_every_filter_of_the_python_api(client: TestClient, recommender: Recomme
 
 @pytest.mark.parametrize(
     ("request_", "words"),
-    [({"history": ["nope"]}, "nope"), ({}, "history"), ({"prompt": "soap", "kk": 3}, "kk"), ({"k": 0}, "k")],
+    [
+        ({"history": ["nope"], "unknown": "fail"}, "nope"),
+        ({}, "history"),
+        ({"prompt": "soap", "kk": 3}, "kk"),
+        ({"k": 0}, "k"),
+    ],
 )
 def test_mistakes_are_422(client: TestClient, request_: dict, words: str) -> None:
     answer = client.post("/recommend", json=request_)
     assert answer.status_code == 422
     assert words in answer.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"prompt": "tea \\ud83d cup", "k": 1}',
+        '{"history": ["\\ud83d"], "k": 1}',
+        '{"history": ["i1"], "where": {"brand": "\\udfff"}}',
+        '{"history": ["i1"], "where": {"\\udfff": "Alba"}}',
+        '{"history": ["i1"], "offsets": {"\\udfff": 1}}',
+        '{"history": ["i1"], "\\udfff": 1}',
+        '{"history": ["i1"], "unknown": "\\udfff"}',
+    ],
+)
+def test_half_a_surrogate_pair_is_422(client: TestClient, body: str) -> None:
+    answer = client.post("/recommend", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert len(answer.json()["error"].splitlines()) == 1
+
+
+def test_notes_of_the_history(client: TestClient, recommender: Recommender) -> None:
+    answer = client.post("/recommend", json={"history": ["i1", "nope"], "k": 2}).json()
+    assert answer["items"] == [item.to_dict() for item in recommender.recommend(["i1"], k=2)]
+    assert answer["notes"] == recommender.recommend(["i1", "nope"]).notes
+    assert client.post("/recommend", json={"history": []}).json()["notes"][0].startswith("The history is empty")
 
 
 def test_health(client: TestClient) -> None:

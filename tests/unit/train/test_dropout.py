@@ -10,7 +10,8 @@ from llmrec.errors import UserError
 from llmrec.tasks.config import TasksConfig
 from llmrec.train import finetune as finetuning
 from llmrec.train.config import TrainConfig
-from llmrec.train.finetune import CodeDropout, TrainingData, finetune
+from llmrec.train.dropout import CodeDropout
+from llmrec.train.finetune import TrainingData, finetune
 
 RATE = 0.3
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tolerances import CURVES
+from transformers import TrainingArguments
 
 from llmrec.data import EvalExamples
 from llmrec.errors import UserError
@@ -303,3 +304,42 @@ def test_prompts_must_fit_the_context(shop, tmp_path):
     tasks = replace(TASKS, max_history=70)
     with pytest.raises(UserError, match=r"tasks\.max_history 70 .* the model's context is 160; lower them"):
         finetune(shop.model, shop.renderer, data(shop), tasks, FULL, tmp_path)
+
+
+def test_a_process_that_sees_several_gpus_trains_on_one(make_shop, tmp_path, monkeypatch, caplog):
+    """With all of them, transformers would multiply the batch (DataParallel), and the loss with it."""
+    config = replace(FULL, epochs=1, dropout=0.0)
+    train(make_shop(), config, tmp_path / "one")
+    single = TrainingArguments.__post_init__
+
+    def several(arguments):
+        single(arguments)
+        arguments._n_gpu = 3
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", several)
+    train(make_shop(), config, tmp_path / "several")
+    assert "Training on one of the 3 GPUs; accelerate launch" in caplog.text
+    assert log(tmp_path / "several", "loss") == log(tmp_path / "one", "loss")
+    assert last_checkpoint(tmp_path / "several").name == last_checkpoint(tmp_path / "one").name
+
+
+def test_weights_of_two_bytes_are_not_trained_in_full(shop, tmp_path):
+    shop.model.to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"train\.method full: the weights are torch\.bfloat16.*base\.dtype float32"):
+        train(shop, FULL, tmp_path)
+
+
+@pytest.mark.parametrize("rows_first", [0.0, 0.4])
+def test_lora_on_a_bfloat16_base_leaves_it_as_it_is(make_shop, tmp_path, rows_first):
+    shop = make_shop()
+    shop.model.to(torch.bfloat16)
+    before = weights(shop.model)
+    model = train(shop, replace(LORA, epochs=2, rows_first=rows_first, dtype="float32"), tmp_path)
+    kinds = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert kinds == {torch.float32}
+    after = weights(model.merge_and_unload())
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    for name in (name for name in before if "norm" in name):
+        assert torch.equal(after[name], before[name])
+    losses = log(tmp_path, "loss")
+    assert losses[-1] < losses[0]

@@ -7,7 +7,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from llmrec.errors import UserError
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predicting
-from llmrec.train.finetune import BlockDropout
+from llmrec.train.dropout import BlockDropout
 from llmrec.train.trainer import answer_loss
 
 

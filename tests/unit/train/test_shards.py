@@ -8,6 +8,7 @@ import torch
 from llmrec.errors import UserError
 from llmrec.model.adapter import with_adapter
 from llmrec.model.config import AdapterConfig
+from llmrec.model.rows import split_token_rows
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
@@ -46,6 +47,18 @@ def test_copy_takes_all_weights(make_shop, method, tied):
     ids = torch.tensor([[5, 6, *shop.vocabulary.all_ids[:4]]])
     with torch.inference_mode():
         assert torch.equal(whole.eval()(ids).logits, model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_tied_matrices_are_one_for_accelerate(make_shop, tied):
+    """FSDP2 puts a tied matrix into one group; accelerate looks whether embedding and head show the same one."""
+    shop = make_shop(tied)
+    adapted = with_adapter(shop.model, shop.vocabulary.all_ids, AdapterConfig(rank=4))
+    matrices = [shop.model.get_input_embeddings(), shop.model.get_output_embeddings()]
+    assert matrices[0].weight is not matrices[1].weight  # copies with the trained rows
+    split_token_rows(adapted)
+    assert (matrices[0].weight is matrices[1].weight) == tied
+    assert all(isinstance(matrix.weight, torch.nn.Parameter) for matrix in matrices)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

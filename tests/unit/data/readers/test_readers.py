@@ -10,7 +10,6 @@ from llmrec.data import DataConfig, input_files
 from llmrec.data.config import ColumnsConfig
 from llmrec.data.files import read_table
 from llmrec.data.readers import read
-from llmrec.data.readers.minionerec import _extend
 from llmrec.errors import UserError
 
 
@@ -27,7 +26,7 @@ def test_every_format_reads_the_same_log(config):
         "3": "Paper",
     }
     if log.has_timestamps:
-        assert log.frame["timestamp"].to_list() == [100, 101, 102, 100, 101]
+        assert log.frame["timestamp"].to_list() == [second * 10**6 for second in (100, 101, 102, 100, 101)]
 
 
 def test_input_files_are_the_files(config):
@@ -80,6 +79,8 @@ def edit(path: Path, old: str, new: str) -> None:
     [
         ("csv", "log.csv", "timestamp", "time", r"log\.csv: no column 'timestamp' \(data\.columns\.time\)"),
         ("csv", "log.csv", "u1,2,101", "u1,2,noon", r"log\.csv, line 3: timestamp 'noon'"),
+        ("csv", "log.csv", "timestamp", "item_id", r"log\.csv, line 1: column 'item_id' stands twice"),
+        ("csv", "items.csv", "item_id,title", "title,title", r"items\.csv, line 1: column 'title' stands twice"),
         ("csv", "log.csv", "u1,2,101", "u1,2,1,1,1", r"log\.csv, line 3: 5 fields with ',' between them, expected 3"),
         ("csv", "items.csv", "3,Paper", "2,Paper", r"items\.csv, line 4: item id '2' stands in an earlier row too"),
         ("jsonl", "items.jsonl", '{"item_id": 2', '{"item_id" 2', r"items\.jsonl, line 2: malformed JSON"),
@@ -127,6 +128,13 @@ def edit(path: Path, old: str, new: str) -> None:
             "item_id:token",
             "item_id",
             r"D\.inter, line 1: found 'item_id'; expected name:type",
+        ),
+        (
+            "recbole",
+            "D.inter",
+            "timestamp:float",
+            "item_id:float",
+            r"D\.inter, line 1: column 'item_id' stands twice",
         ),
         ("minionerec", "train/D.csv", "[1]", "[__import__('os')]", r"D\.csv, row 1: history_item_id"),
         ("minionerec", "info/D.txt", "\tBlue ink", "", r"D\.txt, line 2: 2 fields"),
@@ -181,20 +189,6 @@ def test_amazon_keeps_the_first_of_repeated_items(writers, tmp_path):
     with (tmp_path / "meta_D.json").open("a") as file:
         file.write(json.dumps({"asin": "1", "title": "Another"}) + "\n")
     assert read(config)[0].row("1")["title"] == "Red pen"
-
-
-@pytest.mark.parametrize(
-    ("window", "joined", "meets"),
-    [
-        (["b", "c", "d"], ["a", "b", "c", "d"], True),
-        (["a", "b", "c", "d"], ["a", "b", "c", "d"], True),
-        (["x", "y"], ["a", "b", "c", "x", "y"], False),
-    ],
-)
-def test_windows_extend_a_sequence(window, joined, meets):
-    sequence = ["a", "b", "c"]
-    assert _extend(sequence, window) is meets
-    assert sequence == joined
 
 
 @pytest.fixture

@@ -1,0 +1,55 @@
+"""`llmrec predict`: recommendations for every user of a file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from llmrec.cli.command import Command, PlainParser, add_model_flags
+from llmrec.cli.recommend import add_request_flags, load_ranked, request_fields
+from llmrec.console import log_to_stderr, say
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the flags, write the recommendations, print how many users there were."""
+    options = _parser().parse_args(arguments)
+    log_to_stderr()
+    from llmrec.recommender import bundle
+    from llmrec.recommender.request import Request
+    from llmrec.serve.batch import predict
+
+    fields = request_fields(options)
+    Request(history=(), **fields)  # a wrong flag is named before the model is loaded
+    decode = {name: getattr(options, name) for name in ("device", "beams", "ranking", "cold_bonus")}
+    folder = bundle.locate(options.model)
+    found = predict(lambda: load_ranked(options), folder, Path(options.input), Path(options.output), decode, **fields)
+    if options.json:
+        print(json.dumps({**asdict(found), "seconds": round(found.seconds, 2), "output": options.output}))
+        return
+    say(f"{found.users:,} users in {options.output}, {found.resumed:,} of them answered before, {found.seconds:.1f} s")
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="llmrec predict",
+        description="Recommend items for every user of a file. The output has one row per user and rank, with the "
+        "columns user_id, rank, item_id, score, title and note. A command that was stopped goes on from its last "
+        "finished chunk of users, if it is given again with the same flags and files.",
+    )
+    add_model_flags(parser)
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="parquet, CSV, TSV or JSON lines with one row per user and the columns user_id and history: a list of "
+        "item ids, oldest first, or in a text with spaces between them",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="the file to write: .parquet, .csv, .tsv or .jsonl"
+    )
+    add_request_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
+    return parser
+
+
+COMMAND = Command("recommend items for every user of a file", main, resumable=True)

@@ -1,0 +1,114 @@
+"""Ids of users and items: one form for the same id, whatever file it came from.
+
+101, 101.0, decimal 101.00, b"101", "101"    -> "101"
+["101", "102.0"]                             -> ["101", "102"]: a column of whole numbers
+["101.0", "B7"], "0042", "B 1 "              stay as they are
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from llmrec.data.bad_rows import RowsError
+from llmrec.errors import UserError
+
+_WHOLE_NUMBER = r"^[+-]?\d+(\.0+)?$"
+_INVISIBLE = r"[\u200b\u2060\ufeff]"
+_UNUSUAL = r"^\s|\s$|\s\s|[^\x20-\x7e]"
+"""Only an id with such a character has another one that looks the same."""
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value of a JSON file is an id: a text that is not empty, or a whole number."""
+    return (
+        type(value) is int or (type(value) is str and value != "") or (isinstance(value, float) and value.is_integer())
+    )
+
+
+def id_column(values: pl.Series, source: str) -> pl.Series:
+    """The ids as text. In a column of whole numbers, 101.0 becomes 101; leading zeros stay.
+
+    Raises:
+        UserError: for ids that are neither text nor numbers, a row without an id, or float numbers so large that two
+            different ids may be equal.
+    """
+    if values.dtype.is_float():
+        values = _whole_floats(values, source)
+    if values.dtype == pl.Binary:
+        texts = _decoded(values, source)
+    elif values.dtype.is_numeric() or values.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null):
+        texts = values.cast(pl.String)
+    else:
+        raise UserError(f"{source}: {values.name} holds {values.dtype}; expected text or numbers")
+    missing = (texts.is_null() | (texts == "")).arg_true()
+    if len(missing):
+        raise RowsError(source, missing.to_list(), lambda row: f"no {values.name}; expected one in every row")
+    return texts if values.dtype.is_integer() else _without_zero_fractions(texts)
+
+
+def _whole_floats(values: pl.Series, source: str) -> pl.Series:
+    values = values.fill_nan(None)
+    if not (values == values.round()).all():
+        return values
+    exact = 2**53 if values.dtype == pl.Float64 else 2**24
+    large = values.filter(values.abs() > exact)
+    if len(large):
+        raise UserError(
+            f"{source}: {values.name} holds {large[0]!r} as {values.dtype}, which rounds whole numbers above "
+            f"{exact:,}; write the ids as whole numbers or text"
+        )
+    return values.cast(pl.Int64)
+
+
+def _decoded(values: pl.Series, source: str) -> pl.Series:
+    try:
+        return values.cast(pl.String)
+    except pl.exceptions.PolarsError:
+        raise UserError(
+            f"{source}: {values.name} holds bytes that are not UTF-8 text; write the ids as text (hexadecimal, say)"
+        ) from None
+
+
+def _without_zero_fractions(texts: pl.Series) -> pl.Series:
+    few = texts.head(1000)  # most columns of text are known not to be numbers from their first rows
+    if not few.str.contains(_WHOLE_NUMBER).all() or not texts.str.contains(".0", literal=True).any():
+        return texts
+    if not texts.str.contains(_WHOLE_NUMBER).all():
+        return texts
+    return texts.str.replace(r"\.0+$", "")
+
+
+def looks(ids: pl.Series) -> pl.Series:
+    """The ids in Unicode normal form C, with single spaces, and none at the ends: equal for ids that look the same."""
+    visible = ids.str.normalize("NFC").str.replace_all(_INVISIBLE, "")
+    return visible.str.replace_all(r"\s+", " ").str.strip_chars()
+
+
+def look_alikes(ids: pl.Series) -> list[tuple[str, str]]:
+    """Pairs of ids that look the same.
+
+    Args:
+        ids: distinct ids.
+    """
+    if not ids.str.contains(_UNUSUAL).any():
+        return []
+    frame = pl.DataFrame({"id": ids, "looks": looks(ids)})
+    pairs = frame.group_by("looks", maintain_order=True).agg(pl.col("id").head(2)).filter(pl.col("id").list.len() == 2)
+    return [(first, second) for first, second in pairs["id"].to_list()]
+
+
+def difference(unknown: pl.Series, known: pl.Series) -> str | None:
+    """In what most ids of `unknown` differ from ids of `known`, in words; None if nothing common makes them equal."""
+    forms: Sequence[tuple[str, pl.Expr]] = (
+        ("white space or Unicode form", pl.col("id")),
+        ("upper and lower case", pl.col("id").str.to_lowercase()),
+        ("zeros after the point", pl.col("id").str.replace(r"\.0+$", "")),
+        ("leading zeros", pl.col("id").str.strip_chars_start("0")),
+    )
+    frames = [pl.DataFrame({"id": looks(ids.unique())}) for ids in (unknown, known)]
+    for words, form in forms:
+        ours, theirs = (frame.select(form)["id"] for frame in frames)
+        if ours.is_in(theirs.implode()).mean() > 0.5:  # type: ignore[operator]  # a number
+            return words
+    return None

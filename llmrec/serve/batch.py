@@ -1,0 +1,271 @@
+"""Recommendations for a file of users: `predict` reads, decodes and writes them in chunks.
+
+    users.parquet -> .recs.parquet.parts/000000.parquet, 000001.parquet, ... -> recs.parquet
+
+A chunk is written atomically, so a killed job goes on after its last finished chunk, and the result is the same row for
+row. Memory holds one chunk, whatever the number of users.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import polars as pl
+
+from llmrec import atomic
+from llmrec.console import get_logger
+from llmrec.data.bad_rows import TextOptions
+from llmrec.data.files import read_records, require_file
+from llmrec.data.lines import find_encoding, open_bytes
+from llmrec.errors import UserError, system_words
+from llmrec.lock import Lock, lock_of
+from llmrec.manifest import sha256
+from llmrec.recommender.recommender import Recommender
+from llmrec.recommender.request import Answer
+
+log = get_logger(__name__)
+
+CHUNK = 1024
+"""Users per chunk. The batches of the decoding depend on it, and so do the last bits of the scores."""
+SCHEMA = {
+    "user_id": pl.String,
+    "rank": pl.Int64,
+    "item_id": pl.String,
+    "score": pl.Float64,
+    "title": pl.String,
+    "note": pl.String,
+}
+"""Columns of the output: one row per user and rank. A user without any answer has one row, whose rank is null. `note`
+is what `Answer.notes` and `Answer.reason` say, null if they say nothing."""
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+JOB, COMPLETE = "job.json", "complete"
+SECONDS = 10
+"""Least time between two lines of progress."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a job did.
+
+    Attributes:
+        users: number of users of the input.
+        resumed: how many of them an earlier, interrupted call had answered.
+        seconds: how long the other users took.
+    """
+
+    users: int
+    resumed: int
+    seconds: float
+
+
+def predict(
+    recommender: Callable[[], Recommender],
+    bundle: Path,
+    source: Path,
+    output: Path,
+    decode: Mapping[str, Any],
+    **options: Any,
+) -> Predicted:
+    """Write the recommendations for every user of `source` to `output`.
+
+    Args:
+        recommender: loads the bundle; it is not called if no chunk is left to make.
+        bundle: folder of the bundle. A job goes on only with the same files there.
+        source: table with the columns `user_id` and `history`: parquet, CSV, TSV or JSON lines.
+        output: the file to write: parquet, CSV, TSV or JSON lines by its suffix, with the columns of `SCHEMA`.
+        decode: the settings of the decoding; a job goes on only with the same ones.
+        options: fields of `Request`, except for history.
+
+    Raises:
+        UserError: a file can't be read or written, `output` is there already, another process writes it, a row of
+            `source` is wrong, or a request is.
+    """
+    _require_suffix(output)
+    lines = users(source)
+    folder = output.with_name(f".{output.name}.parts")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with Lock(lock_of(output), f"--output {output}: another llmrec is writing it; wait or stop it."):
+            if output.exists() and not (folder / COMPLETE).is_file():
+                raise UserError(f"--output {output}: is there already; name another file, or remove it.")
+            _begin(folder, _key(bundle, source, output, {**decode, **options}))
+            done = _make_parts(recommender, lines, folder, options)
+            (folder / COMPLETE).touch()
+            atomic.write_file(output, lambda file: _join(folder, output.suffix, file))
+            atomic.remove_folder(folder, (atomic.MARK,))
+    except OSError as error:
+        raise UserError(f"--output {output}: can't be written ({system_words(error)}).") from None
+    return done
+
+
+def _make_parts(
+    load: Callable[[], Recommender], lines: Iterator[tuple[str, list[str]]], folder: Path, options: Mapping[str, Any]
+) -> Predicted:
+    """Make the parts that are missing."""
+    recommender: Recommender | None = None
+    started, told, seen, resumed = time.perf_counter(), time.perf_counter(), 0, 0
+    for number in range(10**9):
+        chunk = list(islice(lines, CHUNK))
+        if not chunk and number:  # an empty input has one empty part
+            break
+        seen += len(chunk)
+        part = folder / f"{number:06}.parquet"
+        if part.exists():
+            resumed += len(chunk)
+            continue
+        if recommender is None:
+            recommender = load()
+            started = told = time.perf_counter()
+            if resumed:
+                log.info("%d users were answered before; going on from there", resumed)
+        answers = recommender.recommend(histories=[history for _, history in chunk], **options)
+        rows = [row for (user, _), answer in zip(chunk, answers, strict=True) for row in _rows(user, answer)]
+        atomic.write_file(part, pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet)
+        if time.perf_counter() - told > SECONDS:
+            told = time.perf_counter()
+            log.info("%d users, %.1f per second", seen, (seen - resumed) / (told - started))
+    return Predicted(seen, resumed, time.perf_counter() - started)
+
+
+def _rows(user: str, answer: Answer) -> list[tuple[Any, ...]]:
+    """The rows of one user."""
+    notes = [*answer.notes, *([answer.reason] if answer.reason else [])]
+    note = " ".join(notes) or None
+    found = [(user, item.rank, item.item_id, item.score, item.title, note) for item in answer]
+    return found or [(user, None, None, None, None, note)]
+
+
+def _join(folder: Path, suffix: str, file: IO[bytes]) -> None:
+    """Write all parts to one open file, one after the other."""
+    import pyarrow.parquet as pq
+
+    parts = sorted(folder.glob("*.parquet"))
+    if suffix == ".parquet":
+        with pq.ParquetWriter(file, pq.read_schema(parts[0])) as writer:
+            for part in parts:
+                writer.write_table(pq.read_table(part))
+        return
+    for number, part in enumerate(parts):
+        frame = pl.read_parquet(part)
+        if suffix == ".jsonl":
+            frame.write_ndjson(file)
+        else:
+            frame.write_csv(file, include_header=not number, separator="\t" if suffix == ".tsv" else ",")
+
+
+def _begin(folder: Path, key: str) -> None:
+    """Make the folder of the parts ready; parts of another job are removed."""
+    if folder.exists():
+        job = folder / JOB
+        if job.is_file() and job.read_text("utf-8") == key:
+            return
+        log.info("%s: holds parts of another job, with another input, model or setting; starting again", folder)
+        atomic.remove_folder(folder, (atomic.MARK,))
+    atomic.mark(folder)
+    atomic.write_text(folder / JOB, key)
+
+
+def _key(bundle: Path, source: Path, output: Path, settings: Mapping[str, Any]) -> str:
+    """What the rows depend on, as JSON: a digest of the input, the files of the bundle, and the settings."""
+    files = {
+        str(path.relative_to(bundle)): [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(bundle.rglob("*"))
+        if path.is_file()
+    }
+    content = {
+        "input": sha256(source),
+        "bundle": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+        "suffix": output.suffix,
+        "chunk": CHUNK,
+        "settings": settings,
+    }
+    return json.dumps(content, sort_keys=True) + "\n"
+
+
+def _require_suffix(output: Path) -> None:
+    if output.suffix not in SUFFIXES:
+        raise UserError(f"--output {output}: unknown kind of file; expected {', '.join(SUFFIXES)}.")
+
+
+# The input.
+
+
+def users(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield (user id, item ids, oldest first) for each row of a table, in its order, without reading it as a whole.
+
+    The column `history` holds a list of ids, or a text of ids with spaces between them, or a text with a JSON list of
+    ids; an empty one is a user without events.
+
+    Raises:
+        UserError: the file is missing, unreadable or of an unknown kind, lacks a column, or has a row without a user.
+    """
+    require_file(path, "--input")
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    match kind:
+        case ".parquet":
+            records = _parquet_records(path)
+        case ".csv" | ".tsv":
+            records = _separated_records(path, "\t" if kind == ".tsv" else ",")
+        case ".jsonl" | ".ndjson":
+            records = (record for _, record in read_records(path))
+        case _:
+            raise UserError(f"--input {path}: unknown kind of file; expected {', '.join(SUFFIXES)} (text also .gz).")
+    return (_user(record, f"--input {path}, row {row}") for row, record in enumerate(records, start=1))
+
+
+def _parquet_records(path: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
+    try:
+        with pq.ParquetFile(path) as file:
+            _require_columns(path, file.schema_arrow.names)
+            for batch in file.iter_batches(CHUNK, columns=["user_id", "history"]):
+                yield from batch.to_pylist()
+    except (OSError, ArrowException) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"--input {path}: not a readable parquet file: {reason}.") from None
+
+
+def _separated_records(path: Path, separator: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        encoding = find_encoding(path, TextOptions())
+        with open_bytes(path) as file:
+            records = csv.DictReader(io.TextIOWrapper(file, encoding, newline=""), delimiter=separator)
+            _require_columns(path, records.fieldnames or ())
+            yield from records
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--input {path}: can't be read as a table: {error}.") from None
+
+
+def _require_columns(path: Path, names: Sequence[str]) -> None:
+    if not {"user_id", "history"} <= set(names):
+        raise UserError(f"--input {path}: found the columns {', '.join(names)}; expected user_id and history.")
+
+
+def _user(record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+    history = record.get("history")
+    if isinstance(history, str):
+        try:
+            history = json.loads(history) if history.lstrip().startswith("[") else history.split()
+        except (ValueError, RecursionError):
+            raise UserError(f"{where}: history {history!r:.80}: malformed JSON; expected a list of ids.") from None
+    if not isinstance(history, list | None):
+        raise UserError(f"{where}: history {history!r:.80}: expected a list of item ids.")
+    return _id(record.get("user_id"), f"{where}: user_id"), [_id(item, f"{where}: history") for item in history or ()]
+
+
+def _id(value: Any, where: str) -> str:
+    """An id as text; whole floats lose their ".0", as the ids of a catalogue do."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"{where}: found {value!r:.80}, expected an id, text or a whole number.")
+    return str(value)

@@ -1,0 +1,199 @@
+"""A file of users in, a file of recommendations out; a stopped job and an undisturbed one write the same rows."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from llmrec.errors import UserError
+from llmrec.recommender.recommender import Recommender
+from llmrec.serve import batch
+
+HISTORIES = [["i3"], ["i1", "i2"], ["i19", "nope"], [], ["i4"], None, ["i7"], ["i8", "i9", "i8"]]
+OPTIONS = {"k": 3, "exclude": ["i5"]}
+
+
+@pytest.fixture(scope="module")
+def bundle(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    recommender.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "CHUNK", 3)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "users.parquet"
+    pl.DataFrame({"user_id": [f"u{row}" for row in range(len(HISTORIES))], "history": HISTORIES}).write_parquet(path)
+    return path
+
+
+@pytest.fixture
+def predict(recommender: Recommender, bundle: Path, source: Path) -> Callable[..., batch.Predicted]:
+    def run(output: Path, source: Path = source, **options: object) -> batch.Predicted:
+        return batch.predict(lambda: recommender, bundle, source, output, {}, **{**OPTIONS, **options})
+
+    return run
+
+
+def expected(recommender: Recommender) -> list[tuple]:
+    answers = [recommender.recommend(history or [], **OPTIONS) for history in HISTORIES]
+    return [
+        (f"u{user}", item.rank, item.item_id, item.title, " ".join(answer.notes) or None)
+        for user, answer in enumerate(answers)
+        for item in answer
+    ]
+
+
+def read(path: Path) -> list[tuple]:
+    match path.suffix:
+        case ".parquet":
+            frame = pl.read_parquet(path)
+        case ".jsonl":
+            frame = pl.read_ndjson(path, schema=batch.SCHEMA)
+        case _:
+            frame = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", schema=batch.SCHEMA)
+    assert frame.schema == batch.SCHEMA
+    return frame.drop("score").rows()
+
+
+@pytest.mark.parametrize("suffix", batch.SUFFIXES)
+def test_every_user_has_the_answer_of_recommend(
+    suffix: str, recommender: Recommender, predict: Callable[..., batch.Predicted], tmp_path: Path
+) -> None:
+    output = tmp_path / "deeper" / f"recs{suffix}"
+    found = predict(output)
+    assert (found.users, found.resumed) == (8, 0)
+    assert read(output) == expected(recommender)
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_every_kind_of_input(suffix: str, predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+    """Ids in a text have spaces between them, or the text is a JSON list; JSON lines have lists."""
+    source, output = tmp_path / f"users{suffix}", tmp_path / "recs.parquet"
+    with source.open("w", newline="") as file:
+        if suffix == ".jsonl":
+            file.writelines(json.dumps({"user_id": f"u{n}", "history": h}) + "\n" for n, h in enumerate(HISTORIES))
+        else:
+            writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",")
+            writer.writerow(["history", "user_id", "other"])
+            for number, history in enumerate(HISTORIES):
+                text = json.dumps(history) if number % 2 and history else " ".join(history or [])
+                writer.writerow([text, f"u{number}", "x"])
+    predict(output, source)
+    predict(tmp_path / "of_parquet.parquet")
+    assert read(output) == read(tmp_path / "of_parquet.parquet")
+
+
+@pytest.mark.parametrize("stopped_at", [0, 1, 2, "join", "end"])
+def test_stopped_and_started_again_is_undisturbed(
+    stopped_at: int | str,
+    recommender: Recommender,
+    predict: Callable[..., batch.Predicted],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predict(tmp_path / "undisturbed.csv")
+    output, calls = tmp_path / "recs.csv", []
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    recommend = recommender.recommend
+
+    def counting(**options: object) -> object:
+        calls.append(1)
+        return stop() if len(calls) - 1 == stopped_at else recommend(**options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recommender, "recommend", counting)
+        if stopped_at == "join":
+            patch.setattr(batch, "_join", stop)
+        elif stopped_at == "end":
+            patch.setattr(batch.atomic, "remove_folder", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict(output)
+    assert output.exists() == (stopped_at == "end")
+    calls.clear()
+    monkeypatch.setattr(recommender, "recommend", counting)
+    stopped_at = {"join": -1, "end": -1}.get(stopped_at, stopped_at)
+    done = 3 if stopped_at == -1 else stopped_at
+    stopped_at = None
+    found = predict(output)
+    assert len(calls) == 3 - done
+    assert found.resumed == [0, 3, 6, 8][done]
+    assert output.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"undisturbed.csv", "recs.csv", "users.parquet"}
+
+
+def test_other_settings_start_again(predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+    output = tmp_path / "recs.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "_join", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict(output)
+    assert predict(output, k=2).resumed == 0
+    assert max(rank for _, rank, *_ in read(output)) == 2
+
+
+def test_a_user_without_answers_keeps_a_row(predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+    predict(tmp_path / "recs.parquet", allow=["i3"], exclude=[])
+    rows = read(tmp_path / "recs.parquet")
+    assert rows[0][:4] == ("u0", None, None, None)
+    assert "the history leaves 0" in rows[0][4]
+    assert [user for user, *_ in rows] == [f"u{row}" for row in range(8)]
+
+
+def test_no_users(predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("user_id,history\n")
+    assert predict(tmp_path / "recs.csv", tmp_path / "none.csv").users == 0
+    assert (tmp_path / "recs.csv").read_text() == ",".join(batch.SCHEMA) + "\n"
+
+
+def test_numbers_are_ids(tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": [7.0, 8.0], "history": [[1.0, 2.0], [3.0]]}).write_parquet(tmp_path / "users.parquet")
+    assert list(batch.users(tmp_path / "users.parquet")) == [("7", ["1", "2"]), ("8", ["3"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("u.csv", "user,history\nu,i1\n", "found the columns user, history; expected user_id and history"),
+        ("u.csv", "", "expected user_id and history"),
+        ("u.csv", "user_id,history\nu,i1\n,i1\n", "row 2: user_id: found ''"),
+        ("u.csv", "user_id,history\nu,[1\n", "row 1: history '[1': malformed JSON"),
+        ("u.jsonl", '{"user_id": "u"}\n{"user_id": "u", "history": 3}\n', "row 2: history 3: expected a list"),
+        ("u.jsonl", '{"user_id": "u", "history": ["a", null]}\n', "row 1: history: found None, expected an id"),
+        ("u.jsonl", '{"user_id": "\\ud83d", "history": []}\n', "line 1: malformed JSON"),
+        ("u.parquet", "x", "not a readable parquet file"),
+        ("u.txt", "x", "unknown kind of file"),
+    ],
+)
+def test_wrong_inputs(
+    name: str, content: str, said: str, predict: Callable[..., batch.Predicted], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        predict(tmp_path / "recs.csv", tmp_path / name)
+    assert said in str(error.value)
+    assert not (tmp_path / "recs.csv").exists()
+
+
+def test_nothing_is_overwritten(predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+    (tmp_path / "recs.csv").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        predict(tmp_path / "recs.csv")
+    (tmp_path / ".other.csv.parts").mkdir()
+    (tmp_path / ".other.csv.parts" / "mine").touch()
+    with pytest.raises(UserError, match="did not make"):
+        predict(tmp_path / "other.csv")
+    with pytest.raises(UserError, match=r"unknown kind of file; expected \.parquet"):
+        predict(tmp_path / "recs.xlsx")

@@ -1,0 +1,256 @@
+"""Distillation through the trie: its distributions by brute force, its loss by hand, and tiny fine-tunings."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers.modeling_outputs import CausalLMOutput
+
+from llmrec.collaborative.config import DistillConfig
+from llmrec.collaborative.teacher import Teacher
+from llmrec.data.sequences import first_target
+from llmrec.errors import UserError
+from llmrec.model.config import AdapterConfig
+from llmrec.model.tokens import ItemVocabulary, token_names
+from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predicting
+from llmrec.train.config import TrainConfig
+from llmrec.train.distill import DistillLoss, distill_loss
+from llmrec.train.finetune import TrainingData, finetune
+from llmrec.train.trainer import answer_loss, last_checkpoint, objective
+
+TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
+FULL = TrainConfig(epochs=4, batch_size=8, evaluations=4, dtype="float32", distill=DistillConfig(weight=0.6, top=5))
+
+
+def random_scores(n_items: int, scale: float = 1.0):
+    rng = np.random.default_rng(5)
+    return lambda users, histories: scale * rng.normal(size=(len(users), n_items))
+
+
+def of_shop(shop, folder: Path, config: DistillConfig = FULL.distill, scores=None) -> Teacher:
+    scores = scores or random_scores(len(shop.codes))
+    return Teacher.of_scores(scores, shop.sequences, shop.codes[:, 0], config, folder)
+
+
+# A trie with three levels, in which several items share a semantic ID and some codes have no item.
+SIZES, ITEMS = [4, 5, 3], 40
+CODES = np.stack([np.random.default_rng(1).integers(0, size - 1, ITEMS) for size in SIZES], axis=1)
+NAMES = token_names(SIZES)
+VOCABULARY = ItemVocabulary(NAMES, list(np.split(np.arange(50, 50 + sum(SIZES)), np.cumsum(SIZES)[:-1])))
+SEQUENCES = [np.random.default_rng(user).permutation(ITEMS)[:6] for user in range(12)]
+
+
+def of_trie(folder: Path, top: int, scores=None) -> DistillLoss:
+    config = DistillConfig(weight=1.0, top=top)
+    scores = scores or random_scores(ITEMS, 2.0)
+    teacher = Teacher.of_scores(scores, SEQUENCES, CODES[:, 0], config, folder)
+    return DistillLoss(teacher, SEQUENCES, CODES, VOCABULARY, 1.0)
+
+
+def over_items(row: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The teacher's probability of each item, float64 [N], from one row of the file."""
+    shares = np.full(len(codes), -1.0)
+    shares[row["items"]] = row["shares"]
+    for code, rest in enumerate(row["rest"]):
+        others = (codes[:, 0] == code) & (shares < 0)
+        shares[others] = float(rest) / max(others.sum(), 1)
+    return shares
+
+
+@pytest.mark.parametrize("top", [1, 8, ITEMS])
+def test_distributions_are_those_of_a_loop_over_items(tmp_path, top):
+    loss = of_trie(tmp_path, top)
+    events = np.array([0, 7, 7, 30, 59])
+    found = loss.distributions(events)
+    for place, event in enumerate(events):
+        shares = over_items(loss.teacher.rows[event], CODES)
+        assert shares.sum() == pytest.approx(1, abs=2e-3)
+        path = CODES[loss.targets[event]]
+        for level, size in enumerate(SIZES):
+            below = (CODES[:, :level] == path[:level]).all(axis=1)
+            expected = [shares[below & (CODES[:, level] == code)].sum() / shares[below].sum() for code in range(size)]
+            np.testing.assert_allclose(found[level][place], expected, atol=1e-5)
+            assert found[level][place].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_with_the_logits_log_q_has_the_teachers_probabilities(tmp_path):
+    """The probability of a semantic ID, by the chain rule, is the sum over the items that have it."""
+    loss = of_trie(tmp_path, 8)
+    events = np.arange(len(loss.teacher))
+    found = loss.distributions(events)
+    paths = CODES[loss.targets]
+    chain = np.prod([q[events, paths[:, level]].numpy() for level, q in enumerate(found)], axis=0)
+    for event in events:
+        shares = over_items(loss.teacher.rows[event], CODES)
+        same = (paths[event] == CODES).all(axis=1)
+        assert chain[event] == pytest.approx(shares[same].sum() / shares.sum(), rel=1e-3)
+
+
+def certain(sequences):
+    """Scores of a teacher that knows each answer."""
+
+    def scores(users, histories):
+        found = np.zeros((len(users), ITEMS))
+        for row, (user, history) in enumerate(zip(users, histories, strict=True)):
+            found[row, sequences[user][len(history)]] = 100.0
+        return found
+
+    return scores
+
+
+def test_a_certain_teacher_gives_the_usual_loss(tmp_path):
+    loss = of_trie(tmp_path, 8, certain(SEQUENCES))
+    logits = torch.randn(6, 70, requires_grad=True)
+    labels = torch.full((1, 7), IGNORE)
+    labels[0, 1:] = torch.from_numpy(VOCABULARY.token_ids(CODES[loss.targets[3:5]])).flatten()
+    loss.events = torch.full((1, 7), -1)
+    loss.events[0, 1], loss.events[0, 4] = 3, 4
+    assert loss(logits, labels).item() == pytest.approx(0, abs=1e-5)
+    (gradient,) = torch.autograd.grad(loss(logits, labels), logits)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+
+
+def batch_of(shop, packed: bool, tasks: TasksConfig = TASKS):
+    mixture = Mixture(build_tasks(tasks, shop.catalog, shop.sequences, shop.renderer), tasks, 1, 4, seed=0)
+    chosen = [mixture[place] for place in range(len(mixture))]
+    return Collator(shop.renderer, 160, packed, with_items=True, with_events=True)(chosen)
+
+
+@pytest.mark.parametrize("supervise", ["every-item", "target"])
+def test_events_are_the_numbers_of_the_targets(shop, supervise):
+    """Each target of the task sequential once, in all windows of all users; none of other tasks."""
+    batch = batch_of(shop, True, replace(TASKS, supervise=supervise))
+    targets = np.concatenate([sequence[1:] for sequence in shop.sequences])
+    events, items = batch["events"][batch["events"] >= 0], batch["items"][batch["events"] >= 0]
+    assert sorted(events.tolist()) == list(range(first_target(shop.sequences)[-1]))
+    assert (targets[events] == items.numpy()).all()
+    assert (batch["items"] >= 0).sum() > len(events)
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["needed logits", "all logits"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_loss_is_that_of_a_loop_over_targets(shop, tmp_path, packed, keep):
+    """(1 - w) * cross-entropy of the token + w * cross-entropy of the teacher, at each token of a target."""
+    batch, model = batch_of(shop, packed), shop.model.eval()
+    teacher = of_shop(shop, tmp_path)
+    distill = distill_loss(teacher, shop.sequences, shop.codes, shop.vocabulary, 0.6)
+    inputs = {name: each for name, each in batch.items() if name in ("input_ids", "position_ids")}
+    logits = model(**inputs).logits
+    labels, distill.events = batch["labels"], batch["events"]
+    given = CausalLMOutput(logits=logits[predicting(labels)] if keep else logits)
+    total = objective(None, 0, distill)(given, labels)
+    log_p, tokens = logits.log_softmax(-1), int((labels != IGNORE).sum())
+    expected = answer_loss(CausalLMOutput(logits=logits), labels) * tokens
+    for row, place in (batch["events"] >= 0).nonzero().tolist():
+        event = int(batch["events"][row, place])
+        shares = over_items(teacher.rows[event], shop.codes)
+        path = shop.codes[distill.targets[event]]
+        for level, ids in enumerate(shop.vocabulary.ids):
+            below = (shop.codes[:, :level] == path[:level]).all(axis=1)
+            q = [shares[below & (shop.codes[:, level] == code)].sum() for code in range(len(ids))]
+            own = log_p[row, place + level - 1, ids]
+            taught = -(torch.tensor(q, dtype=torch.float32) / shares[below].sum() * own).sum()
+            expected = expected + 0.6 * (taught + own[path[level]])
+    torch.testing.assert_close(total, expected / tokens, rtol=1e-4, atol=1e-4)
+    ours, theirs = (torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (total, expected / tokens))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_where_the_teacher_says_nothing_the_loss_is_the_usual_one(shop, tmp_path):
+    """The item was in the history before: the teacher gives it no probability."""
+    shop.sequences = [np.array([3, 7, 3, 7])]
+    teacher = of_shop(shop, tmp_path)
+    assert (teacher.rows["shares"].sum(axis=1) > 0).tolist() == [True, False, False]
+    distill = DistillLoss(teacher, shop.sequences, shop.codes, shop.vocabulary, 0.5)
+    assert [q.sum(dim=1).round().tolist() for q in distill.distributions(np.arange(3))] == [[1, 0, 0], [1, 0, 0]]
+
+
+def train(shop, folder, teacher, config=FULL):
+    data = TrainingData(shop.catalog, shop.sequences, teacher=teacher)
+    return finetune(shop.model, shop.renderer, data, TASKS, config, folder)[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [FULL, replace(FULL, method="lora", lora=AdapterConfig(rank=4), rows_first=0.5)],
+    ids=["full", "lora, rows first"],
+)
+def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, power_cut, config):
+    teacher = of_shop(make_shop(), tmp_path / "teacher")
+    whole = train(make_shop(), tmp_path / "one", teacher, config).state_dict()
+    for stop in (24, 80):
+        with power_cut(stop), pytest.raises(RuntimeError, match="power cut"):
+            train(make_shop(), tmp_path / "two", teacher, config)
+    assert last_checkpoint(tmp_path / "two") is not None
+    resumed = train(make_shop(), tmp_path / "two", teacher, config).state_dict()
+    assert not [name for name in whole if not torch.equal(whole[name], resumed[name])]
+    other = train(make_shop(), tmp_path / "three", None, replace(config, distill=DistillConfig())).state_dict()
+    assert [name for name in whole if not torch.equal(whole[name], other[name])], "the teacher changes the training"
+
+
+def test_a_distillation_needs_its_own_teacher(shop, tmp_path):
+    with pytest.raises(UserError, match=r"train\.distill\.weight 0\.6 needs a teacher; pass teacher=") as error:
+        train(shop, tmp_path / "run", None)
+    assert "\n" not in str(error.value)
+    teacher = of_shop(shop, tmp_path / "teacher")
+    shop.sequences = shop.sequences[1:]
+    with pytest.raises(UserError, match="made for another log"):
+        train(shop, tmp_path / "run", teacher)
+
+
+def walk(rng, after: np.ndarray, length: int) -> np.ndarray:
+    """Items drawn one after the other by the row of `after` of the last one, without those taken before."""
+    taken = [int(rng.integers(len(after)))]
+    while len(taken) < length:
+        chances = after[taken[-1]].copy()
+        chances[taken] = 0
+        taken.append(int(rng.choice(len(after), p=chances / chances.sum())))
+    return np.array(taken, np.int32)
+
+
+def planted(shop, after: np.ndarray, folder: Path, seed: int, weight: float):
+    """A batch of walks by the table `after`, and the distillation by the table itself."""
+    rng = np.random.default_rng(seed)
+    shop.sequences = [walk(rng, after, 5) for _ in range(20)]
+
+    def scores(users, histories):
+        return np.log(after[[history[-1] for history in histories]])
+
+    teacher = of_shop(shop, folder, DistillConfig(top=20), scores)
+    distill = DistillLoss(teacher, shop.sequences, shop.codes, shop.vocabulary, weight)
+    batch = batch_of(shop, True, TasksConfig(mixture={"sequential": 1.0}, max_history=4))
+    distill.events = batch["events"]
+    return distill, batch
+
+
+def divergence(model, distill, batch) -> float:
+    """Mean over the targets of KL(teacher, model), summed over the levels on their paths, among the level's codes."""
+    at = (batch["events"] >= 0).nonzero()
+    events = batch["events"][at[:, 0], at[:, 1]].numpy()
+    with torch.inference_mode():
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+    total = 0.0
+    for level, (q, ids) in enumerate(zip(distill.distributions(events), distill.ids, strict=True)):
+        log_p = logits[at[:, 0], at[:, 1] + level - 1][:, ids].log_softmax(-1)
+        total += float((torch.xlogy(q, q) - q * log_p).sum(1).mean())
+    return total
+
+
+def test_with_the_true_distribution_as_teacher_the_student_is_nearer_to_it(make_shop, tmp_path):
+    """A planted shop: users walk by a known table. Same examples, same steps, with the teacher and without."""
+    after = np.random.default_rng(3).dirichlet(np.full(20, 0.3), 5)[np.arange(20) % 5] + 1e-4
+    away = {}
+    for weight in (0.0, 0.8):
+        shop = make_shop()
+        distill, batch = planted(shop, after, tmp_path / f"learnt {weight}", 0, weight)
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+        loss, optimizer = objective(None, 0, distill), torch.optim.AdamW(shop.model.parameters(), 1e-2)
+        for _ in range(50):
+            optimizer.zero_grad()
+            loss(shop.model(**inputs), batch["labels"]).backward()
+            optimizer.step()
+        away[weight] = divergence(shop.model, *planted(shop, after, tmp_path / f"new {weight}", 1, weight))
+    assert away[0.8] < 0.8 * away[0.0]
