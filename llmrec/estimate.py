@@ -284,7 +284,7 @@ def _learned(config: Config, run: Path | None, users: int, length: int) -> Learn
         known = config.intentions.source != "none" and told.is_dir()
         return _of(load(run / "data"), str(run), Intentions.load(told) if known else None)
     if path is None or Path(path).exists():
-        return _of(prepare(config.data), path or "the synthetic shop", None)
+        return _of(prepare(config.data, config.embed.template), path or "the synthetic shop", None)
     from llmrec.data.synthetic import synthetic
 
     catalog, _ = synthetic(n_items=users, n_users=1)

@@ -22,6 +22,7 @@ from llmrec.atomic import KEY, remove_inside
 from llmrec.config import Config, check_inputs
 from llmrec.console import get_logger
 from llmrec.data.files import require_file
+from llmrec.data.filters import require_text
 from llmrec.data.prepare import load, prepare, save
 from llmrec.data.readers import input_files
 from llmrec.intentions import Intentions, gather
@@ -68,14 +69,24 @@ def make_stages(config: Config, run: RunDirectory, until: str) -> None:
 def data_stage(config: Config, run: RunDirectory) -> None:
     """Read, filter and split the data -> items.parquet, interactions.parquet, split.json."""
     files = file_hashes(input_files(config.data)) if run.main else {}
-    run.build(Stage("data", asdict(config.data), lambda out: save(prepare(config.data), out), files=files))
+    template, without_text = config.embed.template, config.embed.without_text
+    keep = config.data.empty_text == "keep" and config.embed.reads_texts
+    chosen = {"without_text": without_text} if keep and without_text != "fail" else {}
+
+    def make(out: Path) -> None:
+        prepared = prepare(config.data, template)
+        if keep and without_text == "fail":
+            require_text(prepared.catalog, template)
+        save(prepared, out)
+
+    run.build(Stage("data", asdict(config.data) | chosen, make, files=files))
 
 
 def embed_stage(config: Config, run: RunDirectory) -> None:
     """Items -> embeddings.safetensors.
 
     The encoder learns from the items of `Prepared.for_training`. If `embed.align.epochs` is above 0, the vectors are
-    aligned with the training events.
+    aligned with the training events, which also give vectors to items without text if `embed.without_text` says so.
     """
     from llmrec.embed import embed, vector_files
 
@@ -83,7 +94,8 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
 
     def make(out: Path) -> None:
         prepared = load(run.path("data"))
-        log = prepared.split.train if config.embed.align.epochs else None
+        needs_log = config.embed.align.epochs or config.embed.without_text == "behaviour"
+        log = prepared.split.train if needs_log else None
         embed(prepared.catalog, config.embed, log, prepared.for_training.catalog).save(out)
 
     run.build(Stage("embed", config.embed.cache_key(), make, reads=["data"], files=files))

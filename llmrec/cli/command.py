@@ -269,4 +269,7 @@ def _readable(message: str, parser: Any) -> str:
         if match[1] in preset_files():
             return f"--tokenize.method: {match[1]} is a preset; say --config configs/tokenizers/{match[1]}.yaml"
     line = re.sub(r"<class '(\w+)'>|typing\.Literal(\[[^\]]*\])", lambda found: found[1] or f"one of {found[2]}", line)
-    return re.sub(r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)', r"--\1: expected \2, got \3", line)
+    line = re.sub(r'Parser key "([\w.]+)": Expected an? (.*)\. Got value: (.*)', r"--\1: expected \2, got \3", line)
+    if match := re.search(r"expected dict, got \{?([\w-]+)\s*[:=]\s*([\d.]+)", line):
+        line += f"; write a colon and a space after each name: '{{{match[1]}: {match[2]}}}'"
+    return line

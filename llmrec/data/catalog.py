@@ -8,12 +8,16 @@ from typing import Self
 import polars as pl
 
 from llmrec.console import get_logger
+from llmrec.data.bad_rows import RowsError
 from llmrec.data.files import read_table, require_column
 from llmrec.data.ids import id_column
-from llmrec.data.text import fill_template, parse_template
+from llmrec.data.text import fill_template, parse_template, plain_text
 from llmrec.errors import UserError
 
 log = get_logger(__name__)
+
+_NOT_PLAIN = r"[<&]|^\s|\s$|\s\s|[^\S ]"
+"""Pattern of the texts that `plain_text` may change."""
 
 
 class Catalog:
@@ -30,8 +34,8 @@ class Catalog:
     def from_frame(cls, frame: pl.DataFrame, source: str = "the items") -> Self:
         """Build a catalogue from any frame with an `item_id` column.
 
-        Lists are joined with ", ", and numbers become text. Columns that hold no text (images, nested records) are
-        left out, and a log message names them.
+        Lists are joined with ", ", and numbers become text. HTML tags are removed, entities decoded, and white space
+        is collapsed. Columns that hold no text (images, nested records) are left out, and a log message names them.
 
         Args:
             frame: one row per item.
@@ -48,7 +52,7 @@ class Catalog:
         columns = {name: _as_text(frame[name]) for name in frame.columns if name != "item_id"}
         if skipped := [name for name, values in columns.items() if values is None]:
             log.info("%s: left out columns that hold no text: %s", source, ", ".join(skipped))
-        texts = {name: values for name, values in columns.items() if values is not None}
+        texts = {name: _cleaned(values) for name, values in columns.items() if values is not None}
         title = texts.pop("title", pl.Series("title", [""] * len(ids)))
         return cls(pl.DataFrame([ids, title, *texts.values()]))
 
@@ -111,7 +115,8 @@ class Catalog:
         """
         slots = parse_template(template, self.fields)
         used = list(dict.fromkeys(slot.field for slot in slots))
-        return [fill_template(slots, values) for values in self.frame.select(used).iter_rows(named=True)]
+        rows = zip(*(self.frame[name] for name in used), strict=True)
+        return [fill_template(slots, dict(zip(used, values, strict=True))) for values in rows]
 
     def row(self, item_id: str) -> dict[str, str]:
         """All columns of one item, by name; raises KeyError for an unknown item id."""
@@ -152,10 +157,19 @@ def _check_unique(ids: pl.Series, source: str) -> None:
         item, second = ids[repeated[0]], int(repeated[0])
         first = ids.index_of(item)
         assert first is not None
-        raise UserError(
+        raise RowsError(
+            source,
+            repeated.to_list(),
+            lambda row: f"item id {ids[row]!r} stands in an earlier row too",
             f"{source}: item id {item!r} stands in rows {first + 1} and {second + 1} "
-            f"({len(repeated)} repeated rows in all); expected one row per item, so drop or merge the repeats"
+            f"({len(repeated)} repeated rows in all); expected one row per item, so drop or merge the repeats",
         )
+
+
+def _cleaned(values: pl.Series) -> pl.Series:
+    """The texts as `plain_text` returns them."""
+    rows = values.str.contains(_NOT_PLAIN).arg_true()
+    return values.clone().scatter(rows, [plain_text(text) for text in values[rows]]) if len(rows) else values
 
 
 def _as_text(values: pl.Series) -> pl.Series | None:

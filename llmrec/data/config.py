@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmrec.checks import check_fields
+from llmrec.data.bad_rows import BadRowsPolicy, Quoting, TextOptions
 from llmrec.errors import UserError
 
 Regime = Literal["catalogue-known", "strict"]
@@ -20,7 +21,8 @@ class ColumnsConfig:
     """Column of item ids; it has the same name in the events and in the items."""
     time: str | None = "timestamp"
     """Column of times: numbers (seconds, milli-, micro- or nanoseconds, told apart by their size), dates such as
-    20240531, or ISO dates, all in one form. null: there is none, and the rows of each user are in time order."""
+    20240531, or ISO dates, all in one form. null: there is none, and the rows of each user are in time order. A table
+    without a column timestamp counts as such too, unless one of its columns looks like times."""
     rating: str | None = None
     """Column of ratings; null if there is none."""
     review: str | None = None
@@ -75,9 +77,19 @@ class DataConfig:
     items: str | None = None
     """The items. table: a file. datasets: a file or a dataset. amazon: a file, needed only if the folder of the reviews
     has no matching meta_* file. The other formats find the items themselves. Without it (table, datasets) the items
-    have no text; then set --data.empty_text keep."""
+    have no text; then set --data.empty_text keep and --embed.without_text."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     """Names of the columns of tables (formats table, recbole and datasets)."""
+    encoding: str = "auto"
+    """Encoding of the text files, such as utf-8, latin-1, cp1251 or gbk. auto: by the byte order mark; without one,
+    UTF-8, or Windows-1252 (which includes Latin-1) if the text is not UTF-8."""
+    quoting: Quoting = "auto"
+    """Quotation marks in CSV and TSV files. standard: around a field, and doubled inside it (RFC 4180); none: ordinary
+    characters. auto: standard, or the dialect that all rows fit if the file breaks the standard: marks inside a field
+    without marks around it are ordinary characters, a backslash escapes them, or none."""
+    bad_rows: BadRowsPolicy = "fail"
+    """Rows that cannot be read: too many fields, malformed JSON, a byte of another encoding, no id, or a time or rating
+    that is none. fail: stop at the first one and name its line; drop: leave them out, count them and show three."""
     synthetic_items: int = 3000
     """Number of items of the synthetic shop."""
     synthetic_users: int = 4500
@@ -101,7 +113,8 @@ class DataConfig:
     """Largest share of the events that `unknown_items drop` may drop. If more events name unknown items, the ids often
     differ in form, and an error shows examples; 1 accepts any share."""
     empty_text: Literal["drop", "fail", "keep"] = "drop"
-    """Items without any text. drop: drop and count them and their events; fail: stop with an error; keep: keep them."""
+    """Items without any text under --embed.template. drop: drop and count them and their events; fail: stop with an
+    error; keep: keep them, and --embed.without_text says which vectors they get."""
     unused_items: Literal["keep", "drop"] = "drop"
     """Items without an event after the filters. keep: they stay in the catalogue as cold items; drop: drop them."""
     split: Literal["leave-one-out", "timestamp", "given"] = "leave-one-out"
@@ -140,6 +153,7 @@ class DataConfig:
             )
         sizes = ("synthetic_items", "synthetic_users", "user_core", "item_core", "min_length")
         check_fields(self, "data", at_least={0: ("seed",), 1: sizes}, shares=("valid_share", "test_share"))
+        self._check_encoding()
         if not 0 <= self.unknown_share <= 1:
             raise UserError(f"--data.unknown_share {self.unknown_share}: expected a share from 0 to 1")
         if self.split == "given":
@@ -149,6 +163,22 @@ class DataConfig:
                 f"--data.min_length {self.min_length}: leave-one-out needs 3 events of a user (history, "
                 "validation target, test target); use 3 or more, or --data.split timestamp"
             )
+
+    def _check_encoding(self) -> None:
+        """Raise UserError if `encoding` is not the name of a text encoding."""
+        try:
+            if self.encoding != "auto":
+                "".encode(self.encoding)
+        except LookupError:
+            raise UserError(
+                f"--data.encoding {self.encoding}: no such encoding; expected auto or a name such as utf-8, latin-1, "
+                "cp1252, cp1251, gbk or utf-16"
+            ) from None
+
+    @property
+    def text_options(self) -> TextOptions:
+        """How text files are read."""
+        return TextOptions(self.encoding, self.quoting, self.bad_rows, settable=True)
 
     def _check_given(self) -> None:
         if self.format not in ("table", "recbole", "minionerec", "datasets"):

@@ -1,25 +1,25 @@
 """Read the user's files as frames and records; each kind of mistake in them raises a UserError of one line."""
 
-import gzip
 import json
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from llmrec.data.bad_rows import BadRows, TextOptions
+from llmrec.data.lines import find_encoding, is_packed, open_bytes, read_lines, read_text, undecoded
+from llmrec.data.separated import POLARS_ERRORS, SeparatedFile
 from llmrec.data.text import leaves, parse_literal
 from llmrec.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Suffixes of tables; all except .parquet may be followed by .gz."""
 
-_ENCODING = "utf-8-sig"  # UTF-8, with or without a byte order mark
-_POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
 EXPANSION = 64
 """Factor by which a stored table may be larger in memory than its file."""
 SMALL = 2**26
@@ -44,48 +44,21 @@ def require_folder(path: str | Path, flag: str = "--data.path") -> Path:
     return path
 
 
-def require_column(frame: pl.DataFrame, column: str, source: str | Path, flag: str) -> None:
-    """If `frame` does not have `column`, raise a UserError that names `flag`."""
+def require_column(frame: pl.DataFrame, column: str, source: str | Path, flag: str, hint: str = "") -> None:
+    """If `frame` does not have `column`, raise a UserError that names `flag` and ends with `hint`."""
     if column not in frame.columns:
-        found = ", ".join(frame.columns) or "no columns"
-        raise UserError(f"{source}: no column {column!r} ({flag}); found: {found}")
-
-
-def open_text(path: Path, encoding: str) -> IO[str]:
-    """Open the file as text; a file whose name ends in .gz is decompressed."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding=encoding, newline="\n")
-
-
-def _all_lines(path: Path, encoding: str) -> Iterator[str]:
-    number = 0
-    try:
-        with open_text(path, encoding) as file:
-            for line in file:
-                yield line
-                number += 1
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: after line {number}: not {encoding} text ({error.reason})") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read after line {number}: {error}") from None
-
-
-def read_lines(path: Path, encoding: str = _ENCODING) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line) for each line that is not blank.
-
-    Line numbers start at 1. Lines come without their line ends.
-
-    Raises:
-        UserError: for a file that cannot be read or is not text in this encoding.
-    """
-    for number, line in enumerate(_all_lines(path, encoding), 1):
-        if line.strip():
-            yield number, line.rstrip("\r\n")
+        found = ", ".join(repr(name) if name != name.strip() or "," in name else name for name in frame.columns)
+        if any(name.strip().replace(".", "", 1).isdecimal() for name in frame.columns):
+            hint = "; the first line seems to be a row: write a line with the names of the columns above it"
+        raise UserError(f"{source}: no column {column!r} ({flag}); found: {found or 'no columns'}{hint}")
 
 
 def read_json(path: Path) -> Any:
     """The JSON document in a file; for malformed JSON raises UserError, if possible with the line of the mistake."""
-    text = "".join(_all_lines(path, _ENCODING))
+    encoding = find_encoding(path, TextOptions())
+    text = read_text(path, encoding)
+    if wrong := undecoded(text, encoding):
+        raise UserError(f"{path}: {wrong}; save it as UTF-8")
     try:
         return _parse_json(text)
     except json.JSONDecodeError as error:
@@ -110,39 +83,83 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def read_records(path: Path, python_literals: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(
+    path: Path, python_literals: bool = False, options: TextOptions | None = None, bad: BadRows | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, record) from a file with one JSON object per line; line numbers start at 1.
 
     With `python_literals` a line may also be a Python dict, as in the Amazon metadata of 2014.
 
+    Args:
+        path: the file; .gz is decompressed.
+        python_literals: whether a line may also be a Python dict.
+        options: the encoding and the policy for bad rows.
+        bad: the file's bad rows, if the caller adds and reports some too.
+
     Raises:
-        UserError: for the first line that is not such a record; the message has the file and the line number.
+        UserError: for a file that cannot be read, and for the first line that is not such a record, with its number.
     """
-    for number, line in read_lines(path):
+    rows = bad or BadRows(path, options or TextOptions())
+    for number, line in read_lines(path, options, rows):
         try:
-            record = _parse_json(line)
-        except (ValueError, RecursionError) as error:
-            if not python_literals:
-                raise UserError(f"{path}, line {number}: malformed JSON: {error}") from None
-            try:
-                record = parse_literal(line)
-            except ValueError:
-                raise UserError(f"{path}, line {number}: neither JSON nor a Python dict: {error}") from None
-        if not isinstance(record, dict) or not all(isinstance(key, str) for key in record):
-            raise UserError(f"{path}, line {number}: found {type(record).__name__}, expected an object {{...}}")
-        yield number, record
+            yield number, _parse_record(line, python_literals)
+        except ValueError as error:
+            rows.add(f"line {number}", str(error))
+    if bad is None:
+        rows.report()
 
 
-def records_frame(path: Path) -> pl.DataFrame:
-    """A file with one JSON object per line as a frame: one column per field, null where an object lacks the field."""
+def _parse_record(line: str, python_literals: bool) -> dict[str, Any]:
+    """The record in a line; raises ValueError with the reason if there is none."""
+    try:
+        record = _parse_json(line)
+    except (ValueError, RecursionError) as error:
+        if not python_literals:
+            raise ValueError(f"malformed JSON: {error}") from None
+        try:
+            record = parse_literal(line)
+        except ValueError:
+            raise ValueError(f"neither JSON nor a Python dict: {error}") from None
+    if not _is_record(record):
+        raise ValueError(f"found {type(record).__name__}, expected an object {{...}}")
+    return record
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def records_frame(path: Path, options: TextOptions | None = None) -> pl.DataFrame:
+    """JSON objects as a frame: one column per field, null where an object lacks the field.
+
+    The file has one object per line, or is one list of objects.
+    """
     columns: dict[str, list[Any]] = {}
     count = 0
-    for count, (_, record) in enumerate(read_records(path), 1):
+    records = _listed_records(path) if _is_list(path) else read_records(path, options=options)
+    for count, (_, record) in enumerate(records, 1):
         for name, value in record.items():
             column = columns.setdefault(name, [])
             column += [None] * (count - 1 - len(column))  # earlier records lack the field
             column.append(value)
     return pl.DataFrame([_column(name, values + [None] * (count - len(values))) for name, values in columns.items()])
+
+
+def _is_list(path: Path) -> bool:
+    """Whether the file begins as a list of JSON objects does."""
+    encoding = find_encoding(path, TextOptions())
+    with open_bytes(path) as file:
+        start = file.read(2**12).decode(encoding, "ignore").split(maxsplit=1)
+    return "".join(start)[:2] in ("[", "[{", "[]")
+
+
+def _listed_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, record) for each object of a list; the numbers start at 1."""
+    document = read_json(path)
+    for number, record in enumerate(document, 1):
+        if not _is_record(record):
+            raise UserError(f"{path}: entry {number} is {type(record).__name__}, expected an object {{...}}")
+        yield number, record
 
 
 def _column(name: str, values: list[Any]) -> pl.Series:
@@ -154,63 +171,81 @@ def _column(name: str, values: list[Any]) -> pl.Series:
         return pl.Series(name, [value if value is None else str(value) for value in flat], dtype=pl.String)
 
 
-def read_table(path: str | Path, flag: str = "--data.path") -> pl.DataFrame:
-    """Read a table: CSV or TSV (all columns as text), a file with one JSON object per line, or parquet.
+def table_kind(path: Path) -> str:
+    """The suffix that says what a table is, in small letters and without .gz: ".csv" for Items.CSV.gz."""
+    return Path(path.stem if is_packed(path) else path).suffix.lower()
+
+
+def read_table(
+    path: str | Path,
+    flag: str = "--data.path",
+    options: TextOptions | None = None,
+    used: Collection[str] | None = None,
+) -> pl.DataFrame:
+    """Read a table: CSV or TSV (all columns as text), JSON objects (one per line, or one list of them), or parquet.
 
     All except parquet may be compressed as .gz.
 
     Args:
         path: the file; its suffix decides how it is read.
         flag: the setting that the path came from, for messages.
+        options: encoding, quoting and the policy for bad rows.
+        used: the columns that the caller needs, None for all. If the name of one stands twice in a header, the table is
+            refused; the second of two other columns of the same name is left out, and the log says so.
 
     Raises:
         UserError: for a file that is missing or unreadable, or has an unknown suffix.
     """
     path = require_file(path, flag)
-    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    kind = table_kind(path)
     if kind in (".csv", ".tsv"):
-        return read_separated(path, "\t" if kind == ".tsv" else ",")
+        return read_separated(path, "\t" if kind == ".tsv" else ",", options, detect=True, used=used)
     if kind in (".jsonl", ".ndjson", ".json"):
-        return records_frame(path)
-    if path.suffix == ".parquet":
+        return records_frame(path, options)
+    if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
     raise UserError(f"{flag}: {path}: unknown kind of file; expected {', '.join(SUFFIXES)} (text also .gz)")
 
 
-def read_separated(path: Path, separator: str, quoted: bool = True) -> pl.DataFrame:
-    """Read a table with a header and a separator between columns; all columns are text, so the id 0042 stays 0042.
+def row_places(path: Path, rows: list[int], options: TextOptions) -> list[str]:
+    """Where rows of the table that `read_table` read stand in its file, such as "line 7"; rows are numbered from 0."""
+    kind, passed = table_kind(path), replace(options, bad_rows="drop")
+    if kind in (".csv", ".tsv"):
+        lines = SeparatedFile(path, "\t" if kind == ".tsv" else ",", options, detect=True).lines(rows)
+        return [f"line {line}" for line in lines]
+    if kind == ".parquet" or _is_list(path):
+        return [f"row {row + 1}" for row in rows]
+    quiet = BadRows(path, passed)
+    found = {at: number for at, (number, _) in enumerate(read_records(path, options=passed, bad=quiet)) if at in rows}
+    return [f"line {found[row]}" for row in rows]
+
+
+def read_separated(
+    path: Path,
+    separator: str,
+    options: TextOptions | None = None,
+    detect: bool = False,
+    used: Collection[str] | None = None,
+) -> pl.DataFrame:
+    """Read a table with a header and a separator between columns; all columns are text.
 
     Args:
         path: the file.
         separator: one character, such as ",".
-        quoted: whether double quotes around a value are quotation marks.
+        options: encoding, quoting and the policy for bad rows.
+        detect: whether the file may have another separator, which is then found from its header.
+        used: the columns that the caller needs, as for `read_table`.
 
     Raises:
         UserError: for a file that is not such a table.
     """
-    quote = '"' if quoted else None
-    try:
-        frame = pl.read_csv(path, separator=separator, infer_schema=False, glob=False, quote_char=quote)
-        if any("_duplicated_" in name for name in frame.columns):  # as polars renames the second of two equal names
-            header = pl.read_csv(
-                path, separator=separator, infer_schema=False, glob=False, quote_char=quote, has_header=False, n_rows=1
-            )
-            _refuse_repeated(header.row(0), path)
-        return frame
-    except _POLARS_ERRORS as error:
-        reason = str(error).split("\n", 1)[0]
-        raise UserError(f"{path}: not a readable table with {separator!r} between columns: {reason}") from None
-
-
-def _refuse_repeated(names: Sequence[str | None], path: Path) -> None:
-    if twice := [name for name, count in Counter(names).items() if name and count > 1]:
-        raise UserError(f"{path}, line 1: column {twice[0]!r} stands twice; rename or remove one of them")
+    return SeparatedFile(path, separator, options or TextOptions(), detect, used).frame()
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path, glob=False)
-    except _POLARS_ERRORS as error:
+    except POLARS_ERRORS as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(f"{path}: not a readable parquet file: {reason}") from None
 

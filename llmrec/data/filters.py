@@ -120,27 +120,50 @@ def warn_of_look_alikes(distinct: pl.Series, what: str) -> None:
         )
 
 
-def items_with_text(catalog: Catalog, policy: Literal["drop", "fail", "keep"]) -> Catalog:
-    """The items with some text; policy `keep` keeps all items.
+def items_with_text(catalog: Catalog, policy: Literal["drop", "fail", "keep"], template: str = "") -> Catalog:
+    """The items with some text under `template`, or in any field if it is empty; policy `keep` keeps all items.
 
     Raises:
-        UserError: with policy `fail` for an item without text; with policy `drop` if no item has text.
+        UserError: with policy `fail` for an item without text; with policy `drop` if no item has text; for a template
+            that is malformed or names an unknown field.
     """
     if policy == "keep":
         return catalog
-    has_text = catalog.frame.select(
-        pl.any_horizontal(pl.col(name).str.strip_chars() != "" for name in catalog.fields)
-    ).to_series()
+    has_text = with_text(catalog, template)
     if has_text.all():
         return catalog
-    first = catalog.ids[has_text.not_().arg_true()[0]]
-    count = len(catalog) - int(has_text.sum())
     if policy == "fail" or not has_text.any():
         raise UserError(
-            f"{count:,} of {len(catalog):,} items have no text, first {first!r}; give them titles "
-            "(--data.items, --data.columns.title), or use --data.empty_text drop or keep"
+            f"{without_text(catalog, has_text, template)}; give them titles (--data.items, --data.columns.title), or "
+            "use --data.empty_text drop or keep"
         )
     return Catalog(catalog.frame.filter(has_text))
+
+
+def with_text(catalog: Catalog, template: str) -> pl.Series:
+    """Which of the N items have some text under `template`, or in any field if it is empty: bool [N]."""
+    if template:
+        return pl.Series([bool(text) for text in catalog.texts(template)], dtype=pl.Boolean)
+    filled = [catalog.frame[name].str.strip_chars() != "" for name in catalog.fields]
+    return pl.DataFrame([each.alias(str(place)) for place, each in enumerate(filled)]).max_horizontal()
+
+
+def require_text(catalog: Catalog, template: str) -> None:
+    """Raise UserError if an item has no text under `template`, or in any field if it is empty."""
+    has_text = with_text(catalog, template)
+    if not has_text.all():
+        raise UserError(
+            f"{without_text(catalog, has_text, template)}, and --data.empty_text keep keeps them; --embed.without_text "
+            "behaviour or random gives them vectors, --data.empty_text drop leaves them out"
+        )
+
+
+def without_text(catalog: Catalog, has_text: pl.Series, template: str) -> str:
+    """How many items have no text, and which is the first, in words."""
+    first = catalog.ids[has_text.not_().arg_true()[0]]
+    count = len(catalog) - int(has_text.sum())
+    under = f" under --embed.template {template!r}" if template else ""
+    return f"{count:,} of {len(catalog):,} items have no text{under}, first {first!r}"
 
 
 def min_rating(log: Interactions, least: float) -> Interactions:

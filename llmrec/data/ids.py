@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from llmrec.data.bad_rows import RowsError
 from llmrec.errors import UserError
 
 _WHOLE_NUMBER = r"^[+-]?\d+(\.0+)?$"
@@ -19,8 +20,10 @@ _UNUSUAL = r"^\s|\s$|\s\s|[^\x20-\x7e]"
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value of a JSON file is an id: a text, or a whole number."""
-    return type(value) in (int, str) or (isinstance(value, float) and value.is_integer())
+    """Whether a value of a JSON file is an id: a text that is not empty, or a whole number."""
+    return (
+        type(value) is int or (type(value) is str and value != "") or (isinstance(value, float) and value.is_integer())
+    )
 
 
 def id_column(values: pl.Series, source: str) -> pl.Series:
@@ -40,7 +43,7 @@ def id_column(values: pl.Series, source: str) -> pl.Series:
         raise UserError(f"{source}: {values.name} holds {values.dtype}; expected text or numbers")
     missing = (texts.is_null() | (texts == "")).arg_true()
     if len(missing):
-        raise UserError(f"{source}: row {missing[0] + 1} has no {values.name}; expected one in every row")
+        raise RowsError(source, missing.to_list(), lambda row: f"no {values.name}; expected one in every row")
     return texts if values.dtype.is_integer() else _without_zero_fractions(texts)
 
 

@@ -1,5 +1,7 @@
 """The log of interactions (user, item, time), and its split into train, validation and test part."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -7,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from llmrec.console import get_logger
+from llmrec.data.bad_rows import RowsError
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import read_table, require_column
 from llmrec.data.ids import id_column
@@ -16,6 +19,8 @@ from llmrec.errors import UserError
 
 _logger = get_logger(__name__)
 
+_TIME_NAME = re.compile(r"time|date|stamp|when|day|hour|month|year|created|epoch|_at$|^ts$|^t$", re.IGNORECASE)
+_TIME_VALUE = re.compile(r"\d{4}-\d\d|\d{1,2}[/.]\d{1,2}[/.]\d{2}|\d{9,19}(\.\d+)?$")
 _FLAGS = {
     "user_id": "user",
     "item_id": "item",
@@ -93,7 +98,9 @@ class Interactions:
             "rating": rating_column,
             "review": review_column,
         }
-        return cls.from_frame(select_columns(read_table(path), columns, str(path)), str(path), seed)
+        return cls.from_frame(
+            select_columns(read_table(path, used=used_names(columns)), columns, str(path)), str(path), seed
+        )
 
     def __len__(self) -> int:
         return self.frame.height
@@ -138,6 +145,8 @@ class Interactions:
 def select_columns(frame: pl.DataFrame, columns: dict[str, str | None], source: str) -> pl.DataFrame:
     """Select the columns of the events and give them the names that llmrec uses.
 
+    A table without the column "timestamp", and without any that could hold times, counts as one in time order.
+
     Args:
         frame: the table as read.
         columns: name in llmrec -> name in the table, None if the table has no such column.
@@ -147,9 +156,25 @@ def select_columns(frame: pl.DataFrame, columns: dict[str, str | None], source: 
         UserError: for a missing column.
     """
     wanted = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
+    if wanted.get("timestamp") == "timestamp" and not _may_hold_times(frame, wanted.values()):
+        _logger.warning("%s: no column of times; the rows of each user count as in time order", source)
+        del wanted["timestamp"]
     for ours, theirs in wanted.items():
-        require_column(frame, theirs, source, f"--data.columns.{_FLAGS[ours]}")
+        hint = "; if no column holds times, --data.columns.time null takes the rows as in time order"
+        require_column(frame, theirs, source, f"--data.columns.{_FLAGS[ours]}", hint if ours == "timestamp" else "")
     return frame.select(pl.col(theirs).alias(ours) for ours, theirs in wanted.items())
+
+
+def used_names(columns: dict[str, str | None]) -> set[str]:
+    """The names in the table of the columns of the events, as for `select_columns`."""
+    return {theirs for theirs in columns.values() if theirs is not None}
+
+
+def _may_hold_times(frame: pl.DataFrame, used: Iterable[str]) -> bool:
+    """Whether "timestamp" is a column, or another column that is not `used` has the name or the first value of one."""
+    others = [name for name in frame.columns if name == "timestamp" or name not in set(used)]
+    first = {name: str(value) for name, value in zip(frame.columns, next(iter(frame.head(1).rows()), ()), strict=False)}
+    return any(_TIME_NAME.search(name) or _TIME_VALUE.match(first.get(name, "")) for name in others)
 
 
 def numbered(values: pl.Series) -> np.ndarray:
@@ -184,7 +209,7 @@ def _as_numbers(values: pl.Series, source: str) -> pl.Series:
     numbers = values.cast(pl.Float64, strict=False)
     bad = (numbers.is_null() & values.is_not_null()).arg_true()
     if len(bad):
-        raise UserError(f"{source}: row {bad[0] + 1} has {values.name} {values[bad[0]]!r}; expected a number")
+        raise RowsError(source, bad.to_list(), lambda row: f"{values.name} {values[row]!r}; expected a number")
     return numbers.fill_nan(None)
 
 

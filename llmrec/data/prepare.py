@@ -156,8 +156,13 @@ class Prepared:
         return self.split.train.frame["item_id"].unique()
 
 
-def prepare(config: DataConfig) -> Prepared:
+def prepare(config: DataConfig, template: str = "") -> Prepared:
     """Read, check, filter and split the data.
+
+    Args:
+        config: the data section.
+        template: the template of the text that is embedded. `empty_text` applies to items for which it gives no text;
+            empty: to items without text in any field.
 
     Raises:
         UserError: for missing or malformed files, items that a policy does not allow (`unknown_items` or `empty_text`
@@ -168,7 +173,7 @@ def prepare(config: DataConfig) -> Prepared:
     summary.add("read", catalog, events)
     filters.warn_of_look_alikes(catalog.frame["item_id"], "items")
     filters.warn_of_look_alikes(events.frame["user_id"].rle().struct.field("value").unique(), "users")
-    catalog, events = _filtered(catalog, events, config, summary)
+    catalog, events = _filtered(catalog, events, config, template, summary)
     if config.split == "timestamp":
         split = timestamp_split(events, config.valid_share, config.test_share)
     elif config.split == "given":
@@ -184,11 +189,11 @@ def prepare(config: DataConfig) -> Prepared:
 
 
 def _filtered(
-    catalog: Catalog, events: Interactions, config: DataConfig, summary: Summary
+    catalog: Catalog, events: Interactions, config: DataConfig, template: str, summary: Summary
 ) -> tuple[Catalog, Interactions]:
     events = filters.known_items(events, catalog, config.unknown_items, config.unknown_share)
     summary.add("items of the catalogue", catalog, events)
-    catalog = filters.items_with_text(catalog, config.empty_text)
+    catalog = filters.items_with_text(catalog, config.empty_text, template)
     events = filters.known_items(events, catalog, "drop")
     summary.add("items with text", catalog, events)
     if config.split != "given":

@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from string import Formatter
 from typing import Any, NamedTuple
 
 from llmrec.errors import UserError
@@ -53,13 +52,17 @@ def clean_text(value: Any, separator: str = ", ") -> str:
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         with suppress(ValueError):  # a text that only looks like a list stays a text
             value = parse_literal(value)
-    texts = (_plain(str(leaf)) for leaf in leaves(value) if leaf == leaf)
+    texts = (plain_text(str(leaf)) for leaf in leaves(value) if leaf == leaf)
     return separator.join(dict.fromkeys(text for text in texts if text))
 
 
-def _plain(text: str) -> str:
-    text = html.unescape(html.unescape(text))  # Amazon escapes some texts twice
-    return " ".join(_TAG.sub(" ", _NON_TEXT.sub(" ", text)).split())
+def plain_text(text: str) -> str:
+    """The text without HTML tags, with entities decoded and white space collapsed; a plain text stays as it is."""
+    while True:  # some shops escape a text twice
+        plain = " ".join(_TAG.sub(" ", _NON_TEXT.sub(" ", html.unescape(text))).split())
+        if plain == text:
+            return plain
+        text = plain
 
 
 def clean_record(record: dict[str, Any]) -> dict[str, str]:
@@ -82,23 +85,22 @@ class Slot(NamedTuple):
 def parse_template(template: str, fields: list[str]) -> list[Slot]:
     """Split a template such as `"{title}. by {brand}"` into slots.
 
+    `{{` and `}}` stand for braces. The name of a field may hold any character: braces, a colon, an exclamation mark.
+
     Raises:
         UserError: for a malformed template, an unknown field, or a template without fields.
     """
-    try:
-        pieces = list(Formatter().parse(template))
-    except ValueError as error:
-        raise UserError(f"text template {template!r} is malformed: {error}; write fields as {{title}}") from None
+    known = "|".join(re.escape(field) for field in sorted(fields, key=len, reverse=True))
     slots: list[Slot] = []
-    literal = ""
-    for piece, field, spec, conversion in pieces:
-        literal += piece
-        if field is None:  # an escaped brace, or the end of the template
+    literal, place = "", 0
+    for mark in re.finditer(rf"\{{(?P<field>{known})\}}|\{{\{{|\}}\}}|[{{}}]", template):
+        literal += template[place : mark.start()]
+        place = mark.end()
+        if (field := mark["field"]) is None:
+            if mark[0] in "{}":
+                raise UserError(_what_is_wrong(template, mark.start(), fields))
+            literal += mark[0][0]  # an escaped brace
             continue
-        if field not in fields or spec or conversion:
-            raise UserError(
-                f"text template {template!r}: no field {field!r} in the catalogue; known: {', '.join(fields)}"
-            )
         if slots:
             close = _CLOSING.match(literal)
             assert close is not None  # the pattern matches the empty text too
@@ -106,10 +108,19 @@ def parse_template(template: str, fields: list[str]) -> list[Slot]:
             literal = literal[close.end() :]
         slots.append(Slot(literal, field, ""))
         literal = ""
+    literal += template[place:]
     if not slots:
         raise UserError(f"text template {template!r} names no field; known: {', '.join(fields)}")
     slots[-1] = slots[-1]._replace(close=literal)
     return slots
+
+
+def _what_is_wrong(template: str, place: int, fields: list[str]) -> str:
+    """Why the brace at `place` begins no field."""
+    name, closed, _ = template[place + 1 :].partition("}")
+    if template[place] == "{" and closed:
+        return f"text template {template!r}: no field {name!r} in the catalogue; known: {', '.join(fields)}"
+    return f"text template {template!r} is malformed: a single {template[place]!r}; write fields as {{title}}"
 
 
 def fill_template(slots: list[Slot], values: dict[str, str]) -> str:

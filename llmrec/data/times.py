@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
+from llmrec.data.bad_rows import RowsError
 from llmrec.errors import UserError
 
 DAY = 86_400 * 10**6
@@ -63,10 +64,8 @@ def microseconds(values: pl.Series, source: str) -> pl.Series:
         times = _from_numbers(_as_numbers(values), values, source)[0]
     bad = times.is_null().arg_true()
     if len(bad):
-        raise UserError(
-            f"{source}: row {bad[0] + 1} has timestamp {_shown(values[bad[0]])}; expected a number of seconds, "
-            "milli-, micro- or nanoseconds, or a date such as 2024-05-31 12:00:00"
-        )
+        expected = "a number of seconds, milli-, micro- or nanoseconds, or a date such as 2024-05-31 12:00:00"
+        raise RowsError(source, bad.to_list(), lambda row: f"timestamp {_shown(values[row])}; expected {expected}")
     return times.alias("timestamp")
 
 
@@ -140,12 +139,7 @@ def _from_dates(texts: pl.Series) -> pl.Series:
         dates = texts.gather(rest).str.to_datetime(pattern, strict=False, time_unit="us").dt.epoch("us")
         times = times.scatter(rest, dates.set(dates < _YEAR_1000, None))  # 24-05-01 is not a date of the year 24
     rest = times.is_null().arg_true()
-    rare = texts.gather(rest).unique(maintain_order=True).to_list()
-    moments: dict[str, int | None] = {}
-    for text in rare:
-        moments[text] = _parse_rare(text)
-        if moments[text] is None:
-            break  # one mistake is enough to stop
+    moments = {text: _parse_rare(text) for text in texts.gather(rest).unique()}
     return times.scatter(rest, texts.gather(rest).replace_strict(moments, default=None, return_dtype=pl.Int64))
 
 

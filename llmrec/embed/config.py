@@ -58,6 +58,10 @@ class EmbedConfig:
     """Scale every vector to length 1."""
     cache: str | None = None
     """Folder that caches the vectors by content hash; unset: $LLMREC_CACHE or ~/.cache/llmrec/embeddings."""
+    without_text: Literal["fail", "behaviour", "random"] = "fail"
+    """Vectors of the items without text, which --data.empty_text keep keeps. fail: stop, in `prepare`; behaviour: from
+    the items that occur with them in the training events, or random for an item without such; random: drawn by the
+    item's id."""
     align: AlignConfig = field(default_factory=AlignConfig)
     """Alignment of the vectors with the users' behaviour."""
     vectors: list[str] | str | None = None
@@ -72,6 +76,11 @@ class EmbedConfig:
         if self.sources and self.align.epochs:
             raise UserError(
                 f"--embed.align.epochs {self.align.epochs}: aligns the vectors of the encoder only; set it to 0, or "
+                "leave out --embed.vectors."
+            )
+        if self.sources and self.without_text != "fail":
+            raise UserError(
+                f"--embed.without_text {self.without_text}: adds to the vectors of the encoder only; leave it out, or "
                 "leave out --embed.vectors."
             )
         if self.vectors is not None and not self.files:
@@ -95,9 +104,14 @@ class EmbedConfig:
         return [source for source in self.sources if source != TEXT]
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether an encoder makes the vectors, at least in part."""
+        return not self.sources or TEXT in self.sources
+
+    @property
     def names_a_model(self) -> bool:
         """Whether `model` is loaded to embed further items."""
-        return self.encoder == "sentence-transformers" and (not self.sources or TEXT in self.sources)
+        return self.encoder == "sentence-transformers" and self.reads_texts
 
     @property
     def weights(self) -> list[float]:

@@ -6,6 +6,7 @@ To add an encoder, add a case to `_text_encoder`.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import assert_never
 
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import load_file, save_file
 
-from llmrec.collaborative.behaviour import Behaviour
+from llmrec.collaborative.behaviour import Behaviour, collaborative_vectors
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
 from llmrec.embed.align import AlignedEncoder
@@ -96,34 +97,70 @@ def embed(
     Args:
         catalog: N items.
         config: the encoder and its settings.
-        log: the training events; only alignment reads them.
+        log: the training events; only alignment and `config.without_text` behaviour read them.
         fit_on: the items of `catalog` on which the encoder is fitted and aligned; default: all items.
 
     Returns:
         The N vectors, in catalogue order, and the fitted encoder.
 
     Raises:
-        UserError: an item has no text, the encoder cannot be loaded or fitted, or a file of vectors is wrong (as for
-            `read_vectors`). With alignment also: there is no
-            log, the log has an item that is not in `fit_on`, or no item pair is frequent enough.
+        UserError: an item has no text and `config.without_text` is fail, the encoder cannot be loaded or fitted, or a
+            file of vectors is wrong (as for `read_vectors`). With alignment or behaviour vectors also: there is no log,
+            or it has an item that is not in `fit_on`. With alignment also: no item pair is frequent enough.
     """
     fit_on = catalog if fit_on is None else fit_on
     if config.sources:
         given = GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None).fit_catalog(fit_on)
         return Embeddings(catalog.ids, given.of_items(catalog, config.files, "--embed.vectors"), given)
-    texts = item_texts(fit_on, config)
-    encoder = make_encoder(config).fit(texts)
+    texts = _texts(fit_on, config)
+    behaviour = None
+    if log is not None and (config.align.epochs or config.without_text == "behaviour"):
+        behaviour = Behaviour.from_log(log, fit_on.ids)
+    # If no item has a text, the ids are the only words that the encoder can learn from.
+    encoder = make_encoder(config).fit([text for text in texts if text] or fit_on.ids)
     if isinstance(encoder, AlignedEncoder):
-        if log is None:
+        if behaviour is None:
             raise UserError(
                 f"--embed.align.epochs is {config.align.epochs}, but there is no log of training events to align "
                 "with; give one, or set it to 0"
             )
-        encoder.align(texts, Behaviour.from_log(log, fit_on.ids))
+        encoder.align(texts, behaviour)
+    if config.without_text == "behaviour" and behaviour is None and not all(texts):
+        raise UserError("--embed.without_text behaviour needs the log of training events; give one, or use random")
     vectors = encoder.encode(texts)
+    _replace_silent(vectors, texts, fit_on.ids, config, behaviour)
     others = Catalog(catalog.frame.filter(~pl.col("item_id").is_in(fit_on.frame["item_id"].implode())))
     if not len(others):
         return Embeddings(fit_on.ids, vectors, encoder)
     # Encoded in a separate call: the other items in a batch can change the last bits of a vector.
-    vectors = np.concatenate([vectors, encoder.encode(item_texts(others, config))])
+    other_texts = _texts(others, config)
+    other_vectors = encoder.encode(other_texts)
+    _replace_silent(other_vectors, other_texts, others.ids, config, None)
+    vectors = np.concatenate([vectors, other_vectors])
     return Embeddings([*fit_on.ids, *others.ids], vectors, encoder).take_ids(catalog.ids)
+
+
+def _replace_silent(
+    vectors: np.ndarray, texts: Sequence[str], item_ids: Sequence[str], config: EmbedConfig, behaviour: Behaviour | None
+) -> None:
+    """Replace the vectors of items without text as `config.without_text` says; they have length 1.
+
+    An item that `behaviour` tells nothing about gets a random vector, which its id decides.
+    """
+    silent = np.flatnonzero([not text for text in texts])
+    vectors[silent] = 0
+    if len(silent) and config.without_text == "behaviour" and behaviour is not None:
+        dim = min(vectors.shape[1], len(texts) - 1)
+        vectors[silent, :dim] = collaborative_vectors(behaviour, dim, seed=0)[silent]
+    for row in silent.tolist():
+        if not vectors[row].any():
+            seed = int.from_bytes(blake2b(item_ids[row].encode("utf-8"), digest_size=8).digest())
+            drawn = np.random.default_rng(seed).standard_normal(vectors.shape[1])
+            vectors[row] = drawn / np.linalg.norm(drawn)
+
+
+def _texts(catalog: Catalog, config: EmbedConfig) -> list[str]:
+    """The texts of the N items; an empty one is allowed unless `config.without_text` is fail."""
+    if config.without_text == "fail":
+        return item_texts(catalog, config)
+    return catalog.texts(config.template or catalog.whole_text)

@@ -68,7 +68,8 @@ def item_texts(catalog: Catalog, config: EmbedConfig) -> list[str]:
         if not text.strip():
             raise UserError(
                 f"item {item_id!r} has no text under the template {template!r}; "
-                "drop it, fill one of these fields, or name other fields in --embed.template"
+                "drop it, fill one of these fields, or name other fields in --embed.template (a new template needs a "
+                "new --run where it leaves an item without text)"
             )
     return texts
 

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from llmrec.console import get_logger
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import read_lines, read_table, require_column, require_file
+from llmrec.data.files import read_table, require_column, require_file
 from llmrec.data.ids import id_column
+from llmrec.data.lines import read_lines
 from llmrec.embed.config import TEXT, EmbedConfig
 from llmrec.embed.encoder import Encoder, item_texts
 from llmrec.errors import UserError

@@ -61,7 +61,7 @@ class Quantizer(ABC):
         for start in range(0, len(x), BLOCK):
             as_matrix(x[start : start + BLOCK], start)
         learned_from = as_matrix(x if len(rows) == len(x) else x[rows])
-        _require_distinct(learned_from, self.least_distinct)
+        _require_distinct(learned_from, self.least_distinct, len(x))
         self._fit(learned_from, collaborative if collaborative is None else collaborative[rows])
         return self
 
@@ -204,16 +204,29 @@ def as_matrix(x: np.ndarray, first_row: int = 0) -> np.ndarray:
     return x
 
 
-def _require_distinct(x: np.ndarray, codes: int) -> None:
-    """Raise UserError if `x` [N, D] has fewer than `codes` distinct rows; the count stops at `codes`."""
+def _require_distinct(x: np.ndarray, codes: int, items: int) -> None:
+    """Raise UserError if `x` [n, D] has fewer than `codes` distinct rows; the count stops at `codes`.
+
+    `x` is a sample of `items` rows, or all of them.
+    """
     distinct: set[bytes] = set()
     for row in x:
         distinct.add(row.tobytes())
         if len(distinct) >= codes:
             return
+    if len(x) < min(codes, items):
+        raise UserError(
+            f"--tokenize.fit_rows {len(x)}: so few of the {items} items cannot fill {codes} codes per level; set it to "
+            f"{codes} or more (many times --tokenize.codes is best), or --tokenize.codes to {max(len(x), 2)} or less"
+        )
+    if len(distinct) == 1:
+        raise UserError(
+            f"{len(x)} items with 1 distinct embedding: no codes can tell them apart; name fields in which the items "
+            "differ in --embed.template, or choose another --embed.encoder"
+        )
     raise UserError(
         f"{len(x)} items with {len(distinct)} distinct embeddings cannot fill {codes} codes per level; "
-        f"set --tokenize.codes to {max(len(distinct), 2)} or less, or embed more telling text"
+        f"set --tokenize.codes to {len(distinct)} or less, or embed more telling text"
     )
 
 

@@ -8,6 +8,7 @@ row. Memory holds one chunk, whatever the number of users.
 
 import csv
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ import polars as pl
 
 from llmrec import atomic
 from llmrec.console import get_logger
-from llmrec.data.files import open_text, read_records, require_file
+from llmrec.data.bad_rows import TextOptions
+from llmrec.data.files import read_records, require_file
+from llmrec.data.lines import find_encoding, open_bytes
 from llmrec.errors import UserError, system_words
 from llmrec.lock import Lock, lock_of
 from llmrec.manifest import sha256
@@ -233,8 +236,9 @@ def _parquet_records(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _separated_records(path: Path, separator: str) -> Iterator[Mapping[str, Any]]:
     try:
-        with open_text(path, "utf-8-sig") as file:
-            records = csv.DictReader(file, delimiter=separator)
+        encoding = find_encoding(path, TextOptions())
+        with open_bytes(path) as file:
+            records = csv.DictReader(io.TextIOWrapper(file, encoding, newline=""), delimiter=separator)
             _require_columns(path, records.fieldnames or ())
             yield from records
     except (OSError, UnicodeDecodeError, csv.Error) as error:

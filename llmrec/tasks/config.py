@@ -67,7 +67,9 @@ class TasksConfig:
     def __post_init__(self) -> None:
         unknown = [name for name in self.mixture if name not in TASKS]
         if unknown:
-            raise UserError(f"--tasks.mixture: unknown task {unknown[0]!r}; known are {', '.join(TASKS)}.")
+            name, colon, rate = str(unknown[0]).partition(":")
+            hint = f"write a space after the colon ({name}: {rate}); " if colon else ""
+            raise UserError(f"--tasks.mixture: unknown task {unknown[0]!r}; {hint}known are {', '.join(TASKS)}.")
         check_fields(self, "tasks", at_least={1: ("max_history", "max_text_tokens")})
         if any(rate < 0 for rate in self.mixture.values()) or not any(self.mixture.values()):
             raise UserError(f"--tasks.mixture {self.mixture}: rates are at least 0 and not all 0.")

@@ -41,6 +41,7 @@ def test_examples_as_text(run_copy: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--examples", "0"], "--examples 0"),
         (["--tasks.mixture", "{preference: 1}"], "--intentions.source"),
         (["--tasks.mixture", "{juggling: 1}"], "unknown task 'juggling'"),
+        (["--tasks.mixture", "{sequential:1}"], "write a colon and a space after each name: '{sequential: 1}'"),
     ],
 )
 def test_mistakes(run_copy: Path, words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from llmrec import BaseConfig, EmbedConfig, ItemTokenizer, TasksConfig, TrainConfig, UserError
 from llmrec.checks import check_fields, matches
-from llmrec.config import Config, with_new_names, with_old_names
+from llmrec.config import ADDED, Config, with_new_names, with_old_names
 from llmrec.decode.config import DecodeConfig
 from llmrec.recommender.request import Request
 
@@ -26,6 +26,10 @@ from llmrec.recommender.request import Request
         (lambda: EmbedConfig(encoder="minilm"), "embed.encoder minilm: did you mean minilm-offline?"),
         (lambda: ItemTokenizer(method="lc-rec"), "tokenize.method lc-rec: Expected one of random, kmeans"),
         (lambda: TasksConfig(mixture={"seqential": 1}), "tasks.mixture: unknown task 'seqential'"),
+        (
+            lambda: TasksConfig(mixture={"chat:1": None}),
+            "unknown task 'chat:1'; write a space after the colon (chat: 1)",
+        ),
         (lambda: TrainConfig(epochs="3"), "train.epochs '3': expected a whole number (int)."),
         (lambda: TrainConfig(epochs=True), "train.epochs True: expected a whole number (int)."),
         (lambda: TrainConfig(learning_rate=float("nan")), "train.learning_rate nan: expected more than 0."),
@@ -101,5 +105,8 @@ def test_old_names_lead_back_to_new_ones(section: str) -> None:
     values = dataclasses.asdict(getattr(Config(), section))
     old = with_old_names(section, values)
     assert not {"lora", "dense", "columns", "cold"} & old.keys()
-    assert with_new_names(section, old) == values
+    added = {key.split(".")[1]: value for key, value in ADDED.items() if key.split(".")[0] == section}
+    assert not added.keys() & old.keys()
+    assert {**with_new_names(section, old), **added} == values
+    assert with_old_names("data", {"quoting": "none"}) == {"quoting": "none"}
     assert with_old_names("data", {"cold": {"share": 0.1, "more": 1}}) == {"cold_share": 0.1, "cold": {"more": 1}}

@@ -21,6 +21,7 @@ from llmrec.rundir import RunDirectory
 from llmrec.tasks.config import TasksConfig
 
 NO_FILES = {
+    "data.encoding",
     "data.columns.user",
     "data.columns.item",
     "data.columns.time",

@@ -8,10 +8,9 @@ import polars as pl
 
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
-from llmrec.data.files import read_table
 from llmrec.data.interactions import Interactions, select_columns
 from llmrec.data.readers.parts import WORDS, join_parts
-from llmrec.data.readers.table import without_text
+from llmrec.data.readers.table import read_items, without_text
 from llmrec.errors import UserError
 
 
@@ -40,8 +39,9 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     log = Interactions.from_frame(events, config.source, config.seed)
     if config.items is None:
         return without_text(log, config.source), log
-    is_file = os.path.isfile(Path(config.items))
-    frame = read_table(config.items) if is_file else _load(config.items, "--data.items")
+    if os.path.isfile(Path(config.items)):
+        return read_items(Path(config.items), config), log
+    frame = _load(config.items, "--data.items")
     return Catalog.from_table(frame, config.items, config.columns.item, config.columns.title), log
 
 

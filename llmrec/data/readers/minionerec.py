@@ -8,11 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
+from llmrec.data.bad_rows import BadRows, TextOptions
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
-from llmrec.data.files import read_lines, read_separated, require_column, require_folder
+from llmrec.data.files import read_separated, require_column, require_folder
 from llmrec.data.ids import is_id
 from llmrec.data.interactions import Interactions
+from llmrec.data.lines import read_lines
 from llmrec.data.readers.lc_rec import read_items
 from llmrec.data.readers.windows import join_windows
 from llmrec.data.sequences import PARTS
@@ -45,11 +47,13 @@ def _single(folder: Path, pattern: str) -> Path | None:
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     """Read the items, and each user's whole sequence, joined over all parts."""
     *parts, items = files(config)
-    windows = pl.concat(_windows(path).with_columns(part=pl.lit(_part(path), pl.UInt8)) for path in parts)
+    windows = pl.concat(
+        _windows(path, config.text_options).with_columns(part=pl.lit(_part(path), pl.UInt8)) for path in parts
+    )
     events = join_windows(windows, config.source)
     if config.split != "given":
         events = events.drop("part")
-    catalog = read_items(items) if items.suffix == ".json" else _info(items)
+    catalog = read_items(items) if items.suffix == ".json" else _info(items, config.text_options)
     return catalog, Interactions.from_frame(events, config.source)
 
 
@@ -57,9 +61,9 @@ def _part(path: Path) -> int:
     return PARTS.index(path.parent.name)
 
 
-def _windows(path: Path) -> pl.DataFrame:
+def _windows(path: Path, options: TextOptions) -> pl.DataFrame:
     """One row per window: `user_id`, `history` (list), `item_id`, all as text."""
-    frame = read_separated(path, ",")
+    frame = read_separated(path, ",", options)
     names = ["user_id", "history_item_id", "item_id"]
     for name in names:
         require_column(frame, name, path, "as MiniOneRec writes it")
@@ -82,12 +86,15 @@ def _windows(path: Path) -> pl.DataFrame:
     )
 
 
-def _info(path: Path) -> Catalog:
+def _info(path: Path, options: TextOptions) -> Catalog:
     """Read the items of an info file; each line has semantic ID, title and item id, separated by tabs."""
     rows = []
-    for number, line in read_lines(path):
+    bad = BadRows(path, options)
+    for number, line in read_lines(path, options, bad):
         values = line.split("\t")
         if len(values) < 3:
-            raise UserError(f"{path}, line {number}: {len(values)} fields; expected semantic ID, title, item id")
-        rows.append({"item_id": values[-1].strip(), "title": clean_text(" ".join(values[1:-1]))})
+            bad.add(f"line {number}", f"{len(values)} fields; expected semantic ID, title, item id")
+        else:
+            rows.append({"item_id": values[-1].strip(), "title": clean_text(" ".join(values[1:-1]))})
+    bad.report()
     return Catalog.from_frame(pl.DataFrame(rows, schema={"item_id": pl.String, "title": pl.String}), str(path))

@@ -6,9 +6,10 @@ The file of the train part has the word `train` in its name. The other files lie
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from llmrec.data.files import require_file
@@ -84,3 +85,32 @@ def join_parts(frames: Sequence[pl.DataFrame], source: str) -> pl.DataFrame:
 def source_of(paths: Sequence[Path]) -> str:
     """The files as messages name them; with several files, rows are counted from the first one on."""
     return " + ".join([str(paths[0]), *(path.name for path in paths[1:])])
+
+
+def places_of(
+    paths: Sequence[Path], frames: Sequence[pl.DataFrame], places: Callable[[Path, list[int]], list[str]]
+) -> Callable[[list[int]], list[str]]:
+    """Where rows of the joined frames stand: `places` for one file; for several "line 7 of x.valid.inter".
+
+    Args:
+        paths: the files.
+        frames: their tables.
+        places: a file and numbers of rows of its table, from 0 -> their places, such as "line 7".
+    """
+    if len(paths) == 1:
+        return lambda rows: places(paths[0], rows)
+    starts = np.cumsum([0, *map(len, frames)])
+
+    def find(rows: list[int]) -> list[str]:
+        files = [int(np.searchsorted(starts, row, side="right")) - 1 for row in rows]
+        found = {
+            file: iter(
+                places(
+                    paths[file], [row - int(starts[file]) for row, at in zip(rows, files, strict=True) if at == file]
+                )
+            )
+            for file in set(files)
+        }
+        return [f"{next(found[file])} of {paths[file].name}" for file in files]
+
+    return find

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import polars as pl
 
+from llmrec.data.bad_rows import BadRows, build
 from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
-from llmrec.data.files import SUFFIXES, read_table, require_file
-from llmrec.data.interactions import Interactions, select_columns
-from llmrec.data.readers.parts import join_parts, part_files, source_of
+from llmrec.data.files import SUFFIXES, read_table, require_file, row_places
+from llmrec.data.interactions import Interactions, select_columns, used_names
+from llmrec.data.readers.parts import join_parts, part_files, places_of, source_of
 
 
 def files(config: DataConfig) -> list[Path]:
@@ -23,15 +24,32 @@ def _events(config: DataConfig) -> list[Path]:
 
 def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     """Read both tables; without a table of items, the catalogue has the item ids of the events, with empty titles."""
-    paths = _events(config)
-    source = source_of(paths)
-    frames = [select_columns(read_table(path), config.event_columns, str(path)) for path in paths]
-    frame = join_parts(frames, source) if config.split == "given" else frames[0]
-    log = Interactions.from_frame(frame, source, config.seed)
-    if config.items:
-        items = require_file(config.items, "--data.items")
-        return Catalog.from_file(items, config.columns.item, config.columns.title), log
-    return without_text(log, source), log
+    paths, options = _events(config), config.text_options
+    source, columns = source_of(paths), config.event_columns
+    frames = [
+        select_columns(read_table(path, options=options, used=used_names(columns)), columns, str(path))
+        for path in paths
+    ]
+    log = build(
+        lambda rows: Interactions.from_frame(rows, source, config.seed),
+        join_parts(frames, source) if config.split == "given" else frames[0],
+        BadRows(source, options),
+        places_of(paths, frames, lambda path, rows: row_places(path, rows, options)),
+    )
+    if not config.items:
+        return without_text(log, source), log
+    return read_items(require_file(config.items, "--data.items"), config), log
+
+
+def read_items(path: Path, config: DataConfig) -> Catalog:
+    """Read the table of items."""
+    options = config.text_options
+    return build(
+        lambda rows: Catalog.from_table(rows, str(path), config.columns.item, config.columns.title),
+        read_table(path, "--data.items", options),
+        BadRows(path, options),
+        lambda rows: row_places(path, rows, options),
+    )
 
 
 def without_text(log: Interactions, source: str) -> Catalog:

@@ -43,6 +43,18 @@ def test_parquet_round_trip(catalog, tmp_path):
     assert Catalog.from_parquet(tmp_path / "items.parquet").frame.equals(catalog.frame)
 
 
+def test_html_is_cleaned_in_texts_but_not_in_ids():
+    frame = pl.DataFrame({"item_id": ["<b>"], "title": ["A &amp; <i>B</i>\n"], "tags": [["x  y", "<br>z"]]})
+    assert Catalog.from_frame(frame).row("<b>") == {"item_id": "<b>", "title": "A & B", "tags": "x y, z"}
+    assert frame["title"].to_list() == ["A &amp; <i>B</i>\n"], "the frame stays as it is"
+
+
+def test_fields_of_any_name_are_embedded():
+    frame = pl.DataFrame({"item_id": ["a"], "title": ["Pen"], "Meta: {x}!": ["1"], "*": ["2"], "^.*$": ["3"]})
+    catalog = Catalog.from_frame(frame)
+    assert catalog.texts(catalog.whole_text) == ["Pen. 1. 2. 3"]
+
+
 def test_columns_without_text_are_left_out():
     frame = pl.DataFrame({"item_id": ["a"], "image": [b"\x00"], "box": [{"x": 1}], "day": [pl.date(2024, 1, 2)]})
     assert Catalog.from_frame(frame.select("item_id", "image", "box")).fields == ["title"]

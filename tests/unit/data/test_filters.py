@@ -108,8 +108,15 @@ def test_look_alikes_are_said(caplog):
 
 def test_items_without_text():
     catalog = items(("a", "A"), ("b", "  "))
+    items_with_brand = Catalog(catalog.frame.with_columns(pl.Series("brand", ["", "B"])))
     assert filters.items_with_text(catalog, "drop").ids == ["a"]
     assert filters.items_with_text(catalog, "keep").ids == ["a", "b"]
+    with pytest.raises(UserError, match=r"1 of 2 items have no text under embed\.template '\{brand\}', first 'a'"):
+        filters.items_with_text(items_with_brand, "fail", "{brand}")
+    assert filters.items_with_text(items_with_brand, "drop", "{brand}").ids == ["b"]
+    assert filters.items_with_text(items_with_brand, "drop").ids == ["a", "b"]
+    with pytest.raises(UserError, match=r"1 of 2 items .*first 'b', and .*embed\.without_text behaviour or random"):
+        filters.require_text(catalog, "")
     with pytest.raises(UserError, match="1 of 2 items have no text, first 'b'"):
         filters.items_with_text(catalog, "fail")
     with pytest.raises(UserError, match=r"2 of 2 items.*data\.empty_text"):

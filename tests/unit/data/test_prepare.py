@@ -74,6 +74,13 @@ def test_mistakes_are_one_line(config, change, message):
     assert "\n" not in str(error.value)
 
 
+def test_items_without_text_under_the_template_follow_the_policy(config):
+    """The item `blank` has no title."""
+    assert len(prepare(config, "{title}").catalog) == 4
+    with pytest.raises(UserError, match=r"no field 'name' in the catalogue"):
+        prepare(config, "{name}")
+
+
 def test_save_and_load(config, tmp_path):
     prepared = prepare(config)
     save(prepared, tmp_path)
@@ -110,6 +117,9 @@ def test_synthetic_is_the_default():
         ({"seed": -1}, r"data\.seed -1"),
         ({"unknown_share": 1.5}, r"data\.unknown_share 1\.5: expected a share from 0 to 1"),
         ({"min_length": 2}, r"data\.min_length 2: leave-one-out needs 3"),
+        ({"encoding": "latin-7"}, r"data\.encoding latin-7: no such encoding; expected auto or a name"),
+        ({"encoding": "base64"}, r"data\.encoding base64: no such encoding"),
+        ({"quoting": "some"}, r"data\.quoting some: .*one of auto, none, standard"),
     ],
 )
 def test_config_checks(fields, message):

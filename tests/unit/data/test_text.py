@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrec.data.text import clean_record, clean_text, fill_template, parse_literal, parse_template
+from llmrec.data.text import clean_record, clean_text, fill_template, parse_literal, parse_template, plain_text
 from llmrec.errors import UserError
 
 
@@ -74,6 +74,25 @@ def test_bad_template_is_one_line_that_names_it(template):
 def test_unknown_field_names_it_and_the_known_ones():
     with pytest.raises(UserError, match=r"no field 'colour'.*title, brand"):
         parse_template("{colour}", ["title", "brand"])
+
+
+NAMES = ["Meta: _brand", "size {cm}", "wow!", "Color (shopify.color)", "a b", "%s", "0", "{", "}", "x}. {y"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_fields_are_data(name):
+    assert fill("{title}. Size: {" + name + "}", **{"title": "Pen", name: "9"}) == "Pen. Size: 9"
+
+
+@given(st.lists(st.text(st.sampled_from("ab{}:! %."), min_size=1, max_size=4), min_size=1, max_size=3, unique=True))
+def test_a_template_of_one_field_finds_it(names):
+    for name in names:
+        assert [slot.field for slot in parse_template("{" + name + "}", names)] == [name]
+
+
+@given(st.text(st.sampled_from("<>/&;ab amplt#39 \n!-")) | st.text())
+def test_plain_text_stays_plain(text):
+    assert plain_text(plain_text(text)) == plain_text(text)
 
 
 @given(st.text(), st.text())

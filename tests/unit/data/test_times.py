@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrec.data.bad_rows import RowsError
 from llmrec.data.times import DAY, microseconds
 from llmrec.errors import UserError
 
@@ -164,3 +165,12 @@ def test_two_units_in_a_column_are_refused_in_any_order(values, seed):
     random.Random(seed).shuffle(mixed)
     with pytest.raises(UserError, match="two forms"):
         read(mixed)
+
+
+def test_every_bad_row_is_named():
+    """Also among dates in rare forms, which are read one by one."""
+    texts = pl.Series("timestamp", ["noon", "2024-W18-3", None, "soon", "20240501T120000,5"])
+    with pytest.raises(RowsError, match="row 1 has timestamp 'noon'") as error:
+        microseconds(texts, "log.csv")
+    assert error.value.rows == [0, 2, 3]
+    assert error.value.reason(3).startswith("timestamp 'soon'; expected")

@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from llmrec.data import Catalog
+from llmrec.data import Catalog, Interactions
 from llmrec.embed import EmbedConfig, Embeddings, embed, item_texts
 from llmrec.errors import UserError
 
@@ -43,6 +43,48 @@ def test_embedded_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(again.vectors, made.vectors)
     assert again.encoder.config == made.encoder.config
     np.testing.assert_array_equal(again.encoder.encode(["red lacquer. Opi. shines"]), made.vectors[:1])
+
+
+SILENT = Catalog.from_frame(
+    pl.DataFrame({"item_id": list("abcdef"), "title": ["red pen", "", "blue pen", "", "", "red ink"]})
+)
+
+
+def log_of(*histories: str) -> Interactions:
+    rows = [(str(user), item) for user, history in enumerate(histories) for item in history]
+    return Interactions.from_frame(pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row"))
+
+
+def test_items_without_text_get_random_vectors_of_their_own():
+    made = embed(SILENT, EmbedConfig("tfidf-svd", dim=2, without_text="random"))
+    texts = embed(SILENT.take_rows([0, 2, 5]), EmbedConfig("tfidf-svd", dim=2))
+    np.testing.assert_allclose(made.vectors[[0, 2, 5]], texts.vectors, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(made.vectors, axis=1), 1, atol=1e-6)
+    assert len(np.unique(made.vectors[[1, 3, 4]].round(6), axis=0)) == 3
+    other = embed(SILENT.take_rows([4, 5, 2, 0]), EmbedConfig("tfidf-svd", dim=2, without_text="random"))
+    np.testing.assert_array_equal(other.vectors[0], made.vectors[4])
+
+
+def test_items_without_text_get_behaviour_vectors():
+    """b and d occur with the same items; e occurs with none."""
+    log = log_of("abc", "adc", "abf", "adf", "e", *["af", "fa"] * 3)
+    config = EmbedConfig("tfidf-svd", dim=2, without_text="behaviour")
+    made = embed(SILENT, config, log)
+    np.testing.assert_allclose(made.vectors[1], made.vectors[3], atol=1e-5)
+    with pytest.raises(UserError, match=r"embed\.without_text behaviour needs the log"):
+        embed(SILENT, config)
+    alone = embed(SILENT, EmbedConfig("tfidf-svd", dim=2, without_text="random"))
+    np.testing.assert_array_equal(made.vectors[4], alone.vectors[4])
+    cold = embed(SILENT, config, log_of("abc", "adf"), fit_on=SILENT.take_rows([0, 1, 2, 3, 5]))
+    np.testing.assert_array_equal(cold.vectors[4], alone.vectors[4])
+
+
+def test_a_catalogue_of_ids_only():
+    catalog = Catalog.from_frame(pl.DataFrame({"item_id": ["a1", "b2", "c3"]}))
+    made = embed(catalog, EmbedConfig("tfidf-svd", dim=2, without_text="random"))
+    assert len(np.unique(made.vectors, axis=0)) == 3
+    with pytest.raises(UserError, match="item 'a1' has no text"):
+        embed(catalog, EmbedConfig("tfidf-svd", dim=2))
 
 
 @pytest.mark.parametrize("field", ["dim", "batch_size", "max_tokens"])

@@ -121,6 +121,7 @@ def test_wrong_files_are_named(name: str, said: str, tmp_path: Path) -> None:
     [
         ({"vectors": ["text"]}, "names no file"),
         ({"vectors": []}, "names no file"),
+        ({"vectors": "a.npy", "without_text": "random"}, "without_text random: adds to the vectors of the encoder"),
         ({"vectors": ["text", "a.npy", "text"]}, "names text twice"),
         ({"vectors": "a.npy", "vector_weights": [1.0, 2.0]}, "2 weights for 1 sources"),
         ({"vectors": ["a.npy", "b.npy"], "vector_weights": [1.0, 0.0]}, "vector_weights 0.0: expected more than 0"),

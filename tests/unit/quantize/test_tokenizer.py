@@ -198,6 +198,17 @@ def test_an_embedding_that_is_not_finite_is_named_by_its_item():
         ItemTokenizer(codes=8).fit_embeddings(IDS, x)
 
 
+def test_one_distinct_embedding():
+    with pytest.raises(UserError, match=r"30 items with 1 distinct embedding: no codes .*embed\.template"):
+        ItemTokenizer(codes=2).fit_embeddings([str(row) for row in range(30)], np.ones((30, 4), np.float32))
+
+
+def test_fewer_rows_to_learn_from_than_codes():
+    vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    with pytest.raises(UserError, match=r"tokenize\.fit_rows 8: .* the 60 items .* 16 codes .*set it to 16 or more"):
+        ItemTokenizer(codes=16, fit_rows=8).fit_embeddings([str(row) for row in range(60)], vectors)
+
+
 def test_more_codes_than_distinct_embeddings():
     with pytest.raises(UserError, match=r"90 items with 30 distinct .* 256 codes .* tokenize\.codes to 30"):
         ItemTokenizer().fit_embeddings(IDS, X)

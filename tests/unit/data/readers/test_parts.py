@@ -180,3 +180,38 @@ def test_missing_files(tmp_path, files, path, message):
 def test_settings_that_contradict(fields, message):
     with pytest.raises(UserError, match=message):
         DataConfig(**{"format": "table", "path": "x", "split": "given", **fields})
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "separator", "header"),
+    [
+        ("table", "csv", ",", "user_id,item_id,timestamp"),
+        ("recbole", "inter", "\t", "user_id:token\titem_id:token\ttimestamp:float"),
+    ],
+)
+def test_bad_rows_of_a_part(tmp_path, caplog, format, suffix, separator, header):
+    names = [f"shop.{part}.{suffix}" for part in ("train", "valid", "test")]
+    write(tmp_path, names, header, plain(separator))
+    with open(tmp_path / names[1], "a") as file:
+        file.write(separator.join("1a") + f"{separator}noon\n")
+        file.write(separator.join(["", "a", "1700000000"]) + "\n")
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"{item},Thing {item}\n" for item in "abcde"))
+    items = str(tmp_path / "items.csv") if format == "table" else None
+    (tmp_path / "shop.item").write_text(ITEMS)
+    config = DataConfig(format=format, path=str(tmp_path), items=items, split="given")
+    last = len((tmp_path / names[1]).read_text().splitlines())
+    with pytest.raises(UserError, match=rf"line {last} of {names[1]}: no user_id; expected one"):
+        prepare(config)
+    check(replace(config, bad_rows="drop"))
+    assert f"line {last - 1} of {names[1]}: timestamp 'noon'" in caplog.text
+    assert f"line {last} of {names[1]}: no user_id" in caplog.text
+
+
+def test_bad_rows_among_histories(tmp_path, caplog):
+    write(tmp_path, RECBOLE, "user_id:token\titem_id_list:token_seq\titem_id:token", histories)
+    with open(tmp_path / RECBOLE[2], "a") as file:
+        file.write("1\ta b\t\n")
+    (tmp_path / "shop.item").write_text(ITEMS)
+    line = len((tmp_path / RECBOLE[2]).read_text().splitlines())
+    check(DataConfig(format="recbole", path=str(tmp_path), split="given", bad_rows="drop"))
+    assert f"line {line} of {RECBOLE[2]}: no item_id" in caplog.text
