@@ -18,6 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     """Parse the flags, listen, load the bundle, answer requests until stopped."""
     options = _parser().parse_args(arguments)
     try:
+        from llmrec.recommender.bundle import locate, read_header
         from llmrec.serve.http import make_app
         from llmrec.serve.limits import Limits
         from llmrec.serve.live import LiveBundle
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     if token is not None and (not token.isascii() or not token.isprintable() or not token.strip()):
         raise UserError(f"{TOKEN}: expected printable ASCII characters; set another token, or unset it.")
     with _listen(options.host, options.port) as listening:
+        read_header(locate(options.model))  # a bundle that is not there is named at once
         folder = Path(options.model) if os.path.isdir(options.model) else None
         bundle = LiveBundle(lambda: load_model(options), folder, options.encoder)
         service = Service(bundle, limits, Metrics(), on_failure=lambda: setattr(server, "should_exit", True))

@@ -17,7 +17,6 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llmrec.console import printable
 from llmrec.serve.limits import Limits
 
 GRACE = 4
@@ -132,7 +131,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return printable(json.dumps(line, ensure_ascii=False))
+        return json.dumps(line).replace("\x7f", "\\u007f")
 
 
 def log_as_json() -> None:

@@ -18,7 +18,7 @@ FLAGS = {
     "inspect": [],
     "add-items": ["--items", "--remove", "--out", "--encoder", "--item-column", "--if-exists"],
     "push": ["--repo-id", "--revision", "--message"],
-    "serve": ["--host", "--port"],
+    "serve": ["--host", "--port", "--batch-size", "--batch-wait", "--queue", "--deadline", "--rate", "--encoder"],
 }
 FLAGS["recommend"] += ["--max-per-code", "--ranking", "--cold-bonus", "--phrasings", "--device"]
 FIELDS = [
