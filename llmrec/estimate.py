@@ -1,8 +1,7 @@
 """The cost of fine-tuning, from the shapes of a model: parameters, memory, operations. No weights are loaded.
 
 The model is on torch's meta device, where tensors have shapes but no content. The training code adds its adapter there,
-so parameters are counted, not predicted by a formula. Operations and kept tensors come from a forward and a backward
-pass on the meta device.
+so parameters are counted. Operations and kept tensors come from a forward and a backward pass on the meta device.
 """
 
 import inspect
@@ -383,16 +382,14 @@ def _work(mixture: "Mixture", collate: "Collator", train: TrainConfig) -> dict[s
 
 def _real_tokens(batch: Mapping[str, torch.Tensor], pad: int) -> int:
     """The tokens of a batch that are no padding; the prompts' alone for an encoder-decoder, as in `Batch`."""
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return int(((batch["input_ids"] != pad) | (batch["labels"] != IGNORE)).sum())
+    own = (batch["input_ids"] != pad) | (batch["labels"] != IGNORE) if "attention_mask" not in batch else None
+    return int((batch["attention_mask"] if own is None else own).sum())
 
 
 def _batches(mixture: "Mixture", collate: "Collator", train: TrainConfig, step: int) -> list[dict[str, Any]]:
     """The batches of the forward passes of one optimizer step."""
     numbers = range(step * train.batch_size, min((step + 1) * train.batch_size, len(mixture)))
-    examples = [mixture[number] for number in numbers]
-    at_once = train.batch_size // train.accumulation
+    examples, at_once = [mixture[number] for number in numbers], train.batch_size // train.accumulation
     return [collate(examples[start : start + at_once]) for start in range(0, len(examples), at_once)]
 
 

@@ -25,6 +25,7 @@ from llmrec.data.files import require_file
 from llmrec.data.filters import require_text
 from llmrec.data.prepare import load, prepare, save
 from llmrec.data.readers import input_files
+from llmrec.expert_stages import experts_stage, teacher_stage
 from llmrec.intentions import Intentions, gather
 from llmrec.model.architecture import says_encoder_decoder
 from llmrec.rundir import CONFIG, RunDirectory
@@ -123,53 +124,6 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
     given = config.tokenize.file
     files = file_hashes([require_file(given, "--tokenize.file")]) if run.main and given is not None else {}
     run.build(Stage("tokenize", config.tokenize.cache_key(), make, reads=["data", "embed"], files=files))
-
-
-def experts_stage(config: Config, run: RunDirectory) -> None:
-    """What the log and the texts teach without a language model -> experts.json, experts.safetensors; nothing if no
-    expert is named."""
-    from llmrec.collaborative.experts import Experts
-    from llmrec.collaborative.fused import FusedExperts
-    from llmrec.embed import Embeddings
-
-    by_text = config.experts.by_text
-
-    def make(out: Path) -> None:
-        prepared = load(run.path("data"))
-        catalog, split = prepared.catalog, prepared.split
-        vectors = Embeddings.load(run.path("embed")).take_ids(catalog.ids).vectors if by_text else None
-        experts = Experts(config.experts, vectors, split.validation_examples(catalog))
-        fused = FusedExperts(config.experts, experts, split.calibration_examples(catalog))
-        fused.fit(split.sequences(catalog).train_sequences(), len(catalog))
-        fused.save(out)
-
-    if config.experts.models:
-        reads = ["data", *(["embed"] if by_text else [])]
-        run.build(Stage("experts", asdict(config.experts), make, reads=reads))
-
-
-def teacher_stage(config: Config, run: RunDirectory) -> None:
-    """What the experts say of the next item at each training prefix -> teacher.npy, teacher.json; no stage if
-    `train.distill.weight` is 0."""
-    from llmrec.collaborative.fused import FusedExperts
-    from llmrec.collaborative.teacher import Teacher
-    from llmrec.quantize.tokenizer import ItemTokenizer
-
-    settings = config.train.distill
-
-    def make(out: Path) -> None:
-        prepared, fused = load(run.path("data")), FusedExperts.load(run.path("experts"))
-        if (names := settings.taught_by(config.experts.models)) != fused.names:
-            fused = fused.of_experts(names, prepared.split.calibration_examples(prepared.catalog))
-        training, codes = prepared.for_training, ItemTokenizer.load(run.path("tokenize")).codes
-        rows = np.array([prepared.catalog.index[item] for item in training.catalog.ids])
-        sequences = training.split.sequences(training.catalog).train_sequences()
-        validation = training.split.validation_examples(training.catalog)
-        Teacher.make(fused.of_rows(rows), sequences, codes[:, 0], settings, out, validation)
-
-    if settings.weight:
-        own = {name: value for name, value in asdict(settings).items() if name != "weight"}
-        run.build(Stage("teacher", own, make, reads=["data", "tokenize", "experts"], resumable=True))
 
 
 def intentions_stage(config: Config, run: RunDirectory) -> None:

@@ -32,7 +32,18 @@ ROOMS = [
 # Modules at the top that every room may use; they use no room themselves.
 FOUNDATION = {"llmrec", "atomic", "lock", "checks", "manifest", "errors", "console", "device", "resources"}
 # Modules at the top that bring the rooms together; only the command line stands above them.
-WHOLE = {"config", "stage", "rundir", "alignment", "pipeline", "children", "comparison", "benchmark", "estimate"}
+WHOLE = {
+    "config",
+    "stage",
+    "rundir",
+    "alignment",
+    "expert_stages",
+    "pipeline",
+    "children",
+    "comparison",
+    "benchmark",
+    "estimate",
+}
 
 
 def imported(path: Path) -> Iterator[str]:
