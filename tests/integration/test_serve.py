@@ -40,7 +40,9 @@ def server(folder: Path, environment: dict[str, str]) -> Iterator[tuple[subproce
         yield process, url
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 def added(url: str, names: Callable[[int], str], acknowledged: list[str]) -> None:

@@ -27,6 +27,7 @@ def listening(**limits: float) -> Iterator[Callable[[], socket.socket]]:
         thread = threading.Thread(target=server.listen, args=(own,), daemon=True)
         thread.start()
         while not server.started:
+            assert thread.is_alive()
             time.sleep(0.01)
         address = own.getsockname()
         yield lambda: socket.create_connection(address, timeout=20)
