@@ -54,6 +54,11 @@ class Config:
             raise UserError(f"--evaluate.frontier true {headless}set it to false.")
         if self.base.keep_layers and self.base.model is None:
             raise UserError(f"--base.keep_layers {self.base.keep_layers} cuts --base.model; name one, or set it to 0.")
+        if self.tokenize.file is not None and self.data.regime == "strict":
+            raise UserError(
+                "--data.regime strict gives cold items their codes only after the training, --tokenize.file "
+                f"{self.tokenize.file} has them already; set --data.regime catalogue-known."
+            )
         asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
         if asked and self.decode.constraint != "trie":
             raise UserError(
@@ -159,6 +164,7 @@ INPUTS = {
     "embed.model": True,
     "embed.cache": False,
     "embed.vectors": False,
+    "tokenize.file": False,
     "intentions.path": False,
     "intentions.local_model": True,
     "base.model": True,

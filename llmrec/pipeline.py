@@ -103,7 +103,9 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
         ).save(out)
         save_picture(tokenizer.report(), out / "report.png", embeddings.vectors, tokenizer.codes[:, 0])
 
-    run.build(Stage("tokenize", asdict(config.tokenize), make, reads=["data", "embed"]))
+    given = config.tokenize.file
+    files = file_hashes([require_file(given, "--tokenize.file")]) if run.main and given is not None else {}
+    run.build(Stage("tokenize", config.tokenize.cache_key(), make, reads=["data", "embed"], files=files))
 
 
 def experts_stage(config: Config, run: RunDirectory) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from llmrec.checks import check_texts
 from llmrec.decode.choose import make_exact
 from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.filters import Filter, Quota, diverse
@@ -91,12 +92,14 @@ class ItemRanker:
             phrasings: how many.
 
         Raises:
-            UserError: neither is given, they don't fit the model's context, or there are fewer phrasings.
+            UserError: neither is given, the query holds half of a surrogate pair, the prompt does not fit the model's
+                context, or there are fewer phrasings.
         """
         values: dict[str, str] = {}
         if history is not None and (len(history) or query is None):
             values["history"] = self.renderer.history(history)
         if query is not None:
+            check_texts("--prompt", query)
             values["query"] = self.renderer.request(query)
             if not values["query"]:
                 raise UserError(f"--prompt {query!r} is empty: say in words what to look for.")

@@ -1,7 +1,7 @@
 """The `tokenize` section of the configuration."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from llmrec.checks import check_fields
@@ -190,6 +190,9 @@ class TokenizeConfig:
     """Assign nearly the same number of items to each code of a level (rq-kmeans and hierarchical-kmeans only)."""
     rq_vae: RQVAEConfig = field(default_factory=RQVAEConfig)
     """Settings of the method rq-vae."""
+    file: str | None = None
+    """File with semantic IDs made elsewhere, which are taken as they are; `levels` and `codes` then come from it. An
+    index.json of LC-Rec, LETTER or MiniOneRec, or a table with the columns `item_id` and `codes`."""
 
     def __post_init__(self) -> None:
         at_least = {0: ("seed",), 1: ("levels", "iterations", "fit_rows", "beams"), 2: ("codes",)}
@@ -207,6 +210,20 @@ class TokenizeConfig:
             raise UserError(f"--tokenize.balanced does nothing for method {self.method}; leave it off")
         if self.method == "rq-vae":
             self._check_rq_vae()
+        if self.file is not None:
+            self._check_file(self.file)
+
+    def _check_file(self, file: str) -> None:
+        """Raise UserError for a setting that would change the semantic IDs of a file, or do nothing."""
+        reason = f"--tokenize.file {file} takes semantic IDs as they are"
+        if self.method != "rq-kmeans" or self.beams is not None or self.balanced:
+            raise UserError(f"{reason}, so nothing is quantized; leave out --tokenize.method, beams and balanced.")
+        if self.collisions in ("sinkhorn", "nearest-free"):
+            raise UserError(f"{reason}, and --tokenize.collisions {self.collisions} would change them; choose dedup.")
+
+    def cache_key(self) -> dict[str, Any]:
+        """The fields on which the semantic IDs depend; `file`, which earlier versions lacked, only if it is set."""
+        return {name: value for name, value in asdict(self).items() if name != "file" or value}
 
     def _check_rq_vae(self) -> None:
         """Raise UserError if the settings of rq-vae do not match the number and sizes of the levels."""

@@ -28,7 +28,7 @@ from llmrec.embed import (
 )
 from llmrec.errors import UserError
 from llmrec.quantize.base import BLOCK, Quantizer
-from llmrec.quantize.collisions import place, resolve_collisions
+from llmrec.quantize.collisions import excess, place, resolve_collisions
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.methods import quantizer_class
 from llmrec.quantize.report import Report, measure
@@ -71,6 +71,7 @@ class ItemTokenizer:
         beams: int | None = None,
         balanced: bool = False,
         rq_vae: RQVAEConfig | None = None,
+        file: str | None = None,
         embed: EmbedConfig | None = None,
     ) -> None:
         """The arguments are the fields of `TokenizeConfig`; `embed` configures how `fit` turns items into vectors."""
@@ -85,6 +86,7 @@ class ItemTokenizer:
             beams=beams,
             balanced=balanced,
             rq_vae=rq_vae or RQVAEConfig(),
+            file=file,
         )
         self.embed_config = embed or EmbedConfig()
 
@@ -133,7 +135,8 @@ class ItemTokenizer:
             The fitted tokenizer itself.
 
         Raises:
-            UserError: NaN or infinite values, fewer distinct embeddings than codes, no log although the configuration
+            UserError: a file of semantic IDs is wrong (as for `read_codes`), NaN or infinite values, fewer distinct
+                embeddings than codes, no log although the configuration
                 needs one, an item of the log that is not in `item_ids`, or more items than tuples of codes with
                 collisions `nearest-free`.
             ValueError: the number of rows of `embeddings` is not N.
@@ -148,19 +151,29 @@ class ItemTokenizer:
             self.embed_config = encoder.config
         behaviour = Behaviour.from_log(log, self.item_ids) if log is not None else None
         collaborative = self._collaborative(behaviour)
-        start = time.perf_counter()
-        self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings, collaborative)
+        start, file = time.perf_counter(), self.config.file
+        if file is None:
+            self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings, collaborative)
+            codes = None
+        else:
+            from llmrec.quantize.given import quantizer_of, read_codes
+
+            codes, sizes = read_codes(file, self.item_ids)
+            self.config = replace(self.config, levels=len(sizes), codes=sizes, file=None)
+            self.quantizer = quantizer_of(self.config, embeddings, codes)
         fit_seconds = time.perf_counter() - start
-        codes = self.quantizer.assign(embeddings)
+        codes = self.quantizer.assign(embeddings) if codes is None else codes
         counts = behaviour.counts if behaviour is not None else None
+        # A file's semantic IDs get no dedup level that they don't need.
+        strategy: Collisions = "share" if file is not None and not excess(codes) else self.config.collisions
         self.codes, self.level_sizes = resolve_collisions(
-            self.config.collisions, codes, self.quantizer.level_sizes, self.quantizer, embeddings, counts
+            strategy, codes, self.quantizer.level_sizes, self.quantizer, embeddings, counts
         )
         figures = measure(
             embeddings, codes, self.codes, self.quantizer, self.config.seed, behaviour, self.item_ids, titles
         )
         self._report = Report(
-            method=self.config.method,
+            method=self.config.method if file is None else "file",
             **figures,
             fit_seconds=fit_seconds,
             encode_items_per_second=_encoding_speed(self.quantizer, embeddings[:BLOCK]),

@@ -134,10 +134,10 @@ class Answer(list[Recommendation]):
 
     @classmethod
     def ranked(
-        cls, catalog: Catalog, rows: np.ndarray, scores: np.ndarray, reason: str | None, notes: Sequence[str] = ()
+        cls, texts: Iterable[dict[str, str]], scores: np.ndarray, reason: str | None, notes: Sequence[str] = ()
     ) -> Self:
-        """The answers of these rows (int64 [n], best first) with their scores, float32 [n]."""
-        pairs = enumerate(zip(catalog.frame[rows].iter_rows(named=True), scores.tolist(), strict=True), start=1)
+        """The answers with these items, n rows of the catalogue's frame, best first, and their scores, float32 [n]."""
+        pairs = enumerate(zip(texts, scores.tolist(), strict=True), start=1)
         return cls((Recommendation.of(rank, row, score) for rank, (row, score) in pairs), reason, notes)
 
 

@@ -68,4 +68,5 @@ class ExpertRecommender:
         wanted = min(request.k, selection.left)
         rows, values = best_by_scores(scores, selection.allowed, wanted, list(quotas.values()))
         full = [f"{flag} lets no more through" for flag in quotas] if len(rows) < wanted else []
-        return Answer.ranked(self.catalog, rows, values, selection.reason(len(rows), request.k, full), notes)
+        texts = self.catalog.frame[rows].iter_rows(named=True)
+        return Answer.ranked(texts, values, selection.reason(len(rows), request.k, full), notes)

@@ -22,7 +22,7 @@ from llmrec.console import get_logger
 from llmrec.decode.context import before_each_pass
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.recommender.answer import Prepared, decoded, prepare
+from llmrec.recommender.answer import Prepared, decoded, finished, prepare
 from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.request import Answer, Request
 from llmrec.serve.batcher import FullError, Lane
@@ -194,7 +194,7 @@ class Service:
         one_at_a_time = nullcontext() if isinstance(jobs[0].ranker.search, TreeSearch) else self._generate
         with one_at_a_time, before_each_pass(check):
             found = decoded(jobs)
-        return [job.answer(each) for job, each in zip(jobs, found, strict=True)]
+        return finished(jobs, found)  # jobs of one batch have one ranker, and so one store
 
     def _give_way(self) -> None:
         """Before a forward pass of the slow lane: leave two thirds of the time to the fast lane while it is busy."""

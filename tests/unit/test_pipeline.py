@@ -15,6 +15,7 @@ from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.intentions import IntentionsConfig
 from llmrec.model.config import BaseConfig
+from llmrec.quantize.config import TokenizeConfig
 from llmrec.rundir import RunDirectory
 from llmrec.tasks.config import TasksConfig
 
@@ -41,7 +42,7 @@ def texts(section: Any, name: str) -> Iterator[str]:
         value = getattr(section, field.name)
         if is_dataclass(value):
             yield from texts(value, f"{name}{field.name}.")
-        elif field.type in (str, str | None, "str", "str | None"):
+        elif field.type in (str, str | None, list[str] | str | None):
             yield f"{name}{field.name}"
 
 
@@ -62,6 +63,8 @@ def config(field: str, path: str) -> Config:
         "data.items": lambda: Config(data=replace(data, items=path)),
         "embed.model": lambda: Config(embed=EmbedConfig(model=path)),
         "embed.cache": lambda: Config(embed=EmbedConfig(cache=path)),
+        "embed.vectors": lambda: Config(embed=EmbedConfig(vectors=["text", path])),
+        "tokenize.file": lambda: Config(tokenize=TokenizeConfig(file=path)),
         "intentions.path": lambda: Config(intentions=IntentionsConfig("file", path=path)),
         "intentions.local_model": lambda: Config(intentions=IntentionsConfig("llm", local_model=path)),
         "base.model": lambda: Config(base=BaseConfig(model=path)),

@@ -229,6 +229,8 @@ def test_mistakes_are_one_line_each(sparse, monkeypatch):
         discover(sparse, [["nope"]])
     with pytest.raises(UserError, match="histories, line 2 nope: no such item"):
         discover(sparse, [["i1"], ["nope"]])
+    with pytest.raises(UserError, match=r"prompt: holds \\ud83d, half of a surrogate pair"):
+        discover(sparse, prompt="tea \ud83d")
     with pytest.raises(UserError, match="Nothing to go by"):
         discover(sparse)
     codes = np.array([[row // 6, row % 6, 0] for row in range(36)])
