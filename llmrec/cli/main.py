@@ -1,5 +1,6 @@
 """The `llmrec` program: selects the command, and prints a UserError as one line with exit code 2."""
 
+import itertools
 import os
 import sys
 import warnings
@@ -83,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # transformers 5 warns about names that change in version 6. Only peft can change some of them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
     try:
-        for word in arguments[1:]:
+        for before, word in itertools.pairwise(arguments):
             if not os.path.lexists(word):  # the name of a file may hold any bytes
-                check_texts(f"argument {word!r:.80}", word)
+                check_texts(before if before.startswith("--") else f"argument {word!r:.80}", word)
         command.main(arguments[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has stopped reading

@@ -371,6 +371,7 @@ class Recommender:
         folder = bundle.locate(name)
         header = bundle.read_header(folder)
         model, tokenizer = load_weights(folder, header, trust_remote_code, base)
+        vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
         recommender = cls(
             model,
             tokenizer,
@@ -384,6 +385,6 @@ class Recommender:
         recommender.preference = header.preference
         if (folder / bundle.FUSION).exists():
             recommender.fusion_weights = FusionWeights.load(folder / bundle.FUSION)
-        check_fit(model, ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix), recommender.store.trie)
+        check_fit(model, vocabulary, recommender.store.trie)
         recommender.renderer.check_chat_format(str(folder))
         return recommender

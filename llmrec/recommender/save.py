@@ -36,7 +36,7 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
         level_sizes=list(item_tokenizer.level_sizes),
         token_prefix=recommender.base.token_prefix,
         scoring=recommender.decode_config.scoring,
-        base_model=recommender.base_model if adapter is None else adapter.base_model_name_or_path,
+        base_model=(adapter and adapter.base_model_name_or_path) or recommender.base_model,
         weights="model" if adapter is None else "adapter",
         max_history=recommender.max_history,
         keep_layers=recommender.base.keep_layers,

@@ -22,7 +22,7 @@ from llmrec.console import get_logger
 from llmrec.decode.context import before_each_pass
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
-from llmrec.recommender.answer import Prepared, decoded, prepare
+from llmrec.recommender.answer import Prepared, decoded, finished, prepare
 from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.request import Answer, Request
 from llmrec.serve.batcher import FullError, Lane
@@ -123,11 +123,17 @@ class Service:
                     raise ApiError(422, "invalid_request", message, "exact")
             lanes.append(self.slow if self.limits.is_slow(request) else self.fast)
 
+        message = f"No answer within {self.limits.deadline:g} s; ask for less, or try again later."
+        late = ApiError(504, "deadline", message)
+
         async def one(place: int, request: Request) -> Answer:
             with _located(place, listed):
                 job = partial(prepare, recommender.store, recommender.ranker, request)
                 prepared = await to_thread.run_sync(job, limiter=self._threads)
-                return await lanes[place].ask(prepared, prepared.batch, deadline)
+                try:
+                    return await lanes[place].ask(prepared, prepared.batch, deadline)
+                except TimeoutError:
+                    raise late from None
 
         with ExitStack() as places:
             for lane, jobs in Counter(lanes).items():
@@ -139,8 +145,7 @@ class Service:
                     async with asyncio.TaskGroup() as group:
                         tasks = [group.create_task(one(place, request)) for place, request in enumerate(requests)]
             except TimeoutError:
-                message = f"No answer within {self.limits.deadline:g} s; ask for less, or try again later."
-                raise ApiError(504, "deadline", message) from None
+                raise late from None
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             return [task.result() for task in tasks]
@@ -189,7 +194,7 @@ class Service:
         one_at_a_time = nullcontext() if isinstance(jobs[0].ranker.search, TreeSearch) else self._generate
         with one_at_a_time, before_each_pass(check):
             found = decoded(jobs)
-        return [job.answer(each) for job, each in zip(jobs, found, strict=True)]
+        return finished(jobs, found)  # jobs of one batch have one ranker, and so one store
 
     def _give_way(self) -> None:
         """Before a forward pass of the slow lane: leave two thirds of the time to the fast lane while it is busy."""
@@ -217,11 +222,13 @@ def _place(lane: Lane, jobs: int) -> Iterator[None]:
 
 @contextmanager
 def _located(place: int, listed: bool) -> Iterator[None]:
-    """Turn a UserError into an ApiError whose field begins with the place in the list."""
+    """Turn errors into ApiErrors whose field begins with the place in the list."""
     try:
         yield
     except UserError as error:
         raise ApiError(422, "invalid_request", str(error), _field(error.field, place, listed)) from None
+    except FullError:  # the lane has been closed
+        raise ApiError(503, "stopping", "The server is being stopped.", retry_after=5) from None
     except ApiError as error:
         error.field = _field(error.field, place, listed)
         raise

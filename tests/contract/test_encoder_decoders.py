@@ -21,9 +21,10 @@ from transformers import (
 from llmrec.decode.choose import make_search
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.context import ItemHead
+from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
 from llmrec.decode.generate import GenerateSearch
-from llmrec.decode.tree import ExactSearch, TreeSearch
+from llmrec.decode.tree import TreeSearch
 from llmrec.index.trie import ItemTrie
 from llmrec.model.forward import answer_states
 from llmrec.model.tokens import ItemVocabulary

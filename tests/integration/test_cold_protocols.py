@@ -22,7 +22,7 @@ from llmrec.config import Config
 from llmrec.data import TRAIN, Catalog, DataConfig, Prepared, Split, load, prepare, save
 from llmrec.data.config import ColdConfig
 from llmrec.embed import EmbedConfig, Embeddings
-from llmrec.embed.encoder import AlignConfig
+from llmrec.embed.config import AlignConfig
 from llmrec.intentions import Intentions
 from llmrec.intentions.intentions import IntentionsConfig
 from llmrec.model.config import BaseConfig

@@ -78,7 +78,19 @@ def test_manifest(tiny_run: Path, stage: str) -> None:
 
 def test_config_yaml_is_the_resolved_configuration(tiny_run: Path, llmrec: Program, run_copy: Path) -> None:
     config = yaml.safe_load((tiny_run / "config.yaml").read_text())
-    sections = ["data", "embed", "tokenize", "experts", "intentions", "base", "tasks", "train", "decode", "evaluate"]
+    sections = [
+        "data",
+        "embed",
+        "tokenize",
+        "experts",
+        "intentions",
+        "base",
+        "tasks",
+        "train",
+        "preference",
+        "decode",
+        "evaluate",
+    ]
     assert list(config) == sections
     assert config["embed"]["encoder"] == "tfidf-svd"  # from the YAML
     assert config["tokenize"]["codes"] == 32  # from the command line
