@@ -1,7 +1,7 @@
 """How a Recommender answers: requests are prepared, decoded together where one batch can hold them, and finished.
 
 prepared = [prepare(store, ranker, request) for request in requests]    # checks, filters, prompts: no model
-answers = [each.answer(found) for each, found in zip(prepared, decoded(prepared))]
+answers = finished(prepared, decoded(prepared))
 """
 
 from collections.abc import Iterable, Sequence
@@ -83,14 +83,12 @@ class Prepared:
             return best_by_scores(scores, allowed, self.wanted, limits)
         return self.ranker.best(self.prompts, self.wanted, allowed, limits, self.offsets, self.request.exact)
 
-    def answer(self, found: Found, texts: Iterable[dict[str, str]] | None = None) -> Answer:
-        """The answer with the items found; `texts`: their rows of the catalogue's frame, if they are read already."""
-        rows, scores = found
-        texts = self.store.catalog.frame[rows].iter_rows(named=True) if texts is None else texts
-        k = self.request.k
-        selection = self.selection.without(self.dropped) if len(rows) < k else self.selection
-        full = [f"{flag} lets no more through" for flag in self.quotas] if len(rows) < min(k, selection.left) else []
-        return Answer.ranked(texts, scores, selection.reason(len(rows), k, full), self.notes)
+    def answer(self, texts: Iterable[dict[str, str]], scores: np.ndarray) -> Answer:
+        """The answer with n items found: their rows of the catalogue's frame, and their scores, float32 [n]."""
+        n, k = len(scores), self.request.k
+        selection = self.selection.without(self.dropped) if n < k else self.selection
+        full = [f"{flag} lets no more through" for flag in self.quotas] if n < min(k, selection.left) else []
+        return Answer.ranked(texts, scores, selection.reason(n, k, full), self.notes)
 
 
 def prepare(store: ItemStore, ranker: ItemRanker, request: Request) -> Prepared:
@@ -140,6 +138,14 @@ def decoded(prepared: Sequence[Prepared]) -> list[Found]:
     return found
 
 
+def finished(prepared: Sequence[Prepared], found: Sequence[Found]) -> list[Answer]:
+    """The answers to requests of one store, from what `decoded` has found; the catalogue is read once."""
+    if not prepared:
+        return []
+    texts = prepared[0].store.catalog.frame[np.concatenate([rows for rows, _ in found])].iter_rows(named=True)
+    return [each.answer(islice(texts, len(rows)), scores) for each, (rows, scores) in zip(prepared, found, strict=True)]
+
+
 def _together(prepared: Sequence[Prepared]) -> list[Found]:
     """The best items of requests with the same `batch`, decoded together."""
     wanted, exact = [each.wanted for each in prepared], prepared[0].request.exact
@@ -165,9 +171,7 @@ def answers(
             prompts have fewer phrasings, or `exact` is set with a ranking that does not use codes alone.
     """
     prepared = _prepared(store, ranker, request, histories)
-    best = decoded(prepared)
-    texts = store.catalog.frame[np.concatenate([rows for rows, _ in best])].iter_rows(named=True)
-    return [each.answer(found, islice(texts, len(found[0]))) for each, found in zip(prepared, best, strict=True)]
+    return finished(prepared, decoded(prepared))
 
 
 def popularity(train_counts: np.ndarray) -> np.ndarray:
