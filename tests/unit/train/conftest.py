@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
-from llmrec.tasks.mixture import Mixture
+from llmrec.tasks.config import TasksConfig
+from llmrec.tasks.mixture import Collator, Mixture, build_tasks
 
 
 @pytest.fixture
@@ -25,3 +27,11 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], contextlib.Abs
             yield
 
     return cut
+
+
+@pytest.fixture
+def batch(shop) -> dict[str, torch.Tensor]:
+    """A batch of all tasks: long and short, every item and one answer."""
+    config = TasksConfig()
+    mixture = Mixture(build_tasks(config, shop.catalog, shop.sequences, shop.renderer), config, 1, 4, seed=0)
+    return Collator(shop.renderer, 160)([mixture[i] for i in range(0, len(mixture), 5)])

@@ -8,18 +8,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausa
 from llmrec.errors import UserError
 from llmrec.model.adapter import add_item_rows, with_adapter
 from llmrec.model.config import AdapterConfig
-from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import Collator, Mixture, build_tasks, predicting
+from llmrec.tasks.mixture import predicting
 from llmrec.train.levels import LevelSoftmax
 from llmrec.train.objective import Objective
-
-
-@pytest.fixture
-def batch(shop):
-    """A batch of all tasks: answers that are items, and answers in words."""
-    config = TasksConfig()
-    mixture = Mixture(build_tasks(config, shop.catalog, shop.sequences, shop.renderer), config, 1, 4, seed=0)
-    return Collator(shop.renderer, 160)([mixture[i] for i in range(0, len(mixture), 5)])
 
 
 def inputs(batch):

@@ -5,18 +5,9 @@ import torch
 from transformers.modeling_outputs import CausalLMOutput
 
 from llmrec.errors import UserError
-from llmrec.tasks.config import TasksConfig
-from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predicting
+from llmrec.tasks.mixture import IGNORE, predicting
 from llmrec.train.dropout import BlockDropout
 from llmrec.train.objective import answer_loss
-
-
-@pytest.fixture
-def batch(shop):
-    """A batch of all tasks: long and short, every item and one answer."""
-    config = TasksConfig()
-    mixture = Mixture(build_tasks(config, shop.catalog, shop.sequences, shop.renderer), config, 1, 4, seed=0)
-    return Collator(shop.renderer, 160)([mixture[i] for i in range(0, len(mixture), 5)])
 
 
 def inputs(batch):
