@@ -17,8 +17,7 @@ from llmrec.model.config import BaseConfig
 from llmrec.preference.config import PreferenceConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.tasks.config import TasksConfig
-from llmrec.train.config import TrainConfig
-from llmrec.train.encoder_decoder import check_encoder_decoder
+from llmrec.train.config import TrainConfig, check_encoder_decoder
 
 
 @dataclass

@@ -239,7 +239,7 @@ def estimate(config: Config, run: Path | None, users: int, length: int, tflops: 
     """
     from llmrec.model.adapter import with_adapter
     from llmrec.tasks.mixture import Mixture, build_tasks
-    from llmrec.train.encoder_decoder import check_encoder_decoder
+    from llmrec.train.config import check_encoder_decoder
     from llmrec.train.finetune import check_method, make_collator
 
     learned = _learned(config, run, users, length)

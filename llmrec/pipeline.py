@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from llmrec.alignment import preference_stage
 from llmrec.atomic import KEY, remove_inside
 from llmrec.config import Config, check_inputs
 from llmrec.console import get_logger
@@ -30,7 +29,7 @@ from llmrec.intentions import Intentions, gather
 from llmrec.model.architecture import says_encoder_decoder
 from llmrec.rundir import CONFIG, RunDirectory
 from llmrec.stage import Stage, file_hashes, model_state
-from llmrec.train.encoder_decoder import check_encoder_decoder
+from llmrec.train.config import check_encoder_decoder
 
 log = get_logger(__name__)
 
@@ -215,6 +214,33 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             spare=("checkpoint-*", "rows/*"),
         )
     )
+
+
+def preference_stage(config: Config, run: RunDirectory) -> None:
+    """Align the trained model with preferences -> checkpoints, log.jsonl, and the aligned bundle in `bundle/`; no stage
+    if `preference.method` is none."""
+    from llmrec.recommender.recommender import Recommender
+
+    settings, files = config.preference, {}
+    if settings.method == "none":
+        return
+    if run.main and settings.feedback is not None:
+        files = file_hashes([require_file(settings.feedback, "--preference.feedback")])
+
+    def make(out: Path) -> None:
+        prepared = load(run.path("data")).for_training
+        trained = run.path("train") / "bundle"
+        recommender = Recommender.from_pretrained(trained, config.decode, config.base.trust_remote_code)
+        validation = prepared.split.validation_examples(prepared.catalog)
+        recommender.prefer(prepared.split.train, validation, config=settings, folder=out)
+        if run.main:
+            remove_inside(out / "bundle", out, (KEY,))  # left by a killed process
+            recommender.save_pretrained(out / "bundle")
+
+    # The decoder that serves draws the lists that are learnt from.
+    steers = {"preference": asdict(settings), "decode": asdict(config.decode)}
+    spare = ("start.safetensors", "checkpoint.safetensors", "best.safetensors", "pairs.parquet")
+    run.build(Stage("preference", steers, make, ["data", "train"], files, resumable=True, together=True, spare=spare))
 
 
 def model_stage(config: Config, run: RunDirectory) -> None:

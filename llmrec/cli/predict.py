@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     log_to_stderr()
     from llmrec.recommender import bundle
     from llmrec.recommender.request import Request
-    from llmrec.serve.batch import predict
+    from llmrec.serve.predict import predict
 
     fields = request_fields(options)
     Request(history=(), **fields)  # a wrong flag is named before the model is loaded

@@ -7,6 +7,7 @@ from llmrec.checks import check_fields
 from llmrec.collaborative.config import DistillConfig
 from llmrec.errors import UserError
 from llmrec.model.config import AdapterConfig, DenseConfig
+from llmrec.tasks.config import TasksConfig
 
 
 @dataclass
@@ -86,3 +87,27 @@ class TrainConfig:
         """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
         later = {"distill": self.distill.weight > 0, "softmax": self.softmax != "vocabulary"}
         return {name: value for name, value in asdict(self).items() if later.get(name, True)}
+
+
+def check_encoder_decoder(subject: str, tasks: TasksConfig, train: TrainConfig) -> None:
+    """Check that an encoder-decoder can be trained so: in full, and on the answers alone, each with its own row.
+
+    Args:
+        subject: the flag that named the model; the error message begins with it.
+        tasks: the mixture.
+        train: method and schedule.
+
+    Raises:
+        UserError: the method is lora or has `rows_first`, rows are packed, or items of the prompts are targets.
+    """
+    wanted = [
+        (train.method != "full", "train.method full"),
+        (train.rows_first > 0, "train.rows_first 0"),
+        (train.packing, "train.packing false"),
+        (tasks.supervise != "target", "tasks.supervise target"),
+    ]
+    if others := [f"--{setting}" for wrong, setting in wanted if wrong]:
+        raise UserError(
+            f"{subject}: an encoder-decoder trains all weights, on the answers alone, one example per row; set "
+            f"{' '.join(others)}."
+        )

@@ -26,11 +26,10 @@ from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, Mixture, build_tasks, validation_examples
 from llmrec.tasks.pairs import PairCollator
 from llmrec.tasks.render import Example, Renderer
-from llmrec.train.config import TrainConfig
+from llmrec.train.config import TrainConfig, check_encoder_decoder
 from llmrec.train.dense import DenseLoss, dense_loss
 from llmrec.train.distill import distill_loss
 from llmrec.train.dropout import CodeDropout, drop_out
-from llmrec.train.encoder_decoder import check_encoder_decoder
 from llmrec.train.levels import LevelSoftmax
 from llmrec.train.objective import Objective
 from llmrec.train.trainer import run_trainer, spread_over_processes

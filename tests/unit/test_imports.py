@@ -36,7 +36,6 @@ WHOLE = {
     "config",
     "stage",
     "rundir",
-    "alignment",
     "expert_stages",
     "pipeline",
     "children",

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
@@ -114,18 +113,6 @@ def guard(supervised, liked) -> Validation:
     histories = [np.array([item]) for item in range(2 * PAIRS)]
     prompts = supervised.renderer.encode_prompts([prompt_of(supervised, item) for item in range(2 * PAIRS)])
     return Validation(EvalExamples(np.arange(2 * PAIRS), histories, liked), prompts, 400)
-
-
-@pytest.fixture
-def feedback_file(tmp_path: Path) -> Callable[..., Path]:
-    """`feedback_file(rows)`: a table of (user_id, item_id, liked)."""
-
-    def write(rows: list[tuple[str, str, object]]) -> Path:
-        path = tmp_path / "feedback.csv"
-        pl.DataFrame(rows, schema=["user_id", "item_id", "liked"], orient="row").write_csv(path)
-        return path
-
-    return write
 
 
 @pytest.fixture

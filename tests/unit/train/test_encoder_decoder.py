@@ -17,9 +17,8 @@ from llmrec.model.config import BaseConfig, DenseConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import IGNORE, Mixture, build_tasks
 from llmrec.tasks.pairs import PairCollator
-from llmrec.train.config import TrainConfig
+from llmrec.train.config import TrainConfig, check_encoder_decoder
 from llmrec.train.dropout import CodeDropout, OwnDropout
-from llmrec.train.encoder_decoder import check_encoder_decoder
 from llmrec.train.finetune import TrainingData, finetune
 from llmrec.train.objective import answer_loss
 from llmrec.train.trainer import last_checkpoint

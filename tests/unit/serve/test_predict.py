@@ -10,7 +10,7 @@ import pytest
 
 from llmrec.errors import UserError
 from llmrec.recommender.recommender import Recommender
-from llmrec.serve import batch
+from llmrec.serve import predict as module
 
 HISTORIES = [["i3"], ["i1", "i2"], ["i19", "nope"], [], ["i4"], None, ["i7"], ["i8", "i9", "i8"]]
 OPTIONS = {"k": 3, "exclude": ["i5"]}
@@ -25,7 +25,7 @@ def bundle(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "CHUNK", 3)
+    monkeypatch.setattr(module, "CHUNK", 3)
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def predict(recommender: Recommender, bundle: Path, source: Path) -> Callable[..., batch.Predicted]:
-    def run(output: Path, source: Path = source, **options: object) -> batch.Predicted:
-        return batch.predict(lambda: recommender, bundle, source, output, {}, **{**OPTIONS, **options})
+def predict(recommender: Recommender, bundle: Path, source: Path) -> Callable[..., module.Predicted]:
+    def run(output: Path, source: Path = source, **options: object) -> module.Predicted:
+        return module.predict(lambda: recommender, bundle, source, output, {}, **{**OPTIONS, **options})
 
     return run
 
@@ -57,16 +57,16 @@ def read(path: Path) -> list[tuple]:
         case ".parquet":
             frame = pl.read_parquet(path)
         case ".jsonl":
-            frame = pl.read_ndjson(path, schema=batch.SCHEMA)
+            frame = pl.read_ndjson(path, schema=module.SCHEMA)
         case _:
-            frame = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", schema=batch.SCHEMA)
-    assert frame.schema == batch.SCHEMA
+            frame = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", schema=module.SCHEMA)
+    assert frame.schema == module.SCHEMA
     return frame.drop("score").rows()
 
 
-@pytest.mark.parametrize("suffix", batch.SUFFIXES)
+@pytest.mark.parametrize("suffix", module.SUFFIXES)
 def test_every_user_has_the_answer_of_recommend(
-    suffix: str, recommender: Recommender, predict: Callable[..., batch.Predicted], tmp_path: Path
+    suffix: str, recommender: Recommender, predict: Callable[..., module.Predicted], tmp_path: Path
 ) -> None:
     output = tmp_path / "deeper" / f"recs{suffix}"
     found = predict(output)
@@ -76,7 +76,7 @@ def test_every_user_has_the_answer_of_recommend(
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_every_kind_of_input(suffix: str, predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+def test_every_kind_of_input(suffix: str, predict: Callable[..., module.Predicted], tmp_path: Path) -> None:
     """Ids in a text have spaces between them, or the text is a JSON list; JSON lines have lists."""
     source, output = tmp_path / f"users{suffix}", tmp_path / "recs.parquet"
     with source.open("w", newline="") as file:
@@ -97,7 +97,7 @@ def test_every_kind_of_input(suffix: str, predict: Callable[..., batch.Predicted
 def test_stopped_and_started_again_is_undisturbed(
     stopped_at: int | str,
     recommender: Recommender,
-    predict: Callable[..., batch.Predicted],
+    predict: Callable[..., module.Predicted],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -116,9 +116,9 @@ def test_stopped_and_started_again_is_undisturbed(
     with monkeypatch.context() as patch:
         patch.setattr(recommender, "recommend", counting)
         if stopped_at == "join":
-            patch.setattr(batch, "_join", stop)
+            patch.setattr(module, "_join", stop)
         elif stopped_at == "end":
-            patch.setattr(batch.atomic, "remove_folder", stop)
+            patch.setattr(module.atomic, "remove_folder", stop)
         with pytest.raises(KeyboardInterrupt):
             predict(output)
     assert output.exists() == (stopped_at == "end")
@@ -134,17 +134,17 @@ def test_stopped_and_started_again_is_undisturbed(
     assert {path.name for path in tmp_path.iterdir()} == {"undisturbed.csv", "recs.csv", "users.parquet"}
 
 
-def test_other_settings_start_again(predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+def test_other_settings_start_again(predict: Callable[..., module.Predicted], tmp_path: Path) -> None:
     output = tmp_path / "recs.csv"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "_join", lambda *_: 1 / 0)
+        patch.setattr(module, "_join", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             predict(output)
     assert predict(output, k=2).resumed == 0
     assert max(rank for _, rank, *_ in read(output)) == 2
 
 
-def test_a_user_without_answers_keeps_a_row(predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+def test_a_user_without_answers_keeps_a_row(predict: Callable[..., module.Predicted], tmp_path: Path) -> None:
     predict(tmp_path / "recs.parquet", allow=["i3"], exclude=[])
     rows = read(tmp_path / "recs.parquet")
     assert rows[0][:4] == ("u0", None, None, None)
@@ -152,15 +152,15 @@ def test_a_user_without_answers_keeps_a_row(predict: Callable[..., batch.Predict
     assert [user for user, *_ in rows] == [f"u{row}" for row in range(8)]
 
 
-def test_no_users(predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+def test_no_users(predict: Callable[..., module.Predicted], tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("user_id,history\n")
     assert predict(tmp_path / "recs.csv", tmp_path / "none.csv").users == 0
-    assert (tmp_path / "recs.csv").read_text() == ",".join(batch.SCHEMA) + "\n"
+    assert (tmp_path / "recs.csv").read_text() == ",".join(module.SCHEMA) + "\n"
 
 
 def test_numbers_are_ids(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [7.0, 8.0], "history": [[1.0, 2.0], [3.0]]}).write_parquet(tmp_path / "users.parquet")
-    assert list(batch.users(tmp_path / "users.parquet")) == [("7", ["1", "2"]), ("8", ["3"])]
+    assert list(module.users(tmp_path / "users.parquet")) == [("7", ["1", "2"]), ("8", ["3"])]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_numbers_are_ids(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_inputs(
-    name: str, content: str, said: str, predict: Callable[..., batch.Predicted], tmp_path: Path
+    name: str, content: str, said: str, predict: Callable[..., module.Predicted], tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError) as error:
@@ -187,7 +187,7 @@ def test_wrong_inputs(
     assert not (tmp_path / "recs.csv").exists()
 
 
-def test_nothing_is_overwritten(predict: Callable[..., batch.Predicted], tmp_path: Path) -> None:
+def test_nothing_is_overwritten(predict: Callable[..., module.Predicted], tmp_path: Path) -> None:
     (tmp_path / "recs.csv").write_text("mine")
     with pytest.raises(UserError, match="is there already"):
         predict(tmp_path / "recs.csv")

@@ -23,6 +23,7 @@ from llmrec import atomic
 from llmrec.console import get_logger
 from llmrec.data.bad_rows import TextOptions
 from llmrec.data.files import read_records, require_file
+from llmrec.data.ids import is_id
 from llmrec.data.lines import find_encoding, open_bytes
 from llmrec.errors import UserError, system_words
 from llmrec.lock import Lock, lock_of
@@ -264,8 +265,6 @@ def _user(record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
 
 def _id(value: Any, where: str) -> str:
     """An id as text; whole floats lose their ".0", as the ids of a catalogue do."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if not is_id(value):
         raise UserError(f"{where}: found {value!r:.80}, expected an id, text or a whole number.")
-    return str(value)
+    return str(int(value) if isinstance(value, float) else value)
