@@ -33,6 +33,7 @@ from llmrec.console import plain
 from llmrec.data.prepare import load
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch, plain_generation
+from llmrec.decode.search import left_padded
 from llmrec.decode.tree import TreeSearch
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.protocol import select_cases
@@ -166,7 +167,7 @@ class Bench:
         by_length = sorted(range(self.users), key=lambda user: len(self.prompts[user]))
         for start in range(0, self.users, self.batch_size):
             users = by_length[start : start + self.batch_size]
-            yield users, *self.tree._padded([self.prompts[user] for user in users])
+            yield users, *left_padded([self.prompts[user] for user in users], self.tree.pad_token_id, self.tree.device)
 
     def seconds(self, way: Callable[[], Any]) -> float:
         """One timed call."""

@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for before, word in itertools.pairwise(arguments):
             if not os.path.lexists(word):  # the name of a file may hold any bytes
-                check_texts(before if before.startswith("--") else f"argument {word!r:.80}", word)
+                name = before if before.startswith("--") else "argument"
+                check_texts(f"{name} {word!r:.80}", word)
         command.main(arguments[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has stopped reading

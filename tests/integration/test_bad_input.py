@@ -178,9 +178,9 @@ def test_a_defect_of_ours_ends_with_1(llmrec_process: Program, run_copy: Path, t
     [
         (["--history", "NOSUCH", "--unknown", "fail"], "--history NOSUCH: no such item"),
         (["--history", "NOSUCH", "--unknown", "maybe"], "--unknown: invalid choice: 'maybe'"),
-        (["--prompt", "tea \ud83d cup"], r"--prompt: holds \ud83d, half of a surrogate pair"),
+        (["--prompt", "tea \ud83d cup"], r"--prompt 'tea \ud83d cup': holds \ud83d, half of a surrogate pair"),
         (["--history", "\udcff"], r"holds \udcff, half of a surrogate pair"),
-        (["--prompt", "soap", "--where", "brand=\ud83d"], r"--where: holds \ud83d"),
+        (["--prompt", "soap", "--where", "brand=\ud83d"], r"--where 'brand=\ud83d': holds \ud83d"),
         (["--prompt", "soap", "--exclude", "NOSUCH"], "--exclude NOSUCH: no such item"),
         (["--prompt", ""], "--prompt '' is empty"),
         (["--prompt", "  \n "], "is empty"),
