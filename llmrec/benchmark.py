@@ -48,6 +48,8 @@ BENCHMARK = pipeline.BENCHMARK
 EXPERTS, ALONE = FusedExperts.name, "language-model"
 """Contenders beside the baselines, and `OURS`: the experts without a language model, the language model without
 experts, and both."""
+LEARNT = ("tokenize", "teacher", "intentions", "base", "train", "preference")
+"""Stages of the language model alone that it shares with everything fused."""
 MASKED, KEPT = "metrics.json", "seen_kept.json"
 FIGURES = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "mrr@10")
 FAMILIES = ("untrained", "collaborative", "language model", "fused, no language model", "everything fused")
@@ -71,7 +73,7 @@ def contenders(config: Config, seeds: int, language_model: bool) -> list[Contend
     """The contenders of a configuration, in the order in which they are fitted.
 
     Raises:
-        UserError: there are none, or experts would teach the language model.
+        UserError: there are none.
     """
     own = shared(config)
     found = [
@@ -82,11 +84,6 @@ def contenders(config: Config, seeds: int, language_model: bool) -> list[Contend
     if config.experts.models:
         found.append(Contender(EXPERTS, seeds))
     if language_model:
-        if config.train.distill.weight:
-            raise UserError(
-                f"--train.distill.weight {config.train.distill.weight}: a benchmark trains the language model without "
-                "experts; set it to 0, or measure the distillation with `llmrec run`."
-            )
         found.append(Contender(ALONE, seeds))
         if config.experts.models:
             found.append(Contender(OURS, seeds))
@@ -179,12 +176,17 @@ def _fit(name: str, config: Config, children: Children, seed: int) -> None:
         make = partial(_experts, child, config)
         _evaluate(child, config, ["data", "experts"], shared(config), make)
     elif name in (ALONE, OURS):
-        if name == OURS:
+        if config.experts.models:
             children.share(child, ("experts",), children.open(EXPERTS, seed))
-            children.share(child, ("tokenize", "base", "train"), children.open(ALONE, seed))
+        if name == OURS:
+            trained = children.open(ALONE, seed)
+            children.share(child, (stage for stage in LEARNT if trained.path(stage).exists()), trained)
+            pipeline.run(config, child, until="model")
         else:
-            config = replace(config, experts=replace(config.experts, models=[], learned=False))
-        pipeline.run(config, child, until="model")
+            pipeline.run(config, child, until=LEARNT[-1])
+            # Experts may have taught the model; in its own ranking they have no part.
+            alone = replace(config.train, distill=replace(config.train.distill, weight=0.0))
+            pipeline.model_stage(replace(config, train=alone, experts=config.experts.only([])), child)
         rankings = [str(ranking) for ranking in config.evaluate.rankings] if name == ALONE else []
         _evaluate(child, config, ["data", "model"], rankings, partial(_generative, child, config, name))
     else:
@@ -337,7 +339,7 @@ def _cost(child: RunDirectory, contender: str, name: str, masked: Metrics) -> di
     """Seconds that a system took to be fitted, and the peak memory of its contender."""
     stages = ["evaluate"]
     if contender in (ALONE, OURS):
-        stages += ["tokenize", *(["base"] if child.path("base").exists() else []), "train", "model"]
+        stages += [*(stage for stage in LEARNT if child.path(stage).exists()), "model"]
     if contender in (EXPERTS, OURS):
         stages.append("experts")
     manifests = {stage: child.manifest(stage) for stage in stages}

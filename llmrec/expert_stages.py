@@ -55,4 +55,7 @@ def teacher_stage(config: Config, run: RunDirectory) -> None:
 
     if settings.weight:
         own = {name: value for name, value in asdict(settings).items() if name != "weight"}
-        run.build(Stage("teacher", own, make, reads=["data", "tokenize", "experts"], resumable=True))
+        teaching = config.experts.only(settings.taught_by(config.experts.models))
+        # Its inputs are those of the experts that teach, not the whole stage `experts`: the others change nothing here.
+        reads = ["data", "tokenize", *(["embed"] if teaching.by_text else [])]
+        run.build(Stage("teacher", {"distill": own, "experts": teaching.cache_key()}, make, reads, resumable=True))

@@ -1,8 +1,8 @@
 """What the sections of trained collaborative models and of the experts may say."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 from llmrec.checks import check_fields
 from llmrec.errors import UserError
@@ -195,6 +195,15 @@ class ExpertsConfig:
         """Whether one of the experts goes by the items' text vectors, or starts from them."""
         starts = {name for name in NETWORKS if getattr(self, name).start == "text"}
         return not (BY_TEXT | starts).isdisjoint(self.models)
+
+    def only(self, names: Sequence[ExpertName]) -> Self:
+        """The settings of a weighted sum of some of the experts."""
+        return replace(self, models=list(names), learned=False)
+
+    def cache_key(self) -> dict[str, Any]:
+        """All settings that the experts depend on."""
+        unused = set(NETWORKS).difference(self.models)
+        return {key: value for key, value in asdict(self).items() if key not in unused}
 
 
 @dataclass

@@ -112,6 +112,7 @@ def test_another_baseline_leaves_the_others_as_they_are(folder: Path, llmrec: Ca
 def test_the_language_model_alone_and_with_the_experts(folder: Path, llmrec: Callable, words: list[str]) -> None:
     sizes = {"base.hidden_size": 64, "base.layers": 2, "base.heads": 2, "base.vocabulary": 800, "tokenize.codes": 32}
     training = {"train.epochs": 1, "train.evaluations": 1, "train.dense.weight": 1, "decode.beams": 10}
+    training["train.distill.weight"] = 0.5
     words = [*words, *EXPERTS, *flags(sizes | training), "--evaluate.baselines", "[markov]"]
     done = llmrec("benchmark", *words, "--run", folder, "--language-model", "--evaluate.rankings", "[beam]", "--json")
     assert done.returncode == 0, done.stderr
@@ -129,8 +130,11 @@ def test_the_language_model_alone_and_with_the_experts(folder: Path, llmrec: Cal
     worth = found["paired"]["recall@10"]["experts"]
     assert worth["difference"] == pytest.approx(recall["llmrec"] - recall["experts"])
     shared = folder / "benchmark" / "llmrec" / "seed-0"
-    links = {name: (shared / name).is_symlink() for name in ("train", "experts", "model")}
-    assert links == {"train": True, "experts": True, "model": False}, "nothing is trained twice"
+    links = {name: (shared / name).is_symlink() for name in ("train", "experts", "teacher", "model")}
+    assert links == {"train": True, "experts": True, "teacher": True, "model": False}, "nothing is trained twice"
+    assert (shared / "model" / "experts.json").exists()
+    alone = folder / "benchmark" / "language-model" / "seed-0"
+    assert not (alone / "model" / "experts.json").exists(), "what was taught by experts ranks without them"
     assert not (shared / "train").readlink().is_absolute(), "a copy of the run leads to itself"
 
 

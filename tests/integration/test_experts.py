@@ -140,3 +140,9 @@ def test_experts_teach_the_language_model(run: Path, tiny_flags: list[str], llmr
     assert second.returncode == 0, second.stderr
     assert "teacher: unchanged" in second.stderr
     assert (folder / "train" / "bundle" / "model.safetensors").read_bytes() != trained
+    fewer = ["--experts.models", "[decayed-markov, smoothed-markov, text, item-knn]", "--train.distill.weight", "0.9"]
+    third = llmrec("train", "--run", folder, *flags, *fewer)
+    assert third.returncode == 0, third.stderr
+    assert "experts: done in" in third.stderr
+    assert "teacher: unchanged" in third.stderr, "the experts that teach are the same"
+    assert "train: unchanged" in third.stderr
