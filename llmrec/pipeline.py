@@ -281,7 +281,8 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         if dense and not isinstance(recommender.ranker.search, TreeSearch):
             log.warning("The fusion is not calibrated, for the model takes no tree attention mask; beams rank alone")
         elif dense:
-            recommender.calibrate(prepared.split.calibration_examples(recommender.catalog), seed=config.data.seed)
+            examples = prepared.split.calibration_examples(recommender.catalog)
+            recommender.calibrate(examples, seed=config.data.seed, intentions=load_intentions(config, run))
             if recommender.fusion_weights is not None:
                 recommender.fusion_weights.save(out / FUSION)
                 write_header(parse_header(out), out)
@@ -295,6 +296,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
                 last,
                 *(["data", "embed"] if strict or dense or experts else []),
                 *(["experts"] if experts else []),
+                *(["intentions"] if dense and config.intentions.source != "none" else []),
             ],
             precious=(INDEX,),  # the user may add items
         )

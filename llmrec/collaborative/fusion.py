@@ -42,6 +42,7 @@ class FusionWeights:
         measured: what the calibration measured, for the record.
         features: their names.
         learned: what `LearnedRanker.content` gives, if the best items are put into a learned order; else None.
+        prompts: the fields of the weights for requests in words, where they have been learnt; else None.
     """
 
     warm: list[float]
@@ -50,6 +51,7 @@ class FusionWeights:
     measured: dict[str, float]
     features: Sequence[str]
     learned: dict[str, Any] | None = None
+    prompts: dict[str, Any] | None = None
 
     def scores(self, features: np.ndarray, is_cold: np.ndarray) -> np.ndarray:
         """Float [...]: scores of items with features [..., F]; `is_cold`, bool [...], marks the cold ones."""

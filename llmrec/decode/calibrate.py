@@ -1,5 +1,6 @@
 """Learn the weights of the fusion on validation examples; `collaborative/fusion.py` has the formulas."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,11 @@ from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.console import get_logger, track
 from llmrec.data import EvalExamples
 from llmrec.decode.filters import Filter
+from llmrec.decode.queries import Queries
 from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.rankings.fusion import FusionRanking
+from llmrec.decode.rankings.prompts import PromptRanking
+from llmrec.decode.search import Prompt
 
 log = get_logger(__name__)
 
@@ -78,6 +82,33 @@ def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.n
     method, targets = _fusion(ranker), examples.targets
     prompts = [ranker.prompt_ids(history) for history in examples.histories]
     filters = [Filter(excluded=np.setdiff1d(h, t)) for h, t in zip(examples.histories, targets, strict=True)]
+    return _gather(method, prompts, targets, filters)
+
+
+def calibrate_prompts(ranker: ItemRanker, queries: Queries) -> FusionWeights | None:
+    """Learn the weights of `PromptRanking` on n requests in words.
+
+    Args:
+        ranker: by fusion; its facts have the items' texts.
+        queries: that the model was not trained on.
+
+    Returns:
+        The weights; None if fewer than 20 requests have their warm item among the candidates.
+    """
+    fusion = _fusion(ranker)
+    method = PromptRanking(fusion.search, fusion.facts, fusion.config)
+    prompts = [ranker.prompt_ids(query=text) for text in queries.texts]
+    items, features, _ = _gather(method, prompts, queries.targets, [Filter()] * len(queries))
+    weights = fit_fusion(items, features, queries.targets, method.facts.is_cold, method.features)
+    if weights is None:
+        log.warning("the fusion is not calibrated for requests in words: fewer than %d found their item", LEAST)
+    return weights
+
+
+def _gather(
+    method: FusionRanking, prompts: Sequence[Prompt], targets: np.ndarray, filters: Sequence[Filter]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `gather`, of n prompts with targets int64 [n]."""
     batches = list(method.search.batches(prompts))
     found, hits = [], np.zeros(len(prompts), bool)
     for chosen in track(batches, "calibrating the fusion", total=len(batches)):

@@ -5,12 +5,16 @@ A new method adds its line to `METHODS`.
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
 
 from llmrec.checks import check_texts
+from llmrec.collaborative.fusion import FusionWeights
+from llmrec.console import get_logger
 from llmrec.decode.choose import make_exact
 from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.exact import ExactSearch
@@ -18,9 +22,12 @@ from llmrec.decode.filters import Filter, Quota, diverse
 from llmrec.decode.rankings.base import BeamRanking, DenseRanking, ItemFacts, RankingMethod
 from llmrec.decode.rankings.fusion import FusionRanking
 from llmrec.decode.rankings.hybrid import CascadeRanking, LigerRanking, QuotaRanking, SpecGRRanking
+from llmrec.decode.rankings.prompts import PromptRanking
 from llmrec.decode.search import BeamSearch, NotNumbersError, Prompt, Ranking
 from llmrec.errors import UserError
 from llmrec.tasks.render import Renderer
+
+log = get_logger(__name__)
 
 METHODS: dict[RankingName, type[RankingMethod]] = {
     "beam": BeamRanking,
@@ -48,6 +55,22 @@ def make_ranking(
     return METHODS[name](search, facts, config)
 
 
+def make_prompt_ranking(search: BeamSearch, facts: ItemFacts, method: RankingMethod) -> PromptRanking | None:
+    """What ranks requests in words beside `method`: the fusion, where it has been calibrated for them.
+
+    If the encoder may not be loaded, there is none, and the log says so.
+    """
+    weights = facts.fusion_weights
+    if not isinstance(method, FusionRanking) or weights is None or weights.prompts is None or facts.texts is None:
+        return None
+    ranking = PromptRanking(search, facts, method.config)
+    if facts.texts.encode is None and weights.prompts["features"] != ranking.features:
+        log.warning("Requests in words are ranked without BM25 and text vectors; give the bundle's encoder: --encoder.")
+        return None
+    _ = ranking.weights  # its error comes now, not at the first request
+    return ranking
+
+
 class ItemRanker:
     """Ranks items for requests: writes the prompt of a request, in one phrasing or several, and asks the model.
 
@@ -56,21 +79,41 @@ class ItemRanker:
         search: over the same catalogue.
         context: the model's longest sequence, in tokens.
         method: how items are ranked; default: by the beams of the search.
+        in_words: how items are ranked for requests in words, if otherwise.
     """
 
     def __init__(
-        self, renderer: Renderer, search: BeamSearch, context: int, method: RankingMethod | None = None
+        self,
+        renderer: Renderer,
+        search: BeamSearch,
+        context: int,
+        method: RankingMethod | None = None,
+        in_words: PromptRanking | None = None,
     ) -> None:
         self.renderer = renderer
         self.search = search
         self.context = context
         self.method = method
+        self.in_words = in_words
         self.requests = 0
         self.seconds = 0.0
         self.width = 0
         self.beams_seen = 0
         self.beams_invalid = 0
         self.first_invalid = 0
+
+    def without_retrieval(self) -> Self:
+        """The same, but requests in words are ranked as histories are."""
+        return self if self.in_words is None else type(self)(self.renderer, self.search, self.context, self.method)
+
+    def with_prompt_weights(self, weights: FusionWeights) -> Self:
+        """The same, with other weights for requests in words; there must be some already."""
+        assert self.in_words is not None, "requests in words have no weights"
+        old = self.in_words.facts.fusion_weights
+        assert old is not None, "a calibrated ranking"
+        facts = replace(self.in_words.facts, fusion_weights=replace(old, prompts=asdict(weights)))
+        in_words = PromptRanking(self.search, facts, self.in_words.config)
+        return type(self)(self.renderer, self.search, self.context, self.method, in_words)
 
     @cached_property
     def exact(self) -> ExactSearch:
@@ -118,7 +161,7 @@ class ItemRanker:
                 "shorten --prompt."
             )
         shown = self.renderer.shown(() if history is None else history)
-        return [Prompt(tokens, shown) for tokens in requests]
+        return [Prompt(tokens, shown, values.get("query")) for tokens in requests]
 
     def batch_width(self, k: int) -> int:
         """A number that is equal for two requests, of k and of k' answers, only if one batch with max(k, k') gives both
@@ -150,7 +193,7 @@ class ItemRanker:
         started = time.perf_counter()
         try:
             if self.method is not None and not exact:
-                ranking = self.method.rank(requests, k, filters, offsets)
+                ranking = self._ranked(self.method, requests, k, filters, offsets)
             else:
                 search = self.exact if exact else self.search
                 ranking = search.search(requests, k, filters, offsets=offsets)
@@ -164,6 +207,25 @@ class ItemRanker:
         self.beams_invalid += ranking.invalid
         self.first_invalid += ranking.invalid_first
         return ranking
+
+    def _ranked(
+        self,
+        method: RankingMethod,
+        requests: Sequence[Sequence[int]],
+        k: int,
+        filters: Sequence[Filter] | None,
+        offsets: np.ndarray | None,
+    ) -> Ranking:
+        """The ranking by `method`, and of requests in words by `in_words`, where there is one."""
+        if self.in_words is None:
+            return method.rank(requests, k, filters, offsets)
+        asks = np.array([getattr(request, "query", None) is not None for request in requests], bool)
+        parts = []
+        for each, chosen in ((method, np.flatnonzero(~asks).tolist()), (self.in_words, np.flatnonzero(asks).tolist())):
+            if len(chosen):
+                own = None if filters is None else [filters[i] for i in chosen]
+                parts.append((chosen, each.rank([requests[i] for i in chosen], k, own, offsets)))
+        return Ranking.joined(len(requests), k, parts)
 
     def best(
         self,

@@ -100,11 +100,15 @@ class Prompt(list[int]):
     Attributes:
         history: int64 [n], rows of the catalogue that the prompt shows, oldest first. The tokens alone can't
             distinguish items that share a semantic ID.
+        query: the request in plain words; None if it has a history only.
     """
 
-    def __init__(self, tokens: Iterable[int], history: Sequence[int] | np.ndarray = ()) -> None:
+    def __init__(
+        self, tokens: Iterable[int], history: Sequence[int] | np.ndarray = (), query: str | None = None
+    ) -> None:
         super().__init__(tokens)
         self.history = np.asarray(history, np.int64)
+        self.query = query
 
 
 class PrefilledBatch(ABC):

@@ -4,22 +4,22 @@ Each retriever scores the whole catalogue; -inf marks an item that it does not r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import bm25s
 import numpy as np
 from scipy.stats import rankdata
 from sklearn.preprocessing import normalize
 
 from llmrec.collaborative.base import ranks_from_scores
 from llmrec.console import get_logger, track
-from llmrec.data import Catalog
+from llmrec.decode.calibrate import calibrate_prompts
+from llmrec.decode.queries import Queries
 from llmrec.decode.ranker import ItemRanker
 from llmrec.embed import Embeddings
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.evaluation.protocol import Metrics, summarise_systems
+from llmrec.index.text import BM25
 from llmrec.recommender.recommender import Recommender
 
 log = get_logger(__name__)
@@ -33,24 +33,6 @@ class Retriever(Protocol):
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """Scores of all items for each of B queries, float [B, N]: higher is better, -inf for an item not returned."""
-
-
-class BM25:
-    """Okapi BM25 (Robertson & Zaragoza 2009) in Lucene's form with bm25s's defaults (Lù, arXiv 2407.03618).
-
-    Args:
-        texts: texts of the N items.
-    """
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._index = bm25s.BM25()
-        self._index.index(_words(texts), show_progress=False)
-
-    def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """Float32 [B, N]; an item that shares no word with the query is not returned."""
-        words = _words(queries)
-        scores = np.stack([self._index.get_scores_from_ids(self._index.get_tokens_ids(query)) for query in words])
-        return np.where(scores > 0, scores, -np.inf)
 
 
 class Dense:
@@ -94,35 +76,10 @@ def reciprocal_rank_fusion(scores: Sequence[np.ndarray]) -> np.ndarray:
     return np.where(fused > 0, fused, -np.inf)
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    return list(bm25s.tokenize(list(texts), return_ids=False, show_progress=False))
-
-
-FUSIONS = {"hybrid-text": ("bm25", "dense"), "hybrid": ("llmrec", "bm25", "dense")}
-"""Fusion -> the systems whose scores it fuses."""
-
-
-@dataclass(frozen=True)
-class Queries:
-    """n queries in plain words, each with the item that it asks for.
-
-    Attributes:
-        texts: the n queries.
-        targets: int64 [n], catalogue rows of the items.
-    """
-
-    texts: list[str]
-    targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def sample(self, n: int, seed: int) -> "Queries":
-        """At most n random queries, drawn without replacement with `seed`; their order stays."""
-        if n >= len(self):
-            return self
-        chosen = np.sort(np.random.default_rng(seed).choice(len(self), size=n, replace=False))
-        return Queries([self.texts[row] for row in chosen], self.targets[chosen])
+FUSIONS = {"hybrid-text": ("bm25", "dense")}
+"""Fusion by reciprocal ranks -> the systems whose scores it fuses; `hybrid` fuses these and the language model."""
+ALONE = "language-model"
+"""The ranking of llmrec without BM25 and the encoder, if llmrec ranks by these too."""
 
 
 class Generative:
@@ -146,18 +103,6 @@ class Generative:
         return scores
 
 
-def select_queries(held_out: Mapping[str, Sequence[str]], catalog: Catalog, ranker: ItemRanker) -> Queries:
-    """The held-out intentions (item id -> texts) as queries, the same for all systems.
-
-    Item tokens and control tokens are removed, each text is cut to half of the model's context, and a text that is then
-    empty is left out.
-    """
-    rows = [catalog.index[item] for item, texts in held_out.items() for _ in texts]
-    texts = ranker.renderer.clip([text for texts in held_out.values() for text in texts], ranker.context // 2)
-    asked = [at for at, text in enumerate(texts) if ranker.renderer.request(text)]
-    return Queries([texts[at] for at in asked], np.array([rows[at] for at in asked], dtype=np.int64))
-
-
 def evaluate_text_queries(
     recommender: Recommender,
     held_out: Mapping[str, Sequence[str]],
@@ -174,6 +119,9 @@ def evaluate_text_queries(
         config: maximum number of queries, cut-offs, bootstrap and seed.
         source: source of the intentions, to be recorded.
 
+    A ranking that is calibrated on held-out intentions (`PromptRanking`) is `llmrec`, measured as in `cross_fitted`;
+    `language-model` is then the same model without it.
+
     Returns:
         `protocol` and `systems` -> name -> `all` -> metric as in metrics.json, where `users` counts queries;
         None if there are no queries.
@@ -185,17 +133,21 @@ def evaluate_text_queries(
     catalog, ranker = recommender.catalog, recommender.ranker
     if embeddings.item_ids != catalog.ids:
         raise ValueError("the embeddings are of other items than the recommender's")
-    queries = select_queries(held_out, catalog, ranker).sample(config.text_queries, config.seed)
+    queries = Queries.of(held_out, catalog, ranker).sample(config.text_queries, config.seed)
     if not len(queries):
         log.warning("--evaluate.text_queries: no intention was held out, so there is none to measure with.")
         return None
+    depth, batch = max(*config.k, ranker.search.config.beams), ranker.search.config.batch_size
+    fused = ranker.in_words is not None
+    alone = ALONE if fused else "llmrec"
     retrievers: dict[str, Retriever] = {
-        "llmrec": Generative(ranker, max(*config.k, ranker.search.config.beams)),
+        alone: Generative(ranker.without_retrieval(), depth),
         "bm25": BM25(catalog.texts(catalog.whole_text)),
         "dense": Dense(embeddings),
     }
     try:
-        ranks = target_ranks(retrievers, FUSIONS, queries, ranker.search.config.batch_size)
+        ranks = cross_fitted(ranker, queries, depth, config.seed) if fused else {}
+        ranks |= target_ranks(retrievers, FUSIONS | {"hybrid": (alone, "bm25", "dense")}, queries, batch)
     except UserError as error:
         raise UserError(f"--evaluate.text_queries (0 leaves them out): {error}") from None
     return {
@@ -210,6 +162,24 @@ def evaluate_text_queries(
         },
         "systems": summarise_systems(ranks, {"all": np.ones(len(queries), bool)}, config, queries.targets),
     }
+
+
+def cross_fitted(ranker: ItemRanker, queries: Queries, depth: int, seed: int) -> dict[str, np.ndarray]:
+    """`llmrec` -> its rank of each query's target, float64 [n], inf if the target is not returned.
+
+    The bundle's weights are learnt on these same queries. So the queries of each half of the items are ranked with
+    weights that are learnt on the other half.
+    """
+    items = np.unique(queries.targets)
+    half = np.random.default_rng(seed).permutation(items)[: len(items) // 2]
+    inside, ranks = np.isin(queries.targets, half), np.empty(len(queries))
+    for chosen in (np.flatnonzero(inside), np.flatnonzero(~inside)):
+        others = np.setdiff1d(np.arange(len(queries)), chosen)
+        weights = calibrate_prompts(ranker, queries.where(others))
+        own = ranker.without_retrieval() if weights is None else ranker.with_prompt_weights(weights)
+        found = target_ranks({"own": Generative(own, depth)}, {}, queries.where(chosen), own.search.config.batch_size)
+        ranks[chosen] = found["own"]
+    return {"llmrec": ranks}
 
 
 def target_ranks(

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -12,10 +12,11 @@ import numpy as np
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.teacher import Teacher
 from llmrec.data import Catalog, EvalExamples, Interactions
-from llmrec.decode.calibrate import calibrate
+from llmrec.decode.calibrate import calibrate, calibrate_prompts
 from llmrec.decode.choose import check_decoding, check_fit, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
-from llmrec.decode.ranker import ItemRanker, make_ranking
+from llmrec.decode.queries import Queries
+from llmrec.decode.ranker import ItemRanker, make_prompt_ranking, make_ranking
 from llmrec.decode.rankings.base import ItemFacts
 from llmrec.decode.search import BeamSearch
 from llmrec.errors import UserError
@@ -193,9 +194,10 @@ class Recommender:
     def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
         own, levels = self.store, self.item_tokenizer.quantizer.levels
         dense = None if own.dense is None else own.dense.to(search.device)
-        facts = ItemFacts(own.train_counts == 0, levels, dense, self.fusion_weights, own.experts)
+        facts = ItemFacts(own.train_counts == 0, levels, dense, self.fusion_weights, own.experts, own.text_index)
         method = make_ranking(search, facts, search.config, name)
-        return ItemRanker(self.renderer, search, context_length(self.model), method)
+        in_words = make_prompt_ranking(search, facts, method)
+        return ItemRanker(self.renderer, search, context_length(self.model), method, in_words)
 
     def fit(
         self,
@@ -252,7 +254,9 @@ class Recommender:
         prefer(self, log, validation, **options)
         return self
 
-    def calibrate(self, cases: EvalExamples, most: int = 10_000, seed: int = 0) -> Self:
+    def calibrate(
+        self, cases: EvalExamples, most: int = 10_000, seed: int = 0, intentions: Intentions | None = None
+    ) -> Self:
         """Learn the weights of the fusion ranking from validation examples. After that, `ranking: auto` means fusion.
 
         Args:
@@ -260,12 +264,18 @@ class Recommender:
                 with too few cold targets cold items get the weights of warm items. The log says so.
             most: largest number of examples with a warm target, drawn with `seed`; all with a cold target are used.
             seed: seed of the draw.
+            intentions: if some are held out, requests in words are ranked by BM25 and the encoder, too, with weights
+                learnt on these; the log says if they are too few.
 
         Raises:
             UserError: the model has no dense head, or does not accept a tree attention mask.
         """
         chosen = cases.sample_warm(self.train_counts == 0, most, seed)
-        self.fusion_weights = calibrate(self.ranked_by("fusion"), chosen, self.decode_config.warm_floor)
+        ranker = self.ranked_by("fusion")
+        self.fusion_weights = calibrate(ranker, chosen, self.decode_config.warm_floor)
+        if self.fusion_weights is not None and intentions is not None and intentions.held_out:
+            learnt = calibrate_prompts(ranker, Queries.of(intentions.held_out, self.catalog, ranker))
+            self.fusion_weights = replace(self.fusion_weights, prompts=asdict(learnt) if learnt else None)
         self._ranker = None
         return self
 

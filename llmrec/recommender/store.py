@@ -23,6 +23,7 @@ from llmrec.data import Catalog
 from llmrec.embed import GivenVectors, item_texts, require_finite
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
+from llmrec.index.text import TextIndex
 from llmrec.index.trie import ItemTrie
 from llmrec.manifest import note_change
 from llmrec.quantize.tokenizer import CODES, ItemTokenizer
@@ -100,6 +101,13 @@ class ItemStore:
     def lookup(self) -> ItemLookup:
         """Finds the items that requests name."""
         return ItemLookup(self.catalog)
+
+    @cached_property
+    def text_index(self) -> TextIndex:
+        """What finds the items by words; its vectors come from the encoder of the item tokenizer."""
+        encoder = self.item_tokenizer.encoder if self.item_tokenizer.encoder_allowed else None
+        encode = None if encoder is None or isinstance(encoder, GivenVectors) else encoder.encode
+        return TextIndex(lambda: self.catalog.texts(self.catalog.whole_text), encode)
 
     def save(self, folder: Path) -> None:
         """Write the `FILES` of a bundle, after removing the old ones: another folder may share them by hard links."""

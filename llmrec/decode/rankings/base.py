@@ -15,6 +15,7 @@ from llmrec.decode.search import BeamSearch, NotNumbersError, Offsets, Prefilled
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
+from llmrec.index.text import TextIndex
 from llmrec.index.trie import ItemTrie
 
 
@@ -28,6 +29,7 @@ class ItemFacts:
         dense: the items as vectors, where the model has a dense head.
         fusion_weights: of the fusion, where it has been calibrated.
         experts: what else ranks the items, without the language model.
+        texts: what finds the items by words, for a model that is asked in words.
     """
 
     is_cold: np.ndarray
@@ -35,6 +37,7 @@ class ItemFacts:
     dense: DenseIndex | None = None
     fusion_weights: FusionWeights | None = None
     experts: FusedExperts | None = None
+    texts: TextIndex | None = None
 
 
 class RankingMethod(ABC):

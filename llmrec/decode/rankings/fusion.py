@@ -119,22 +119,31 @@ class FusionRanking(RankingMethod):
         texts = self._text_scores(histories)
         mask = allowed(filters, *dense.shape)
         beams = self.search.rank(prefilled, width, filters, offsets=offsets)
-        bonus = 0.0 if offsets is None else offsets.items
-        found = [beams.items]
-        experts, values = self.facts.experts, None
-        rankings = [dense, texts]
+        experts, rankings, known = self.facts.experts, [dense, texts], [dense, texts]
         if experts is not None:
             values = experts.values(histories)
             rankings.append(experts.fused(values))
+            known += list(values)
+        items = self._candidates(beams, rankings, width, mask, offsets)
+        return Scored(items, self._features(prefilled, items, known), beams)
+
+    def _candidates(
+        self, beams: Ranking, scores: Sequence[np.ndarray], width: int, mask: np.ndarray, offsets: Offsets | None
+    ) -> np.ndarray:
+        """The beams and the best of each of several scores of all items, float32 [B, N], warm and cold items apart:
+        int64 [B, M], -1 at the end of a row. `mask`, bool [B, N], has the items that may come out."""
+        bonus = 0.0 if offsets is None else offsets.items
+        found = [beams.items]
         for side in (self.facts.is_cold, ~self.facts.is_cold):
-            found += [top(np.where(mask & side, scores + bonus, -np.inf), width).items for scores in rankings]
-        items = candidates(*found)
+            found += [top(np.where(mask & side, each + bonus, -np.inf), width).items for each in scores]
+        return candidates(*found)
+
+    def _features(self, prefilled: PrefilledBatch, items: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray:
+        """The two parts of the candidates' semantic IDs and each of several scores of all items, float32 [B, M, F]."""
         codes = self.tree.code_scores(prefilled, items)
         rows = np.arange(len(items))[:, None]
-        parts = [codes[..., 0], codes[..., 1:].sum(axis=2), dense[rows, items], texts[rows, items]]
-        if values is not None:
-            parts += [value[rows, items] for value in values]
-        return Scored(items, np.stack(parts, axis=-1), beams)
+        parts = [codes[..., 0], codes[..., 1:].sum(axis=2), *(each[rows, items] for each in scores)]
+        return np.stack(parts, axis=-1)
 
     def _text_scores(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """Cosine of each item's text with those of each history, where recent items weigh more: float32 [B, N]."""

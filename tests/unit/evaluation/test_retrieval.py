@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as arrays
 from llmrec.data import Catalog
 from llmrec.embed import EmbedConfig, Embeddings, embed
 from llmrec.embed.encoder import Encoder
-from llmrec.evaluation.text_queries import BM25, Dense, reciprocal_rank_fusion
+from llmrec.evaluation.text_queries import Dense, reciprocal_rank_fusion
+from llmrec.index.text import BM25
 
 TEXTS = ["hand soap with olive oil", "olive oil", "desk lamp with a warm light", "lamp oil", ""]
 INF = np.inf

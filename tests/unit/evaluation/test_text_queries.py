@@ -7,12 +7,13 @@ import polars as pl
 import pytest
 
 from llmrec.data import Catalog
+from llmrec.decode.queries import Queries
 from llmrec.decode.search import Ranking
 from llmrec.embed import EmbedConfig, Embeddings
 from llmrec.embed.encoder import Encoder
 from llmrec.errors import UserError
 from llmrec.evaluation import EvaluateConfig
-from llmrec.evaluation.text_queries import Generative, Queries, evaluate_text_queries, select_queries, target_ranks
+from llmrec.evaluation.text_queries import Generative, evaluate_text_queries, target_ranks
 
 WORDS = ["soap", "lamp", "mug", "tent"]
 CATALOG = Catalog.from_frame(pl.DataFrame({"item_id": ["a", "b", "c", "d"], "title": WORDS}))
@@ -35,6 +36,10 @@ class Ranker:
 
     context = 8
     renderer = Renderer()
+    in_words = None
+
+    def without_retrieval(self):
+        return self
 
     def __init__(self, beams=3):
         self.search = SimpleNamespace(
@@ -80,7 +85,7 @@ def measure(held_out, made=None, **settings):
 
 def test_queries_are_cleaned_cut_and_dropped_when_nothing_is_left() -> None:
     held_out = {"c": ["A <a_1> big mug for my own tea"], "a": ["<a_2>", "<A_2>", "soap"]}
-    queries = select_queries(held_out, CATALOG, Ranker())
+    queries = Queries.of(held_out, CATALOG, Ranker())
     assert queries.texts == ["A big mug for", "soap"]
     assert queries.targets.tolist() == [2, 0]
 
