@@ -47,6 +47,26 @@ def test_text_queries_are_measured(run: Path) -> None:
         assert "| hybrid-text |" in text
 
 
+def test_requests_are_ranked_by_their_words_too(run: Path, llmrec: Callable[..., Any], tiny_flags: list[str]) -> None:
+    """With a dense head and enough requests the answer goes by BM25 and the encoder, too."""
+    folder = run.parent / "dense"
+    items = pl.read_parquet(run / "data" / "items.parquet").head(120)
+    intentions = items.select("item_id", text="title").with_columns(held_out=pl.lit(True))
+    intentions.vstack(intentions.head(5).with_columns(held_out=pl.lit(False))).write_csv(run.parent / "many.csv")
+    source = ["--intentions.source", "file", "--intentions.path", run.parent / "many.csv", "--train.dense.weight", "1"]
+    result = llmrec("run", "--run", folder, *tiny_flags, *source)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((folder / "evaluate" / "text_queries.json").read_text())
+    systems = {name: entry["all"]["recall@5"] for name, entry in metrics["systems"].items()}
+    assert list(systems) == ["llmrec", "language-model", *SYSTEMS[1:]]
+    assert systems["llmrec"] >= 0.9 > 0.5 > systems["language-model"]
+    asked = ["recommend", "--model", folder / "model", "--prompt", items["title"][3], "--k", "5", "--json"]
+    found = [row["item_id"] for row in json.loads(llmrec(*asked).stdout)["items"]]
+    assert items["item_id"][3] in found
+    alone = json.loads(llmrec(*asked, "--ranking", "beam").stdout)["items"]
+    assert [row["item_id"] for row in alone] != found
+
+
 def test_the_metrics_of_histories_stay_as_they_are(run: Path, tiny_run: Path) -> None:
     ours, theirs = (json.loads((folder / "evaluate" / "metrics.json").read_text()) for folder in (run, tiny_run))
     assert ours["protocol"] == theirs["protocol"]
