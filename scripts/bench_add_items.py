@@ -5,7 +5,7 @@
 
 Works in a copy of the bundle, with an empty embedding cache. Without `--items` the new items are old ones, each with a
 third of its title's words from another's. The codes of the old items must be as they were. `--made-up` measures only
-how long one new item takes to get a semantic ID, in a catalogue of so many made-up ones: 3 x 256 codes and a dedup level.
+how long one new item takes to get a semantic ID, in a catalogue of N made-up ones: 3 x 256 codes and a dedup level.
 """
 
 import argparse

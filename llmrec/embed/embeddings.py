@@ -124,7 +124,7 @@ def _read_rows(stored: Any, rows: np.ndarray) -> np.ndarray:
         low, high = np.searchsorted(rows, [start, start + BLOCK], sorter=order)
         if high > low:
             wanted = order[low:high]
-            vectors[wanted] = stored[start : start + BLOCK][rows[wanted] - start]
+            vectors[wanted] = stored[start : min(start + BLOCK, size)][rows[wanted] - start]
     return vectors
 
 

@@ -237,8 +237,11 @@ class TokenizeConfig:
             raise UserError(f"{reason}, and --tokenize.collisions {self.collisions} would change them; choose dedup.")
 
     def cache_key(self) -> dict[str, Any]:
-        """The fields on which the semantic IDs depend; `file`, which earlier versions lacked, only if it is set."""
-        return {name: value for name, value in asdict(self).items() if name != "file" or value}
+        """The fields on which the semantic IDs depend; those that earlier versions lacked only if they are set."""
+        key = {name: value for name, value in asdict(self).items() if name != "file" or value}
+        if self.rq_vae.loss.contrastive_of == LossConfig.contrastive_of:
+            del key["rq_vae"]["loss"]["contrastive_of"]
+        return key
 
     def _check_rq_vae(self) -> None:
         """Raise UserError if the settings of rq-vae do not match the number and sizes of the levels."""

@@ -109,7 +109,7 @@ def test_sq_vae_reconstructs_input_of_any_scale():
     for scale in (np.float32(1), np.float32(0.1)):
         quantizer = fit(network, scale * x, codes=8)
         error = ((quantizer.decode(quantizer.encode(scale * x)) - scale * x) ** 2).sum()
-        assert error < 0.2 * scale**2 * ((x - x.mean(0)) ** 2).sum()
+        assert error < 0.5 * scale**2 * ((x - x.mean(0)) ** 2).sum()
 
 
 def test_levels_of_different_sizes():
