@@ -213,7 +213,7 @@ def _generative(child: RunDirectory, config: Config, name: str, _: Prepared) -> 
 def _baseline(name: str, child: RunDirectory, config: Config, prepared: Prepared) -> tuple[list[System], Catalog]:
     catalog, split = prepared.catalog, prepared.split
     settings = replace(config.evaluate, baselines=[each for each in config.evaluate.baselines if each == name])
-    vectors = Embeddings.load(child.path("embed")).take_ids(catalog.ids).vectors
+    vectors = Embeddings.load(child.path("embed"), catalog.ids).vectors
     sequences = split.sequences(catalog).train_sequences()
     validation = split.validation_examples(catalog)
     return fit_baselines(settings, sequences, len(catalog), validation, vectors), catalog

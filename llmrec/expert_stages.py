@@ -23,7 +23,7 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         prepared = load(run.path("data"))
         catalog, split = prepared.catalog, prepared.split
-        vectors = Embeddings.load(run.path("embed")).take_ids(catalog.ids).vectors if by_text else None
+        vectors = Embeddings.load(run.path("embed"), catalog.ids).vectors if by_text else None
         experts = Experts(config.experts, vectors, split.validation_examples(catalog))
         fused = FusedExperts(config.experts, experts, split.calibration_examples(catalog))
         fused.fit(split.sequences(catalog).train_sequences(), len(catalog))

@@ -109,7 +109,7 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
 
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
-        embeddings = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids)
+        embeddings = Embeddings.load(run.path("embed"), prepared.catalog.ids)
         tokenizer = ItemTokenizer.from_config(config.tokenize, config.embed)
         tokenizer.fit_embeddings(
             embeddings.item_ids,
@@ -189,7 +189,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             max_history=config.tasks.max_history,
         )
         validation = prepared.split.validation_examples(prepared.catalog)
-        vectors = Embeddings.load(run.path("embed")).take_ids(prepared.catalog.ids).vectors if dense else None
+        vectors = Embeddings.load(run.path("embed"), prepared.catalog.ids).vectors if dense else None
         intentions = load_intentions(config, run)
         teacher = Teacher.load(run.path("teacher")) if taught else None
         learned = (config.tasks, config.train, out, intentions, vectors, config.decode, teacher)
@@ -271,7 +271,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
         recommender = Recommender.from_pretrained(bundle, decode, config.base.trust_remote_code)
         if cold_items is not None:
-            recommender.add_items(cold_items, Embeddings.load(run.path("embed")).take_ids(cold_items.ids).vectors)
+            recommender.add_items(cold_items, Embeddings.load(run.path("embed"), cold_items.ids).vectors)
         if experts:
             fitted = FusedExperts.load(run.path("experts"))
             rows = np.array([prepared.catalog.index[item] for item in recommender.catalog.ids])
@@ -331,12 +331,12 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
             cases, counts = select_cases(sequences, settings), sequences.train_counts(len(items))
             curve = frontier(recommender, cases, counts) if settings.frontier else None
             lost = diagnose(recommender, cases, counts, settings) if settings.diagnose else None
-        vectors = Embeddings.load(run.path("embed")).take_ids(items).vectors if settings.reads_text else None
+        vectors = Embeddings.load(run.path("embed"), items).vectors if settings.reads_text else None
         evaluation = evaluate(recommender, split, settings, vectors)
         asked = None
         if in_words:
             held_out = Intentions.load(run.path("intentions")).held_out
-            embeddings = Embeddings.load(run.path("embed")).take_ids(items)
+            embeddings = Embeddings.load(run.path("embed"), items)
             asked = evaluate_text_queries(recommender, held_out, embeddings, settings, config.intentions.source)
         write_report(evaluation.metrics, evaluation.per_user, out, asked)
         if curve is not None:

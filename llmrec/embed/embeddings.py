@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import polars as pl
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from llmrec.collaborative.behaviour import Behaviour, collaborative_vectors
 from llmrec.data.catalog import Catalog
@@ -74,19 +75,57 @@ class Embeddings:
         self.encoder.save(folder)
 
     @classmethod
-    def load(cls, folder: Path) -> "Embeddings":
-        """Read what `save` wrote."""
+    def load(cls, folder: Path, item_ids: Sequence[str] | None = None) -> "Embeddings":
+        """Read what `save` wrote.
+
+        Args:
+            folder: its folder.
+            item_ids: the items to read, in this order; None reads all. Other rows are never in memory together.
+
+        Raises:
+            KeyError: an item of `item_ids` has no vector.
+        """
         config = EmbedConfig.from_dict(json.loads((folder / "embed.json").read_text("utf-8")))
-        return cls(
-            pl.read_parquet(folder / "item_ids.parquet")["item_id"].to_list(),
-            load_file(folder / "embeddings.safetensors")["embeddings"],
-            make_encoder(config).load(folder),
-        )
+        stored = pl.read_parquet(folder / "item_ids.parquet")["item_id"].to_list()
+        chosen = stored if item_ids is None else list(item_ids)
+        with safe_open(folder / "embeddings.safetensors", framework="np") as file:
+            if chosen == stored:
+                vectors = file.get_tensor("embeddings")
+            else:
+                vectors = _read_rows(file.get_slice("embeddings"), _rows_of(chosen, stored))
+        return cls(chosen, vectors, make_encoder(config).load(folder))
 
     def take_ids(self, item_ids: Sequence[str]) -> "Embeddings":
-        """The embeddings of `item_ids`, in their order; raises KeyError for an item without a vector."""
-        index = {item: row for row, item in enumerate(self.item_ids)}
-        return Embeddings(list(item_ids), self.vectors[[index[item] for item in item_ids]], self.encoder)
+        """The embeddings of `item_ids`, in their order; raises KeyError for an item without a vector.
+
+        If they are all items in the present order, the vectors are not copied.
+        """
+        chosen = list(item_ids)
+        vectors = self.vectors if chosen == self.item_ids else self.vectors[_rows_of(chosen, self.item_ids)]
+        return Embeddings(chosen, vectors, self.encoder)
+
+
+BLOCK = 16_384
+"""Number of stored vectors read at a time, where not all are wanted in their order."""
+
+
+def _rows_of(chosen: Sequence[str], stored: Sequence[str]) -> np.ndarray:
+    """The row in `stored` of each item of `chosen`, int64 [n]; raises KeyError for an item that is not there."""
+    index = {item: row for row, item in enumerate(stored)}
+    return np.array([index[item] for item in chosen], np.int64)
+
+
+def _read_rows(stored: Any, rows: np.ndarray) -> np.ndarray:
+    """The `rows`, int64 [n], of the matrix `stored` (a slice of a safetensors file, [N, D]): float32 [n, D]."""
+    size, dims = stored.get_shape()
+    vectors = np.empty((len(rows), dims), np.float32)
+    order = np.argsort(rows, kind="stable")
+    for start in range(0, size, BLOCK):
+        low, high = np.searchsorted(rows, [start, start + BLOCK], sorter=order)
+        if high > low:
+            wanted = order[low:high]
+            vectors[wanted] = stored[start : min(start + BLOCK, size)][rows[wanted] - start]
+    return vectors
 
 
 def embed(

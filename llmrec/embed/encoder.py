@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save, save_file
 
 from llmrec.atomic import write_bytes
@@ -81,7 +82,7 @@ class VectorCache:
     """
 
     def __init__(self, root: str | None, identity: str) -> None:
-        """Read all shards of one encoder into memory.
+        """Read the keys of all shards of one encoder; vectors stay on the disk until `get` asks for them.
 
         Args:
             root: the folder, as in `EmbedConfig.cache`.
@@ -92,31 +93,56 @@ class VectorCache:
         """
         default = os.environ.get("LLMREC_CACHE") or Path.home() / ".cache" / "llmrec" / "embeddings"
         self.folder = Path(root or default).expanduser() / identity
-        self._vectors: dict[bytes, np.ndarray] = {}
+        self._shards: list[Path] = []
+        self._places: dict[bytes, tuple[int, int]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
-            try:
-                tensors = load_file(shard)
-            except SafetensorError as error:
-                raise UserError(f"{shard}: not a readable cache file ({error}); delete it") from error
-            keys = (row.tobytes() for row in tensors["keys"])
-            self._vectors.update(zip(keys, tensors["vectors"], strict=True))
+            with _open_shard(shard) as file:
+                self._enter(shard, [row.tobytes() for row in file.get_tensor("keys")])
+
+    def _enter(self, shard: Path, keys: Sequence[bytes]) -> None:
+        """Note that `shard` holds the vectors of `keys`, in this order."""
+        self._places.update((key, (len(self._shards), row)) for row, key in enumerate(keys))
+        self._shards.append(shard)
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """The distinct `texts` that have no cached vector, in the order of `texts`."""
-        return [text for text in dict.fromkeys(texts) if _key(text) not in self._vectors]
+        return [text for text in dict.fromkeys(texts) if _key(text) not in self._places]
 
     def get(self, texts: Sequence[str]) -> np.ndarray:
-        """The vectors of n `texts`: float32 [n, D]. Each text must be in the cache."""
-        return np.stack([self._vectors[_key(text)] for text in texts])
+        """The vectors of n `texts`, n > 0: float32 [n, D]. Each text must be in the cache.
+
+        Reads one shard after the other, and only those that hold a text.
+        """
+        shard, row = np.array([self._places[_key(text)] for text in texts]).T
+        vectors: np.ndarray | None = None
+        for number in np.unique(shard):
+            wanted = np.flatnonzero(shard == number)
+            with _open_shard(self._shards[number]) as file:
+                found = file.get_tensor("vectors")[row[wanted]]
+            if vectors is None:
+                vectors = np.empty((len(texts), found.shape[1]), np.float32)
+            vectors[wanted] = found
+        assert vectors is not None, "there is a text"
+        return vectors
 
     def add(self, texts: Sequence[str], vectors: np.ndarray) -> None:
         """Write the `vectors` [n, D] of `texts` as one new shard; the write is atomic."""
         keys = [_key(text) for text in texts]
-        self._vectors.update(zip(keys, vectors, strict=True))
         self.folder.mkdir(parents=True, exist_ok=True)
         shard = self.folder / f"{blake2b(b''.join(keys), digest_size=16).hexdigest()}.safetensors"
         rows = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1)
         write_bytes(shard, save({"keys": rows, "vectors": np.ascontiguousarray(vectors, np.float32)}))
+        self._enter(shard, keys)
+
+
+@contextmanager
+def _open_shard(path: Path) -> Iterator[Any]:
+    """The open safetensors file `path`; raises UserError if it can't be read."""
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable cache file ({error}); delete it") from error
 
 
 def _key(text: str) -> bytes:

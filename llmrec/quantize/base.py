@@ -6,7 +6,7 @@ A method is a subclass of `Quantizer` that implements the abstract methods, and 
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -15,6 +15,27 @@ from llmrec.quantize.config import TokenizeConfig
 
 BLOCK = 16_384
 """The number of rows quantized at a time. It limits the distance table to BLOCK x C floats."""
+
+
+class Rows(Protocol):
+    """N vectors of D dimensions: an array (possibly memory-mapped), or an object that computes rows on request."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
+class Some:
+    """The given `rows`, ints [n], of `x` [N, D]; read as float32 when asked for, so that they are not copied whole."""
+
+    def __init__(self, x: Rows, rows: np.ndarray) -> None:
+        self._x, self._rows = x, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        return as_matrix(self._x[self._rows[rows]])
 
 
 class Quantizer(ABC):
@@ -58,8 +79,7 @@ class Quantizer(ABC):
             UserError: `x` contains NaN or infinity, or has fewer distinct rows than `least_distinct`.
         """
         rows = sample(np.arange(len(x)), self._config.fit_rows, self._config.seed)
-        for start in range(0, len(x), BLOCK):
-            as_matrix(x[start : start + BLOCK], start)
+        require_finite_rows(x)
         learned_from = as_matrix(x if len(rows) == len(x) else x[rows])
         _require_distinct(learned_from, self.least_distinct, len(x))
         self._fit(learned_from, collaborative if collaborative is None else collaborative[rows])
@@ -175,6 +195,12 @@ def sample(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+
+def require_finite_rows(x: np.ndarray) -> None:
+    """Raise UserError if `x` [N, D], which is read in blocks, contains NaN or infinity."""
+    for start in range(0, len(x), BLOCK):
+        as_matrix(x[start : start + BLOCK], start)
 
 
 def as_matrix(x: np.ndarray, first_row: int = 0) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Collisions (items with the same codes): how to count them and how each `--tokenize.collisions` resolves them.
 
+`arrivals.py` gives semantic IDs to items that are added later.
+
 A last token with the item's rank inside its collision group is from TIGER (arXiv 2305.05065), the rank by popularity
 from MMGRec (2404.16555), the Sinkhorn re-assignment at the last level from LC-Rec (2311.09049).
 """
 
 import math
-from collections import defaultdict
 from itertools import groupby
 from typing import TYPE_CHECKING, assert_never
 
@@ -320,80 +321,3 @@ def _costs_of_codes(x: np.ndarray, prefix: np.ndarray, level: int, quantizer: "Q
     prefixes = np.tile(prefix, (size, 1))
     prefixes[:, level] = np.arange(size)
     return quantizer.last_level_costs(np.tile(x, (size, 1)), prefixes)
-
-
-Codes = tuple[int, ...]
-
-
-def place(
-    strategy: Collisions,
-    taken: np.ndarray,
-    level_sizes: list[int],
-    codes: np.ndarray,
-    quantizer: "Quantizer",
-    x: np.ndarray,
-) -> np.ndarray:
-    """The semantic IDs (int32 [n, L']) of items added to a catalogue: distinct and not in `taken`, except with `share`.
-
-    Items are placed one after the other, so the result does not depend on whether they are added in one call or in
-    many.
-
-    Args:
-        strategy: how the collisions of the catalogue were resolved.
-        taken: semantic IDs of the catalogue's items, int [N, L']; L' is L, or L + 1 with a dedup level.
-        level_sizes: the size of each of the L' levels.
-        codes: codes of the added items from the quantizer, int [n, L].
-        quantizer: the fitted quantizer.
-        x: embeddings of the added items, floats [n, D].
-
-    Raises:
-        UserError: no semantic ID is free.
-    """
-    if strategy == "share":
-        return codes
-    shelves = _Shelves(taken, level_sizes, quantizer)
-    placed = [shelves.put(tuple(own), vector) for own, vector in zip(codes.tolist(), x, strict=True)]
-    return np.array(placed, np.int32).reshape(len(codes), len(level_sizes))
-
-
-class _Shelves:
-    """The taken ranks of each tuple of L codes.
-
-    A tuple has as many ranks (`room`) as the dedup level has codes; without a dedup level it has one.
-    """
-
-    def __init__(self, taken: np.ndarray, level_sizes: list[int], quantizer: "Quantizer") -> None:
-        self.quantizer = quantizer
-        self.levels = quantizer.levels
-        self.room = math.prod(level_sizes[self.levels :])
-        self.items, self.tuples = len(taken), math.prod(level_sizes)
-        self.ranked = len(level_sizes) > self.levels
-        self.ranks: dict[Codes, set[int]] = defaultdict(set)
-        for semantic_id in taken.tolist():
-            self.ranks[tuple(semantic_id[: self.levels])].add(semantic_id[-1] if self.ranked else 0)
-        full = [codes for codes, ranks in self.ranks.items() if len(ranks) == self.room]
-        self.full = np.array(full, np.int64).reshape(len(full), self.levels)
-
-    def put(self, codes: Codes, x: np.ndarray) -> Codes:
-        """Choose a free semantic ID for an item `x` [D] with these `codes`, mark it as taken and return it."""
-        if len(self.ranks[codes]) == self.room:
-            codes = self._nearest_with_room(np.array(codes), x)
-        ranks = self.ranks[codes]
-        rank = next(rank for rank in range(self.room) if rank not in ranks)
-        ranks.add(rank)
-        self.items += 1
-        if len(ranks) == self.room:
-            self.full = np.vstack([self.full, codes])
-        return (*codes, rank) if self.ranked else codes
-
-    def _nearest_with_room(self, own: np.ndarray, x: np.ndarray) -> Codes:
-        """The nearest codes [L] with a free rank that keep the longest possible prefix of the `own` codes [L]."""
-        sizes = self.quantizer.level_sizes
-        for depth in range(self.levels - 1, -1, -1):
-            alike = self.full[(self.full[:, :depth] == own[:depth]).all(axis=1)]
-            if len(alike) < math.prod(sizes[depth:]):
-                return tuple(nearest_free_codes(x, own, depth, alike, self.quantizer).tolist())
-        raise UserError(
-            f"full codebook: all {self.tuples} semantic IDs are taken, by {self.items} items; remove items, or train "
-            "again with a higher --tokenize.codes or --tokenize.levels"
-        )

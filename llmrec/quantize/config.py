@@ -10,7 +10,7 @@ from llmrec.errors import UserError
 Method = Literal["random", "kmeans", "pq", "opq", "rq-kmeans", "aq", "hierarchical-kmeans", "rq-vae"]
 Collisions = Literal["dedup", "dedup-popularity", "sinkhorn", "nearest-free", "share"]
 Codebook = Literal["learned", "ema", "simvq", "fixed-linear", "fsq", "fsq-symmetric"]
-Estimator = Literal["straight-through", "rotation", "reflection", "gumbel", "sq-vae"]
+Estimator = Literal["straight-through", "none", "rotation", "reflection", "gumbel", "sq-vae"]
 Init = Literal["none", "random", "kmeans++", "constrained-kmeans"]
 Reconstruction = Literal["mse", "cosine", "latent", "none"]
 
@@ -25,15 +25,19 @@ class LossConfig:
     """The loss of an RQ-VAE: a reconstruction term and weighted terms; a term of weight 0 is left out."""
 
     reconstruction: Reconstruction = "mse"
-    """Reconstruction term, from the item x, its latent z and the decoder's output x': squared error of x' (mse),
-    1 - cos(x', x) (cosine), squared error of the encoding of x' against z (latent, our reading of DEX-VQ), or no
-    term (none)."""
+    """Reconstruction term, from the item x, its latent z and the decoder's output x': squared error of x' (mse; for
+    estimator sq-vae half its logarithm, the likelihood under an estimated variance), 1 - cos(x', x) (cosine), squared
+    error of the encoding of x' against z (latent, our reading of DEX-VQ), or no term (none)."""
     target_detach: bool = True
     """Stop the gradient at the target z of the reconstruction term (reconstruction latent only)."""
     quantization: float = 1.0
     """Weight of the sum of codebook and commitment loss, or of sq-vae's regulariser; FSQ has none of these losses."""
     contrastive: float = 0.0
-    """Weight of CoST's contrastive loss between items and reconstructions of a batch (arXiv 2404.14774)."""
+    """Weight of CoST's contrastive loss, in which each item must recognise its own row in a batch of reconstructions
+    (arXiv 2404.14774)."""
+    contrastive_of: Literal["reconstructions", "latents"] = "reconstructions"
+    """What the contrastive loss compares with the items: their reconstructions, or a linear map of their latents (the
+    head of DEX-VQ, which teaches the encoder past the quantizer)."""
     contrastive_temperature: float = 0.1
     """Temperature of the contrastive term."""
     collaborative: float = 0.0
@@ -60,6 +64,11 @@ class LossConfig:
         if self.reconstruction == "none" and not self.contrastive:
             raise UserError(
                 "--tokenize.rq_vae.loss.reconstruction is none, so nothing asks the codes to tell items apart; "
+                "give --tokenize.rq_vae.loss.contrastive a weight"
+            )
+        if self.contrastive_of == "latents" and not self.contrastive:
+            raise UserError(
+                "--tokenize.rq_vae.loss.contrastive_of latents does nothing without the contrastive term; "
                 "give --tokenize.rq_vae.loss.contrastive a weight"
             )
         if self.reconstruction != "latent" and not self.target_detach:
@@ -89,10 +98,10 @@ class RQVAEConfig:
     ema_decay: float = 0.99
     """Decay d of the moving average: new = d * old + (1 - d) * batch (codebook ema only)."""
     estimator: Estimator = "straight-through"
-    """How the gradient passes the quantizer: copied (straight-through), rotated, reflected, or through sampled soft
-    codes (gumbel, sq-vae)."""
+    """How the decoder's gradient passes the quantizer: copied (straight-through), not at all (none), rotated,
+    reflected, or through sampled soft codes (gumbel, sq-vae)."""
     temperature: float = 1.0
-    """Temperature of the soft codes: constant for gumbel, the start value for sq-vae."""
+    """Temperature of the soft codes: constant for gumbel; for sq-vae the start value, a twentieth of it at the end."""
     init: Init = "kmeans++"
     """Start values of the codes: random, or centroids of the residuals of the first batch, by k-means (kmeans++) or
     by k-means with clusters of limited size (constrained-kmeans); none for codebooks that have their own (FSQ,
@@ -130,6 +139,12 @@ class RQVAEConfig:
             positive=("learning_rate", "temperature"),
             shares=("ema_decay",),
         )
+        if self.estimator == "none" and self.loss.contrastive_of != "latents":
+            raise UserError(
+                "--tokenize.rq_vae.estimator none keeps the decoder's gradient from the encoder, so nothing would "
+                "teach it; set --tokenize.rq_vae.loss.contrastive_of latents and give "
+                "--tokenize.rq_vae.loss.contrastive a weight"
+            )
         for part, reason in self._conflicts():
             raise UserError(f"--tokenize.rq_vae.codebook {self.codebook} does not go with {part}: {reason}")
 
@@ -222,8 +237,11 @@ class TokenizeConfig:
             raise UserError(f"{reason}, and --tokenize.collisions {self.collisions} would change them; choose dedup.")
 
     def cache_key(self) -> dict[str, Any]:
-        """The fields on which the semantic IDs depend; `file`, which earlier versions lacked, only if it is set."""
-        return {name: value for name, value in asdict(self).items() if name != "file" or value}
+        """The fields on which the semantic IDs depend; those that earlier versions lacked only if they are set."""
+        key = {name: value for name, value in asdict(self).items() if name != "file" or value}
+        if self.rq_vae.loss.contrastive_of == LossConfig.contrastive_of:
+            del key["rq_vae"]["loss"]["contrastive_of"]
+        return key
 
     def _check_rq_vae(self) -> None:
         """Raise UserError if the settings of rq-vae do not match the number and sizes of the levels."""

@@ -14,8 +14,8 @@ import numpy as np
 from llmrec.data.files import read_json, read_table, require_column, require_file
 from llmrec.data.ids import id_column
 from llmrec.errors import UserError
-from llmrec.quantize.base import as_matrix
-from llmrec.quantize.classical.residual import RQKMeans
+from llmrec.quantize.base import BLOCK
+from llmrec.quantize.classical.residual import Residual, RQKMeans
 from llmrec.quantize.config import TokenizeConfig
 
 FLAG = "--tokenize.file"
@@ -74,17 +74,17 @@ def quantizer_of(config: TokenizeConfig, x: np.ndarray, codes: np.ndarray) -> RQ
     """
     quantizer = RQKMeans(config)
     quantizer.codebooks = []
-    residual = as_matrix(x).copy()
     for level, size in enumerate(config.level_sizes):
-        own = codes[:, level]
+        own, residual = codes[:, level], Residual(x, codes[:, :level], quantizer.codebooks)
         counts = np.bincount(own, minlength=size)
-        sums = np.zeros((size, residual.shape[1]), np.float64)
-        np.add.at(sums, own, residual)
+        sums, longest = np.zeros((size, x.shape[1]), np.float64), 1.0
+        for start in range(0, len(x), BLOCK):
+            block = residual[start : start + BLOCK]
+            np.add.at(sums, own[start : start + BLOCK], block)
+            longest = max(longest, float(np.linalg.norm(block, axis=1).max()))
         codebook = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        longest = float(np.linalg.norm(residual, axis=1).max())
-        codebook[counts == 0] = FAR * max(longest, 1.0) / np.sqrt(residual.shape[1])
+        codebook[counts == 0] = FAR * longest / np.sqrt(x.shape[1])
         quantizer.codebooks.append(codebook)
-        residual -= codebook[own]
     return quantizer
 
 

@@ -27,8 +27,9 @@ from llmrec.embed import (
     require_finite,
 )
 from llmrec.errors import UserError
+from llmrec.quantize.arrivals import place
 from llmrec.quantize.base import BLOCK, Quantizer
-from llmrec.quantize.collisions import excess, place, resolve_collisions
+from llmrec.quantize.collisions import excess, resolve_collisions
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.methods import quantizer_class
 from llmrec.quantize.report import Report, measure

@@ -9,7 +9,7 @@ import torch
 
 from llmrec.errors import UserError
 from llmrec.quantize import Quantizer, RQVAEConfig, TokenizeConfig, quantizer_class
-from llmrec.quantize.config import FROZEN, FSQ, STOCHASTIC, Codebook, Estimator, Method
+from llmrec.quantize.config import FROZEN, FSQ, STOCHASTIC, Codebook, Estimator, LossConfig, Method
 
 GROUPS, PER_GROUP, DIMS, CODES = 8, 24, 12, 8
 
@@ -47,7 +47,9 @@ CONFIGS: dict[str, TokenizeConfig] = {
     "kmeans": classical("kmeans", levels=1),
     "pq": classical("pq"),
     "pq, uneven": classical("pq", codes=[8, 4, 6]),
+    "pq, blocks of two widths": classical("pq", levels=5),
     "opq": classical("opq"),
+    "opq, blocks of two widths": classical("opq", levels=5),
     "rq-kmeans": classical("rq-kmeans"),
     "rq-kmeans, uneven": classical("rq-kmeans", codes=[8, 4, 6]),
     "rq-kmeans, beams": classical("rq-kmeans", beams=4),
@@ -60,7 +62,11 @@ CONFIGS: dict[str, TokenizeConfig] = {
     "hierarchical-kmeans, balanced": classical("hierarchical-kmeans", balanced=True),
     **{f"rq-vae, {codebook}": with_codebook(codebook) for codebook in get_args(Codebook)},
     **{
-        f"rq-vae, {estimator}": rq_vae(estimator=estimator, temperature=0.1 if estimator in STOCHASTIC else 1.0)
+        f"rq-vae, {estimator}": rq_vae(
+            estimator=estimator,
+            temperature=0.1 if estimator in STOCHASTIC else 1.0,
+            loss=LossConfig(contrastive=1, contrastive_of="latents") if estimator == "none" else LossConfig(),
+        )
         for estimator in get_args(Estimator)[1:]
     },
     "rq-vae, uneven": rq_vae(codes=[8, 4, 6]),

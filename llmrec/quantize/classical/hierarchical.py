@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llmrec.console import track
-from llmrec.quantize.base import Quantizer, as_matrix
+from llmrec.quantize.base import Quantizer, Rows, Some, require_finite_rows
 from llmrec.quantize.classical.kmeans import balanced_assignment, balanced_kmeans, distinct_rows, kmeans, nearest
 
 
@@ -80,12 +80,13 @@ class HierarchicalKMeans(Quantizer):
         if not self._config.balanced:
             return self.encode(x)
         self._require_dims(x)
-        return self._descend(as_matrix(x), balanced_assignment)
+        require_finite_rows(x)
+        return self._descend(x, balanced_assignment)
 
     def _encode(self, x: np.ndarray) -> np.ndarray:
         return self._descend(x, nearest)
 
-    def _descend(self, x: np.ndarray, choose: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    def _descend(self, x: np.ndarray, choose: Callable[[Rows, np.ndarray], np.ndarray]) -> np.ndarray:
         """Codes (int32 [N, L]) of `x` [N, D]: at each node, `choose(rows, child centroids)` gives each row's child."""
         codes = np.zeros((len(x), self.levels), np.int32)
         node = np.zeros(len(x), np.int64)
@@ -94,7 +95,7 @@ class HierarchicalKMeans(Quantizer):
             forks, fork = np.unique(node[rows], return_inverse=True)
             for parent, group in zip(forks, _groups(rows, fork, len(forks)), strict=True):
                 first = self._first[parent]
-                codes[group, level] = choose(x[group], self.centroids[first : first + self.children[parent]])
+                codes[group, level] = choose(Some(x, group), self.centroids[first : first + self.children[parent]])
             node = self._first[node] + codes[:, level]
         return codes
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrec.quantize.base import BLOCK
+from llmrec.quantize.base import BLOCK, Rows
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def _fill_unused(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
             centroids[unused[: len(worst)]] = x[worst]
 
 
-def nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def nearest(x: Rows, centroids: np.ndarray) -> np.ndarray:
     """Index (int64 [N]) of the centroid [C, D] with the lowest Euclidean distance to each row of `x` [N, D]."""
     labels = np.empty(len(x), np.int64)
     centred, bias = _scorer(centroids)
@@ -149,15 +149,18 @@ def distinct_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, inverse
 
 
-def balanced_assignment(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Label of each row (int64 [N]): each centroid gets floor(N/C) or ceil(N/C) rows, its nearest rows first."""
+def balanced_assignment(x: Rows, centroids: np.ndarray) -> np.ndarray:
+    """Label of each row (int64 [N]): each centroid gets floor(N/C) or ceil(N/C) rows, its nearest rows first.
+
+    `x` [N, D] is read in blocks.
+    """
     labels = np.full(len(x), -1, np.int64)
     _take_nearest(x, centroids, labels, len(x) // len(centroids))
     _take_nearest(x, centroids, labels, 1)
     return labels
 
 
-def _take_nearest(x: np.ndarray, centroids: np.ndarray, labels: np.ndarray, capacity: int) -> None:
+def _take_nearest(x: Rows, centroids: np.ndarray, labels: np.ndarray, capacity: int) -> None:
     """Label rows of label -1, in place, until none is left or each centroid has `capacity` more rows.
 
     In each round, each unlabelled row chooses the nearest centroid that is not full, and each centroid accepts the

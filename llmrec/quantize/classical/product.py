@@ -1,5 +1,7 @@
 """Product quantization: the D dimensions are split into L blocks, and each block has its own k-means.
 
+If L does not divide D, the first blocks have one dimension more than the others.
+
 PQ is from Jegou, Douze and Schmid (TPAMI 2011). OPQ (Ge, He, Ke and Sun, CVPR 2013) also learns a rotation of the
 input; it alternates between the rotation and the codebooks. The levels have equal weight and no order: one level more
 does not refine the codes before it, but splits the dimensions into other blocks.
@@ -17,7 +19,7 @@ class ProductQuantizer(Quantizer):
     """Approximates x by the concatenation of one centroid per block."""
 
     codebooks: list[np.ndarray]
-    """Centroids of each block, L arrays of float32 [C_l, D / L]."""
+    """Centroids of each block, L arrays of float32 [C_l, width of the block]."""
 
     @property
     def dims(self) -> int:
@@ -31,10 +33,10 @@ class ProductQuantizer(Quantizer):
 
     def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
         config = self._config
-        if x.shape[1] % config.levels:
+        if x.shape[1] < config.levels:
             raise UserError(
                 f"--tokenize.levels is {config.levels}, but method {config.method} cuts the {x.shape[1]} dimensions of "
-                "the embeddings into equal blocks, one per level; choose a divisor of the dimensions"
+                f"the embeddings into one block per level; choose {x.shape[1]} or fewer levels"
             )
         self.codebooks = [
             kmeans(block, self.level_sizes[level], config.iterations, config.seed + level)
@@ -42,8 +44,8 @@ class ProductQuantizer(Quantizer):
         ]
 
     def _blocks(self, x: np.ndarray) -> list[np.ndarray]:
-        """The L blocks [N, D / L] of `x` [N, D]."""
-        return [np.ascontiguousarray(block) for block in np.split(x, self.levels, axis=1)]
+        """The L blocks [N, D // L or D // L + 1] of `x` [N, D]."""
+        return [np.ascontiguousarray(block) for block in np.array_split(x, self.levels, axis=1)]
 
     def _encode(self, x: np.ndarray) -> np.ndarray:
         labels = [nearest(block, codebook) for block, codebook in zip(self._blocks(x), self.codebooks, strict=True)]
@@ -54,7 +56,11 @@ class ProductQuantizer(Quantizer):
 
 
 class OptimizedProductQuantizer(ProductQuantizer):
-    """Product quantization of (x - mean) @ R. Without the subtraction, an offset would distort R and cost precision."""
+    """Product quantization of (x - mean) @ R. Without the subtraction, an offset would distort R and cost precision.
+
+    The fit repeats to the last bit only with the same number of threads: they decide the order of the sums in the
+    singular value decomposition, each round starts from the rotation before it, and so rounding can change some codes.
+    """
 
     mean: np.ndarray
     """Mean of the fitted rows, float32 [D]."""

@@ -1,13 +1,15 @@
 """Residual k-means, and the encoder that approximates a vector by a sum of codes, one per level.
 
 Encoding is greedy or a beam search. Additive quantization (Babenko and Lempitsky, CVPR 2014) uses it too; the beam
-search is from that paper. The encoder never computes residuals. With p the sum of the codes chosen so far,
+search is from that paper. With p the sum of the codes chosen so far,
 -|x - p - c|^2 / 2 = -|x - p|^2 / 2 + x.c - p.c - |c|^2 / 2, so the score of every code follows from one product of x
-with all codebooks and a table of the products between codebooks.
+with all codebooks and a table of the products between codebooks. Large codebooks have no such table, which grows with
+the square of C; then each level is searched with the residuals x - p.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from llmrec.console import track
 from llmrec.device import resolve_device
-from llmrec.quantize.base import BLOCK, Quantizer, as_matrix
+from llmrec.quantize.base import BLOCK, Quantizer, as_matrix, require_finite_rows
 from llmrec.quantize.classical.kmeans import balanced_assignment, balanced_kmeans, kmeans, nearest
 
 ROWS = 4096
@@ -24,6 +26,10 @@ ROWS = 4096
 
 CANDIDATES = 1 << 23
 """Maximum number of scores in one step of the beam search; limits the memory for many beams."""
+
+
+MOST_PRODUCTS = 1 << 26
+"""Maximum number of products between codebooks in the table, 256 MiB: 3 x 4,096 codes have one, 3 x 8,192 have none."""
 
 
 class SumEncoder:
@@ -42,10 +48,31 @@ class SumEncoder:
         # Of equal codes, only the first can be chosen. Otherwise rounding, which depends on the block, decides the tie.
         bias[np.concatenate([_repeats(codebook) for codebook in codebooks])] = -np.inf
         self._sizes = [len(codebook) for codebook in codebooks]
-        self._codes = self._tensor(np.concatenate(centred).T)
-        self._bias = self._tensor(bias)
-        codes, ends = np.concatenate(codebooks), np.cumsum(self._sizes)
-        self._products = [self._tensor(code @ codes[end:].T) for code, end in zip(centred, ends, strict=True)]
+        ends = np.cumsum(self._sizes)
+        self._products: list[Tensor] | None = None
+        if sum(size * int(ends[-1] - end) for size, end in zip(self._sizes, ends, strict=True)) <= MOST_PRODUCTS:
+            self._codes = self._tensor(np.concatenate(centred).T)
+            self._bias = self._tensor(bias)
+            codes = np.concatenate(codebooks)
+            self._products = [self._tensor(code @ codes[end:].T) for code, end in zip(centred, ends, strict=True)]
+        else:
+            first = np.split(np.isneginf(bias), ends[:-1])
+            self._levels = [
+                self._level(codebook, code, mean, repeats)
+                for codebook, code, mean, repeats in zip(codebooks, centred, means, first, strict=True)
+            ]
+
+    def _level(
+        self, codebook: np.ndarray, centred: np.ndarray, mean: np.ndarray, repeats: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The codes [C, D] of a level; their transpose minus the level's mean [D, C]; the bias [C]; the mean [D, 1].
+
+        For a residual r, r.c - |c|^2 / 2 is r.(c - m) + bias + r.m up to a constant of the level; bias is -infinity for
+        codes that equal an earlier one.
+        """
+        bias = -centred @ mean - 0.5 * (centred**2).sum(axis=1)
+        bias[repeats] = -np.inf
+        return self._tensor(codebook), self._tensor(centred.T), self._tensor(bias), self._tensor(mean[:, None])
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
@@ -57,26 +84,43 @@ class SumEncoder:
         step = min(ROWS, max(1, CANDIDATES // (beams * max(self._sizes))))
         for start in range(0, len(x), step):
             block = torch.from_numpy(np.require(x[start : start + step], np.float32, ["C", "W"])).to(self.device)
-            scores = torch.addmm(self._bias, block, self._codes)
-            chosen = self._greedy(scores) if beams == 1 else self._search(scores, beams)
+            if self._products is None:
+                chosen = self._search_residuals(block, beams)
+            else:
+                scores = torch.addmm(self._bias, block, self._codes)
+                chosen = (self._greedy if beams == 1 else self._search)(scores, self._products, beams)
             codes[start : start + step] = chosen.cpu().numpy()
         return codes
 
-    def _greedy(self, scores: Tensor) -> Tensor:
+    def _search_residuals(self, block: Tensor, beams: int) -> Tensor:
+        """Codes [B, L] of `block` [B, D] without a table; greedy with one beam."""
+        rows = torch.arange(len(block), device=self.device)[:, None]
+        residual = block[:, None]  # [B, K, D]
+        total = block.new_zeros(len(block), 1)  # [B, K]
+        chosen = torch.empty(len(block), 1, 0, dtype=torch.int64, device=self.device)
+        for codes, centred, bias, mean in self._levels:
+            candidates = (residual @ centred).add_(bias).add_(total[:, :, None] + residual @ mean).flatten(1)
+            total, best = candidates.topk(min(beams, candidates.shape[1]))
+            beam, code = best // len(codes), best % len(codes)
+            chosen = torch.cat([chosen[rows, beam], code[:, :, None]], 2)
+            residual = residual[rows, beam] - codes[code]
+        return chosen[:, 0]
+
+    def _greedy(self, scores: Tensor, all_products: list[Tensor], beams: int) -> Tensor:
         """Codes [B, L], each the best one after the codes before it; overwrites `scores` [B, sum of C_l]."""
         chosen = []
-        for size, products in zip(self._sizes, self._products, strict=True):
+        for size, products in zip(self._sizes, all_products, strict=True):
             chosen.append(scores[:, :size].max(1).indices)  # takes half the time of argmax
             scores = scores[:, size:].sub_(products.index_select(0, chosen[-1]))
         return torch.stack(chosen, 1)
 
-    def _search(self, scores: Tensor, beams: int) -> Tensor:
+    def _search(self, scores: Tensor, all_products: list[Tensor], beams: int) -> Tensor:
         """Codes [B, L] by beam search from `scores` [B, sum of C_l]; each level keeps the best `beams` partial sums."""
         rows = torch.arange(len(scores), device=self.device)[:, None]
         scores = scores[:, None]  # [B, K, sum of C_l of the levels left], after each beam's codes
         total = scores.new_zeros(len(scores), 1)  # [B, K]
         chosen = torch.empty(len(scores), 1, 0, dtype=torch.int64, device=self.device)
-        for size, products in zip(self._sizes, self._products, strict=True):
+        for size, products in zip(self._sizes, all_products, strict=True):
             candidates = (total[:, :, None] + scores[:, :, :size]).flatten(1)
             total, best = candidates.topk(min(beams, candidates.shape[1]))
             beam, code = best // size, best % size
@@ -114,6 +158,22 @@ def _repeats(codebook: np.ndarray) -> np.ndarray:
         repeats[row] = code.tobytes() in seen
         seen.add(code.tobytes())
     return repeats
+
+
+class Residual:
+    """`x` [N, D] minus the sum of its `codes` [N, l] in the first l `codebooks`; computed when rows are asked for."""
+
+    def __init__(self, x: np.ndarray, codes: np.ndarray, codebooks: Sequence[np.ndarray]) -> None:
+        self._x, self._codes, self._codebooks = x, codes, codebooks
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        residual = as_matrix(self._x[rows]).copy()
+        for codebook, chosen in zip(self._codebooks, self._codes[rows].T, strict=False):
+            residual -= codebook[chosen]
+        return residual
 
 
 ROUNDING = 4 * np.finfo(np.float32).eps
@@ -158,22 +218,24 @@ class RQKMeans(Quantizer):
                 self._subtract(residual, level)
             residual[np.linalg.norm(residual, axis=1) < ROUNDING * norms] = 0
 
-    def _subtract(self, residual: np.ndarray, level: int) -> np.ndarray:
-        """Subtract each row's code of `level` from `residual` [N, D], in place; return the codes [N]."""
+    def _subtract(self, residual: np.ndarray, level: int) -> None:
+        """Subtract each row's code of `level` from `residual` [N, D], in place."""
         codebook = self.codebooks[level]
         assign = balanced_assignment if self._config.balanced else nearest
         codes = assign(residual, codebook)
         for start in range(0, len(residual), BLOCK):
             residual[start : start + BLOCK] -= codebook[codes[start : start + BLOCK]]
-        return codes
 
     def assign(self, x: np.ndarray) -> np.ndarray:
         """Codes (int32 [N, L]) of a whole catalogue `x` (floats [N, D]); balanced: at most ceil(N/C) items per code."""
         if not self._config.balanced:
             return self.encode(x)
         self._require_dims(x)
-        residual = as_matrix(x).copy()
-        return np.column_stack([self._subtract(residual, level) for level in range(self.levels)]).astype(np.int32)
+        require_finite_rows(x)
+        codes = np.empty((len(x), self.levels), np.int32)
+        for level, codebook in enumerate(self.codebooks):
+            codes[:, level] = balanced_assignment(Residual(x, codes[:, :level], self.codebooks), codebook)
+        return codes
 
     def decode_first(self, codes: np.ndarray) -> np.ndarray:
         return decode_sum(codes, self.codebooks)

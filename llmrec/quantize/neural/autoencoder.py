@@ -51,6 +51,7 @@ class ResidualAutoencoder(nn.Module):
             self.encoder.append(GridBound(settings.grid, settings.codebook == "fsq-symmetric", config.levels))
         self.codebooks = cast(Sequence[Codebook], nn.ModuleList(build_codebooks(config)))
         self.sampler = build_sampler(settings, config.levels, dims)
+        self.head = nn.Linear(settings.latent, dims) if settings.loss.contrastive_of == "latents" else None
         self.join = JOINS.get(settings.estimator)
         self.latent = settings.latent
         self.beta = settings.beta

@@ -248,6 +248,7 @@ class GridCodebook(Codebook):
     codes: Tensor
     scale: Tensor
     basis: Tensor
+    highest: Tensor
 
     def __init__(self, grid: list[int], symmetric: bool, level: int, levels: int) -> None:
         super().__init__()
@@ -256,6 +257,7 @@ class GridCodebook(Codebook):
         scale = torch.tensor(grid) // 2
         digits = torch.arange(int(values.prod()))[:, None] // basis % values
         self.slice = slice(level * len(grid), (level + 1) * len(grid))
+        self.register_buffer("highest", values - 1, persistent=False)
         codes = torch.zeros(len(digits), levels * len(grid))
         codes[:, self.slice] = (digits - scale) / scale
         self.register_buffer("codes", codes, persistent=False)
@@ -267,8 +269,13 @@ class GridCodebook(Codebook):
 
     @torch.no_grad()
     def select(self, residual: Tensor, codes: Tensor, epsilon: float = 0.0) -> Tensor:
-        """Round each axis of `residual`, float32 [B, d], to the grid; return the number of that point, int64 [B]."""
+        """Round each axis of `residual`, float32 [B, d], to the grid; return the number of that point, int64 [B].
+
+        A value beyond the ends of its axis takes the last value there: `GridBound` goes past the ends by a thousandth
+        of the axis, which is more than half a step if the axis has more than 1,001 values.
+        """
         digits = (residual[:, self.slice] * self.scale).round().long() + self.scale
+        digits = digits.clamp_min(0).minimum(self.highest)
         return (digits * self.basis).sum(1)
 
     def loss(self, residual: Tensor, code: Tensor, beta: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradient estimators of a quantizer: straight-through, rotation, reflection, Gumbel-softmax and SQ-VAE.
+"""Gradient estimators of a quantizer: straight-through, none, rotation, reflection, Gumbel-softmax and SQ-VAE.
 
 Rotation and reflection are those of arXiv 2410.06424, SQ-VAE is that of arXiv 2205.07547. sg is the stop-gradient.
 """
@@ -22,6 +22,11 @@ def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
         quantized: sums of their codes, float32 [B, d].
     """
     return z + (quantized - z).detach()
+
+
+def stop(z: Tensor, quantized: Tensor) -> Tensor:
+    """Return sg(quantized): the decoder's gradient reaches neither `z` nor the codebooks; both are float32 [B, d]."""
+    return quantized.detach()
 
 
 LEAST_NORM = 1e-6
@@ -140,8 +145,9 @@ def sample(logits: Tensor, temperature: float) -> Tensor:
     return ((logits - noise) / temperature).softmax(1)
 
 
-COOLING = 1e-5
-"""The temperature after n steps is the initial one times exp(-COOLING n)."""
+COOLING = 3.0
+"""The temperature after a share t of the training is the initial one times exp(-COOLING t). With the paper's
+exp(-1e-5 n) after n steps, it is as low after 300,000 steps; a catalogue's training often has a hundredth of them."""
 
 
 LEAST_VARIANCE = 1e-6
@@ -152,8 +158,7 @@ class SQVAE(nn.Module):
     """SQ-VAE (arXiv 2205.07547): soft codes sampled from p(k | r) ~ exp(-|r - c_k|^2 / (2 sigma^2)).
 
     Each level learns its own sigma^2. The loss is the paper's regulariser divided by D, the dimensions of the input.
-    The reconstruction error is a mean over D elements too, so the sum of both is the negative evidence lower bound
-    per element, for a decoder of fixed variance 1/2 and up to a constant.
+    With `log_likelihood` as the reconstruction term, the sum of both is the negative evidence lower bound per element.
 
     Args:
         temperature: initial temperature of the samples, above 0.
@@ -166,12 +171,14 @@ class SQVAE(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(levels))
         self.initial_temperature = temperature
         self.dims = dims
+        self.steps = 1
+        """Number of training steps over which the temperature falls; the training sets it."""
         self.draws = 0
 
     @property
     def temperature(self) -> float:
         """Temperature at the current training step; a step draws one sample per level."""
-        return self.initial_temperature * math.exp(-COOLING * self.draws / len(self.log_variance))
+        return self.initial_temperature * math.exp(-COOLING * self.draws / (len(self.log_variance) * self.steps))
 
     @torch.no_grad()
     def start(self, level: int, residual: Tensor, code: Tensor) -> None:
@@ -210,8 +217,22 @@ def regulariser(logits: Tensor, residual: Tensor, code: Tensor, precision: Tenso
     return (log_p.exp() * log_p).sum(1).mean() + precision * (residual - code).square().sum(1).mean()
 
 
+def log_likelihood(x: Tensor, reconstruction: Tensor) -> Tensor:
+    """Return 1/2 log of the mean squared error (scalar): the negative log-likelihood per element, up to a constant.
+
+    It is that of a normal distribution around the reconstruction, whose variance is estimated as the error of the
+    batch. A fixed variance would let the regulariser outweigh the error of input of another scale.
+
+    Args:
+        x: items, float32 [B, D].
+        reconstruction: float32 [B, D].
+    """
+    return 0.5 * F.mse_loss(reconstruction, x).clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
 JOINS: dict[Estimator, Callable[[Tensor, Tensor], Tensor]] = {
     "straight-through": straight_through,
+    "none": stop,
     "rotation": rotate,
     "reflection": reflect,
 }

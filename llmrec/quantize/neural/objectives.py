@@ -11,6 +11,7 @@ from torch import Tensor
 from llmrec.quantize.classical.kmeans import balanced_assignment, balanced_kmeans
 from llmrec.quantize.config import LossConfig
 from llmrec.quantize.neural.autoencoder import Quantized, ResidualAutoencoder
+from llmrec.quantize.neural.estimators import SQVAE, log_likelihood
 
 
 def contrastive_reconstruction(x: Tensor, reconstruction: Tensor, temperature: float) -> Tensor:
@@ -168,7 +169,8 @@ class Loss:
         reconstruction = model.decode(quantized.joined)
         loss = self._reconstruction(x, z, reconstruction) + settings.quantization * quantized.loss
         if settings.contrastive:
-            term = contrastive_reconstruction(x, reconstruction, settings.contrastive_temperature)
+            compared = reconstruction if model.head is None else model.head(z)
+            term = contrastive_reconstruction(x, compared, settings.contrastive_temperature)
             loss = loss + settings.contrastive * term
         if collaborative is not None:
             term = collaborative_alignment(quantized.joined, collaborative, settings.collaborative_temperature)
@@ -179,6 +181,8 @@ class Loss:
 
     def _reconstruction(self, x: Tensor, z: Tensor, reconstruction: Tensor) -> Tensor:
         match self._settings.reconstruction:
+            case "mse" if isinstance(self._model.sampler, SQVAE):
+                return log_likelihood(x, reconstruction)
             case "mse":
                 return F.mse_loss(reconstruction, x)
             case "cosine":

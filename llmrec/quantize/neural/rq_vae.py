@@ -4,6 +4,8 @@ By default, the input is standardised per dimension, and unused codes are reset.
 embeddings tend to collapse onto a few codes.
 """
 
+from math import ceil
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from llmrec.quantize.base import BLOCK, Quantizer
 from llmrec.quantize.config import RQVAEConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder, fill_unused, place_codes, reset_unused
 from llmrec.quantize.neural.codebooks import squared_distances
+from llmrec.quantize.neural.estimators import SQVAE
 from llmrec.quantize.neural.objectives import Loss
 
 log = get_logger(__name__)
@@ -135,6 +138,8 @@ class RQVAE(Quantizer):
         first = data[torch.randperm(len(data), generator=rng)[: self.codes * INIT_POINTS_PER_CODE].to(data.device)]
         variance = self._latent_variance(first)
         place_codes(self.model, first, self._config)
+        if isinstance(self.model.sampler, SQVAE):
+            self.model.sampler.steps = settings.epochs * ceil(len(data) / settings.batch_size)
         loss = Loss(settings.loss, self.model, self._config.seed)
         optimizer = _optimizer(settings, self.model)
         used = [torch.zeros(codes, dtype=torch.bool, device=data.device) for codes in self.level_sizes]
@@ -194,7 +199,7 @@ class RQVAE(Quantizer):
 
 
 def _optimizer(settings: RQVAEConfig, model: ResidualAutoencoder) -> torch.optim.Optimizer:
-    """Return the optimizer of `settings`; weight decay applies to encoder and decoder, not to codebooks or sampler."""
+    """Return the optimizer of `settings`; only encoder and decoder have weight decay."""
     networks = [*model.encoder.parameters(), *model.decoder.parameters()]
     decaying = {id(parameter) for parameter in networks}
     others = [parameter for parameter in model.parameters() if id(parameter) not in decaying]

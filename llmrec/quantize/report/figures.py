@@ -4,23 +4,15 @@ Vectors are read in blocks, so that a report on a million items never holds a co
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmrec.quantize.base import BLOCK, Quantizer
+from llmrec.quantize.base import BLOCK, Quantizer, Rows
 from llmrec.quantize.collisions import collision_groups
 
 if TYPE_CHECKING:
     from llmrec.collaborative.behaviour import Behaviour
-
-
-class Rows(Protocol):
-    """N vectors of D dimensions: an array (possibly memory-mapped), or an object that computes rows on request."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 class Reconstruction:
@@ -47,6 +39,19 @@ def blocks(x: Rows) -> Iterator[tuple[slice, np.ndarray]]:
 def unit(x: np.ndarray) -> np.ndarray:
     """Return the rows of `x`, floats [N, D], scaled to length 1; a row of zeros stays zeros."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def order_by_content(x: Rows) -> np.ndarray:
+    """Return the rows of `x`, floats [N, D], int64 [N], in the order of a hash of their values.
+
+    Whatever the order of the rows in `x`, the same vectors come in the same order.
+    """
+    hashes = np.empty(len(x), np.uint64)
+    factors = np.random.default_rng(0).integers(2**64, size=x[:1].shape[1], dtype=np.uint64) | np.uint64(1)
+    for where, block in blocks(x):
+        bits = np.ascontiguousarray(block).view(np.uint32).astype(np.uint64)
+        hashes[where] = (bits * factors).sum(axis=1, dtype=np.uint64)
+    return np.argsort(hashes, kind="stable")
 
 
 PAIRS = 20_000

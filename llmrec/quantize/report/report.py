@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmrec.console import printable
-from llmrec.quantize.base import Quantizer, sample
+from llmrec.quantize.base import Quantizer, Rows, Some, sample
 from llmrec.quantize.report.figures import (
     MAX_QUERIES,
     Reconstruction,
-    Rows,
     blocks,
     code_figures,
     collision_rate,
@@ -21,6 +20,7 @@ from llmrec.quantize.report.figures import (
     embedding_hit_rate,
     jaccard,
     nearest,
+    order_by_content,
     prefix_cohesion,
     rank_biased_overlap,
     unit,
@@ -52,10 +52,10 @@ def describe_codes(x: Rows, first: np.ndarray, item_ids: Sequence[str], titles: 
     Returns:
         One dictionary per code, the code with most items first: `code`; `items`, their number; `typical`, the
         `item_id` and `title` of the items whose embeddings are nearest by cosine to the mean of the code's items,
-        nearest first; and `words`, see `telling_words`.
+        nearest first, equally near ones by id; and `words`, see `telling_words`.
     """
     used, place, sizes = np.unique(first, return_inverse=True, return_counts=True)
-    typical = _typical(x, place, len(used))
+    typical = _typical(x, place, len(used), item_ids)
     words = telling_words(titles, place, len(used))
     return [
         {
@@ -68,7 +68,7 @@ def describe_codes(x: Rows, first: np.ndarray, item_ids: Sequence[str], titles: 
     ]
 
 
-def _typical(x: Rows, group: np.ndarray, groups: int) -> list[np.ndarray]:
+def _typical(x: Rows, group: np.ndarray, groups: int, item_ids: Sequence[str]) -> list[list[int]]:
     """Return, per group, the `TYPICAL` rows nearest by cosine to its mean, nearest first; `group` is int64 [N]."""
     means = np.zeros((groups, x[:1].shape[1]))
     for where, block in blocks(x):
@@ -79,7 +79,11 @@ def _typical(x: Rows, group: np.ndarray, groups: int) -> list[np.ndarray]:
         cosine[where] = (unit(block) * means[group[where]]).sum(axis=1)
     order = np.lexsort((-cosine, group))
     ends = np.cumsum(np.bincount(group, minlength=groups))
-    return [rows[:TYPICAL] for rows in np.split(order, ends[:-1])]
+    typical = []
+    for rows in np.split(order, ends[:-1]):
+        near = rows[cosine[rows] >= cosine[rows[:TYPICAL][-1]]]
+        typical.append(sorted(near.tolist(), key=lambda row: (-cosine[row], item_ids[row]))[:TYPICAL])
+    return typical
 
 
 def telling_words(titles: Sequence[str], group: np.ndarray, groups: int) -> list[list[str]]:
@@ -241,18 +245,20 @@ def measure(
 def _neighbourhood(x: Rows, reconstruction: Rows, seed: int, behaviour: "Behaviour | None") -> dict[str, Any]:
     """Compute `neighbour_jaccard@20`, `rbo@20` and `emb_hr@20`.
 
-    One search among the embeddings and one among the reconstructions serve all three figures.
+    One search among the embeddings and one among the reconstructions serve all three figures. Items with equal
+    reconstructions are equally near; in `order_by_content`, an order unrelated to their likeness decides between them.
     """
+    order = order_by_content(x)
     asked = sample(np.arange(len(x)), MAX_QUERIES, seed)
     known = np.empty(0, np.int64)
     if behaviour is not None:
-        known = sample(np.flatnonzero(np.diff(behaviour.pairs.indptr)), MAX_QUERIES, seed)
+        known = sample(np.flatnonzero(np.diff(behaviour.pairs.indptr)[order]), MAX_QUERIES, seed)
     queries = np.union1d(asked, known)
-    before, after = nearest(x, queries), nearest(reconstruction, queries)
+    before, after = (order[nearest(Some(vectors, order), queries)] for vectors in (x, reconstruction))
     of_asked, of_known = np.searchsorted(queries, asked), np.searchsorted(queries, known)
     hits = None
     if behaviour is not None and len(known):
-        together = companions(behaviour, known)
+        together = companions(behaviour, order[known])
         hits = {
             "raw": embedding_hit_rate(together, before[of_known]),
             "reconstruction": embedding_hit_rate(together, after[of_known]),

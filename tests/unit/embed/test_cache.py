@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,22 @@ def test_shards_add_up(tmp_path):
         cache.add([text], np.full((1, 2), number, np.float32))
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
     assert VectorCache(str(tmp_path), "one").get(list("cab"))[:, 0].tolist() == [2, 0, 1]
+
+
+def test_only_the_shards_that_are_asked_for_are_read(tmp_path):
+    shards = 16
+    for number in range(shards):
+        texts = [f"{number} {row}" for row in range(200)]
+        VectorCache(str(tmp_path), "one").add(texts, np.full((200, 256), number, np.float32))
+    tracemalloc.start()
+    try:
+        cache = VectorCache(str(tmp_path), "one")
+        found = cache.get(["7 3"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.full((1, 256), 7))
+    assert peak < shards * 200 * 256 * 4 / 2
 
 
 def test_a_half_written_shard_is_not_read(tmp_path):

@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import polars as pl
 import pytest
 
 from llmrec.data import Catalog, Interactions
 from llmrec.embed import EmbedConfig, Embeddings, embed, item_texts
+from llmrec.embed import embeddings as embeddings_module
 from llmrec.errors import UserError
 
 CATALOG = Catalog.from_frame(
@@ -43,6 +46,40 @@ def test_embedded_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(again.vectors, made.vectors)
     assert again.encoder.config == made.encoder.config
     np.testing.assert_array_equal(again.encoder.encode(["red lacquer. Opi. shines"]), made.vectors[:1])
+
+
+def test_chosen_items_are_read_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings_module, "BLOCK", 4)
+    ids = [f"i{row}" for row in range(11)]
+    vectors = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    encoder = embed(CATALOG, EmbedConfig("tfidf-svd", dim=2)).encoder
+    made = Embeddings(ids, vectors, encoder)
+    made.save(tmp_path)
+    for rows in ([10, 0, 5, 4, 3], [2], [*range(10, -1, -1)], [*range(11)], []):
+        chosen = [ids[row] for row in rows]
+        for found in (Embeddings.load(tmp_path, chosen), made.take_ids(chosen)):
+            assert found.item_ids == chosen
+            assert found.vectors.dtype == np.float32
+            np.testing.assert_array_equal(found.vectors, vectors[rows])
+    assert made.take_ids(ids).vectors is vectors
+    for read in (lambda: Embeddings.load(tmp_path, ["i1", "?"]), lambda: made.take_ids(["i1", "?"])):
+        with pytest.raises(KeyError, match=r"\?"):
+            read()
+
+
+def test_a_part_in_another_order_is_in_memory_once(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(40_000, 16)).astype(np.float32)
+    ids = [str(row) for row in range(len(vectors))]
+    Embeddings(ids, vectors, embed(CATALOG, EmbedConfig("tfidf-svd", dim=2)).encoder).save(tmp_path)
+    index_of_items = 8_000_000  # the ids, their rows and a dictionary of them, at this size
+    tracemalloc.start()
+    try:
+        found = Embeddings.load(tmp_path, ids[::-1])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found.vectors, vectors[::-1])
+    assert peak < vectors.nbytes + embeddings_module.BLOCK * 16 * 4 * 2 + index_of_items
 
 
 SILENT = Catalog.from_frame(

@@ -1,6 +1,7 @@
 """Items that arrive later: everybody has a semantic ID of their own, and nobody's changes."""
 
 import math
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llmrec.errors import UserError
-from llmrec.quantize.collisions import excess, place, resolve_collisions
+from llmrec.quantize.arrivals import place
+from llmrec.quantize.collisions import excess, resolve_collisions
 
 
 class Grid:
@@ -80,6 +82,20 @@ def test_until_every_semantic_id_is_taken(sizes, ranks):
     assert sorted(map(tuple, found.tolist())) == sorted(product(*map(range, level_sizes)))
     with pytest.raises(UserError, match=f"full codebook: all {every} semantic IDs are taken, by {every} items"):
         arrive("dedup", taken, level_sizes, grid, x)
+
+
+def test_an_arrival_reads_little_of_a_large_catalogue():
+    """A dictionary of every item took some hundred bytes for each; the codes of these items take 3.2 MB."""
+    grid, rng = Grid([64, 64, 64]), np.random.default_rng(0)
+    taken = np.unique(rng.integers(0, [64, 64, 64, 8], size=(200_000, 4)), axis=0).astype(np.int32)
+    tracemalloc.start()
+    try:
+        found = arrive("dedup", taken, [64, 64, 64, 8], grid, points(1, [64] * 3, 0))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not (taken == found).all(axis=1).any()
+    assert peak < taken.nbytes / 4
 
 
 @settings(max_examples=60, deadline=None)

@@ -118,3 +118,18 @@ def test_presets_carry_the_papers_settings():
 def test_an_unknown_name_is_refused_with_the_closest():
     with pytest.raises(UserError, match="no tokenizer 'lcrec'; did you mean 'lc-rec'"):
         preset("lcrec")
+
+
+def test_fields_that_earlier_versions_lacked_keep_their_runs():
+    terms = LossConfig(contrastive=1, contrastive_of="latents")
+    plain, headed = TokenizeConfig(), TokenizeConfig("rq-vae", rq_vae=RQVAEConfig(loss=terms))
+    assert "contrastive_of" not in plain.cache_key()["rq_vae"]["loss"]
+    assert headed.cache_key()["rq_vae"]["loss"]["contrastive_of"] == "latents"
+    assert "file" not in plain.cache_key()
+
+
+def test_a_stopped_gradient_needs_another_teacher():
+    with pytest.raises(UserError, match=r"estimator none .* nothing would teach it; set .*contrastive_of latents"):
+        RQVAEConfig(estimator="none")
+    with pytest.raises(UserError, match=r"contrastive_of latents does nothing without .* give .*contrastive a weight"):
+        LossConfig(contrastive_of="latents")

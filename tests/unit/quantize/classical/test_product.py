@@ -49,9 +49,19 @@ def test_table_distances_are_the_exact_ones_to_the_reconstruction(x):
 
 
 @pytest.mark.parametrize("make", [pq, opq])
-def test_dimensions_that_do_not_split_are_refused(x, make):
-    with pytest.raises(UserError, match=r"tokenize.levels is 3, .* 8 dimensions"):
-        make(x, levels=3)
+def test_dimensions_that_do_not_split_evenly_make_blocks_of_two_widths(x, make):
+    quantizer = make(x, levels=3)
+    assert [codebook.shape[1] for codebook in quantizer.codebooks] == [3, 3, 2]
+    assert quantizer.dims == 8
+    again = type(quantizer).from_state(quantizer.config(), quantizer.tensors())
+    np.testing.assert_array_equal(again.decode(again.encode(x)), quantizer.decode(quantizer.encode(x)))
+    assert error(quantizer, x) < 0.5 * ((x - x.mean(0)) ** 2).sum()
+
+
+@pytest.mark.parametrize("make", [pq, opq])
+def test_more_levels_than_dimensions_are_refused(x, make):
+    with pytest.raises(UserError, match=r"tokenize.levels is 9, .* 8 dimensions .* choose 8 or fewer"):
+        make(x, levels=9)
 
 
 def test_the_rotation_is_orthogonal(x):

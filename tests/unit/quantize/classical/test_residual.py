@@ -3,9 +3,18 @@ from itertools import product
 import numpy as np
 import pytest
 
+from llmrec.quantize.classical import residual
 from llmrec.quantize.classical.residual import ROWS, SumEncoder, decode_sum, encode_sum
 
 SIZES = [5, 3, 4]
+
+
+@pytest.fixture(autouse=True, params=["table", "residuals"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the table of products, and as large codebooks are encoded, without it."""
+    if request.param == "residuals":
+        monkeypatch.setattr(residual, "MOST_PRODUCTS", 0)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +45,23 @@ def test_one_beam_is_greedy_on_the_residual(x, codebooks):
     np.testing.assert_array_equal(encode_sum(x, codebooks, 1), greedy(x, codebooks))
 
 
-def test_one_beam_of_the_search_is_greedy(x, codebooks):
+def test_one_beam_of_the_search_is_greedy(x, codebooks, way):
     encoder = SumEncoder(codebooks, "cpu")
-    scores = encoder._bias + encoder._tensor(x) @ encoder._codes
-    np.testing.assert_array_equal(encoder._search(scores, 1).numpy(), greedy(x, codebooks))
+    if way == "residuals":
+        found = encoder._search_residuals(encoder._tensor(x), 1)
+    else:
+        scores = encoder._bias + encoder._tensor(x) @ encoder._codes
+        found = encoder._search(scores, encoder._products, 1)
+    np.testing.assert_array_equal(found.numpy(), greedy(x, codebooks))
+
+
+def test_large_codebooks_have_no_table(monkeypatch, way):
+    """3 x 65,536 codes would have a table of 51 GB."""
+    monkeypatch.setattr(residual, "MOST_PRODUCTS", 1000)
+    rng = np.random.default_rng(0)
+    for size, table in ((18, True), (19, False)):  # 3 size^2 products
+        books = [rng.normal(size=(size, 4)).astype(np.float32) for _ in range(3)]
+        assert (SumEncoder(books)._products is not None) == table
 
 
 @pytest.mark.parametrize("beams", [15, 60])  # C^(L-1) with the levels' own sizes, and every sum

@@ -1,7 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from llmrec.quantize import TokenizeConfig
+from llmrec.quantize import TokenizeConfig, quantizer_class
+from llmrec.quantize.base import BLOCK
+from llmrec.quantize.classical.kmeans import balanced_assignment
 from llmrec.quantize.classical.residual import RQKMeans, encode_sum
 
 
@@ -101,3 +105,29 @@ def test_no_worse_than_faiss_at_equal_settings():
         other.train(x)
         theirs.append(((other.decode(other.compute_codes(x)) - x) ** 2).sum())
     assert ours <= 1.002 * np.mean(theirs)
+
+
+@pytest.mark.parametrize("method", ["rq-kmeans", "hierarchical-kmeans"])
+def test_a_balanced_assignment_copies_blocks_only(method):
+    x = np.random.default_rng(0).normal(size=(6 * BLOCK, 16)).astype(np.float32)
+    config = TokenizeConfig(method, levels=2, codes=4, iterations=1, balanced=True, fit_rows=200)
+    quantizer = quantizer_class(method)(config).fit(x)
+    tracemalloc.start()
+    try:
+        codes = quantizer.assign(x)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.ptp(np.bincount(codes[:, 0])) <= 1
+    labels = 12 * 8 * len(x)  # labels, distances and orders of the rows, which do not grow with the dimensions
+    assert peak < labels + 6 * BLOCK * 16 * 4
+
+
+def test_a_balanced_assignment_subtracts_level_by_level(x):
+    """The residuals that are computed on request are those of the definition, to the last bit."""
+    quantizer = fit(x, levels=3, codes=7, balanced=True)
+    residual, expected = x.copy(), []
+    for codebook in quantizer.codebooks:
+        expected.append(balanced_assignment(residual, codebook))
+        residual -= codebook[expected[-1]]
+    np.testing.assert_array_equal(quantizer.assign(x), np.column_stack(expected))

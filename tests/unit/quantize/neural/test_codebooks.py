@@ -257,6 +257,14 @@ def test_zero_stays_zero(grid, symmetric):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
+def test_axes_of_any_length_keep_their_codes_in_range(symmetric):
+    for values in range(2, 4097):
+        bound, (codebook,) = fsq([values], symmetric)
+        index = codebook.select(bound(torch.tensor([[-1e6], [-30.0], [0.0], [30.0], [1e6]])), codebook.effective())
+        assert index.tolist() == [0, 0, values // 2, *[len(codebook.effective()) - 1] * 2]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
 def test_every_index_is_reached(symmetric):
     bound, (codebook,) = fsq([8, 6, 5], symmetric)
     axes = [torch.linspace(-6, 6, 61)] * 3

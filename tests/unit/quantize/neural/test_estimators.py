@@ -10,10 +10,12 @@ from llmrec.quantize.neural.estimators import (
     COOLING,
     SQVAE,
     Gumbel,
+    log_likelihood,
     reflect,
     regulariser,
     rotate,
     sample,
+    stop,
     straight_through,
 )
 
@@ -47,6 +49,13 @@ def test_the_value_is_the_codes_and_they_get_no_gradient(join):
     out, _, _ = gradients(join, z, quantized)
     torch.testing.assert_close(out, quantized)
     assert quantized.grad is None
+
+
+def test_a_stopped_quantizer_lets_no_gradient_through():
+    z, quantized = rows()
+    out = stop(z, quantized)
+    assert (out == quantized).all()
+    assert not out.requires_grad
 
 
 def test_straight_through_copies_the_gradient():
@@ -168,11 +177,25 @@ def test_sq_vae_starts_at_the_variance_around_its_codes():
     assert sampler.log_variance.tolist() == [0.0, pytest.approx(math.log(2.0))]
 
 
-def test_sq_vae_cools_once_per_step():
+@pytest.mark.parametrize("steps", [3, 60])
+def test_sq_vae_cools_with_the_share_of_the_training(steps):
     sampler = SQVAE(2.0, levels=2, dims=8)
+    sampler.steps = steps
     for level in (0, 1, 0, 1, 0, 1):
         sampler(torch.randn(4, 3), torch.randn(5, 3), level)
-    assert sampler.temperature == pytest.approx(2.0 * math.exp(-3 * COOLING))
+    assert sampler.temperature == pytest.approx(2.0 * math.exp(-COOLING * 3 / steps))
+
+
+def test_the_likelihood_is_that_of_the_best_variance():
+    x, reconstruction = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(6, 5)
+    variance = torch.logspace(-2, 2, 4001)
+    # -log N(x; reconstruction, variance) per element, without the constant log(2 pi) / 2
+    loss = x.square().mean() / (2 * variance) + variance.log() / 2
+    assert log_likelihood(x, reconstruction).item() + 0.5 == pytest.approx(loss.min().item(), abs=1e-5)
+    # the scale of the input moves the loss by a constant alone
+    moved = log_likelihood(100 * x, reconstruction) - log_likelihood(x, reconstruction)
+    assert moved.item() == pytest.approx(math.log(100), rel=1e-5)
+    assert math.isfinite(log_likelihood(x, x).item())
 
 
 def test_the_regulariser_is_the_negative_entropy_and_the_scaled_distance():

@@ -113,6 +113,25 @@ def test_the_alignment_term_teaches_the_encoder():
 # our reading of DEX-VQ
 
 
+def test_a_head_on_the_latents_teaches_the_encoder_past_a_stopped_quantizer():
+    torch.manual_seed(0)
+    terms = LossConfig(quantization=0.0, contrastive=2.0, contrastive_of="latents")
+    network = RQVAEConfig(hidden=[], latent=4, estimator="none", loss=terms)
+    model = ResidualAutoencoder(4, TokenizeConfig("rq-vae", levels=2, codes=6, rq_vae=network))
+    z = model.encode(X)
+    reconstruction = model.decode(model.quantize(z).joined)
+    loss = Loss(terms, model, seed=0)(X, None)[0]
+    expected = F.mse_loss(reconstruction, X) + 2 * contrastive_reconstruction(X, model.head(z), 0.1)
+    assert loss.item() == pytest.approx(expected.item())
+    # the reconstruction's gradient ends at the quantizer: only the head's arrives
+    found, head = (
+        torch.autograd.grad(value, model.encoder[0].weight, retain_graph=True)[0]
+        for value in (loss, 2 * contrastive_reconstruction(X, model.head(z), 0.1))
+    )
+    torch.testing.assert_close(found, head)
+    assert found.abs().sum() > 0
+
+
 def test_latents_are_compared_after_a_second_encoding():
     model, _ = linear(reconstruction="latent")
     with torch.no_grad():

@@ -30,9 +30,14 @@ SOUND = {
     "constrained": replace(SMALL, init="constrained-kmeans", sinkhorn=[0.0, 0.01]),
     "adagrad": replace(SMALL, optimizer="adagrad", learning_rate=0.05),
     "raw": replace(SMALL, standardize=False),
-    "dex-vq": replace(SMALL, loss=LossConfig(reconstruction="latent", contrastive=0.1)),
+    "latent": replace(SMALL, loss=LossConfig(reconstruction="latent", contrastive=0.1)),
+    "dex-vq": replace(
+        SMALL,
+        estimator="none",
+        loss=LossConfig(reconstruction="latent", target_detach=False, contrastive=0.1, contrastive_of="latents"),
+    ),
     "letter": replace(SMALL, loss=LossConfig(collaborative=0.1, diversity=0.01, diversity_groups=2)),
-    "r3-vae": replace(SMALL, loss=LossConfig(cohesion=0.1, spread=0.05)),
+    "cohesion-spread": replace(SMALL, loss=LossConfig(cohesion=0.1, spread=0.05)),
 }
 
 
@@ -95,6 +100,16 @@ def test_unit_vectors_with_a_common_offset_do_not_collapse():
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     codes = fit(SMALL, x, codes=32, levels=3).encode(x)
     assert min(len(np.unique(codes[:, level])) for level in range(3)) >= 26
+
+
+def test_sq_vae_reconstructs_input_of_any_scale():
+    """With a decoder of variance 1/2, the regulariser outweighs the error of small input: .46 at the second scale."""
+    x = np.random.default_rng(0).normal(size=(8, 6)).repeat(8, axis=0).astype(np.float32)
+    network = replace(SMALL, estimator="sq-vae", standardize=False, epochs=60)
+    for scale in (np.float32(1), np.float32(0.1)):
+        quantizer = fit(network, scale * x, codes=8)
+        error = ((quantizer.decode(quantizer.encode(scale * x)) - scale * x) ** 2).sum()
+        assert error < 0.4 * scale**2 * ((x - x.mean(0)) ** 2).sum()
 
 
 def test_levels_of_different_sizes():
