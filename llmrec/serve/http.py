@@ -24,14 +24,19 @@ from starlette.exceptions import HTTPException
 from llmrec import __version__
 from llmrec.checks import check_texts
 from llmrec.data import Catalog
+from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 from llmrec.model.tokens import token_names
+from llmrec.recommender.explain import parse_prefix
 from llmrec.recommender.recommender import Recommender
+from llmrec.recommender.request import Answer
 from llmrec.serve import schemas
 from llmrec.serve.guard import Guard, error_response
 from llmrec.serve.limits import ApiError
 from llmrec.serve.live import AddItems, RemoveItem, unknown_item
-from llmrec.serve.service import Service
+from llmrec.serve.page import add_page
+from llmrec.serve.service import Service, name_of
+from llmrec.serve.why import measured, parts_of, questions
 
 DESCRIPTION = """Recommend the items of one catalogue with a language model.
 
@@ -51,8 +56,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         504: "No answer within the deadline",
     }.items()
 }
+MISSING: dict[str, Any] = {"model": schemas.ErrorBody, "description": "No such item"}
 MOST_FOUND = 100
 """Largest number of items of one page."""
+WITHOUT_SCORES = ("quota", "specgr")
+"""Rankings whose score of an item depends on the other items of the list."""
+Ranking = Annotated[
+    RankingName | None, Query(description="One of `rankings` in GET /v1/model; default: what this server ranks by")
+]
 
 
 def make_app(service: Service, token: str | None = None) -> FastAPI:
@@ -75,6 +86,7 @@ def make_app(service: Service, token: str | None = None) -> FastAPI:
     _add_recommend(app, service)
     _add_items(app, service)
     _add_state(app, service)
+    add_page(app)
     return app
 
 
@@ -115,6 +127,7 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
     @app.post("/v1/recommend", responses=ERRORS, tags=["recommend"])
     async def recommend(
         asked: Annotated[schemas.Asked, Body(openapi_examples=schemas.EXAMPLES)],
+        ranking: Ranking = None,
     ) -> schemas.Answered | list[schemas.Answered]:
         """The best items after a history of item ids, for a request in words, or for both.
 
@@ -122,12 +135,13 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
         """
         started = time.perf_counter()
         requests = asked if isinstance(asked, list) else [asked]
-        answers = await service.recommend(requests, isinstance(asked, list))
+        own = service.recommender
+        answers = await service.recommend(own, requests, isinstance(asked, list), ranking)
         seconds = round(time.perf_counter() - started, 4)
         found = [
             schemas.Answered.model_validate(
                 {
-                    "items": [item.to_dict() for item in answer],
+                    "items": [item.to_dict() | known for item, known in zip(answer, _known(own, answer), strict=True)],
                     "reason": answer.reason,
                     "notes": answer.notes,
                     "seconds": seconds,
@@ -139,15 +153,44 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
 
     app.post("/recommend", responses=ERRORS, tags=["recommend"], deprecated=True)(recommend)
 
+    @app.post("/v1/explain", responses={**ERRORS, 404: MISSING}, tags=["recommend"])
+    async def explain(asked: schemas.Explain, ranking: Ranking = None) -> schemas.Explained:
+        """Why an item is recommended: its score and rank without the prompt, each item of the history, each word.
+
+        The first phrasing counts. Filters decide the ranks, not the scores. If there are too many parts, those that the
+        answer would list last are left out, and a note says so.
+        """
+        own = service.recommender
+        if asked.item_id not in own.catalog.index:
+            raise unknown_item(asked.item_id)
+        if (name := ranking or name_of(own.ranker)) in WITHOUT_SCORES:
+            message = f"ranking {name} scores lists, not items; choose another of GET /v1/model's rankings."
+            raise ApiError(422, "invalid_request", message, "ranking")
+        service.limits.check(asked.request)
+        parts, most = parts_of(asked.request, own.store, own.ranker.renderer), service.limits.requests // 2 - 1
+        notes = [f"Measured {most} of {len(parts)} parts."] if len(parts) > most else []
+        questioned = questions(asked.request, asked.item_id, parts[:most])
+        answers = await service.recommend(own, questioned, False, ranking)
+        (score, rank), *without = measured(asked.item_id, answers)
+        return schemas.Explained(
+            item_id=asked.item_id,
+            ranking=name,
+            score=score,
+            rank=rank,
+            parts=[
+                schemas.Part(
+                    kind=part.kind, place=part.place, text=part.text, score=less, rank=there, change=score - less
+                )
+                for part, (less, there) in zip(parts, without, strict=False)
+            ],
+            notes=[*answers[0].notes, *notes],
+        )
+
 
 def _add_items(app: FastAPI, service: Service) -> None:
     changing: dict[int | str, dict[str, Any]] = {
         **ERRORS,
         409: {"model": schemas.ErrorBody, "description": "The catalogue does not allow this change"},
-    }
-    missing: dict[int | str, dict[str, Any]] = {
-        **ERRORS,
-        404: {"model": schemas.ErrorBody, "description": "No such item"},
     }
 
     @app.post("/v1/items", status_code=201, responses=changing, tags=["items"])
@@ -162,7 +205,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
             added=len(done.added), updated=done.updated, items=done.items, semantic_ids=done.semantic_ids
         )
 
-    @app.delete("/v1/items/{item_id:path}", responses={**changing, 404: missing[404]}, tags=["items"])
+    @app.delete("/v1/items/{item_id:path}", responses={**changing, 404: MISSING}, tags=["items"])
     async def remove_item(item_id: Annotated[str, Path(max_length=1000)]) -> schemas.ItemRemoved:
         """Remove an item. The answer comes when the change is on the disk."""
         done = await service.change(RemoveItem(item_id))
@@ -171,15 +214,27 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.get("/v1/items", responses=ERRORS, tags=["items"])
     def find_items(
         query: Annotated[str, Query(max_length=service.limits.text, description="Words; empty: all items")] = "",
+        prefix: Annotated[
+            str, Query(max_length=1000, description="First item tokens of a semantic ID, such as `<a_12><b_3>`")
+        ] = "",
         limit: Annotated[int, Query(ge=1, le=MOST_FOUND)] = 20,
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     ) -> schemas.Items:
-        """The items whose id and texts contain every word of the query; those with the words in their title first."""
+        """The items whose id and texts contain every word of the query; those with the words in their title first.
+
+        With a prefix, only items whose semantic ID begins with it.
+        """
         recommender = service.recommender
         rows = recommender.store.lookup.search(query)
+        if prefix:
+            try:
+                codes = parse_prefix(prefix, recommender.ranker.renderer.vocabulary)
+            except UserError as error:
+                raise ApiError(422, "invalid_request", str(error), "prefix") from None
+            rows = rows[(recommender.item_tokenizer.codes[rows, : len(codes)] == codes).all(axis=1)]
         return schemas.Items(items=_items(recommender, rows[offset : offset + limit]), total=len(rows))
 
-    @app.get("/v1/items/{item_id:path}", responses=missing, tags=["items"])
+    @app.get("/v1/items/{item_id:path}", responses={**ERRORS, 404: MISSING}, tags=["items"])
     def read_item(item_id: Annotated[str, Path(max_length=1000)]) -> schemas.Item:
         """One item."""
         recommender = service.recommender
@@ -194,7 +249,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     def read_model() -> schemas.ModelInfo:
         """What this server serves, and its limits."""
         own = service.recommender
-        search, method = own.ranker.search, own.ranker.method
+        search = own.ranker.search
         return schemas.ModelInfo(
             llmrec=__version__,
             base_model=own.base_model,
@@ -203,7 +258,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
             fields=[name for name in own.catalog.fields if name != "title"],
             level_sizes=list(own.item_tokenizer.level_sizes),
             max_history=own.max_history,
-            ranking="beam" if method is None else method.name,
+            ranking=name_of(own.ranker),
+            rankings=list(service.rankers(own)),
             scoring=search.config.scoring,
             beams=search.config.beams,
             can_change_items=service.bundle.folder is not None,
@@ -263,11 +319,24 @@ def _addition(new: schemas.NewItems, service: Service) -> AddItems:
         return AddItems(catalog, np.array(new.vectors, np.float32), new.if_exists)
 
 
+def _known(recommender: Recommender, answer: Answer) -> list[dict[str, Any]]:
+    """What is known of each item of an answer beside its texts."""
+    rows = [recommender.catalog.index[item.item_id] for item in answer]
+    semantic_ids = _semantic_ids(recommender, rows)
+    return [
+        {"semantic_id": semantic_ids[item.item_id], "training_events": int(recommender.train_counts[row])}
+        for row, item in zip(rows, answer, strict=True)
+    ]
+
+
+def _semantic_ids(recommender: Recommender, rows: list[int]) -> dict[str, str]:
+    names = token_names(recommender.item_tokenizer.level_sizes, recommender.base.token_prefix)
+    return recommender.store.semantic_ids(rows, names)
+
+
 def _items(recommender: Recommender, rows: np.ndarray) -> list[schemas.Item]:
     """The items in these rows, int64 [n]."""
-    store = recommender.store
-    names = token_names(store.item_tokenizer.level_sizes, recommender.base.token_prefix)
-    semantic_ids = store.semantic_ids(rows.tolist(), names)
+    store, semantic_ids = recommender.store, _semantic_ids(recommender, rows.tolist())
     return [
         schemas.Item(
             item_id=row["item_id"],
