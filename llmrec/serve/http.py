@@ -6,8 +6,9 @@ app = make_app(Service(LiveBundle(lambda: Recommender.from_pretrained("model")),
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http import HTTPStatus
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -29,14 +30,14 @@ from llmrec.errors import UserError
 from llmrec.model.tokens import token_names
 from llmrec.recommender.explain import parse_prefix
 from llmrec.recommender.recommender import Recommender
-from llmrec.recommender.request import Answer
+from llmrec.recommender.request import Answer, Request
 from llmrec.serve import schemas
 from llmrec.serve.guard import Guard, error_response
-from llmrec.serve.limits import ApiError
+from llmrec.serve.limits import ApiError, Limits
 from llmrec.serve.live import AddItems, RemoveItem, unknown_item
 from llmrec.serve.page import add_page
 from llmrec.serve.service import Service, name_of
-from llmrec.serve.why import measured, parts_of, questions
+from llmrec.serve.why import RequestPart, measured, parts_of, questions
 
 DESCRIPTION = """Recommend the items of one catalogue with a language model.
 
@@ -157,8 +158,8 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
     async def explain(asked: schemas.Explain, ranking: Ranking = None) -> schemas.Explained:
         """Why an item is recommended: its score and rank without the prompt, each item of the history, each word.
 
-        The first phrasing counts. Filters decide the ranks, not the scores. If there are too many parts, those that the
-        answer would list last are left out, and a note says so.
+        The first phrasing counts. Filters decide the ranks, not the scores. If there are too many parts, the last ones
+        are not measured, and a note says so.
         """
         own = service.recommender
         if asked.item_id not in own.catalog.index:
@@ -166,11 +167,8 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
         if (name := ranking or name_of(own.ranker)) in WITHOUT_SCORES:
             message = f"ranking {name} scores lists, not items; choose another of GET /v1/model's rankings."
             raise ApiError(422, "invalid_request", message, "ranking")
-        service.limits.check(asked.request)
-        parts, most = parts_of(asked.request, own.store, own.ranker.renderer), service.limits.requests // 2 - 1
-        notes = [f"Measured {most} of {len(parts)} parts."] if len(parts) > most else []
-        questioned = questions(asked.request, asked.item_id, parts[:most])
-        answers = await service.recommend(own, questioned, False, ranking)
+        parts, asked_of, notes = await to_thread.run_sync(_left_out, asked, own, service.limits)
+        answers = await service.recommend(own, asked_of, False, ranking)
         (score, rank), *without = measured(asked.item_id, answers)
         return schemas.Explained(
             item_id=asked.item_id,
@@ -181,7 +179,7 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
                 schemas.Part(
                     kind=part.kind, place=part.place, text=part.text, score=less, rank=there, change=score - less
                 )
-                for part, (less, there) in zip(parts, without, strict=False)
+                for part, (less, there) in zip(parts, without, strict=True)
             ],
             notes=[*answers[0].notes, *notes],
         )
@@ -282,6 +280,21 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def metrics() -> PlainTextResponse:
         """Counts and times in the text format of Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _left_out(
+    asked: schemas.Explain, own: Recommender, limits: Limits
+) -> tuple[list[RequestPart], list[Request], list[str]]:
+    """The parts of a request, the requests that measure them, at most as many as a list may have, and notes.
+
+    Raises:
+        ApiError: the request exceeds a limit; together, the filters of all these requests have that of one request.
+    """
+    replace(limits, ids=max(1, limits.ids // limits.requests)).check(asked.request)
+    most = max(0, limits.requests // 2 - 1)
+    parts = list(islice(parts_of(asked.request, own.store, own.ranker.renderer), most + 1))
+    notes = [f"Measured the first {most} parts only."] if len(parts) > most else []
+    return parts[:most], questions(asked.request, asked.item_id, parts[:most]), notes
 
 
 def _addition(new: schemas.NewItems, service: Service) -> AddItems:

@@ -126,7 +126,9 @@ class Service:
                 being loaded.
         """
         deadline = time.monotonic() + self.limits.deadline
-        ranker = await to_thread.run_sync(self._ranker, recommender, ranking, limiter=self._threads)
+        ranker = recommender.ranker
+        if ranking is not None and ranking != name_of(ranker):
+            ranker = await to_thread.run_sync(self._ranker, recommender, ranking, limiter=self._threads)
         if len(requests) > self.limits.requests:
             message = f"{len(requests):,} requests in a list, expected at most {self.limits.requests}."
             raise ApiError(422, "too_large", message)
@@ -181,9 +183,7 @@ class Service:
                 message = f"Not finished within {self.limits.deadline:g} s; the change may still be made."
                 raise ApiError(504, "deadline", message) from None
 
-    def _ranker(self, recommender: Recommender, ranking: RankingName | None) -> ItemRanker:
-        if ranking is None:
-            return recommender.ranker
+    def _ranker(self, recommender: Recommender, ranking: RankingName) -> ItemRanker:
         rankers = self.rankers(recommender)
         if ranking not in rankers:
             message = f"ranking {ranking}: this server has {', '.join(rankers)}."

@@ -1,11 +1,11 @@
 """Why an item is recommended: each part of the request is left out in turn, and the change of the item's score counts.
 
-parts = parts_of(request, store, renderer)
+parts = list(parts_of(request, store, renderer))
 asked = questions(request, item_id, parts)         # two requests for the whole one, and two for each part
 whole, *without = measured(item_id, answers)       # of their answers: score and rank
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,7 +33,7 @@ class RequestPart:
     without: Request
 
 
-def parts_of(request: Request, store: ItemStore, renderer: Renderer) -> list[RequestPart]:
+def parts_of(request: Request, store: ItemStore, renderer: Renderer) -> Iterator[RequestPart]:
     """The whole prompt, the items of the history that the model sees, newest first, then the words of the prompt.
 
     Items that the catalogue lacks and words that the prompt's rendering takes out, such as item tokens, are no parts.
@@ -41,20 +41,16 @@ def parts_of(request: Request, store: ItemStore, renderer: Renderer) -> list[Req
     words = (request.prompt or "").split()
     history = list(request.history or ())
     shown = [place for place, item in enumerate(history) if item in store.catalog.index][-renderer.max_history :]
-    parts = []
     if request.prompt is not None:
         without = replace(request, prompt=None, history=history, empty_history="model")
-        parts.append(RequestPart("prompt", 0, request.prompt, without))
+        yield RequestPart("prompt", 0, request.prompt, without)
     for place in reversed(shown):
-        rest = history[:place] + history[place + 1 :]
-        parts.append(
-            RequestPart("history", place, history[place], replace(request, history=rest, empty_history="model"))
-        )
+        without = replace(request, history=history[:place] + history[place + 1 :], empty_history="model")
+        yield RequestPart("history", place, history[place], without)
     for place, word in enumerate(words):
-        rest_of_words = " ".join(words[:place] + words[place + 1 :])
-        if renderer.request(word) and renderer.request(rest_of_words):  # else the word is the whole prompt, or nothing
-            parts.append(RequestPart("word", place, word, replace(request, prompt=rest_of_words)))
-    return parts
+        rest = " ".join(words[:place] + words[place + 1 :])
+        if renderer.request(word) and renderer.request(rest):  # else the word is the whole prompt, or nothing
+            yield RequestPart("word", place, word, replace(request, prompt=rest))
 
 
 def questions(request: Request, item_id: str, parts: Sequence[RequestPart]) -> list[Request]:

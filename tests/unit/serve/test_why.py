@@ -70,7 +70,7 @@ def test_the_rank_of_the_whole_request_is_that_of_its_answer(client: "TestClient
 def test_the_model_sees_the_newest_items_and_no_item_tokens(recommender: Recommender) -> None:
     history = [f"i{row % 20}" for row in range(recommender.max_history + 3)]
     request = Request(history, "<a_1> balm <b_2>")
-    parts = parts_of(request, recommender.store, recommender.renderer)
+    parts = list(parts_of(request, recommender.store, recommender.renderer))
     places = [part.place for part in parts if part.kind == "history"]
     assert places == list(range(len(history) - 1, 2, -1))
     assert [part.text for part in parts if part.kind == "word"] == []  # the only word is the whole prompt
@@ -80,7 +80,7 @@ def test_many_parts_are_measured_up_to_the_limit(client: "TestClient") -> None:
     request = {"history": ["i1"], "prompt": " ".join(["a"] * 40)}
     found = client.post("/v1/explain", json={"item_id": "i8", "request": request}).json()
     assert len(found["parts"]) == 31
-    assert found["notes"] == ["Measured 31 of 42 parts."]
+    assert found["notes"] == ["Measured the first 31 parts only."]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,7 @@ def test_many_parts_are_measured_up_to_the_limit(client: "TestClient") -> None:
         ({"item_id": "i1", "request": {"history": ["i1"], "k": 0}}, 422, "request.k"),
         ({"item_id": "i1", "request": {"history": ["i1"], "kk": 1}}, 422, "request.kk"),
         ({"item_id": "i1", "request": {"history": ["i1"] * 1001}}, 422, "history"),
+        ({"item_id": "i1", "request": {"history": ["i1"], "allow": ["i1"] * 1563}}, 422, "allow"),
         ({"item_id": "i1", "request": {"prompt": " "}}, 422, "prompt"),
         ({"item_id": 1, "request": {"prompt": "x"}}, 422, "item_id"),
         ({"request": {"prompt": "x"}}, 422, "item_id"),
