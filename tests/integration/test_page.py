@@ -4,6 +4,7 @@ pip install -e ".[serve,browser,test]"; apt-get install chromium
 python -m pytest -m slow tests/integration/test_page.py
 """
 
+import re
 import shutil
 import socket
 import threading
@@ -23,7 +24,7 @@ pytest.importorskip("playwright", reason="the browser extra is not installed")
 pytest.importorskip("axe_playwright_python", reason="the browser extra is not installed")
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.data import Catalog
@@ -39,7 +40,8 @@ pytestmark = pytest.mark.slow
 
 PATIENCE = 180_000  # milliseconds, on a busy machine
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
-BAD_TITLE = '<img src=x onerror="document.title=1"> &amp; <b>soap</b>'
+TITLE = "Nova gentle soap"
+HTML = "<img src=x onerror='document.title=1'> &amp; <b>bold</b>"
 
 
 @pytest.fixture(scope="module")
@@ -210,39 +212,69 @@ def test_a_whole_visit(browser: Browser, address: str, size: str) -> None:
     visit.button("One list").click()
     expect(page.locator(".answer")).to_have_count(10)
 
-    # A new item, with a title that would break a page that took it for HTML.
+    # A new item; the first try has an id that is there already.
     visit.button("Add an item").click()
     page.locator("#add").get_by_label("Id", exact=True).fill("i1")
-    page.locator("#add").get_by_label("Title").fill(BAD_TITLE)
+    page.locator("#add").get_by_label("Title").fill(TITLE)
     page.locator("#add").get_by_label("Brand").fill(f"Nova {size}")
     visit.button("Add", "#add-form").click()
     expect(page.locator("#add-error")).to_contain_text("is in the catalogue already")
     visit.check()
     page.locator("#add").get_by_label("Id", exact=True).fill(f"new/{size}")
     visit.button("Add", "#add-form").click()
-    expect(page.locator("#added")).to_contain_text(BAD_TITLE)
+    expect(page.locator("#added")).to_contain_text(TITLE)
     page.get_by_label("Value").fill(f"nova {size}")
     visit.button("Set").click()
     expect(page.locator(".answer")).to_have_count(1)
     assert visit.answers() == [f"new/{size}"]
-    expect(page.locator(".answer h3")).to_contain_text(f"{BAD_TITLE} cold")
+    expect(page.locator(".answer h3")).to_contain_text(f"{TITLE} cold")
     expect(page.locator("#added")).to_contain_text("at place 1 of these recommendations")
     visit.button("Why?").click()
     expect(page.locator(".why tbody th")).to_have_count(5)
     visit.check()
     visit.button("Add to history", ".answer").click()
-    expect(page.locator("#history")).to_contain_text(BAD_TITLE)
+    expect(page.locator("#history")).to_contain_text(TITLE)
     expect(page.locator("#results")).to_contain_text("No item passes the filters")
     visit.check()
 
     # A reload shows the same request.
     page.reload()
     expect(page.locator("#history li")).to_have_count(3)
-    expect(page.locator("#history")).to_contain_text(BAD_TITLE)
+    expect(page.locator("#history")).to_contain_text(TITLE)
     expect(page.get_by_label("Wish")).to_have_value("gentle balm")
     assert [line for line in visit.complaints if "409 (Conflict)" not in line] == []  # the refused item, see above
     assert all(url.startswith(address) for url in visit.requests)
     assert page.request.delete(f"{address}v1/items/new/{size}").ok  # the next visit finds the shop as it was
+    page.close()
+
+
+def test_texts_of_the_catalogue_are_no_html(browser: Browser, address: str) -> None:
+    """The catalogue removes tags itself; here a server that does not is played."""
+    visit = Visit(browser, "about:blank", "desktop")
+    page = visit.page
+
+    def with_html(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=re.sub(r'"(title|brand)":"', rf'"\1":"{HTML} ', answer.text()))
+
+    page.route(re.compile(r"/v1/(items|recommend|explain)"), with_html)
+    page.goto(f"{address}#item=i1&item=i2&wish=%3Cimg+src%3Dx%3E+balm")
+    expect(page.locator("#history")).to_contain_text(HTML)
+    expect(page.locator(".answer h3").first).to_contain_text(HTML)
+    expect(page.locator(".answer .fields").first).to_contain_text(HTML)
+    page.get_by_label("Search the catalogue").fill("soap")
+    expect(page.locator("#found .pick").first).to_contain_text(HTML)
+    visit.button("Why?").click()
+    expect(page.locator(".why tbody")).to_contain_text(HTML)
+    expect(page.locator(".why tbody")).to_contain_text("“<img” word")
+    page.locator(".answer .code").first.click()
+    expect(page.locator("#prefix-items .pick").first).to_contain_text(HTML)
+    page.keyboard.press("Escape")
+    visit.button("Side by side").click()
+    expect(page.locator(".columns .pick").first).to_contain_text(HTML)
+    assert page.locator("img, main b").count() == 0
+    assert page.title() == "llmrec"
+    assert visit.complaints == []
     page.close()
 
 

@@ -21,7 +21,7 @@ async function add(event) {
   button.disabled = true;
   try {
     const done = await ask("v1/items", { body: { items: [{ item_id, title, fields }] } });
-    const added = { item_id, title, fields, semantic_id: done.semantic_ids[item_id], training_events: 0 };
+    const added = await ask(`v1/items/${encodeURIComponent(item_id)}`); // as the catalogue has it
     remember([added]);
     model.items = done.items;
     $("add-form").reset();
