@@ -111,7 +111,7 @@ def describe(recommender: Recommender, prefix: str) -> Description:
         UserError: `prefix` is not the first item tokens of a semantic ID, or no item has it.
     """
     vocabulary = recommender.ranker.renderer.vocabulary
-    wanted = _parse(prefix, vocabulary)
+    wanted = parse_prefix(prefix, vocabulary)
     text = vocabulary.text(np.array(wanted))
     below = _below(recommender.item_tokenizer.codes, wanted, vocabulary)
     titles = recommender.catalog.frame["title"].to_list()
@@ -151,7 +151,7 @@ def say(recommender: Recommender, task: TaskName, **values: str) -> str:
     return " ".join(tokenizer.decode(answer, skip_special_tokens=True).split())
 
 
-def _parse(prefix: str, vocabulary: ItemVocabulary) -> list[int]:
+def parse_prefix(prefix: str, vocabulary: ItemVocabulary) -> list[int]:
     """The codes of a text that consists of item tokens, first level first.
 
     Raises:

@@ -6,8 +6,9 @@ app = make_app(Service(LiveBundle(lambda: Recommender.from_pretrained("model")),
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http import HTTPStatus
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,14 +25,19 @@ from starlette.exceptions import HTTPException
 from llmrec import __version__
 from llmrec.checks import check_texts
 from llmrec.data import Catalog
+from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 from llmrec.model.tokens import token_names
+from llmrec.recommender.explain import parse_prefix
 from llmrec.recommender.recommender import Recommender
+from llmrec.recommender.request import Answer, Request
 from llmrec.serve import schemas
 from llmrec.serve.guard import Guard, error_response
-from llmrec.serve.limits import ApiError
+from llmrec.serve.limits import ApiError, Limits
 from llmrec.serve.live import AddItems, RemoveItem, unknown_item
-from llmrec.serve.service import Service
+from llmrec.serve.page import add_page
+from llmrec.serve.service import Service, name_of
+from llmrec.serve.why import RequestPart, measured, parts_of, questions
 
 DESCRIPTION = """Recommend the items of one catalogue with a language model.
 
@@ -51,8 +57,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         504: "No answer within the deadline",
     }.items()
 }
+MISSING: dict[str, Any] = {"model": schemas.ErrorBody, "description": "No such item"}
 MOST_FOUND = 100
 """Largest number of items of one page."""
+WITHOUT_SCORES = ("quota", "specgr")
+"""Rankings whose score of an item depends on the other items of the list."""
+Ranking = Annotated[
+    RankingName | None, Query(description="One of `rankings` in GET /v1/model; default: what this server ranks by")
+]
 
 
 def make_app(service: Service, token: str | None = None) -> FastAPI:
@@ -75,6 +87,7 @@ def make_app(service: Service, token: str | None = None) -> FastAPI:
     _add_recommend(app, service)
     _add_items(app, service)
     _add_state(app, service)
+    add_page(app)
     return app
 
 
@@ -115,6 +128,7 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
     @app.post("/v1/recommend", responses=ERRORS, tags=["recommend"])
     async def recommend(
         asked: Annotated[schemas.Asked, Body(openapi_examples=schemas.EXAMPLES)],
+        ranking: Ranking = None,
     ) -> schemas.Answered | list[schemas.Answered]:
         """The best items after a history of item ids, for a request in words, or for both.
 
@@ -122,12 +136,13 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
         """
         started = time.perf_counter()
         requests = asked if isinstance(asked, list) else [asked]
-        answers = await service.recommend(requests, isinstance(asked, list))
+        own = service.recommender
+        answers = await service.recommend(own, requests, isinstance(asked, list), ranking)
         seconds = round(time.perf_counter() - started, 4)
         found = [
             schemas.Answered.model_validate(
                 {
-                    "items": [item.to_dict() for item in answer],
+                    "items": [item.to_dict() | known for item, known in zip(answer, _known(own, answer), strict=True)],
                     "reason": answer.reason,
                     "notes": answer.notes,
                     "seconds": seconds,
@@ -139,15 +154,41 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
 
     app.post("/recommend", responses=ERRORS, tags=["recommend"], deprecated=True)(recommend)
 
+    @app.post("/v1/explain", responses={**ERRORS, 404: MISSING}, tags=["recommend"])
+    async def explain(asked: schemas.Explain, ranking: Ranking = None) -> schemas.Explained:
+        """Why an item is recommended: its score and rank without the prompt, each item of the history, each word.
+
+        The first phrasing counts. Filters decide the ranks, not the scores. If there are too many parts, the last ones
+        are not measured, and a note says so.
+        """
+        own = service.recommender
+        if asked.item_id not in own.catalog.index:
+            raise unknown_item(asked.item_id)
+        if (name := ranking or name_of(own.ranker)) in WITHOUT_SCORES:
+            message = f"ranking {name} scores lists, not items; choose another of GET /v1/model's rankings."
+            raise ApiError(422, "invalid_request", message, "ranking")
+        parts, asked_of, notes = await to_thread.run_sync(_left_out, asked, own, service.limits)
+        answers = await service.recommend(own, asked_of, False, ranking)
+        (score, rank), *without = measured(asked.item_id, answers)
+        return schemas.Explained(
+            item_id=asked.item_id,
+            ranking=name,
+            score=score,
+            rank=rank,
+            parts=[
+                schemas.Part(
+                    kind=part.kind, place=part.place, text=part.text, score=less, rank=there, change=score - less
+                )
+                for part, (less, there) in zip(parts, without, strict=True)
+            ],
+            notes=[*answers[0].notes, *notes],
+        )
+
 
 def _add_items(app: FastAPI, service: Service) -> None:
     changing: dict[int | str, dict[str, Any]] = {
         **ERRORS,
         409: {"model": schemas.ErrorBody, "description": "The catalogue does not allow this change"},
-    }
-    missing: dict[int | str, dict[str, Any]] = {
-        **ERRORS,
-        404: {"model": schemas.ErrorBody, "description": "No such item"},
     }
 
     @app.post("/v1/items", status_code=201, responses=changing, tags=["items"])
@@ -162,7 +203,7 @@ def _add_items(app: FastAPI, service: Service) -> None:
             added=len(done.added), updated=done.updated, items=done.items, semantic_ids=done.semantic_ids
         )
 
-    @app.delete("/v1/items/{item_id:path}", responses={**changing, 404: missing[404]}, tags=["items"])
+    @app.delete("/v1/items/{item_id:path}", responses={**changing, 404: MISSING}, tags=["items"])
     async def remove_item(item_id: Annotated[str, Path(max_length=1000)]) -> schemas.ItemRemoved:
         """Remove an item. The answer comes when the change is on the disk."""
         done = await service.change(RemoveItem(item_id))
@@ -171,15 +212,27 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.get("/v1/items", responses=ERRORS, tags=["items"])
     def find_items(
         query: Annotated[str, Query(max_length=service.limits.text, description="Words; empty: all items")] = "",
+        prefix: Annotated[
+            str, Query(max_length=1000, description="First item tokens of a semantic ID, such as `<a_12><b_3>`")
+        ] = "",
         limit: Annotated[int, Query(ge=1, le=MOST_FOUND)] = 20,
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     ) -> schemas.Items:
-        """The items whose id and texts contain every word of the query; those with the words in their title first."""
+        """The items whose id and texts contain every word of the query; those with the words in their title first.
+
+        With a prefix, only items whose semantic ID begins with it.
+        """
         recommender = service.recommender
         rows = recommender.store.lookup.search(query)
+        if prefix:
+            try:
+                codes = parse_prefix(prefix, recommender.ranker.renderer.vocabulary)
+            except UserError as error:
+                raise ApiError(422, "invalid_request", str(error), "prefix") from None
+            rows = rows[(recommender.item_tokenizer.codes[rows, : len(codes)] == codes).all(axis=1)]
         return schemas.Items(items=_items(recommender, rows[offset : offset + limit]), total=len(rows))
 
-    @app.get("/v1/items/{item_id:path}", responses=missing, tags=["items"])
+    @app.get("/v1/items/{item_id:path}", responses={**ERRORS, 404: MISSING}, tags=["items"])
     def read_item(item_id: Annotated[str, Path(max_length=1000)]) -> schemas.Item:
         """One item."""
         recommender = service.recommender
@@ -194,7 +247,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     def read_model() -> schemas.ModelInfo:
         """What this server serves, and its limits."""
         own = service.recommender
-        search, method = own.ranker.search, own.ranker.method
+        search = own.ranker.search
         return schemas.ModelInfo(
             llmrec=__version__,
             base_model=own.base_model,
@@ -203,7 +256,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
             fields=[name for name in own.catalog.fields if name != "title"],
             level_sizes=list(own.item_tokenizer.level_sizes),
             max_history=own.max_history,
-            ranking="beam" if method is None else method.name,
+            ranking=name_of(own.ranker),
+            rankings=list(service.rankers(own)),
             scoring=search.config.scoring,
             beams=search.config.beams,
             can_change_items=service.bundle.folder is not None,
@@ -226,6 +280,21 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def metrics() -> PlainTextResponse:
         """Counts and times in the text format of Prometheus."""
         return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _left_out(
+    asked: schemas.Explain, own: Recommender, limits: Limits
+) -> tuple[list[RequestPart], list[Request], list[str]]:
+    """The parts of a request, the requests that measure them, at most as many as a list may have, and notes.
+
+    Raises:
+        ApiError: the request exceeds a limit; together, the filters of all these requests have that of one request.
+    """
+    replace(limits, ids=max(1, limits.ids // limits.requests)).check(asked.request)
+    most = max(0, limits.requests // 2 - 1)
+    parts = list(islice(parts_of(asked.request, own.store, own.ranker.renderer), most + 1))
+    notes = [f"Measured the first {most} parts only."] if len(parts) > most else []
+    return parts[:most], questions(asked.request, asked.item_id, parts[:most]), notes
 
 
 def _addition(new: schemas.NewItems, service: Service) -> AddItems:
@@ -263,11 +332,24 @@ def _addition(new: schemas.NewItems, service: Service) -> AddItems:
         return AddItems(catalog, np.array(new.vectors, np.float32), new.if_exists)
 
 
+def _known(recommender: Recommender, answer: Answer) -> list[dict[str, Any]]:
+    """What is known of each item of an answer beside its texts."""
+    rows = [recommender.catalog.index[item.item_id] for item in answer]
+    semantic_ids = _semantic_ids(recommender, rows)
+    return [
+        {"semantic_id": semantic_ids[item.item_id], "training_events": int(recommender.train_counts[row])}
+        for row, item in zip(rows, answer, strict=True)
+    ]
+
+
+def _semantic_ids(recommender: Recommender, rows: list[int]) -> dict[str, str]:
+    names = token_names(recommender.item_tokenizer.level_sizes, recommender.base.token_prefix)
+    return recommender.store.semantic_ids(rows, names)
+
+
 def _items(recommender: Recommender, rows: np.ndarray) -> list[schemas.Item]:
     """The items in these rows, int64 [n]."""
-    store = recommender.store
-    names = token_names(store.item_tokenizer.level_sizes, recommender.base.token_prefix)
-    semantic_ids = store.semantic_ids(rows.tolist(), names)
+    store, semantic_ids = recommender.store, _semantic_ids(recommender, rows.tolist())
     return [
         schemas.Item(
             item_id=row["item_id"],

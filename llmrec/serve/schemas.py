@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from llmrec.recommender.request import Request
 from llmrec.recommender.store import IfExists
+from llmrec.serve.why import PartKind
 
 FIELDS = {field.name for field in fields(Request)}
 
@@ -62,6 +63,10 @@ class Recommended(BaseModel):
     title: str
     fields: dict[str, str]
     """The item's other texts."""
+    semantic_id: str
+    """The item tokens that the model knows it by."""
+    training_events: int
+    """0 for a cold item, which the model knows by its text only."""
 
 
 class Answered(BaseModel):
@@ -77,6 +82,54 @@ class Answered(BaseModel):
     """What else happened to the request, such as items of the history that the catalogue does not have."""
     seconds: float
     """Time from the request to its answer."""
+
+
+class Explain(Body):
+    """A request, and the item of its answer to explain."""
+
+    item_id: str
+    request: Annotated[Request, BeforeValidator(_require_known)]
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"item_id": "P00003", "request": {"history": ["P00001"], "prompt": "to grind coffee"}}]
+        }
+    )
+
+
+class Part(BaseModel):
+    """A part of a request, and the item's score and rank without it."""
+
+    kind: PartKind
+    place: int
+    """Place in the history or among the words of the prompt, from 0; 0 for the whole prompt."""
+    text: str
+    """The item's id, the word, or the prompt."""
+    score: float
+    """Score of the explained item if this part is left out."""
+    rank: int | None
+    """Its rank then; null if it is not among the answers."""
+    change: float
+    """What the part brings: the score with it minus the score without it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Explained(BaseModel):
+    """What each part of a request does to the score of an item."""
+
+    item_id: str
+    ranking: str
+    """Whose scores these are."""
+    score: float
+    """With all parts."""
+    rank: int | None
+    """With all parts; null if the item is not among the answers."""
+    parts: list[Part]
+    """The whole prompt, the items of the history, newest first, then the words of the prompt."""
+    notes: list[str]
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class NewItem(Body):
@@ -166,6 +219,9 @@ class ModelInfo(BaseModel):
     max_history: int
     """Largest number of items of a history that the model sees; the newest ones count."""
     ranking: str
+    """How this server ranks."""
+    rankings: list[str]
+    """What a request can choose as `ranking`."""
     scoring: str
     beams: int
     can_change_items: bool

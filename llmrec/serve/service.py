@@ -12,14 +12,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from anyio import CapacityLimiter, to_thread
 
 from llmrec.console import get_logger
+from llmrec.decode.config import RankingName
 from llmrec.decode.context import before_each_pass
+from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.recommender.answer import Prepared, decoded, finished, prepare
@@ -36,6 +39,8 @@ PREPARING = 4
 """Threads that check requests and write prompts."""
 WATCH_SECONDS = 1.0
 """Time between two looks at the bundle on the disk."""
+COMPARED: tuple[RankingName, ...] = ("fusion", "beam", "dense")
+"""Rankings that a request can choose beside that of the server, if the bundle has them."""
 PAUSE = 0.25
 """Longest pause of the slow lane, in seconds."""
 
@@ -58,6 +63,7 @@ class Service:
         self._on_failure = on_failure
         self._generate = threading.Lock()  # `generate` changes the model's settings while it decodes
         self._resumed = 0.0
+        self._rankers: WeakKeyDictionary[Recommender, dict[RankingName, ItemRanker]] = WeakKeyDictionary()
 
     def start(self) -> None:
         """Start the threads, the loading of the bundle among them; on the event loop."""
@@ -98,18 +104,31 @@ class Service:
             raise ApiError(503, "loading", "The model is being loaded; try again soon.", retry_after=2)
         return self.bundle.recommender
 
-    async def recommend(self, requests: Sequence[Request], listed: bool) -> list[Answer]:
+    def rankers(self, recommender: Recommender) -> dict[RankingName, ItemRanker]:
+        """The rankings that requests can choose, the recommender's own first; built at the first use."""
+        if recommender not in self._rankers:
+            self._rankers[recommender] = _rankers(recommender)
+        return self._rankers[recommender]
+
+    async def recommend(
+        self, recommender: Recommender, requests: Sequence[Request], listed: bool, ranking: RankingName | None = None
+    ) -> list[Answer]:
         """The answers to several requests, in their order.
 
         Args:
+            recommender: of this service.
             requests: at least one.
             listed: whether the client sent a list; a field in an error then begins with the place in it.
+            ranking: one of `rankers`; None: the recommender's own.
 
         Raises:
             ApiError: a request is wrong or exceeds a limit, the queue is full, the deadline has passed, or the model is
                 being loaded.
         """
-        recommender, deadline = self.recommender, time.monotonic() + self.limits.deadline
+        deadline = time.monotonic() + self.limits.deadline
+        ranker = recommender.ranker
+        if ranking is not None and ranking != name_of(ranker):
+            ranker = await to_thread.run_sync(self._ranker, recommender, ranking, limiter=self._threads)
         if len(requests) > self.limits.requests:
             message = f"{len(requests):,} requests in a list, expected at most {self.limits.requests}."
             raise ApiError(422, "too_large", message)
@@ -117,9 +136,8 @@ class Service:
         for place, request in enumerate(requests):
             with _located(place, listed):
                 self.limits.check(request)
-                ranking = recommender.ranker.method.name if recommender.ranker.method else "beam"
-                if request.exact and ranking != "beam":
-                    message = f"exact: this server ranks by {ranking}, which has no exact search; leave exact out."
+                if request.exact and name_of(ranker) != "beam":
+                    message = f"exact: the ranking {name_of(ranker)} has no exact search; leave exact out."
                     raise ApiError(422, "invalid_request", message, "exact")
             lanes.append(self.slow if self.limits.is_slow(request) else self.fast)
 
@@ -128,7 +146,7 @@ class Service:
 
         async def one(place: int, request: Request) -> Answer:
             with _located(place, listed):
-                job = partial(prepare, recommender.store, recommender.ranker, request)
+                job = partial(prepare, recommender.store, ranker, request)
                 prepared = await to_thread.run_sync(job, limiter=self._threads)
                 try:
                     return await lanes[place].ask(prepared, prepared.batch, deadline)
@@ -164,6 +182,13 @@ class Service:
             except TimeoutError:
                 message = f"Not finished within {self.limits.deadline:g} s; the change may still be made."
                 raise ApiError(504, "deadline", message) from None
+
+    def _ranker(self, recommender: Recommender, ranking: RankingName) -> ItemRanker:
+        rankers = self.rankers(recommender)
+        if ranking not in rankers:
+            message = f"ranking {ranking}: this server has {', '.join(rankers)}."
+            raise ApiError(422, "invalid_request", message, "ranking")
+        return rankers[ranking]
 
     def _inside(self, name: str) -> int:
         lane: Lane[Any, Any] = getattr(self, name)
@@ -202,6 +227,20 @@ class Service:
         if self.fast.busy:
             time.sleep(min(2 * (time.perf_counter() - self._resumed), PAUSE))
         self._resumed = time.perf_counter()
+
+
+def name_of(ranker: ItemRanker) -> RankingName:
+    """The name of a ranking."""
+    return "beam" if ranker.method is None else ranker.method.name
+
+
+def _rankers(recommender: Recommender) -> dict[RankingName, ItemRanker]:
+    rankers = {name_of(recommender.ranker): recommender.ranker}
+    for name in COMPARED:
+        if name not in rankers and (name != "fusion" or recommender.fusion_weights is not None):
+            with suppress(UserError):  # the model lacks what it needs
+                rankers[name] = recommender.ranked_by(name)
+    return rankers
 
 
 @contextmanager

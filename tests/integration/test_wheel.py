@@ -26,7 +26,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_prompts_and_configs(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for folder, suffix in (("prompts", ".yaml"), ("configs", ".yaml"), ("llmrec", ".py")):
+    page = [("llmrec", suffix) for suffix in (".html", ".css", ".js", ".svg")]
+    for folder, suffix in (("prompts", ".yaml"), ("configs", ".yaml"), ("llmrec", ".py"), *page):
         files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob(f"*{suffix}")]
         assert files
         prefix = "" if folder == "llmrec" else "llmrec/"
