@@ -145,14 +145,16 @@ def contenders(item_codes: np.ndarray, features: CodeFeatures) -> dict[str, Call
 
     `hashed-id` has as many rows as `unigram`, so that these two differ in which items share a row.
     """
-    n_items, unigrams = len(item_codes), features.size("unigram")
-    ids = np.arange(n_items)
+    n_items, unigrams, prefixes = len(item_codes), features.size("unigram"), features.size("prefix")
+    ids, prefix = np.arange(n_items), features.rows_of("prefix", item_codes)
+    both = np.column_stack([prefix, prefixes + ids])
     hashed = np.random.default_rng(0).integers(0, unigrams, n_items)
     return {
         "item-id": lambda: HistoryModel(ItemTable(ids[:, None], n_items)),
         "hashed-id": lambda: HistoryModel(ItemTable(hashed[:, None], unigrams)),
         "unigram": lambda: HistoryModel(ItemTable(features.rows_of("unigram", item_codes), unigrams)),
-        "prefix": lambda: HistoryModel(ItemTable(features.rows_of("prefix", item_codes), features.size("prefix"))),
+        "prefix": lambda: HistoryModel(ItemTable(prefix, prefixes)),
+        "prefix+item-id": lambda: HistoryModel(ItemTable(both, prefixes + n_items)),
         "user-tokens": lambda: PairModel(item_codes, features),
     }
 
