@@ -159,7 +159,11 @@ class SASRec(TrainedBaseline):
         if config.start == "text":
             self._start_from_texts()
         if config.table.join != "none":
-            self.network.items = self._code_table(self.network.items, self._codes(sequences))
+            full = self.network.items
+            self.network.items = table = self._code_table(full, self._codes(sequences))
+            log.info(
+                "%s: %s bytes of item vectors instead of %s", self.name, f"{table.bytes:,}", f"{full.weight.nbytes:,}"
+            )
         optimizer, trained = self._optimizer(), self.network.to(self.device)
         averaged: AveragedModel | None = None
         best, best_epoch, weights = -1.0, 0, {}
@@ -207,9 +211,7 @@ class SASRec(TrainedBaseline):
         rows[: len(codes)] = codes
         assert table.join != "none"
         std = float(full.weight.detach().std())
-        found = CodeTable(rows, table.codes, full.embedding_dim, table.join, std)
-        log.info("%s: %s bytes of item vectors instead of %s", self.name, f"{found.bytes:,}", f"{full.weight.nbytes:,}")
-        return found
+        return CodeTable(rows, table.codes, full.embedding_dim, table.join, std)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.network.parameters(), lr=self.config.learning_rate, fused=True)

@@ -18,7 +18,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from llmrec.console import get_logger
 from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
 from llmrec.quantize.base import Quantizer
 from llmrec.quantize.features import CodeFeatures, code_embedding, user_codes
+
+Table = TypeVar("Table", nn.Embedding, nn.EmbeddingBag)
 
 log = get_logger(__name__)
 
@@ -135,7 +137,7 @@ class PairModel(nn.Module):
         return (pairs * self.weights).sum((-2, -1)) + items[..., DIM].sum(-1) + self.bias
 
 
-def _started(embedding: nn.Embedding | nn.EmbeddingBag) -> nn.Embedding | nn.EmbeddingBag:
+def _started(embedding: Table) -> Table:
     nn.init.normal_(embedding.weight, std=START)
     return embedding
 

@@ -166,7 +166,8 @@ def save_features(
         raise UserError(f"--out {folder}: exists already; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     for name, (ids, codes) in (("item", items), ("user", users)):
-        columns = {"codes": codes} | {kind: features.rows_of(kind, codes) for kind in KINDS}
+        columns: dict[str, np.ndarray] = {"codes": codes}
+        columns |= {kind: features.rows_of(kind, codes) for kind in KINDS}
         lists = [pl.Series(kind, array).arr.to_list() for kind, array in columns.items()]
         frame = pl.DataFrame([pl.Series(f"{name}_id", ids, pl.String), *lists])
         write_file(folder / f"{name}s.parquet", frame.write_parquet)
