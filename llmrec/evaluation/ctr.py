@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from llmrec.console import get_logger
 from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
+from llmrec.errors import UserError
 from llmrec.quantize.base import Quantizer
 from llmrec.quantize.features import CodeFeatures, code_embedding, user_codes
 
@@ -184,6 +185,9 @@ def ctr_metrics(
     Returns:
         name of the features -> `rows` of the model's tables, `seconds` of training, and `warm` and `cold` -> `auc`,
         `log_loss` and `events`; a slice without events is left out.
+
+    Raises:
+        UserError: no training or test event, or no validation event with a warm target.
     """
     counts = sequences.train_counts(len(item_codes))
     draw = _Drawn(sequences, counts > 0, seed)
@@ -192,12 +196,16 @@ def ctr_metrics(
     }
     cold = torch.from_numpy(counts == 0)
     validation = parts[VALID][~cold[parts[VALID].items[:, 0]]]
+    for name, cases in (("training", parts[TRAIN]), ("validation", validation), ("test", parts[TEST])):
+        if not len(cases):
+            raise UserError(f"--measure: the run has no {name} event with a history and an item to compare it with.")
     is_cold = cold[parts[TEST].items[:, 0]]
     slices = {"warm": parts[TEST][~is_cold], "cold": parts[TEST][is_cold]}
     figures: dict[str, dict[str, Any]] = {}
     for name, make in contenders(item_codes, features).items():
-        torch.manual_seed(seed)
-        model = make()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = make()
         start = time.perf_counter()
         _train(model, parts[TRAIN], validation, seed, name)
         seconds = time.perf_counter() - start
@@ -230,11 +238,11 @@ class _Drawn:
         for kind, pool in self.pools.items():
             left = np.flatnonzero(self.is_warm[cases.targets] == kind)
             for _ in range(DRAWS):
+                if not len(left):
+                    break
                 drawn[left] = pool[self.rng.integers(0, len(pool), len(left))]
                 keys = cases.users[left].astype(np.int64) * self.n_items + drawn[left]
                 left = left[np.isin(keys, self.taken)]
-                if not len(left):
-                    break
             drawn[left] = -1
         return drawn
 

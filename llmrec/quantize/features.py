@@ -171,6 +171,6 @@ def save_features(
         lists = [pl.Series(kind, array).arr.to_list() for kind, array in columns.items()]
         frame = pl.DataFrame([pl.Series(f"{name}_id", ids, pl.String), *lists])
         write_file(folder / f"{name}s.parquet", frame.write_parquet)
-    tables = {kind: {"rows": features.size(kind), "parts": features.parts(kind)} for kind in KINDS}
-    header = {"schema": SCHEMA, "level_sizes": list(features.level_sizes), **tables}
+    header: dict[str, object] = {"schema": SCHEMA, "level_sizes": list(features.level_sizes)}
+    header |= {kind: {"rows": features.size(kind), "parts": features.parts(kind)} for kind in KINDS}
     write_text(folder / "features.json", json.dumps(header, indent=2) + "\n")
