@@ -9,6 +9,21 @@ from llmrec.errors import UserError
 
 
 @dataclass
+class TableConfig:
+    """Codewords that make the item embeddings of a collaborative model; see llmrec/collaborative/code_table.py."""
+
+    join: Literal["none", "concat", "sum"] = "none"
+    """How an item's codewords make its embedding: one after the other (concat: RecJPQ, arXiv 2312.06165) or added (sum:
+    LightRec, WWW 2020). none: each item has an embedding of its own."""
+    levels: int = 8
+    """Codewords per item; for concat they divide hidden_size."""
+    codes: int = 256
+    """Codewords of each level, of which an item has one."""
+    rare_codes: int = 256
+    """Codewords of each level that rare items use, the 90% with fewest events (MGQE, arXiv 2002.08530)."""
+
+
+@dataclass
 class SASRecConfig:
     """The Transformer of the baselines sasrec and sasrec-knn, and its training."""
 
@@ -36,13 +51,28 @@ class SASRecConfig:
     fewer than 1,500 steps."""
     start: Literal["random", "text"] = "random"
     """What the embeddings of the items start from. text: the principal components of their text vectors."""
+    table: TableConfig = field(default_factory=TableConfig)
+    """Item embeddings made of codewords, for catalogues whose embeddings are too large."""
 
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "layers", "heads", "max_history", "batch_size", "epochs", "patience")
         check_fields(self, self.section, at_least={1: sizes}, positive=("learning_rate",), shares=("dropout",))
+        self._check_table()
         if self.hidden_size % self.heads:
             raise UserError(
                 f"--{self.section}.heads {self.heads}: expected a divisor of hidden_size {self.hidden_size}"
+            )
+
+    def _check_table(self) -> None:
+        table, name = self.table, f"--{self.section}.table"
+        check_fields(table, f"{self.section}.table", at_least={1: ("levels",), 2: ("codes",)})
+        if not 1 <= table.rare_codes <= table.codes:
+            raise UserError(f"{name}.rare_codes {table.rare_codes}: expected 1 to {name}.codes, {table.codes}.")
+        if table.join == "concat" and self.hidden_size % table.levels:
+            raise UserError(f"{name}.levels {table.levels}: expected a divisor of hidden_size {self.hidden_size}.")
+        if table.join != "none" and self.start == "text":
+            raise UserError(
+                f"{name}.join {table.join}: codewords can't start from text; add --{self.section}.start random."
             )
 
 
@@ -110,6 +140,7 @@ class HSTUConfig(SASRecConfig):
             positive=("learning_rate", "temperature"),
             shares=("dropout", "layer_dropout"),
         )
+        self._check_table()
 
 
 ExpertName = Literal[

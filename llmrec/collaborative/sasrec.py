@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from llmrec.collaborative.base import BaselineSystem, ndcg
+from llmrec.collaborative.code_table import CodeTable, quantile_codes, with_rare_items
 from llmrec.collaborative.config import SASRecConfig
 from llmrec.console import get_logger, progress_bar
 from llmrec.data.sequences import EvalExamples
@@ -133,7 +134,10 @@ class SASRec(TrainedBaseline):
     def restore(self, arrays: Mapping[str, np.ndarray], counts: np.ndarray, unit: np.ndarray | None) -> None:
         super().restore(arrays, counts, unit)
         self.items, self.places = _known_items(np.flatnonzero(counts), len(counts))
-        self.network = self._make_network(len(self.items)).to(self.device).eval()
+        network = self._make_network(len(self.items))
+        if self.config.table.join != "none":
+            network.items = self._code_table(network.items, np.zeros((len(self.items), self.config.table.levels), int))
+        self.network = network.to(self.device).eval()
         self.network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
 
     def with_cold_items(self, n_items: int, unit: np.ndarray | None) -> Self:
@@ -154,6 +158,12 @@ class SASRec(TrainedBaseline):
         self.network = self._make_network(len(self.items))
         if config.start == "text":
             self._start_from_texts()
+        if config.table.join != "none":
+            full = self.network.items
+            self.network.items = table = self._code_table(full, self._codes(sequences))
+            log.info(
+                "%s: %s bytes of item vectors instead of %s", self.name, f"{table.bytes:,}", f"{full.weight.nbytes:,}"
+            )
         optimizer, trained = self._optimizer(), self.network.to(self.device)
         averaged: AveragedModel | None = None
         best, best_epoch, weights = -1.0, 0, {}
@@ -184,6 +194,24 @@ class SASRec(TrainedBaseline):
 
     def _make_network(self, n_items: int) -> Any:
         return _Network(n_items, self.config)
+
+    def _codes(self, sequences: list[np.ndarray]) -> np.ndarray:
+        """Codes of the M warm items from the training sequences, int64 [M, L]."""
+        table, most = self.config.table, min(len(self.items), len(sequences)) - 1
+        if table.levels > most:
+            raise UserError(
+                f"--{self.config.section}.table.levels {table.levels}: the log gives codes of at most {most} levels."
+            )
+        codes = quantile_codes(sequences, len(self.items), table.levels, table.codes, self.seed)
+        return with_rare_items(codes, self.popularity[self.items], table.codes, table.rare_codes)
+
+    def _code_table(self, full: nn.Embedding, codes: np.ndarray) -> CodeTable:
+        """The table of codewords in place of `full`, whose row for padding, if any, gets the codes 0."""
+        table, rows = self.config.table, np.zeros((full.num_embeddings, codes.shape[1]), np.int64)
+        rows[: len(codes)] = codes
+        assert table.join != "none"
+        std = float(full.weight.detach().std())
+        return CodeTable(rows, table.codes, full.embedding_dim, table.join, std)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.network.parameters(), lr=self.config.learning_rate, fused=True)

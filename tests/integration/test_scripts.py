@@ -50,6 +50,16 @@ def test_bench_train(environment: dict[str, str]) -> None:
     assert found["tokens"]["expanded"] > 4 * found["tokens"]["llmrec"]
 
 
+@pytest.mark.slow
+def test_bench_lookup(environment: dict[str, str]) -> None:
+    words = ("--items", "3000", "--dims", "16", "--levels", "4", "--cells", "8", "--train", "2000", "--queries", "3")
+    found = document(environment, "bench_lookup.py", *words)
+    assert found["items"] == 3000
+    names = ["flat", "ours, pq", "ours, rq-kmeans", "faiss PQ", *(f"faiss IVF-PQ, {n} of 8 cells" for n in (1, 8, 64))]
+    assert list(found["results"]) == names
+    assert found["results"]["ours, pq"]["bytes_per_item"] < found["results"]["flat"]["bytes_per_item"]
+
+
 def test_the_tables_of_the_results_are_those_of_the_benchmarks() -> None:
     """`python scripts/results.py` would change nothing; each result has its table."""
     spec = spec_from_file_location("results", SCRIPTS / "results.py")
