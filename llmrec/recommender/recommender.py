@@ -209,7 +209,7 @@ class Recommender:
         decode_config: DecodeConfig | None = None,
         teacher: Teacher | None = None,
     ) -> Self:
-        """Fine-tune on a log, after a trial of whether the model can be decoded.
+        """Fine-tune on a log, after a trial of whether the model can be decoded. A trained model is trained further.
 
         Args:
             log: the training events: the `train` part of a split, never its test part.
@@ -232,11 +232,13 @@ class Recommender:
             vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
         sequences = log.sequences(self.catalog)
         own = sequences.train_sequences()
-        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher)
+        head = None if self.store.dense is None else self.store.dense.head
+        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher, head)
         with tempfile.TemporaryDirectory() as temporary:
             self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
         dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
-        self.store = replace(self.store, train_counts=sequences.train_counts(len(self.catalog)), dense=dense)
+        counts = np.maximum(self.train_counts, sequences.train_counts(len(self.catalog)))  # logs may overlap
+        self.store = replace(self.store, train_counts=counts, dense=dense)
         self.fusion_weights = None
         self.taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
         return self
