@@ -4,7 +4,7 @@ Such a run keeps the bundle's weights, item tokens, encoder, semantic IDs and de
 IDs as `add-items` gives them. The run trains on its own log, with a learning rate schedule of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmrec.config import Config
+from llmrec.console import get_logger
 from llmrec.data.prepare import Prepared
-from llmrec.embed import Embeddings
+from llmrec.embed import Embeddings, Encoder, make_encoder
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
+from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from llmrec.recommender.recommender import Recommender
+
+log = get_logger(__name__)
 
 FREE = ("embed.cache", "embed.batch_size", "embed.dtype", "embed.vectors", "embed.without_text", "tokenize.file")
 """Fields of `embed` and `tokenize` that may differ from the bundle's, or that have a check of their own."""
@@ -32,19 +38,27 @@ def bundle_of(config: Config) -> Path | None:
     return folder if folder is not None and (folder / bundle.HEADER).is_file() else None
 
 
+def going_on(model: Path) -> str:
+    """How the bundle of a run is trained further, in words."""
+    return f"to train the model further instead, use --base.model {model} with another --run"
+
+
 def kept_files(config: Config) -> list[Path]:
     """The files of the bundle from which the stages `embed` and `tokenize` take encoder and semantic IDs."""
     folder = bundle_of(config)
-    return [] if folder is None else sorted((folder / bundle.QUANTIZER).iterdir())
+    return [] if folder is None else sorted(path for path in (folder / bundle.QUANTIZER).iterdir() if path.is_file())
 
 
 def kept_tokenizer(config: Config) -> ItemTokenizer | None:
-    """The item tokenizer of the bundle; None if the run does not go on from one.
-
-    Its encoder is the one that the configuration names: `check_bundle` has compared them.
-    """
+    """The item tokenizer of the bundle; None if the run does not go on from one."""
     folder = bundle_of(config)
     return None if folder is None else ItemTokenizer.load(folder / bundle.QUANTIZER)
+
+
+def kept_encoder(config: Config) -> Encoder | None:
+    """The encoder of the bundle with the settings of the run, which `check_bundle` has compared; None as above."""
+    folder = bundle_of(config)
+    return None if folder is None else make_encoder(config.embed).load(folder / bundle.QUANTIZER)
 
 
 def with_kept_codes(tokenizer: ItemTokenizer, embeddings: Embeddings, prepared: Prepared) -> ItemTokenizer:
@@ -65,7 +79,15 @@ def with_kept_codes(tokenizer: ItemTokenizer, embeddings: Embeddings, prepared: 
     every = tokenizer.with_items([item for item in embeddings.item_ids if item not in known], embeddings.vectors[new])
     index = {item: row for row, item in enumerate(every.item_ids)}
     kept = every.with_codes(embeddings.item_ids, every.codes[[index[item] for item in embeddings.item_ids]])
+    kept.encoder, kept.embed_config = embeddings.encoder, embeddings.encoder.config
+    log.info("%d items keep their semantic IDs, %d are new", len(new) - new.sum(), new.sum())
     return kept.measured(embeddings.vectors, prepared.split.train, prepared.catalog.frame["title"].to_list())
+
+
+def item_vocabulary(config: Config, tokenizer: "PreTrainedTokenizerBase", level_sizes: Sequence[int]) -> ItemVocabulary:
+    """The item tokens of the tokenizer of `base.model`: those of the bundle, or new ones, which are added."""
+    of = ItemVocabulary.add_to if bundle_of(config) is None else ItemVocabulary.of
+    return of(tokenizer, level_sizes, config.base.token_prefix)
 
 
 def recommender_to_train(config: Config, base: Path, tokenizer: ItemTokenizer, prepared: Prepared) -> "Recommender":
@@ -84,9 +106,11 @@ def recommender_to_train(config: Config, base: Path, tokenizer: ItemTokenizer, p
     folder, frozen = bundle_of(config), config.train.method == "lora"
     templates, most = load_templates(config.tasks.prompts), config.tasks.max_history
     if folder is not None:
-        return further(folder, tokenizer, prepared.catalog, config.base, frozen, templates, most)
+        log.info("Training goes on from %s", folder)
+        # Absolute, as an adapter keeps the name of its base, which must be valid in any working directory.
+        return further(folder.resolve(), tokenizer, prepared.catalog, config.base, frozen, templates, most)
     return Recommender.from_base(
-        config.base.model or base.resolve(),  # absolute: valid in any working directory
+        config.base.model or base.resolve(),
         tokenizer,
         prepared.catalog,
         config.base,
@@ -123,6 +147,8 @@ def check_bundle(config: Config) -> None:
             f"--embed.without_text behaviour: {subject}, and vectors made from a new log do not fit its own; set it to "
             "random. Items without text that the bundle knows keep their semantic IDs."
         )
+    if config.base.dtype == "bfloat16":
+        raise UserError(f"--base.dtype bfloat16: {subject}, whose weights keep their type; set it to auto.")
     found = {"embed": asdict(tokenizer.encoder.config), "tokenize": asdict(tokenizer.config)}
     found["tokenize"]["codes"] = tokenizer.config.level_sizes
     wanted = {
@@ -133,7 +159,8 @@ def check_bundle(config: Config) -> None:
     wanted["base"] = {name: getattr(config.base, name) for name in found["base"]}
     for name, own, theirs in _differences(wanted, found):
         raise UserError(
-            f"--{name} {own}: {subject} with {name} {theirs}; set it to {theirs}, or name another base model."
+            f"--{name} {_shown(own)}: {subject} with {name} {_shown(theirs)}; set it to {_shown(theirs)}, or name "
+            "another base model."
         )
     if len(config.embed.sources) != len(tokenizer.encoder.config.sources):
         theirs = tokenizer.encoder.config.sources
@@ -142,6 +169,10 @@ def check_bundle(config: Config) -> None:
             f"{', '.join(theirs) or 'its encoder alone'}; name as many sources, in the same order."
         )
     _check_head(config, folder, subject)
+
+
+def _shown(value: Any) -> Any:
+    return value if value != "" else "''"
 
 
 def _check_head(config: Config, folder: Path, subject: str) -> None:

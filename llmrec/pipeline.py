@@ -20,7 +20,15 @@ import yaml
 from llmrec.atomic import KEY, remove_inside
 from llmrec.config import Config, check_inputs
 from llmrec.console import get_logger
-from llmrec.continued import check_bundle, kept_files, kept_tokenizer, recommender_to_train, with_kept_codes
+from llmrec.continued import (
+    check_bundle,
+    going_on,
+    kept_encoder,
+    kept_files,
+    kept_tokenizer,
+    recommender_to_train,
+    with_kept_codes,
+)
 from llmrec.data.files import require_file
 from llmrec.data.filters import require_text
 from llmrec.data.prepare import load, prepare, save
@@ -96,11 +104,11 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
     files = file_hashes([*vector_files(config.embed), *kept_files(config)]) if run.main else {}
 
     def make(out: Path) -> None:
-        prepared, kept = load(run.path("data")), kept_tokenizer(config)
+        prepared = load(run.path("data"))
         needs_log = config.embed.align.epochs or config.embed.without_text == "behaviour"
         log = prepared.split.train if needs_log else None
-        encoder = None if kept is None else kept.encoder
-        embed(prepared.catalog, config.embed, log, prepared.for_training.catalog, encoder).save(out)
+        fit_on = prepared.for_training.catalog
+        embed(prepared.catalog, config.embed, log, fit_on, kept_encoder(config)).save(out)
 
     run.build(Stage("embed", config.embed.cache_key(), make, reads=["data"], files=files))
 
@@ -208,7 +216,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             resumable=True,
             together=True,
             spare=("checkpoint-*", "rows/*"),
-            instead=f"to train the model further instead, use --base.model {run.path('model')} with another --run",
+            instead=going_on(run.path("model")),
         )
     )
 

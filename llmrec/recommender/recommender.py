@@ -32,7 +32,7 @@ from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
 from llmrec.recommender.answer import answers
 from llmrec.recommender.prefer import prefer
-from llmrec.recommender.request import Answer, Request
+from llmrec.recommender.request import Answer, Request, requests_of
 from llmrec.recommender.save import save_bundle
 from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights
@@ -283,13 +283,18 @@ class Recommender:
 
     @overload
     def recommend(
-        self, *, histories: Sequence[Sequence[str]], prompt: str | None = None, k: int = 10, **options: Any
+        self,
+        *,
+        histories: Sequence[Sequence[str]],
+        prompt: str | Sequence[str | None] | None = None,
+        k: int = 10,
+        **options: Any,
     ) -> list[Answer]: ...
 
     def recommend(
         self,
         history: Sequence[str] | None = None,
-        prompt: str | None = None,
+        prompt: str | Sequence[str | None] | None = None,
         k: int = 10,
         histories: Sequence[Sequence[str]] | None = None,
         **options: Any,
@@ -298,7 +303,7 @@ class Recommender:
 
         Args:
             history: item ids, oldest first.
-            prompt: the request in words.
+            prompt: the request in words; with `histories` also one per user, None for a user without.
             k: number of answers.
             histories: one history per user, instead of `history`: decoded together, with one answer for each.
             options: the other fields of `Request`, such as exclude, where and unknown.
@@ -307,15 +312,17 @@ class Recommender:
             UserError: as for `Request` and `answer`, or `history` and `histories` are both given.
         """
         if histories is None:
+            if not isinstance(prompt, str | None):
+                raise UserError("prompt is a list, which needs histories: one for each text.")
             return self.answer(Request(history, prompt, k, **options))
         if history is not None:
             raise UserError("history and histories are both given; leave one of them out.")
-        requests = [Request(each, prompt, k, **options) for each in histories]
-        return answers(self.store, self.ranker, requests[0], [each.history for each in requests]) if requests else []
+        requests = requests_of(histories, prompt, k, **options)
+        return answers(self.store, self.ranker, requests) if requests else []
 
     def answer(self, request: Request) -> Answer:
         """The best items for a request; errors are those of `answers`."""
-        return answers(self.store, self.ranker, request, [request.history])[0]
+        return answers(self.store, self.ranker, [request])[0]
 
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """Add items without training; they can be recommended at once.

@@ -1,5 +1,6 @@
 """A run that goes on from a bundle keeps its tokens, codes, rows and head, and says what does not fit."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import pytest
 import torch
 
 from llmrec.config import Config
-from llmrec.continued import bundle_of, check_bundle, kept_tokenizer, recommender_to_train, with_kept_codes
+from llmrec.continued import (
+    bundle_of,
+    check_bundle,
+    going_on,
+    kept_encoder,
+    kept_tokenizer,
+    recommender_to_train,
+    with_kept_codes,
+)
 from llmrec.data import Catalog, DataConfig, Interactions
 from llmrec.data.filters import Summary
 from llmrec.data.prepare import Prepared
@@ -21,6 +30,7 @@ from llmrec.model.config import BaseConfig, DenseConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender.recommender import Recommender
+from llmrec.stage import Stage
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
 
@@ -65,7 +75,7 @@ def prepared(tiny_catalog: Catalog) -> Prepared:
 def tokenizer(folder: Path, prepared: Prepared) -> ItemTokenizer:
     kept = kept_tokenizer(config(folder))
     assert kept is not None
-    embeddings = embed(prepared.catalog, EMBED, fitted=kept.encoder)
+    embeddings = embed(prepared.catalog, EMBED, fitted=kept_encoder(config(folder)))
     return with_kept_codes(kept, embeddings, prepared)
 
 
@@ -124,17 +134,18 @@ def test_a_folder_without_a_header_is_no_bundle(folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("sections", "words"), [
-    ({"tokenize": TokenizeConfig(levels=3, codes=4)}, "--tokenize.levels 3: .* with tokenize.levels 2; set it to 2"),
-    ({"tokenize": TokenizeConfig(levels=2, codes=5)}, r"--tokenize.codes \[5, 5\]: .* set it to \[4, 4\]"),
-    ({"tokenize": TokenizeConfig(levels=2, codes=4, collisions="share")}, "--tokenize.collisions share: .* to dedup"),
-    ({"tokenize": TokenizeConfig(file="codes.json")}, "--tokenize.file codes.json: .* leave it out"),
-    ({"embed": replace(EMBED, dim=7)}, "--embed.dim 7: .* set it to 8"),
-    ({"embed": replace(EMBED, encoder="minilm-offline")}, "--embed.encoder minilm-offline: .* set it to tfidf-svd"),
-    ({"embed": replace(EMBED, vectors="image.npy")}, "--embed.vectors image.npy: .* from its encoder alone"),
-    ({"embed": replace(EMBED, without_text="behaviour")}, "--embed.without_text behaviour: .* set it to random"),
-    ({"data": DataConfig(regime="strict")}, "--data.regime strict: .* catalogue-known"),
-    ({"train": TrainConfig()}, "--train.dense.weight 0: .* with a dense head, .* set it to 1"),
-    ({"train": TrainConfig(dense=DenseConfig(weight=1, dim=16))}, "--train.dense.dim 16: .* 8 dimensions; set it to 8"),
+    ({"tokenize": TokenizeConfig(levels=3, codes=4)}, "tokenize.levels 3: .* with tokenize.levels 2; set it to 2"),
+    ({"tokenize": TokenizeConfig(levels=2, codes=5)}, r"tokenize.codes \[5, 5\]: .* set it to \[4, 4\]"),
+    ({"tokenize": TokenizeConfig(levels=2, codes=4, collisions="share")}, "tokenize.collisions share: .* to dedup"),
+    ({"tokenize": TokenizeConfig(file="codes.json")}, "tokenize.file codes.json: .* leave it out"),
+    ({"embed": replace(EMBED, template="{title}")}, "embed.template {title}: .* set it to '', or"),
+    ({"embed": replace(EMBED, dim=7)}, "embed.dim 7: .* set it to 8"),
+    ({"embed": replace(EMBED, encoder="minilm-offline")}, "embed.encoder minilm-offline: .* set it to tfidf-svd"),
+    ({"embed": replace(EMBED, vectors="image.npy")}, "embed.vectors image.npy: .* from its encoder alone"),
+    ({"embed": replace(EMBED, without_text="behaviour")}, "embed.without_text behaviour: .* set it to random"),
+    ({"data": DataConfig(regime="strict")}, "data.regime strict: .* catalogue-known"),
+    ({"train": TrainConfig()}, "train.dense.weight 0: .* with a dense head, .* set it to 1"),
+    ({"train": TrainConfig(dense=DenseConfig(weight=1, dim=16))}, "train.dense.dim 16: .* 8 dimensions; set it to 8"),
 ])  # fmt: skip
 def test_a_setting_that_does_not_fit_the_bundle_is_one_line(folder: Path, sections: dict, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
@@ -143,9 +154,10 @@ def test_a_setting_that_does_not_fit_the_bundle_is_one_line(folder: Path, sectio
 
 
 @pytest.mark.parametrize(("field", "value", "words"), [
-    ("token_prefix", "x", "--base.token_prefix x: "),
-    ("keep_layers", 1, "--base.keep_layers 1: .* set it to 0"),
-    ("bits", 8, "--base.bits 8: .* set it to 32"),
+    ("token_prefix", "x", "base.token_prefix x: "),
+    ("keep_layers", 1, "base.keep_layers 1: .* set it to 0"),
+    ("bits", 8, "base.bits 8: .* set it to 32"),
+    ("dtype", "bfloat16", "base.dtype bfloat16: .* set it to auto"),
 ])  # fmt: skip
 def test_a_base_that_the_bundle_is_not_is_one_line(folder: Path, field: str, value: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -156,9 +168,24 @@ def test_a_head_that_the_bundle_lacks_is_one_line(folder: Path, tmp_path: Path) 
     headless = Recommender.from_pretrained(folder)
     headless.store = replace(headless.store, dense=None)
     headless.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"--train.dense.weight 1: .* without a dense head; set it to 0"):
+    with pytest.raises(UserError, match=r"train.dense.weight 1: .* without a dense head; set it to 0"):
         check_bundle(config(tmp_path))
     check_bundle(config(tmp_path, train=TrainConfig()))
+
+
+def test_the_messages_of_the_guide(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = Path("docs/your_data.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    own = Path("runs/mine/model")
+    shutil.copytree(folder, own)
+    mistakes = [{"tokenize": TokenizeConfig(levels=3, codes=4)}, {"train": TrainConfig()}]
+    for sections in mistakes:
+        with pytest.raises(UserError) as error:
+            check_bundle(config(own, **sections))
+        assert f"llmrec: {error.value.with_flags}\n" in guide
+    train = Stage("train", {"train": {"epochs": 14}}, lambda out: None, instead=going_on(own))
+    again = train.again({"config": {"train": {"epochs": 12}}})
+    assert f"\ntrain: started{again}\n" in guide
 
 
 def test_a_bundle_without_an_encoder_is_one_line(folder: Path, tmp_path: Path, tiny_catalog: Catalog) -> None:
