@@ -23,6 +23,7 @@ from llmrec.estimate import Batch, estimate, memory, operations
 from llmrec.model.adapter import with_adapter
 from llmrec.model.base import make_base, skeleton
 from llmrec.model.config import AdapterConfig, BaseConfig
+from llmrec.quantize.collisions import SMALLEST_LEVEL
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.resources import resource_folder
 from llmrec.tasks.config import TasksConfig
@@ -255,7 +256,7 @@ def test_without_data_there_are_users_made_up(base: Path) -> None:
 
 
 def test_semantic_ids_of_a_file_are_counted_as_they_are(base: Path, prepared: Prepared, tmp_path: Path) -> None:
-    """The run has no tokenizer yet. If two items share their codes, there is a dedup level of two."""
+    """The run has no tokenizer yet. If two items share their codes, there is a dedup level."""
     ids = prepared.catalog.ids
     codes = [(row % 7, row // 7 % 5, row // 35) for row in range(len(ids))]
     assert len(set(codes)) == len(ids)
@@ -268,7 +269,7 @@ def test_semantic_ids_of_a_file_are_counted_as_they_are(base: Path, prepared: Pr
     assert estimate(config, None, 10, 10, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
     file.write_text(json.dumps({**index, ids[0]: index[ids[1]]}))
     found = estimate(config, None, 10, 10, None)
-    assert found["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum() + 2
+    assert found["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum() + SMALLEST_LEVEL
     assert found["notes"] == []
     config.data = DataConfig(format="lc-rec", path="nowhere")
     assert estimate(config, None, 10, 10, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
