@@ -266,13 +266,13 @@ def test_semantic_ids_of_a_file_are_counted_as_they_are(base: Path, prepared: Pr
     config = Config(data=DATA, base=BaseConfig(model=str(base)), tokenize=TokenizeConfig(file=str(file)))
     file.write_text(json.dumps(index))
     sizes = np.array(codes).max(axis=0) + 1
-    assert estimate(config, None, 10, 10, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
+    assert estimate(config, None, 50, 6, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
     file.write_text(json.dumps({**index, ids[0]: index[ids[1]]}))
-    found = estimate(config, None, 10, 10, None)
+    found = estimate(config, None, 50, 6, None)
     assert found["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum() + SMALLEST_LEVEL
     assert found["notes"] == []
     config.data = DataConfig(format="lc-rec", path="nowhere")
-    assert estimate(config, None, 10, 10, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
+    assert estimate(config, None, 50, 6, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
 
 
 def test_what_a_run_lacks_is_named(tmp_path: Path) -> None:
