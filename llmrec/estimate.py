@@ -15,21 +15,17 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from llmrec.config import Config
+from llmrec.continued import item_vocabulary, kept_tokenizer
 from llmrec.data import Catalog
 from llmrec.data.prepare import Prepared, load, prepare
-from llmrec.errors import UserError
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.architecture import encoder_of
-from llmrec.model.gguf import location
-from llmrec.model.layers import cut_layers
-from llmrec.resources import loading_trouble
+from llmrec.model.base import load_tokenizer, make_base, skeleton
 from llmrec.tasks.mixture import IGNORE, predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dropout import drop_out
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from llmrec.tasks.mixture import Collator, Mixture
     from llmrec.tasks.render import Renderer
 
@@ -61,35 +57,6 @@ class Batch:
     def size(self) -> int:
         """B * T, tokens of the batch, including padding."""
         return self.rows * self.tokens
-
-
-def skeleton(name: str, trust_remote_code: bool = False, keep_layers: int = 0) -> "PreTrainedModel":
-    """The model of a path or Hub id, on the meta device. It reads only `config.json` of the checkpoint.
-
-    Args:
-        name: path or Hub id, or a GGUF file, of which only the header is read.
-        trust_remote_code: run code that comes with the checkpoint.
-        keep_layers: number of decoder layers to keep, the first ones; 0: all.
-
-    Raises:
-        UserError: `config.json` can't be read or describes no language model, or the model can't be cut to
-            `keep_layers` layers.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    place, where = location(name)
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        with torch.device("meta"):
-            model = kind.from_config(
-                config, trust_remote_code=trust_remote_code, dtype=torch.float32, attn_implementation="eager"
-            )
-    except (OSError, ValueError, KeyError) as error:
-        trouble = loading_trouble(name, error)
-        raise UserError(f"--base.model {name}: its config.json can't be had: {trouble}") from None
-    cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
-    return model
 
 
 def memory(
@@ -210,13 +177,15 @@ UTILISATION = 0.35  # assumed share of a GPU's peak that fine-tuning reaches
 
 @dataclass(frozen=True)
 class Learned:
-    """The training data, as `TrainingData` without validation, and `source`, which says in words where it is from."""
+    """The training data, as `TrainingData` without validation; `source` says in words where it is from, `made_up`
+    whether its items are those of no catalogue."""
 
     catalog: Catalog
     sequences: Sequence[np.ndarray]
     users: Sequence[str]
     intentions: Intentions | None
     source: str
+    made_up: bool = False
 
 
 def estimate(config: Config, run: Path | None, users: int, length: int, tflops: float | None) -> dict[str, Any]:
@@ -290,7 +259,7 @@ def _learned(config: Config, run: Path | None, users: int, length: int) -> Learn
     rng = np.random.default_rng(0)
     sequences = [rng.integers(len(catalog), size=length).astype(np.int32) for _ in range(users)]
     source = f"made up, {length} items per user, as {path} is not here"
-    return Learned(catalog, sequences, [f"u{user}" for user in range(users)], None, source)
+    return Learned(catalog, sequences, [f"u{user}" for user in range(users)], None, source, made_up=True)
 
 
 def _of(prepared: Prepared, source: str, intentions: Intentions | None) -> Learned:
@@ -303,8 +272,6 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
     """The model on the meta device, with rows for the item tokens, and a renderer with its tokenizer."""
     import torch
 
-    from llmrec.model.base import load_tokenizer, make_base
-    from llmrec.model.tokens import ItemVocabulary
     from llmrec.tasks.config import load_templates, tokenizer_texts
     from llmrec.tasks.render import Renderer
 
@@ -316,25 +283,37 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
         with torch.device("meta"):
             model, tokenizer = make_base(config.base, tokenizer_texts(learned.catalog, templates))
         model.set_attn_implementation("eager")
-    sizes, codes = _codes(config, run, len(learned.catalog), notes)
-    vocabulary = ItemVocabulary.add_to(tokenizer, sizes, config.base.token_prefix)
+    sizes, codes = _codes(config, run, learned, notes)
+    vocabulary = item_vocabulary(config, tokenizer, sizes)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return model, Renderer(tokenizer, vocabulary, codes, templates, config.tasks.max_history)
 
 
-def _codes(config: Config, run: Path | None, items: int, notes: list[str]) -> tuple[list[int], np.ndarray]:
-    """Codes per level [L] and semantic IDs int [N, L] of the run; or random IDs with the configured level sizes."""
+def _codes(config: Config, run: Path | None, learned: Learned, notes: list[str]) -> tuple[list[int], np.ndarray]:
+    """Codes per level [L] and semantic IDs int [N, L]: of the run, or of `tokenize.file`; else random IDs with the
+    levels of the bundle that training goes on from, or of the configuration."""
+    from llmrec.quantize.collisions import excess, with_dedup_level
+    from llmrec.quantize.given import read_codes
     from llmrec.quantize.tokenizer import ItemTokenizer
 
     if run is not None and (run / "tokenize").is_dir():
         fitted = ItemTokenizer.load(run / "tokenize")
         return fitted.level_sizes, fitted.codes
-    sizes = config.tokenize.level_sizes
-    if config.tokenize.collisions not in ("share", "nearest-free"):
-        sizes = [*sizes, DEDUP]
-        notes.append(f"the dedup level is taken to have {DEDUP} codes; `llmrec tokenize` knows")
+    strategy = config.tokenize.collisions
+    if config.tokenize.file is not None:
+        codes, sizes = read_codes(config.tokenize.file, [] if learned.made_up else learned.catalog.ids)
+        if not learned.made_up:
+            codes, sizes = with_dedup_level(codes, sizes) if strategy != "share" and excess(codes) else (codes, sizes)
+            return sizes, codes
+    elif (kept := kept_tokenizer(config)) is not None:
+        sizes = kept.level_sizes
+    else:
+        sizes = config.tokenize.level_sizes
+        if strategy not in ("share", "nearest-free"):
+            sizes = [*sizes, DEDUP]
+            notes.append(f"the dedup level is taken to have {DEDUP} codes; `llmrec tokenize` knows")
     rng = np.random.default_rng(0)
-    return sizes, np.stack([rng.integers(size, size=items) for size in sizes], axis=1)
+    return sizes, np.stack([rng.integers(size, size=len(learned.catalog)) for size in sizes], axis=1)
 
 
 def _parameters(trained: Any, renderer: "Renderer") -> dict[str, int]:

@@ -20,6 +20,15 @@ import yaml
 from llmrec.atomic import KEY, remove_inside
 from llmrec.config import Config, check_inputs
 from llmrec.console import get_logger
+from llmrec.continued import (
+    check_bundle,
+    going_on,
+    kept_encoder,
+    kept_files,
+    kept_tokenizer,
+    recommender_to_train,
+    with_kept_codes,
+)
 from llmrec.data.files import require_file
 from llmrec.data.filters import require_text
 from llmrec.data.prepare import load, prepare, save
@@ -54,6 +63,7 @@ def check(config: Config, run: RunDirectory, until: str) -> None:
     check_inputs(config, list(run.places([*FOLDERS, COMPARE, BENCHMARK])))
     if config.base.model is not None and says_encoder_decoder(Path(config.base.model)):
         check_encoder_decoder(f"--base.model {config.base.model}", config.tasks, config.train)
+    check_bundle(config)
     make_stages(config, run.rehearsal(), until)
     run.claim(NAMES)
 
@@ -85,24 +95,26 @@ def data_stage(config: Config, run: RunDirectory) -> None:
 def embed_stage(config: Config, run: RunDirectory) -> None:
     """Items -> embeddings.safetensors.
 
-    The encoder learns from the items of `Prepared.for_training`. If `embed.align.epochs` is above 0, the vectors are
-    aligned with the training events, which also give vectors to items without text if `embed.without_text` says so.
+    The encoder learns from the items of `Prepared.for_training`, or is that of the bundle `base.model`. If
+    `embed.align.epochs` is above 0, the vectors are aligned with the training events, which also give vectors to items
+    without text if `embed.without_text` says so.
     """
     from llmrec.embed import embed, vector_files
 
-    files = file_hashes(vector_files(config.embed)) if run.main else {}
+    files = file_hashes([*vector_files(config.embed), *kept_files(config)]) if run.main else {}
 
     def make(out: Path) -> None:
         prepared = load(run.path("data"))
         needs_log = config.embed.align.epochs or config.embed.without_text == "behaviour"
         log = prepared.split.train if needs_log else None
-        embed(prepared.catalog, config.embed, log, prepared.for_training.catalog).save(out)
+        fit_on = prepared.for_training.catalog
+        embed(prepared.catalog, config.embed, log, fit_on, kept_encoder(config)).save(out)
 
     run.build(Stage("embed", config.embed.cache_key(), make, reads=["data"], files=files))
 
 
 def tokenize_stage(config: Config, run: RunDirectory) -> None:
-    """Embeddings -> semantic IDs and their report."""
+    """Embeddings -> semantic IDs and their report; items of the bundle `base.model` keep theirs."""
     from llmrec.embed import Embeddings
     from llmrec.quantize.report import save_picture
     from llmrec.quantize.tokenizer import ItemTokenizer
@@ -110,18 +122,19 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
         embeddings = Embeddings.load(run.path("embed"), prepared.catalog.ids)
-        tokenizer = ItemTokenizer.from_config(config.tokenize, config.embed)
-        tokenizer.fit_embeddings(
-            embeddings.item_ids,
-            embeddings.vectors,
-            embeddings.encoder,
-            log=prepared.split.train,
-            titles=prepared.catalog.frame["title"].to_list(),
-        ).save(out)
+        if (tokenizer := kept_tokenizer(config)) is not None:
+            tokenizer = with_kept_codes(tokenizer, embeddings, prepared)
+        else:
+            tokenizer = ItemTokenizer.from_config(config.tokenize, config.embed)
+            titles = prepared.catalog.frame["title"].to_list()
+            items = (embeddings.item_ids, embeddings.vectors, embeddings.encoder)
+            tokenizer.fit_embeddings(*items, log=prepared.split.train, titles=titles)
+        tokenizer.save(out)
         save_picture(tokenizer.report(), out / "report.png", embeddings.vectors, tokenizer.codes[:, 0])
 
     given = config.tokenize.file
-    files = file_hashes([require_file(given, "--tokenize.file")]) if run.main and given is not None else {}
+    sources = kept_files(config) if given is None else [require_file(given, "--tokenize.file")]
+    files = file_hashes(sources) if run.main else {}
     run.build(Stage("tokenize", config.tokenize.cache_key(), make, reads=["data", "embed"], files=files))
 
 
@@ -164,8 +177,6 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.collaborative.teacher import Teacher
     from llmrec.embed import Embeddings
     from llmrec.quantize.tokenizer import ItemTokenizer
-    from llmrec.recommender.recommender import Recommender
-    from llmrec.tasks.config import load_templates
 
     local = Path(config.base.model) if config.base.model is not None else None
     prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
@@ -179,15 +190,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
-        recommender = Recommender.from_base(
-            config.base.model or run.path("base").resolve(),  # absolute: valid in any working directory
-            ItemTokenizer.load(run.path("tokenize")),
-            prepared.catalog,
-            config.base,
-            frozen=config.train.method == "lora",
-            templates=load_templates(config.tasks.prompts),
-            max_history=config.tasks.max_history,
-        )
+        tokenizer = ItemTokenizer.load(run.path("tokenize"))
+        recommender = recommender_to_train(config, run.path("base"), tokenizer, prepared)
         validation = prepared.split.validation_examples(prepared.catalog)
         vectors = Embeddings.load(run.path("embed"), prepared.catalog.ids).vectors if dense else None
         intentions = load_intentions(config, run)
@@ -212,6 +216,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             resumable=True,
             together=True,
             spare=("checkpoint-*", "rows/*"),
+            instead=going_on(run.path("model")),
         )
     )
 

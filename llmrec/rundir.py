@@ -288,8 +288,10 @@ class RunDirectory:
                 log.warning("%s: %s; the stage is made again", name, wrong)
             self._require_replaceable(name, stage.precious)
             if not (stage.resumable and _content(partial / KEY) == key.encode()):
+                if stage.resumable and partial.exists():
+                    log.warning("%s: interrupted before with other settings or inputs; what it left is removed", name)
                 self._start(name, key)
-        log.info("%s: started", name)
+        log.info("%s: started%s", name, stage.again(found))
         return True
 
     def _recover(self, stage: str, precious: Sequence[str]) -> None:

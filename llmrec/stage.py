@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec import manifest
-from llmrec.config import with_old_names
+from llmrec.config import with_new_names, with_old_names
 
 KEY_SCHEMA = 1
 """Version of the data that a key is the digest of. A new version changes all keys, so all stages are made again."""
@@ -47,6 +47,7 @@ class Stage:
         spare: patterns of files that are not read after the stage is finished; the user may delete them.
         precious: names of files that the user may change. If one differs from what the stage wrote, llmrec does not
             replace it.
+        instead: what the user can do instead of making the stage again with other settings.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Stage:
     together: bool = False
     spare: Sequence[str] = ()
     precious: Sequence[str] = ()
+    instead: str = ""
 
     def run(self, folder: Path) -> float:
         """Make the stage in `folder`; the seconds that it took. The peak memory counts from here on."""
@@ -76,6 +78,23 @@ class Stage:
         config = with_old_names(self.name, {**self.config, **sections})
         return digest({"schema": KEY_SCHEMA, "stage": self.name, "config": config, "inputs": inputs})
 
+    def again(self, found: Mapping[str, Any] | None) -> str:
+        """The end of the line `train: started`: ` again, for --train.epochs 14 (was 12); ...`.
+
+        Only settings under the name of their section count. Empty if none differs.
+
+        Args:
+            found: the manifest of the finished stage that will be replaced; None if there is none.
+        """
+        before = {} if found is None else found["config"]
+        changed = [
+            f"--{section}.{name} {own} (was {old})"
+            for section, fields in self.config.items()
+            if isinstance(fields, dict) and isinstance(before.get(section), dict)
+            for name, (own, old) in _differences(fields, with_new_names(section, before[section])).items()
+        ]
+        return f" again, for {', '.join(changed)}" + (f"; {self.instead}" if self.instead else "") if changed else ""
+
     def manifest(self, folder: Path, inputs: Mapping[str, str], seconds: float) -> dict[str, Any]:
         """The manifest for the finished stage in `folder`; `seconds` is how long `make` took."""
         return {
@@ -91,6 +110,18 @@ class Stage:
             "files": manifest.record(folder),
             "spare": list(self.spare),
         }
+
+
+def _differences(own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted name of each field that differs -> (its value in `own`, in `old`); a missing field is unset."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in [*own, *(name for name in old if name not in own)]:
+        here, there = own.get(name, "unset"), old.get(name, "unset")
+        if isinstance(here, dict) and isinstance(there, dict):
+            found |= {f"{name}.{inner}": pair for inner, pair in _differences(here, there).items()}
+        elif here != there:
+            found[name] = (here, there)
+    return found
 
 
 def reset_peak_memory() -> None:

@@ -42,7 +42,8 @@ def _parser() -> PlainParser:
         required=True,
         metavar="FILE",
         help="parquet, CSV, TSV or JSON lines with one row per user and the columns user_id and history: a list of "
-        "item ids, oldest first, or in a text with spaces between them",
+        "item ids, oldest first, or in a text with spaces between them; the column prompt may hold a user's request "
+        "in plain words",
     )
     parser.add_argument(
         "--output", required=True, metavar="FILE", help="the file to write: .parquet, .csv, .tsv or .jsonl"

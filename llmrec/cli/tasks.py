@@ -40,9 +40,9 @@ def main(arguments: Sequence[str]) -> None:
 def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[str, Any]]:
     """n training examples of each task, as training would use them; first runs the stages before training."""
     from llmrec import pipeline
+    from llmrec.continued import item_vocabulary
     from llmrec.data.prepare import load
     from llmrec.model.base import load_tokenizer
-    from llmrec.model.tokens import ItemVocabulary
     from llmrec.quantize.tokenizer import ItemTokenizer
     from llmrec.tasks.config import load_templates
     from llmrec.tasks.mixture import build_tasks, show_tasks
@@ -54,7 +54,7 @@ def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[st
     tokenizer = load_tokenizer(
         config.base.model or run.path("base"), config.base.trust_remote_code, config.base.chat_template
     )
-    vocabulary = ItemVocabulary.add_to(tokenizer, items.level_sizes, config.base.token_prefix)
+    vocabulary = item_vocabulary(config, tokenizer, items.level_sizes)
     templates = load_templates(config.tasks.prompts)
     renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history)
     sequences = prepared.split.sequences(prepared.catalog)

@@ -1,7 +1,7 @@
 """Learn the weights of the fusion on validation examples; `collaborative/fusion.py` has the formulas."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,16 @@ from llmrec.decode.search import Prompt
 log = get_logger(__name__)
 
 
-def calibrate(ranker: ItemRanker, examples: EvalExamples, floor: float) -> FusionWeights | None:
+def calibrate(
+    ranker: ItemRanker, examples: EvalExamples, floor: float, queries: Queries | None = None
+) -> FusionWeights | None:
     """Learn the weights on n examples.
 
     Args:
         ranker: by fusion.
         examples: validation examples; the model was not trained on them.
         floor: least recall@10 of warm targets, as a multiple of that of the beams alone.
+        queries: requests in words, from which their own weights are learnt; as for `calibrate_prompts`.
 
     Returns:
         The weights; None if fewer than 20 examples have their warm target among the candidates. If fewer than 20 have
@@ -48,7 +51,8 @@ def calibrate(ranker: ItemRanker, examples: EvalExamples, floor: float) -> Fusio
     learned = None
     if experts is not None and experts.config.learned:
         learned = _learned_order(ranker, examples, items, features, weights, experts.config)
-    return replace(weights, measured=measured, learned=learned)
+    prompts = calibrate_prompts(ranker, queries) if queries else None
+    return replace(weights, measured=measured, learned=learned, prompts=asdict(prompts) if prompts else None)
 
 
 def _learned_order(

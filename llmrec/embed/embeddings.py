@@ -129,7 +129,11 @@ def _read_rows(stored: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def embed(
-    catalog: Catalog, config: EmbedConfig, log: Interactions | None = None, fit_on: Catalog | None = None
+    catalog: Catalog,
+    config: EmbedConfig,
+    log: Interactions | None = None,
+    fit_on: Catalog | None = None,
+    fitted: Encoder | None = None,
 ) -> Embeddings:
     """Embed every item of `catalog`; first fit the encoder, and align it if `config.align` is on.
 
@@ -138,6 +142,7 @@ def embed(
         config: the encoder and its settings.
         log: the training events; only alignment and `config.without_text` behaviour read them.
         fit_on: the items of `catalog` on which the encoder is fitted and aligned; default: all items.
+        fitted: an encoder of the same configuration, which is used as it is.
 
     Returns:
         The N vectors, in catalogue order, and the fitted encoder.
@@ -149,15 +154,17 @@ def embed(
     """
     fit_on = catalog if fit_on is None else fit_on
     if config.sources:
-        given = GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None).fit_catalog(fit_on)
+        given = fitted
+        if not isinstance(given, GivenVectors):
+            given = GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None).fit_catalog(fit_on)
         return Embeddings(catalog.ids, given.of_items(catalog, config.files, "--embed.vectors"), given)
     texts = _texts(fit_on, config)
     behaviour = None
     if log is not None and (config.align.epochs or config.without_text == "behaviour"):
         behaviour = Behaviour.from_log(log, fit_on.ids)
     # If no item has a text, the ids are the only words that the encoder can learn from.
-    encoder = make_encoder(config).fit([text for text in texts if text] or fit_on.ids)
-    if isinstance(encoder, AlignedEncoder):
+    encoder = fitted or make_encoder(config).fit([text for text in texts if text] or fit_on.ids)
+    if isinstance(encoder, AlignedEncoder) and fitted is None:
         if behaviour is None:
             raise UserError(
                 f"--embed.align.epochs is {config.align.epochs}, but there is no log of training events to align "

@@ -120,6 +120,35 @@ def load_model(name: str | Path, **options: Any) -> "tuple[PreTrainedModel, dict
     return model, info
 
 
+def skeleton(name: str, trust_remote_code: bool = False, keep_layers: int = 0) -> "PreTrainedModel":
+    """The model of a path or Hub id, on the meta device. It reads only `config.json` of the checkpoint.
+
+    Args:
+        name: path or Hub id, or a GGUF file, of which only the header is read.
+        trust_remote_code: run code that comes with the checkpoint.
+        keep_layers: number of decoder layers to keep, the first ones; 0: all.
+
+    Raises:
+        UserError: `config.json` can't be read or describes no language model, or the model can't be cut to
+            `keep_layers` layers.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    place, where = location(name)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            model = kind.from_config(
+                config, trust_remote_code=trust_remote_code, dtype=torch.float32, attn_implementation="eager"
+            )
+    except (OSError, ValueError, KeyError) as error:
+        trouble = loading_trouble(name, error)
+        raise UserError(f"--base.model {name}: its config.json can't be had: {trouble}") from None
+    cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
+    return model
+
+
 def convert_gguf(path: Path, folder: Path, expected: str | None = None) -> None:
     """Write the model of a GGUF file as an ordinary checkpoint: float32 safetensors, tokenizer, chat template.
 

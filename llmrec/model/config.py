@@ -15,7 +15,8 @@ class BaseConfig:
 
     model: str | None = None
     """Path or Hub id of any causal language model, such as Qwen/Qwen3-0.6B, or of an encoder-decoder, such as
-    google-t5/t5-small, or a GGUF file (needs the gguf extra); default: make a small random model."""
+    google-t5/t5-small, or a GGUF file (needs the gguf extra); default: make a small random model. The folder of a
+    bundle: training goes on from it, with its item tokens, encoder, semantic IDs and dense head."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the checkpoint; switch on only if you trust its author."""
     bits: Literal[32, 8, 4] = 32

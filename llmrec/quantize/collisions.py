@@ -68,14 +68,14 @@ def resolve_collisions(
         case "share":
             return codes, level_sizes
         case "dedup":
-            return _with_dedup_level(codes, level_sizes)
+            return with_dedup_level(codes, level_sizes)
         case "dedup-popularity":
             if counts is None:
                 raise ValueError("dedup-popularity ranks items by their training events; counts is None")
-            return _with_dedup_level(codes, level_sizes, counts)
+            return with_dedup_level(codes, level_sizes, counts)
         case "sinkhorn":
             codes = sinkhorn_rounds(codes, quantizer, x)
-            return _with_dedup_level(codes, level_sizes) if excess(codes) else (codes, level_sizes)
+            return with_dedup_level(codes, level_sizes) if excess(codes) else (codes, level_sizes)
         case "nearest-free":
             return nearest_free_code(codes, quantizer, x), level_sizes
         case _:
@@ -141,9 +141,10 @@ def dedup(codes: np.ndarray, counts: np.ndarray | None = None) -> tuple[np.ndarr
     return np.column_stack([codes, rank]).astype(np.int32), max(SMALLEST_LEVEL, 1 << int(rank.max()).bit_length())
 
 
-def _with_dedup_level(
+def with_dedup_level(
     codes: np.ndarray, level_sizes: list[int], counts: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[int]]:
+    """`codes` [N, L] with a dedup level, int32 [N, L + 1], and the sizes of the L + 1 levels."""
     unique, size = dedup(codes, counts)
     return unique, [*level_sizes, size]
 

@@ -244,15 +244,15 @@ class ItemTokenizer:
         require_finite(item_ids, vectors)
         codes = self.quantizer.encode(vectors)
         new = place(self.config.collisions, self.codes, self.level_sizes, codes, self.quantizer, vectors)
-        return self._of([*self.item_ids, *item_ids], np.concatenate([self.codes, new]))
+        return self.with_codes([*self.item_ids, *item_ids], np.concatenate([self.codes, new]))
 
     def without_items(self, item_ids: Collection[str]) -> Self:
         """A tokenizer without these items; the other items keep their codes and their order."""
         gone = set(item_ids)
         stays = np.array([item not in gone for item in self.item_ids], bool)
-        return self._of([item for item in self.item_ids if item not in gone], self.codes[stays])
+        return self.with_codes([item for item in self.item_ids if item not in gone], self.codes[stays])
 
-    def _of(self, item_ids: list[str], codes: np.ndarray) -> Self:
+    def with_codes(self, item_ids: list[str], codes: np.ndarray) -> Self:
         """A copy of the tokenizer with other items and codes [n, L'], without `catalog`."""
         other = copy.copy(self)
         other.__dict__.pop("catalog", None)
@@ -262,6 +262,16 @@ class ItemTokenizer:
     def report(self) -> Report:
         """Quality of the semantic IDs, measured during `fit`."""
         return self._report
+
+    def measured(self, vectors: np.ndarray, log: Interactions, titles: Sequence[str]) -> Self:
+        """The tokenizer with a report on its present items; the arguments are those of `fit_embeddings`."""
+        other, codes = copy.copy(self), self.codes[:, : self.quantizer.levels]
+        behaviour = Behaviour.from_log(log, self.item_ids)
+        figures = measure(
+            vectors, codes, self.codes, self.quantizer, self.config.seed, behaviour, self.item_ids, titles
+        )
+        other._report = Report({**self._report, **figures})
+        return other
 
     def save(self, folder: str | Path) -> None:
         """Write quantizer.safetensors, quantizer.json, item_codes.parquet, report.json, and the encoder's files."""

@@ -29,7 +29,7 @@ class Prepared:
     """A request that has been checked, with all that its decoding needs.
 
     Attributes:
-        request: the request; `history` may be another than its own.
+        request: the request.
         store: the items.
         ranker: ranks the same items.
         selection: the items that its filters leave.
@@ -93,12 +93,12 @@ class Prepared:
 
 def prepare(store: ItemStore, ranker: ItemRanker, request: Request) -> Prepared:
     """Check a request and write its prompts; errors are those of `answers`."""
-    return _prepared(store, ranker, request, [request.history])[0]
+    return _prepared(store, ranker, [request])[0]
 
 
-def _prepared(
-    store: ItemStore, ranker: ItemRanker, request: Request, histories: Sequence[Sequence[str] | None]
-) -> list[Prepared]:
+def _prepared(store: ItemStore, ranker: ItemRanker, requests: Sequence[Request]) -> list[Prepared]:
+    """As `prepare`, for at least one request; all fields but history and prompt are those of the first."""
+    request = requests[0]
     ranking, lookup = ranker.search.config.ranking, store.lookup
     if request.exact and ranking not in ("auto", "beam"):
         raise UserError(f"--exact ranks by codes alone, which --ranking {ranking} does not; leave one of them out.")
@@ -107,16 +107,16 @@ def _prepared(
     offsets = None if request.offsets is None else lookup.offsets(request.offsets)
     quotas = quotas_of(request, lookup, store.item_tokenizer.codes[:, 0])
     prepared = []
-    for history in histories:
-        seen, notes = (None, []) if history is None else lookup.history(history, request.unknown)
-        silent = seen is not None and not len(seen) and request.prompt is None
+    for each in requests:
+        seen, notes = (None, []) if each.history is None else lookup.history(each.history, request.unknown)
+        silent = seen is not None and not len(seen) and each.prompt is None
         by_popularity = silent and request.empty_history == "popularity"
         if silent:
             notes.append(BY_POPULARITY if by_popularity else BY_MODEL)
         dropped = np.empty(0, np.int64) if seen is None or request.include_seen else np.unique(seen)
-        prompts = [] if by_popularity else ranker.phrased(seen, request.prompt, request.phrasings)
+        prompts = [] if by_popularity else ranker.phrased(seen, each.prompt, request.phrasings)
         prepared.append(
-            Prepared(request, store, ranker, selection, base, dropped, notes, quotas, offsets, prompts),
+            Prepared(each, store, ranker, selection, base, dropped, notes, quotas, offsets, prompts),
         )
     return prepared
 
@@ -158,19 +158,17 @@ def _together(prepared: Sequence[Prepared]) -> list[Found]:
     return found
 
 
-def answers(
-    store: ItemStore, ranker: ItemRanker, request: Request, histories: Sequence[Sequence[str] | None]
-) -> list[Answer]:
-    """The answers to one request for each of B histories, which take the place of the request's own.
+def answers(store: ItemStore, ranker: ItemRanker, requests: Sequence[Request]) -> list[Answer]:
+    """The answers to B requests that differ in history and prompt only; B is 1 or more.
 
-    Several histories are decoded together, in batches of the search's `batch_size`; if the request has offsets, limits
-    or further phrasings, they are decoded one after the other.
+    They are decoded together, in batches of the search's `batch_size`; with offsets, limits or further phrasings, one
+    after the other.
 
     Raises:
         UserError: an item or field is unknown, the prompt is empty or too long, an offset is not a finite number, the
             prompts have fewer phrasings, or `exact` is set with a ranking that does not use codes alone.
     """
-    prepared = _prepared(store, ranker, request, histories)
+    prepared = _prepared(store, ranker, requests)
     return finished(prepared, decoded(prepared))
 
 

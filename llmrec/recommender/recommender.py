@@ -3,7 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -12,7 +12,7 @@ import numpy as np
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.teacher import Teacher
 from llmrec.data import Catalog, EvalExamples, Interactions
-from llmrec.decode.calibrate import calibrate, calibrate_prompts
+from llmrec.decode.calibrate import calibrate
 from llmrec.decode.choose import check_decoding, check_fit, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.queries import Queries
@@ -33,7 +33,7 @@ from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
 from llmrec.recommender.answer import answers
 from llmrec.recommender.prefer import prefer
-from llmrec.recommender.request import Answer, Request
+from llmrec.recommender.request import Answer, Request, requests_of
 from llmrec.recommender.save import save_bundle
 from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights
@@ -211,7 +211,7 @@ class Recommender:
         decode_config: DecodeConfig | None = None,
         teacher: Teacher | None = None,
     ) -> Self:
-        """Fine-tune on a log, after a trial of whether the model can be decoded.
+        """Fine-tune on a log, after a trial of whether the model can be decoded. A trained model is trained further.
 
         Args:
             log: the training events: the `train` part of a split, never its test part.
@@ -234,11 +234,13 @@ class Recommender:
             vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
         sequences = log.sequences(self.catalog)
         own = sequences.train_sequences()
-        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher)
+        head = None if self.store.dense is None else self.store.dense.head
+        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher, head)
         with tempfile.TemporaryDirectory() as temporary:
             self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
         dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
-        self.store = replace(self.store, train_counts=sequences.train_counts(len(self.catalog)), dense=dense)
+        counts = np.maximum(self.train_counts, sequences.train_counts(len(self.catalog)))  # logs may overlap
+        self.store = replace(self.store, train_counts=counts, dense=dense)
         self.fusion_weights = None
         self.taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
         return self
@@ -272,10 +274,9 @@ class Recommender:
         """
         chosen = cases.sample_warm(self.train_counts == 0, most, seed)
         ranker = self.ranked_by("fusion")
-        self.fusion_weights = calibrate(ranker, chosen, self.decode_config.warm_floor)
-        if self.fusion_weights is not None and intentions is not None and intentions.held_out:
-            learnt = calibrate_prompts(ranker, Queries.of(intentions.held_out, self.catalog, ranker))
-            self.fusion_weights = replace(self.fusion_weights, prompts=asdict(learnt) if learnt else None)
+        held_out = {} if intentions is None else intentions.held_out
+        asked = Queries.of(held_out, self.catalog, ranker) if held_out else None
+        self.fusion_weights = calibrate(ranker, chosen, self.decode_config.warm_floor, asked)
         self._ranker = None
         return self
 
@@ -291,13 +292,18 @@ class Recommender:
 
     @overload
     def recommend(
-        self, *, histories: Sequence[Sequence[str]], prompt: str | None = None, k: int = 10, **options: Any
+        self,
+        *,
+        histories: Sequence[Sequence[str]],
+        prompt: str | Sequence[str | None] | None = None,
+        k: int = 10,
+        **options: Any,
     ) -> list[Answer]: ...
 
     def recommend(
         self,
         history: Sequence[str] | None = None,
-        prompt: str | None = None,
+        prompt: str | Sequence[str | None] | None = None,
         k: int = 10,
         histories: Sequence[Sequence[str]] | None = None,
         **options: Any,
@@ -306,7 +312,7 @@ class Recommender:
 
         Args:
             history: item ids, oldest first.
-            prompt: the request in words.
+            prompt: the request in words; with `histories` also one per user, None for a user without.
             k: number of answers.
             histories: one history per user, instead of `history`: decoded together, with one answer for each.
             options: the other fields of `Request`, such as exclude, where and unknown.
@@ -315,15 +321,17 @@ class Recommender:
             UserError: as for `Request` and `answer`, or `history` and `histories` are both given.
         """
         if histories is None:
+            if not isinstance(prompt, str | None):
+                raise UserError("prompt is a list, which needs histories: one for each text.")
             return self.answer(Request(history, prompt, k, **options))
         if history is not None:
             raise UserError("history and histories are both given; leave one of them out.")
-        requests = [Request(each, prompt, k, **options) for each in histories]
-        return answers(self.store, self.ranker, requests[0], [each.history for each in requests]) if requests else []
+        requests = requests_of(histories, prompt, k, **options)
+        return answers(self.store, self.ranker, requests) if requests else []
 
     def answer(self, request: Request) -> Answer:
         """The best items for a request; errors are those of `answers`."""
-        return answers(self.store, self.ranker, request, [request.history])[0]
+        return answers(self.store, self.ranker, [request])[0]
 
     def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
         """Add items without training; they can be recommended at once.

@@ -79,6 +79,20 @@ class Request:
             raise UserError("--history and --prompt are both missing; give item ids, a text, or both.")
 
 
+def requests_of(
+    histories: Sequence[Sequence[str]], prompt: str | Sequence[str | None] | None, k: int, **options: Any
+) -> list[Request]:
+    """One request for each history; `prompt` is that of all, or there is one for each.
+
+    Raises:
+        UserError: there are not as many prompts as histories; or as for `Request`.
+    """
+    prompts = [prompt] * len(histories) if isinstance(prompt, str | None) else prompt
+    if len(prompts) != len(histories):
+        raise UserError(f"prompt has {len(prompts)} texts for {len(histories)} histories; give one for each, or None.")
+    return [Request(each, text, k, **options) for each, text in zip(histories, prompts, strict=True)]
+
+
 @dataclass(frozen=True)
 class Recommendation:
     """One answer.

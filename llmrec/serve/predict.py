@@ -79,7 +79,8 @@ def predict(
     Args:
         recommender: loads the bundle; it is not called if no chunk is left to make.
         bundle: folder of the bundle. A job goes on only with the same files there.
-        source: table with the columns `user_id` and `history`: parquet, CSV, TSV or JSON lines.
+        source: table with the columns `user_id` and `history`, and `prompt` if users have requests in words: parquet,
+            CSV, TSV or JSON lines.
         output: the file to write: parquet, CSV, TSV or JSON lines by its suffix, with the columns of `SCHEMA`.
         decode: the settings of the decoding; a job goes on only with the same ones.
         options: fields of `Request`, except for history.
@@ -107,7 +108,7 @@ def predict(
 
 
 def _make_parts(
-    load: Callable[[], Recommender], lines: Iterator[tuple[str, list[str]]], folder: Path, options: Mapping[str, Any]
+    load: Callable[[], Recommender], lines: Iterator["User"], folder: Path, options: Mapping[str, Any]
 ) -> Predicted:
     """Make the parts that are missing."""
     recommender: Recommender | None = None
@@ -126,8 +127,14 @@ def _make_parts(
             started = told = time.perf_counter()
             if resumed:
                 log.info("%d users were answered before; going on from there", resumed)
-        answers = recommender.recommend(histories=[history for _, history in chunk], **options)
-        rows = [row for (user, _), answer in zip(chunk, answers, strict=True) for row in _rows(user, answer)]
+        histories, wishes = [user.history for user in chunk], [user.prompt for user in chunk]
+        try:
+            answers = recommender.recommend(histories=histories, prompt=wishes, **options)
+        except UserError as error:
+            if not any(wishes):
+                raise
+            raise UserError(f"--input, rows {seen - len(chunk) + 1} to {seen}, column prompt: {error}") from None
+        rows = [row for user, answer in zip(chunk, answers, strict=True) for row in _rows(user.user_id, answer)]
         atomic.write_file(part, pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet)
         if time.perf_counter() - told > SECONDS:
             told = time.perf_counter()
@@ -198,11 +205,20 @@ def _require_suffix(output: Path) -> None:
 # The input.
 
 
-def users(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield (user id, item ids, oldest first) for each row of a table, in its order, without reading it as a whole.
+@dataclass(frozen=True)
+class User:
+    """A row of the input: a user, their items with the oldest first, and their request in words, if they have one."""
+
+    user_id: str
+    history: list[str]
+    prompt: str | None
+
+
+def users(path: Path) -> Iterator[User]:
+    """Yield each row of a table, in its order, without reading it as a whole.
 
     The column `history` holds a list of ids, or a text of ids with spaces between them, or a text with a JSON list of
-    ids; an empty one is a user without events.
+    ids; an empty one is a user without events. The column `prompt` may be missing.
 
     Raises:
         UserError: the file is missing, unreadable or of an unknown kind, lacks a column, or has a row without a user.
@@ -228,7 +244,8 @@ def _parquet_records(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             _require_columns(path, file.schema_arrow.names)
-            for batch in file.iter_batches(CHUNK, columns=["user_id", "history"]):
+            columns = [name for name in ("user_id", "history", "prompt") if name in file.schema_arrow.names]
+            for batch in file.iter_batches(CHUNK, columns=columns):
                 yield from batch.to_pylist()
     except (OSError, ArrowException) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -251,8 +268,10 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
         raise UserError(f"--input {path}: found the columns {', '.join(names)}; expected user_id and history.")
 
 
-def _user(record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
-    history = record.get("history")
+def _user(record: Mapping[str, Any], where: str) -> User:
+    history, prompt = record.get("history"), record.get("prompt")
+    if not isinstance(prompt, str | None):
+        raise UserError(f"{where}: prompt {prompt!r:.80}: expected a text, or nothing.")
     if isinstance(history, str):
         try:
             history = json.loads(history) if history.lstrip().startswith("[") else history.split()
@@ -260,7 +279,9 @@ def _user(record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
             raise UserError(f"{where}: history {history!r:.80}: malformed JSON; expected a list of ids.") from None
     if not isinstance(history, list | None):
         raise UserError(f"{where}: history {history!r:.80}: expected a list of item ids.")
-    return _id(record.get("user_id"), f"{where}: user_id"), [_id(item, f"{where}: history") for item in history or ()]
+    items = [_id(item, f"{where}: history") for item in history or ()]
+    wish = prompt if prompt is not None and prompt.strip() else None
+    return User(_id(record.get("user_id"), f"{where}: user_id"), items, wish)
 
 
 def _id(value: Any, where: str) -> str:

@@ -116,11 +116,13 @@ def dense_loss(
     sequences: Sequence[np.ndarray],
     levels: int,
     config: TrainConfig,
+    head: DenseHead | None = None,
 ) -> DenseLoss | None:
-    """The loss and its new dense head, initialised with the configuration's seed; None if its weight is 0.
+    """The loss and its dense head: a copy of `head`, or a new one, initialised with the configuration's seed; None if
+    its weight is 0.
 
     Raises:
-        UserError: there are no text vectors.
+        UserError: there are no text vectors, or `head` has other sizes than they and the configuration have.
     """
     if not config.dense.weight:
         return None
@@ -131,4 +133,12 @@ def dense_loss(
         )
     torch.manual_seed(config.seed)
     hidden = model.get_output_embeddings().weight.shape[1]
-    return DenseLoss(DenseHead(hidden, vectors.shape[1], config.dense.dim), levels, vectors, sequences)
+    trained = DenseHead(hidden, vectors.shape[1], config.dense.dim)
+    if head is not None:
+        if (found := (head.query.out_features, head.text_dims)) != (wanted := (config.dense.dim, vectors.shape[1])):
+            raise UserError(
+                f"--train.dense.dim {wanted[0]} and text vectors of {wanted[1]} dimensions: the model has a dense head "
+                f"with {found[0]} and {found[1]}, which is trained further; give it these."
+            )
+        trained.load_state_dict(head.state_dict())
+    return DenseLoss(trained, levels, vectors, sequences)

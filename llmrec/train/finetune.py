@@ -171,6 +171,7 @@ class TrainingData:
         intentions: intentions of items and preferences of users, in words, or None.
         vectors: float32 [N, D], of the items' texts, which train a dense head, or None.
         teacher: of `sequences`, for `train.distill`, or None.
+        head: a dense head that is trained further; None: a new one, if `train.dense.weight` is above 0.
     """
 
     catalog: Catalog
@@ -180,6 +181,7 @@ class TrainingData:
     intentions: Intentions | None = None
     vectors: np.ndarray | None = None
     teacher: Teacher | None = None
+    head: DenseHead | None = None
 
 
 def finetune(
@@ -206,7 +208,8 @@ def finetune(
 
     Raises:
         UserError: there are no training examples, the prompts do not fit into the model's context, the method does not
-            fit the model, the dense head has no text vectors, or the distillation has no teacher of these sequences.
+            fit the model, the dense head has no text vectors or other sizes than configured, or the distillation has no
+            teacher of these sequences.
     """
     from accelerate import PartialState
     from torch.utils.data import Subset
@@ -253,7 +256,7 @@ def finetune(
         if alone:
             log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
             _learn_rows(model, vocabulary.all_ids, first, config, folder / "rows", learn, objective)
-        dense = dense_loss(model, data.vectors, data.sequences, len(vocabulary.ids), config)
+        dense = dense_loss(model, data.vectors, data.sequences, len(vocabulary.ids), config, data.head)
         trained = _learn(model, vocabulary, rest, config, folder, learn, objective, dense).eval()
     return trained, None if dense is None else dense.head
 

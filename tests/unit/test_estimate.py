@@ -19,10 +19,11 @@ from llmrec.data.config import DataConfig
 from llmrec.data.prepare import Prepared, prepare, save
 from llmrec.embed import EmbedConfig
 from llmrec.errors import UserError
-from llmrec.estimate import Batch, estimate, memory, operations, skeleton
+from llmrec.estimate import Batch, estimate, memory, operations
 from llmrec.model.adapter import with_adapter
-from llmrec.model.base import make_base
+from llmrec.model.base import make_base, skeleton
 from llmrec.model.config import AdapterConfig, BaseConfig
+from llmrec.quantize.collisions import SMALLEST_LEVEL
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.resources import resource_folder
 from llmrec.tasks.config import TasksConfig
@@ -252,6 +253,26 @@ def test_without_data_there_are_users_made_up(base: Path) -> None:
     assert found["data"]["source"] == "made up, 6 items per user, as nowhere is not here"
     assert found["seconds"] is None
     assert [note.split()[2] for note in found["notes"]] == ["preference", "level"]
+
+
+def test_semantic_ids_of_a_file_are_counted_as_they_are(base: Path, prepared: Prepared, tmp_path: Path) -> None:
+    """The run has no tokenizer yet. If two items share their codes, there is a dedup level."""
+    ids = prepared.catalog.ids
+    codes = [(row % 7, row // 7 % 5, row // 35) for row in range(len(ids))]
+    assert len(set(codes)) == len(ids)
+    file = tmp_path / "index.json"
+    names = [[f"<{letter}_{code}>" for letter, code in zip("abc", own, strict=True)] for own in codes]
+    index = dict(zip(ids, names, strict=True))
+    config = Config(data=DATA, base=BaseConfig(model=str(base)), tokenize=TokenizeConfig(file=str(file)))
+    file.write_text(json.dumps(index))
+    sizes = np.array(codes).max(axis=0) + 1
+    assert estimate(config, None, 50, 6, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
+    file.write_text(json.dumps({**index, ids[0]: index[ids[1]]}))
+    found = estimate(config, None, 50, 6, None)
+    assert found["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum() + SMALLEST_LEVEL
+    assert found["notes"] == []
+    config.data = DataConfig(format="lc-rec", path="nowhere")
+    assert estimate(config, None, 50, 6, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
 
 
 def test_what_a_run_lacks_is_named(tmp_path: Path) -> None:

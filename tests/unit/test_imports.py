@@ -36,6 +36,7 @@ WHOLE = {
     "config",
     "stage",
     "rundir",
+    "continued",
     "expert_stages",
     "pipeline",
     "children",

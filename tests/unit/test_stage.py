@@ -21,3 +21,17 @@ def test_the_peak_memory_of_a_stage_is_its_own(tmp_path: Path) -> None:
         assert Stage("one", {}, make).run(tmp_path) >= 0
         peaks.append(peak_memory())
     assert peaks[0] >= peaks[1] + 0.8 * size
+
+
+def test_a_stage_that_is_made_again_says_which_settings_differ() -> None:
+    def stage(epochs: int, **later: object) -> Stage:
+        settings = {"train": {"epochs": epochs, "lora": {"rank": 16, "merge": True}, **later}, "seed": 1}
+        return Stage("train", settings, lambda folder: None, instead="to go on, do that")
+
+    found = {"config": {"train": {"epochs": 12, "lora": {"rank": 8, "merge": True}}, "seed": 2}}
+    changed = "--train.epochs 14 (was 12), --train.lora.rank 16 (was 8)"
+    assert stage(14).again(found) == f" again, for {changed}; to go on, do that"
+    changed = "--train.lora.rank 16 (was 8), --train.softmax level (was unset)"
+    assert stage(12, softmax="level").again(found) == f" again, for {changed}; to go on, do that"
+    assert stage(14).again(None) == ""
+    assert stage(12).again({"config": {"train": {"epochs": 12, "lora_rank": 16, "merge": True}}}) == ""

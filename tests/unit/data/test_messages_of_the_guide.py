@@ -10,7 +10,9 @@ from llmrec.data.filters import require_text
 from llmrec.errors import UserError
 
 GUIDE = Path(__file__).parents[3] / "docs" / "your_data.md"
-MESSAGES = re.findall(r"^llmrec: (.*)$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+SAID = re.findall(r"^llmrec: (.*)$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+MESSAGES = [message for message in SAID if "--base.model" not in message]
+"""Without those on bundles, which tests/unit/test_continued.py compares."""
 EVENTS = "user_id,item_id,timestamp\nu1,B1,1\nu1,B2,2\nu1,B1,3\n"
 ITEMS = 'item_id,title\nB1,"Pen, red"\nB2,Ink\n'
 MISTAKES: list[tuple[str, str | bytes]] = [
@@ -34,3 +36,17 @@ def test_message(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError) as error:
         require_text(prepare(config).catalog, "")
     assert error.value.with_flags == MESSAGES[at]
+
+
+@pytest.mark.parametrize("events", [
+    ["u1,B1,1709640000", "u1,B2,2024-03-01"],
+    [f"u{user},{item}{number},{number}" for user in range(80) for item in "Bb" for number in (1, 2, 3)],
+])  # fmt: skip
+def test_message_in_the_text(events: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These are wrapped in the guide."""
+    monkeypatch.chdir(tmp_path)
+    Path("events.csv").write_text("\n".join(["user_id,item_id,timestamp", *events, ""]))
+    Path("items.csv").write_text("item_id,title\nB1,Pen\nB2,Ink\nB3,Cap\n")
+    with pytest.raises(UserError) as error:
+        prepare(DataConfig("table", "events.csv", "items.csv", user_core=1, item_core=1))
+    assert error.value.with_flags in " ".join(GUIDE.read_text(encoding="utf-8").split())

@@ -11,8 +11,7 @@ from gguf_files import TEMPLATE, TEXTS, write_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmrec.errors import UserError
-from llmrec.estimate import skeleton
-from llmrec.model.base import convert_gguf, load_base, load_tokenizer
+from llmrec.model.base import convert_gguf, load_base, load_tokenizer, skeleton
 from llmrec.train.finetune import context_length
 
 pytest.importorskip("gguf")

@@ -160,7 +160,38 @@ def test_no_users(predict: Callable[..., module.Predicted], tmp_path: Path) -> N
 
 def test_numbers_are_ids(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": [7.0, 8.0], "history": [[1.0, 2.0], [3.0]]}).write_parquet(tmp_path / "users.parquet")
-    assert list(module.users(tmp_path / "users.parquet")) == [("7", ["1", "2"]), ("8", ["3"])]
+    found = module.users(tmp_path / "users.parquet")
+    assert [(user.user_id, user.history) for user in found] == [("7", ["1", "2"]), ("8", ["3"])]
+
+
+WISHES = ["a gentle soap", None, "", "  ", "hand balm", "cream", None, "shampoo"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_a_request_in_words_for_each_user(
+    suffix: str, recommender: Recommender, predict: Callable[..., module.Predicted], tmp_path: Path
+) -> None:
+    """A user without one is answered by the history alone."""
+    source = tmp_path / f"users{suffix}"
+    lists = pl.DataFrame({"user_id": [f"u{row}" for row in range(8)], "history": HISTORIES, "prompt": WISHES})
+    texts = lists.with_columns(pl.col("history").list.join(" "))
+    {".parquet": lists.write_parquet, ".csv": texts.write_csv, ".jsonl": lists.write_ndjson}[suffix](source)
+    predict(tmp_path / "recs.parquet", source)
+    answers = [
+        recommender.recommend(history or [], wish if wish and wish.strip() else None, **OPTIONS)
+        for history, wish in zip(HISTORIES, WISHES, strict=True)
+    ]
+    wanted = [(f"u{user}", item.item_id) for user, answer in enumerate(answers) for item in answer]
+    assert [(user, item) for user, _, item, *_ in read(tmp_path / "recs.parquet")] == wanted
+    assert wanted != [(user, item) for user, _, item, *_ in expected(recommender)]
+
+
+def test_a_request_that_is_too_long_names_the_rows(predict: Callable[..., module.Predicted], tmp_path: Path) -> None:
+    source = tmp_path / "users.jsonl"
+    rows = [{"user_id": "u", "history": ["i1"], "prompt": "soap " * (500 if row == 4 else 1)} for row in range(6)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"input, rows 4 to 6, column prompt: The request is .* shorten prompt"):
+        predict(tmp_path / "recs.csv", source)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +202,7 @@ def test_numbers_are_ids(tmp_path: Path) -> None:
         ("u.csv", "user_id,history\nu,i1\n,i1\n", "row 2: user_id: found ''"),
         ("u.csv", "user_id,history\nu,[1\n", "row 1: history '[1': malformed JSON"),
         ("u.jsonl", '{"user_id": "u"}\n{"user_id": "u", "history": 3}\n', "row 2: history 3: expected a list"),
+        ("u.jsonl", '{"user_id": "u", "history": [], "prompt": 7}\n', "row 1: prompt 7: expected a text"),
         ("u.jsonl", '{"user_id": "u", "history": ["a", null]}\n', "row 1: history: found None, expected an id"),
         ("u.jsonl", '{"user_id": "\\ud83d", "history": []}\n', "line 1: malformed JSON"),
         ("u.parquet", "x", "not a readable parquet file"),
