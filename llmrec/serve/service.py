@@ -34,7 +34,7 @@ log = get_logger(__name__)
 
 PREPARING = 4
 """Threads that check requests and write prompts."""
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.1
 """Time between two looks at the bundle on the disk."""
 PAUSE = 0.25
 """Longest pause of the slow lane, in seconds."""
@@ -48,6 +48,9 @@ class Service:
         limits: of batches, queues and requests.
         metrics: counts.
         on_failure: called if the bundle can't be loaded; `failure` then holds the error.
+
+    Attributes:
+        loaded: whether it can answer.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Service:
     ) -> None:
         self.bundle, self.limits, self.metrics = bundle, limits, metrics
         self.failure: BaseException | None = None
+        self.loaded = threading.Event()
         self._on_failure = on_failure
         self._generate = threading.Lock()  # `generate` changes the model's settings while it decodes
         self._resumed = 0.0
@@ -65,18 +69,13 @@ class Service:
 
         def lane(name: str, room: int) -> Lane[Prepared, Answer]:
             count = self.metrics.batch.labels(name).observe
-            return Lane(
-                f"llmrec-{name}", partial(self._decode, name), limits.batch_size, limits.batch_wait, room, count
-            )
+            return Lane(name, partial(self._decode, name), limits.batch_size, limits.batch_wait, room, count)
 
         self.fast, self.slow = lane("fast", limits.queue), lane("slow", limits.slow_queue)
         count = self.metrics.batch.labels("items").observe
         self.items: Lane[Change | None, Changed] = Lane(
-            "llmrec-items", self.bundle.work, limits.queue, 0.0, limits.queue, count
+            "items", self.bundle.work, limits.queue, 0.0, limits.queue, count
         )
-        for name in ("fast", "slow", "items"):
-            self.metrics.inside.labels(name).set_function(partial(self._inside, name))
-        self.metrics.items.set_function(lambda: len(self.bundle.recommender.catalog) if self.bundle.recommender else 0)
         self._threads = CapacityLimiter(PREPARING)
         self._watching = asyncio.create_task(self._watch())
         threading.Thread(target=self._open, name="llmrec-load", daemon=True).start()
@@ -87,6 +86,16 @@ class Service:
         for lane in (self.fast, self.slow, self.items):
             lane.close()
 
+    async def until_loaded(self) -> None:
+        """Wait until the bundle is loaded, or has failed to load."""
+        while not self.loaded.is_set() and self.failure is None:
+            await asyncio.sleep(WATCH_SECONDS)
+
+    @property
+    def items_now(self) -> int:
+        """Number of items of the catalogue; 0 while it is being loaded."""
+        return len(self.bundle.recommender.catalog) if self.bundle.recommender else 0
+
     @property
     def recommender(self) -> Recommender:
         """The recommender as of now.
@@ -94,7 +103,7 @@ class Service:
         Raises:
             ApiError: it is being loaded.
         """
-        if self.bundle.recommender is None:
+        if self.bundle.recommender is None or not self.loaded.is_set():
             raise ApiError(503, "loading", "The model is being loaded; try again soon.", retry_after=2)
         return self.bundle.recommender
 
@@ -137,7 +146,7 @@ class Service:
 
         with ExitStack() as places:
             for lane, jobs in Counter(lanes).items():
-                places.enter_context(_place(lane, jobs))
+                places.enter_context(self._place(lane, jobs))
             try:
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.limits.deadline):
                     if len(requests) == 1:
@@ -158,20 +167,37 @@ class Service:
                 is being loaded.
         """
         _ = self.recommender
-        with _place(self.items, 1), _located(0, False):
+        with self._place(self.items, 1), _located(0, False):
             try:
                 return await self.items.ask(change, "items", time.monotonic() + self.limits.deadline)
             except TimeoutError:
                 message = f"Not finished within {self.limits.deadline:g} s; the change may still be made."
                 raise ApiError(504, "deadline", message) from None
 
-    def _inside(self, name: str) -> int:
-        lane: Lane[Any, Any] = getattr(self, name)
-        return lane.inside
+    @contextmanager
+    def _place(self, lane: Lane[Any, Any], jobs: int) -> Iterator[None]:
+        """Places in a lane.
+
+        Raises:
+            ApiError: there are not enough.
+        """
+        inside = self.metrics.inside.labels(lane.name)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lane.place(jobs))
+            except FullError as error:
+                message = "Too many requests are waiting; try again later."
+                raise ApiError(429, "queue_full", message, retry_after=error.seconds) from None
+            inside.inc(jobs)
+            try:
+                yield
+            finally:
+                inside.dec(jobs)
 
     def _open(self) -> None:
         try:
             self.bundle.open()
+            self.loaded.set()
         except BaseException as error:
             self.failure = error
             self._on_failure()
@@ -181,7 +207,7 @@ class Service:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                if self.bundle.recommender is not None and await to_thread.run_sync(self.bundle.changed):
+                if self.loaded.is_set() and await to_thread.run_sync(self.bundle.changed):
                     await self.items.ask(None, "items", time.monotonic() + 3600)
             except Exception:
                 log.exception("the bundle on the disk can't be read")
@@ -202,22 +228,6 @@ class Service:
         if self.fast.busy:
             time.sleep(min(2 * (time.perf_counter() - self._resumed), PAUSE))
         self._resumed = time.perf_counter()
-
-
-@contextmanager
-def _place(lane: Lane, jobs: int) -> Iterator[None]:
-    """Places in a lane.
-
-    Raises:
-        ApiError: there are not enough.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(lane.place(jobs))
-        except FullError as error:
-            message = "Too many requests are waiting; try again later."
-            raise ApiError(429, "queue_full", message, retry_after=error.seconds) from None
-        yield
 
 
 @contextmanager
