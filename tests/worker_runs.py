@@ -11,14 +11,14 @@ from llmrec.serve.workers import Peers, supervise
 
 def serve(peers: Peers, patient: bool, folder: Path) -> None:
     """Tell the own id and wait. What `folder` holds says how it goes wrong."""
+    if (folder / "hangs").exists():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (folder / f"{peers.own}-{os.getpid()}").write_text(str(patient))
     if (folder / "wrong").exists():
-        raise UserError("--model x: is wrong.")
+        raise UserError("--port x: is wrong.")
     if (folder / "dies").exists():
         os._exit(7)
     peers.report(1)
-    if (folder / "hangs").exists():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(0.05)
 

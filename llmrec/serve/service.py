@@ -76,6 +76,8 @@ class Service:
         self.items: Lane[Change | None, Changed] = Lane(
             "items", self.bundle.work, limits.queue, 0.0, limits.queue, count
         )
+        for name in ("fast", "slow", "items"):
+            self.metrics.inside.labels(name)  # shown from the start
         self._threads = CapacityLimiter(PREPARING)
         self._watching = asyncio.create_task(self._watch())
         threading.Thread(target=self._open, name="llmrec-load", daemon=True).start()

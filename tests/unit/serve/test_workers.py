@@ -15,7 +15,7 @@ import pytest
 from llmrec.serve.workers import END
 
 TESTS = Path(__file__).parents[2]
-WAIT = 120  # seconds, on a busy machine
+WAIT = 300  # seconds, on a busy machine
 
 
 @contextmanager
@@ -63,14 +63,13 @@ def test_a_worker_that_hangs_is_killed(tmp_path: Path) -> None:
     (tmp_path / "hangs").touch()
     with supervised(tmp_path) as process:
         until(lambda: len(started(tmp_path)) == 2)
-        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         assert process.wait(WAIT) == 0
-        assert time.monotonic() - began < END + 2
+        assert time.monotonic() - began > END  # it was waited for
 
 
-@pytest.mark.parametrize(("how", "said"), [("wrong", "model x: is wrong."), ("dies", "exit code 7")])
+@pytest.mark.parametrize(("how", "said"), [("wrong", "port x: is wrong."), ("dies", "exit code 7")])
 def test_a_first_worker_that_can_not_load_ends_the_server(how: str, said: str, tmp_path: Path) -> None:
     (tmp_path / how).touch()
     with supervised(tmp_path) as process:
