@@ -27,6 +27,7 @@ from llmrec.data.bad_rows import TextOptions
 from llmrec.data.files import read_records, require_file
 from llmrec.data.ids import is_id
 from llmrec.data.lines import find_encoding, open_bytes
+from llmrec.device import process_state
 from llmrec.errors import UserError, system_words
 from llmrec.lock import Lock, lock_of
 from llmrec.manifest import sha256
@@ -105,10 +106,8 @@ def predict(
         UserError: a file can't be read or written, `output` is there already, another process writes it, a row of
             `source` is wrong, or a request is.
     """
-    from accelerate import PartialState
-
     _require_suffix(output)
-    parts, state = chunks(source), PartialState()
+    parts, state = chunks(source), process_state()
     folder = output.with_name(f".{output.name}.parts")
     try:
         with ExitStack() as stack:

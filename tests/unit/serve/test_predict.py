@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import accelerate
 import polars as pl
 import pytest
 
@@ -167,7 +166,7 @@ def test_several_processes_write_what_one_writes(
             make_part(recommender, chunk, part, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(accelerate, "PartialState", lambda: State(index))
+            patch.setattr(module, "process_state", lambda: State(index))
             patch.setattr(module, "make_part", making)
             return predict(output)
 
