@@ -1,8 +1,21 @@
-"""Finds the device and the dtype for the configuration, also for `auto`."""
+"""Finds the device and the dtype for the configuration, also for `auto`, and this process among several."""
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def process_state() -> "PartialState":
+    """This process among those of `accelerate launch`, or alone."""
+    from accelerate import PartialState
+
+    # Without `cpu=True` on a machine without accelerators, every process would be the main process.
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def resolve_device(device: str) -> torch.device:

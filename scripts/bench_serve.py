@@ -1,23 +1,29 @@
 """Load on `llmrec serve`: requests per second and latencies, beside a server with one lock around the model.
 
-    python scripts/bench_serve.py --model runs/quickstart/model --clients 32 64 --seconds 20
+    python scripts/bench_serve.py --model runs/quickstart/model --clients 32 64 --seconds 60 --beside slow large stalled
 
 Both servers answer the same requests, one server after the other, each in a process of its own. The plain one is what
-`llmrec serve` was before it gathered requests into batches. `--beside slow` adds a client that always asks for many
-answers, `--beside large` one that sends 10 MB, `--beside stalled` 400 connections that send nothing.
+`llmrec serve` was before it gathered requests into batches. Disturbers beside the clients: `--beside slow` keeps 100
+requests going that need many searches (`exact` ones, or 500 answers for two phrasings where the ranking has no exact
+search), `--beside large` sends 10 MB again and again, `--beside stalled` holds 400 connections that send nothing. The
+factor is p95 with the disturber over p95 without. Memory is that of the server's processes after a tenth of the time,
+at its highest, and at the end; what they share counts once for each. Errors are broken connections and statuses from
+500.
 """
 
 import argparse
 import asyncio
 import json
-import os
 import random
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 HOST = "127.0.0.1"
 
@@ -26,9 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a bundle")
     parser.add_argument("--clients", type=int, nargs="+", default=[32, 64], help="concurrent clients")
-    parser.add_argument("--seconds", type=float, default=20.0, help="time of each measurement")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time of each measurement (default 60)")
     parser.add_argument("--beside", choices=["slow", "large", "stalled"], nargs="*", default=[], help="further load")
     parser.add_argument("--server", choices=["plain", "llmrec"], nargs="*", default=["plain", "llmrec"])
+    parser.add_argument("--workers", type=int, default=1, help="workers of `llmrec serve` (default 1)")
     parser.add_argument("--plain-port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain_port:
@@ -37,25 +44,29 @@ def main() -> None:
     import polars as pl
 
     ids = pl.read_parquet(Path(options.model) / "item_index.parquet", columns=["item_id"])["item_id"].to_list()
-    print("server   clients  beside     requests/s   p50 ms   p95 ms   p99 ms  statuses         memory MiB")
+    print("server   clients  beside     requests/s   p50 ms   p95 ms   p99 ms  factor  errors  memory MiB  statuses")
     for name in options.server:
         port = free_port()
         own = [sys.executable, __file__, "--model", options.model, "--plain-port", str(port)]
         ours = [sys.executable, "-m", "llmrec", "serve", "--model", options.model, "--port", str(port)]
+        ours += ["--workers", str(options.workers)]
         process = subprocess.Popen(own if name == "plain" else ours, stderr=subprocess.DEVNULL)
         try:
             wait_until_ready(port)
             for clients in options.clients:
+                alone = 0.0
                 for beside in ["", *options.beside]:
-                    seconds, statuses = asyncio.run(measure(port, ids, clients, options.seconds, beside))
-                    found = sorted(seconds)
-                    p50, p95, p99 = (1000 * found[int(q * (len(found) - 1))] for q in (0.5, 0.95, 0.99))
-                    rate = len(found) / options.seconds
-                    memory = resident(process.pid)
-                    kinds = " ".join(f"{status}:{count}" for status, count in sorted(statuses.items()))
+                    found = asyncio.run(measure(process.pid, port, ids, clients, options.seconds, beside))
+                    seconds = sorted(found.seconds) or [float("nan")]
+                    p50, p95, p99 = (1000 * seconds[int(q * (len(seconds) - 1))] for q in (0.5, 0.95, 0.99))
+                    alone = alone or p95
+                    kinds = " ".join(f"{status}:{count}" for status, count in sorted(found.statuses.items()))
+                    errors = sum(count for status, count in found.statuses.items() if status == 0 or status >= 500)
+                    first, last = found.memory[len(found.memory) // 10], found.memory[-1]
                     print(
-                        f"{name:<8} {clients:>7}  {beside or '-':<9} {rate:>11.1f} {p50:>8.0f} {p95:>8.0f} {p99:>8.0f}"
-                        f"  {kinds:<16} {memory:>10.0f}",
+                        f"{name:<8} {clients:>7}  {beside or '-':<9} {len(found.seconds) / options.seconds:>11.1f} "
+                        f"{p50:>8.0f} {p95:>8.0f} {p99:>8.0f} {p95 / alone:>7.2f} {errors:>7}  "
+                        f"{first:.0f} {max(found.memory):.0f} {last:.0f}  {kinds}",
                         flush=True,
                     )
         finally:
@@ -90,44 +101,76 @@ def serve_plain(model: str, port: int) -> None:
     uvicorn.run(app, host=HOST, port=port, log_level="warning")
 
 
-async def measure(
-    port: int, ids: list[str], clients: int, seconds: float, beside: str
-) -> tuple[list[float], Counter[int]]:
-    """Latencies of the answered requests, in seconds, and how often each status came."""
-    latencies: list[float] = []
-    statuses: Counter[int] = Counter()
+@dataclass
+class Found:
+    """What a measurement found.
+
+    Attributes:
+        seconds: of each answered request.
+        statuses: how often each came; 0 is a broken connection.
+        memory: of the server in MiB, once a second.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    memory: list[float] = field(default_factory=list)
+
+
+async def measure(pid: int, port: int, ids: list[str], clients: int, seconds: float, beside: str) -> Found:
+    """Ask for some time."""
+    found = Found()
     end = time.perf_counter() + seconds
 
     async def client(seed: int) -> None:
         rng = random.Random(seed)
-        reader, writer = await asyncio.open_connection(HOST, port)
+        connection = None
         while time.perf_counter() < end:
             body = json.dumps({"history": rng.sample(ids, rng.randint(1, 15)), "k": 10}).encode()
             started = time.perf_counter()
-            statuses[await ask(reader, writer, body)] += 1
-            latencies.append(time.perf_counter() - started)
-        writer.close()
+            try:
+                connection = connection or await asyncio.open_connection(HOST, port)
+                status = await ask(*connection, body)
+            except (OSError, asyncio.IncompleteReadError):
+                status, connection = 0, None
+            found.statuses[status] += 1
+            if status:
+                found.seconds.append(time.perf_counter() - started)
 
     async def other(body: bytes) -> None:
         while time.perf_counter() < end:
-            reader, writer = await asyncio.open_connection(HOST, port)
-            await ask(reader, writer, body)
-            writer.close()
+            try:
+                reader, writer = await asyncio.open_connection(HOST, port)
+                status = await ask(reader, writer, body)
+                writer.close()
+            except (OSError, asyncio.IncompleteReadError):
+                status = 0
+            await asyncio.sleep(0 if status == 200 else 1)
+
+    async def weigh() -> None:
+        while time.perf_counter() < end:
+            found.memory.append(resident(pid))
+            await asyncio.sleep(1)
 
     stalled = [await asyncio.open_connection(HOST, port) for _ in range(400 if beside == "stalled" else 0)]
+    slow = {"history": ids[:10], "k": 500, "phrasings": 2}
+    if beside == "slow":
+        reader, writer = await asyncio.open_connection(HOST, port)
+        exact = {"history": ids[:10], "k": 10, "exact": True}
+        slow = exact if await ask(reader, writer, json.dumps(exact).encode()) == 200 else slow
+        writer.close()
     bodies = {
-        "slow": [json.dumps({"history": ids[:10], "k": 500, "phrasings": 2}).encode()],
+        "slow": [json.dumps(slow).encode()] * 100,
         "large": [json.dumps({"prompt": "tea " * 2_500_000}).encode()],
     }
     tasks = [asyncio.create_task(client(seed)) for seed in range(clients)]
-    others = [asyncio.create_task(other(body)) for body in bodies.get(beside, [])]
+    others = [asyncio.create_task(each) for each in (weigh(), *map(other, bodies.get(beside, [])))]
     await asyncio.gather(*tasks)
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
     for _, writer in stalled:
         writer.close()
-    return latencies, statuses
+    return found
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> int:
@@ -160,9 +203,9 @@ def wait_until_ready(port: int) -> None:
 
 
 def resident(pid: int) -> float:
-    """Memory of a process in MiB, where /proc tells it."""
-    path = Path(f"/proc/{pid}/statm")
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if path.exists() else float("nan")
+    """Memory of a process and its children in MiB."""
+    own = psutil.Process(pid)
+    return sum(each.memory_info().rss for each in [own, *own.children(recursive=True)]) / 2**20
 
 
 if __name__ == "__main__":

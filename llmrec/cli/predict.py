@@ -1,18 +1,32 @@
 """`llmrec predict`: recommendations for every user of a file."""
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmrec.cli.command import Command, PlainParser, add_model_flags
 from llmrec.cli.recommend import add_request_flags, load_ranked, request_fields
 from llmrec.console import log_to_stderr, say
 
+if TYPE_CHECKING:
+    from llmrec.serve.predict import Make
+
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the flags, write the recommendations, print how many users there were."""
-    options = _parser().parse_args(arguments)
+    write(parser().parse_args(arguments))
+
+
+def write(options: argparse.Namespace, maker: "Callable[[dict[str, Any]], Make] | None" = None) -> None:
+    """Write the recommendations that the flags of `parser` ask for, and print how many users there were.
+
+    Args:
+        options: the parsed flags.
+        maker: gets the fields of the requests, and returns the `make` of `predict`.
+    """
     log_to_stderr()
     from llmrec.recommender import bundle
     from llmrec.recommender.request import Request
@@ -22,19 +36,25 @@ def main(arguments: Sequence[str]) -> None:
     Request(history=(), **fields)  # a wrong flag is named before the model is loaded
     decode = {name: getattr(options, name) for name in ("device", "beams", "ranking", "cold_bonus")}
     folder = bundle.locate(options.model)
-    found = predict(lambda: load_ranked(options), folder, Path(options.input), Path(options.output), decode, **fields)
+    make = None if maker is None else maker(fields)
+    source, output = Path(options.input), Path(options.output)
+    found = predict(lambda: load_ranked(options), folder, source, output, decode, make, **fields)
+    if found is None:
+        return
     if options.json:
         print(json.dumps({**asdict(found), "seconds": round(found.seconds, 2), "output": options.output}))
         return
     say(f"{found.users:,} users in {options.output}, {found.resumed:,} of them answered before, {found.seconds:.1f} s")
 
 
-def _parser() -> PlainParser:
+def parser(prog: str = "llmrec predict") -> PlainParser:
+    """The flags of the command."""
     parser = PlainParser(
-        prog="llmrec predict",
+        prog=prog,
         description="Recommend items for every user of a file. The output has one row per user and rank, with the "
         "columns user_id, rank, item_id, score, title and note. A command that was stopped goes on from its last "
-        "finished chunk of users, if it is given again with the same flags and files.",
+        "finished chunk of users, if it is given again with the same flags and files. Several processes share the work "
+        "under `accelerate launch --num_processes N -m llmrec predict ...`.",
     )
     add_model_flags(parser)
     parser.add_argument(

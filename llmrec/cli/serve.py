@@ -1,12 +1,18 @@
 """`llmrec serve`: serve a bundle over HTTP."""
 
+import argparse
 import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmrec.cli.command import Command, PlainParser, add_model_flags, load_model
 from llmrec.errors import UserError
+
+if TYPE_CHECKING:
+    from llmrec.serve.limits import Limits
+    from llmrec.serve.workers import Peers
 
 TOKEN = "LLMREC_TOKEN"
 """The environment variable with the token. A flag would show it in the list of processes."""
@@ -15,31 +21,54 @@ SETTINGS = ("batch_size", "batch_wait", "queue", "deadline", "rate")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse the flags, listen, load the bundle, answer requests until stopped."""
+    """Parse the flags, listen, load the bundle in one process or several, answer requests until stopped."""
     options = _parser().parse_args(arguments)
     try:
-        from llmrec.recommender.bundle import locate, read_header
-        from llmrec.serve.http import make_app
+        import fastapi_offline  # noqa: F401 - the worker needs it
+
         from llmrec.serve.limits import Limits
-        from llmrec.serve.live import LiveBundle
-        from llmrec.serve.metrics import Metrics
-        from llmrec.serve.server import Server, log_as_json
-        from llmrec.serve.service import Service
+        from llmrec.serve.server import log_as_json
+        from llmrec.serve.workers import Peers, supervise
     except ImportError as error:
         raise UserError(f"llmrec serve needs {error.name}: pip install 'llmrec[serve]'.") from None
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     limits = Limits(**given)
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers}: expected at least 1.")
     token = os.environ.get(TOKEN)
     if token is not None and (not token.isascii() or not token.isprintable() or not token.strip()):
         raise UserError(f"{TOKEN}: expected printable ASCII characters; set another token, or unset it.")
     with _listen(options.host, options.port) as listening:
-        read_header(locate(options.model))  # a bundle that is not there is named at once
-        folder = Path(options.model) if os.path.isdir(options.model) else None
-        bundle = LiveBundle(lambda: load_model(options), folder, options.encoder)
-        service = Service(bundle, limits, Metrics(), on_failure=lambda: setattr(server, "should_exit", True))
-        server = Server(make_app(service, token), limits)
-        log_as_json()
-        server.listen(listening)
+        if options.workers == 1:
+            _serve(Peers([0]), False, options, limits, token, listening)
+        else:
+            log_as_json()
+            supervise(_serve, options.workers, options, limits, token, listening)
+
+
+def _serve(
+    peers: "Peers",
+    patient: bool,
+    options: argparse.Namespace,
+    limits: "Limits",
+    token: str | None,
+    listening: socket.socket,
+) -> None:
+    """Serve in this process; the first two arguments are those of `supervise`."""
+    from llmrec.recommender.bundle import locate, read_header
+    from llmrec.serve.http import make_app
+    from llmrec.serve.live import LiveBundle
+    from llmrec.serve.metrics import Metrics
+    from llmrec.serve.server import Server, log_as_json
+    from llmrec.serve.service import Service
+
+    read_header(locate(options.model))  # a bundle that is not there is named at once
+    folder = Path(options.model) if os.path.isdir(options.model) else None
+    bundle = LiveBundle(lambda: load_model(options), folder, options.encoder, peers)
+    service = Service(bundle, limits, Metrics(), on_failure=lambda: setattr(server, "should_exit", True))
+    server = Server(make_app(service, token, patient), limits)
+    log_as_json()
+    server.listen(listening)
     if service.failure is not None:
         raise service.failure
 
@@ -60,6 +89,12 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that share the port and the memory of the weights; one that dies is started again (default 1)",
+    )
     parser.add_argument("--batch-size", type=int, help="largest number of requests decoded together (default 32)")
     parser.add_argument(
         "--batch-wait",

@@ -21,11 +21,9 @@ def open_run(folder: str | Path, verify: bool = False) -> "RunDirectory":
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return RunDirectory(folder, verify=verify)
-    import torch
-    from accelerate import PartialState
+    from llmrec.device import process_state
 
-    # Without `cpu=True` on a machine without accelerators, every process would be the main process.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = process_state()
     return RunDirectory(folder, main=state.is_main_process, wait=state.wait_for_everyone, verify=verify)
 
 

@@ -222,7 +222,7 @@ class FusedExperts(BaselineSystem):
             content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             raw, default = content["config"], ExpertsConfig()
             # A file may be older than one of the sections.
-            nested = {name: replace(getattr(default, name), **raw.get(name, {})) for name in TRAINED}
+            nested = {name: _section(getattr(default, name), raw.get(name, {})) for name in TRAINED}
             config = ExpertsConfig(**{**raw, **nested})
             fused = cls(config, Experts.restored(config, load_file(folder / ARRAYS)))
             fused.popularity = popularity(fused.experts.counts)
@@ -255,6 +255,12 @@ class FusedExperts(BaselineSystem):
 
 def _ranker(path: Path) -> LearnedRanker | None:
     return LearnedRanker.of(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def _section(default: Any, raw: dict[str, Any]) -> Any:
+    """The settings of one network: those of its file, in which a section inside may be missing."""
+    table = replace(default.table, **raw.get("table", {}))
+    return replace(default, **{**raw, "table": table})
 
 
 def gather(experts: Experts, examples: EvalExamples, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,17 @@
-"""Save and load the weights of a bundle in the files of transformers and peft. Loading accepts no wrong tensor."""
+"""Save and load the weights of a bundle in the files of transformers and peft. Loading accepts no wrong tensor.
 
+Weights on the CPU are used where the file is mapped into memory, so that processes that load one bundle share them.
+"""
+
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from llmrec.atomic import write_file
 from llmrec.errors import UserError
 from llmrec.model.architecture import encoder_of, start_token
-from llmrec.model.base import check_finite, load_model, own_memory
+from llmrec.model.base import ALIGNMENT, check_finite, load_model, own_memory
 from llmrec.model.gguf import is_gguf
 from llmrec.model.layers import cut_layers
 from llmrec.recommender.bundle import HEADER, Header
@@ -16,6 +21,10 @@ from llmrec.resources import first_line, loading_trouble
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+WEIGHTS = "*model*.safetensors"
+"""The files with the weights of a model or of an adapter."""
 
 
 def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
@@ -32,12 +41,33 @@ def save_weights(model: "PreTrainedModel | PeftModel", tokenizer: "PreTrainedTok
     )
     card = folder / "README.md"
     own = card.read_bytes() if card.exists() else None
+    for path in folder.glob(WEIGHTS):  # this process or a server may have mapped it: it must not be written in place
+        path.unlink()
     # For a loaded PEFT model, peft would also save the whole embedding matrices.
     model.save_pretrained(folder, **({"save_embedding_layers": False} if base is not model else {}))
+    for path in folder.glob(WEIGHTS):
+        _align(path)
     tokenizer.save_pretrained(folder)
     card.unlink(missing_ok=True)  # the card that peft wrote; llmrec writes one from the run's metrics
     if own is not None:
         card.write_bytes(own)
+
+
+def _align(path: Path) -> None:
+    """Lengthen the header of a safetensors file with spaces, so that its tensors begin at a multiple of 64 bytes.
+
+    Tensors that begin elsewhere are copied when they are loaded: see `own_memory`.
+    """
+    with path.open("rb") as old:
+        length = int.from_bytes(old.read(8), "little")
+        head = old.read(length) + b" " * (-(8 + length) % ALIGNMENT)
+
+        def write(new: BinaryIO) -> None:
+            new.write(len(head).to_bytes(8, "little") + head)
+            shutil.copyfileobj(old, new, 2**22)
+
+        if len(head) > length:
+            write_file(path, write)
 
 
 def load_weights(

@@ -71,7 +71,7 @@ class Lane(Generic[Job, Result]):
     """A thread that works on batches of jobs, in the order of their arrival.
 
     Args:
-        name: of the thread.
+        name: of the lane.
         work: makes the results of a batch of jobs with the same key, in their order; an exception in their place is
             raised to its caller. If it raises an exception for a batch, each job is tried alone.
         size: largest number of jobs in a batch.
@@ -96,7 +96,7 @@ class Lane(Generic[Job, Result]):
         self._running: list[Waiting[Job, Result]] = []
         self._changed = threading.Condition()
         self._closed = False
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        threading.Thread(target=self._run, name=f"llmrec-{name}", daemon=True).start()
 
     @contextmanager
     def place(self, jobs: int = 1) -> Iterator[None]:

@@ -67,17 +67,20 @@ Ranking = Annotated[
 ]
 
 
-def make_app(service: Service, token: str | None = None) -> FastAPI:
+def make_app(service: Service, token: str | None = None, patient: bool = False) -> FastAPI:
     """Make the application.
 
     Args:
         service: answers; the application starts and stops it.
         token: what clients must send; None: nothing.
+        patient: whether the application starts only when the bundle is loaded, so that the server listens only then.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.start()
+        if patient:
+            await service.until_loaded()
         yield
         await service.stop()
 
@@ -279,7 +282,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", tags=["server"], response_class=PlainTextResponse, responses={401: ERRORS[401]})
     async def metrics() -> PlainTextResponse:
         """Counts and times in the text format of Prometheus."""
-        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(service.metrics.text(service.items_now), media_type=CONTENT_TYPE_LATEST)
 
 
 def _left_out(

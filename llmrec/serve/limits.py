@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llmrec.checks import check_fields
 from llmrec.errors import UserError
-from llmrec.recommender.request import Request
+
+if TYPE_CHECKING:
+    from llmrec.recommender.request import Request
 
 
 class ApiError(Exception):
@@ -72,7 +75,7 @@ class Limits:
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 0, and finite.")
 
-    def check(self, request: Request) -> None:
+    def check(self, request: "Request") -> None:
         """Check the size of a request.
 
         Raises:
@@ -94,7 +97,7 @@ class Limits:
             )
         self._require("history", max(map(len, request.history or ()), default=0), self.text, "characters in an id")
 
-    def is_slow(self, request: Request) -> bool:
+    def is_slow(self, request: "Request") -> bool:
         """Whether a request belongs to the slow lane, where it can't keep the others waiting."""
         many = request.k > SLOW_ANSWERS or len(request.prompt or "") > SLOW_TEXT
         several = request.phrasings > 1 or request.offsets or request.max_per_field or request.max_per_code

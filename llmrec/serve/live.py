@@ -1,8 +1,8 @@
 """The bundle that a server serves: it is loaded, its items change durably, and a change on the disk is noticed.
 
 Readers take `LiveBundle.recommender`, which is never changed but replaced; so no change blocks them. `change_items`
-writes a change: it is on the disk, as a whole, before it is acknowledged, and the same lock keeps it apart from those
-of `llmrec add-items` and of other servers. Several changes that wait are written at once.
+writes a change: it is on the disk, as a whole, and read by all workers, before it is acknowledged. The same lock keeps
+it apart from those of `llmrec add-items` and of other servers. Several changes that wait are written at once.
 """
 
 import os
@@ -23,6 +23,7 @@ from llmrec.recommender import bundle, hub
 from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.store import FILES, IfExists, ItemStore, change_items
 from llmrec.serve.limits import ApiError
+from llmrec.serve.workers import Peers
 
 log = get_logger(__name__)
 
@@ -30,6 +31,8 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 """Name, inode, size and modification time of files."""
 TRIES = 5
 """A bundle that changes while it is read is read again, so often at most."""
+OTHERS_SECONDS = 5.0
+"""Longest time that the acknowledgement of a change waits for the other workers to read it."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,23 @@ class LiveBundle:
         load: loads the recommender; may take minutes.
         folder: folder of its bundle, whose items can be changed; None if they can't.
         encoder: as for `Recommender.from_pretrained`.
+        peers: the workers of this server.
 
     Attributes:
         recommender: as of now; None until `open` has ended.
     """
 
-    def __init__(self, load: Callable[[], Recommender], folder: Path | None = None, encoder: str | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Recommender],
+        folder: Path | None = None,
+        encoder: str | None = None,
+        peers: Peers | None = None,
+    ) -> None:
         self.recommender: Recommender | None = None
         self.folder = None if folder is None else folder.resolve()
         self.encoder = encoder
+        self._peers = peers or Peers([0])
         self._load = load
         self._items: Stamp = ()
         self._others: Stamp = ()
@@ -130,6 +141,7 @@ class LiveBundle:
         """Load the bundle, and build its ranker; errors are those of loading."""
         with self._writing:
             self._read(self._whole)
+        self.refresh()  # from the report on, the changes of other workers wait for this one; not so those before
 
     def changed(self) -> bool:
         """Whether the bundle on the disk is another one than that which was read last."""
@@ -159,7 +171,14 @@ class LiveBundle:
         if any(change is not None for change in changes):
             self._write(changes, outcomes)
         self.refresh()
+        if any(change is not None for change in changes) and not self._peers.wait(self._state, OTHERS_SECONDS):
+            log.warning("a worker has not read a change within %g s, which is on the disk", OTHERS_SECONDS)
         return outcomes
+
+    @property
+    def _state(self) -> int:
+        """Modification time of the bundle that was read last, in nanoseconds; 1 for a bundle that is not local."""
+        return self._items[0][3] if self._items else 1
 
     def _write(self, changes: list[Change | None], outcomes: list[Changed | Exception]) -> None:
         if self.folder is None:
@@ -201,6 +220,7 @@ class LiveBundle:
             if before == (self._stamp([bundle.HEADER]), self._stamp(self._other_files())):
                 break
         self.recommender, (self._items, self._others) = recommender, before
+        self._peers.report(self._state)
 
     def _whole(self) -> Recommender:
         recommender = self._load()

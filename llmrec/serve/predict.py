@@ -3,7 +3,8 @@
     users.parquet -> .recs.parquet.parts/000000.parquet, 000001.parquet, ... -> recs.parquet
 
 A chunk is written atomically, so a killed job goes on after its last finished chunk, and the result is the same row for
-row. Memory holds one chunk, whatever the number of users.
+row. Memory holds one chunk, whatever the number of users. Under `accelerate launch`, each of n processes makes every
+n-th chunk, and the first one joins them.
 """
 
 import csv
@@ -12,10 +13,11 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -25,11 +27,15 @@ from llmrec.data.bad_rows import TextOptions
 from llmrec.data.files import read_records, require_file
 from llmrec.data.ids import is_id
 from llmrec.data.lines import find_encoding, open_bytes
+from llmrec.device import process_state
 from llmrec.errors import UserError, system_words
 from llmrec.lock import Lock, lock_of
 from llmrec.manifest import sha256
 from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.request import Answer
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 log = get_logger(__name__)
 
@@ -49,6 +55,22 @@ SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 JOB, COMPLETE = "job.json", "complete"
 SECONDS = 10
 """Least time between two lines of progress."""
+TICK = 0.2
+"""Seconds between two looks for the parts of other processes."""
+
+
+@dataclass(frozen=True)
+class User:
+    """A row of the input: a user, their items with the oldest first, and their request in words, if they have one."""
+
+    user_id: str
+    history: list[str]
+    prompt: str | None
+
+
+Chunk = list[User]
+Make = Callable[[Iterator[tuple[str, Chunk]], Path, set[str]], "Predicted"]
+"""Makes the parts of chunks, given by name, in a folder, except for those with the names of a set."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +80,7 @@ class Predicted:
     Attributes:
         users: number of users of the input.
         resumed: how many of them an earlier, interrupted call had answered.
-        seconds: how long the other users took.
+        seconds: how long the other users took in all processes.
     """
 
     users: int
@@ -72,8 +94,9 @@ def predict(
     source: Path,
     output: Path,
     decode: Mapping[str, Any],
+    make: Make | None = None,
     **options: Any,
-) -> Predicted:
+) -> Predicted | None:
     """Write the recommendations for every user of `source` to `output`.
 
     Args:
@@ -83,22 +106,37 @@ def predict(
             CSV, TSV or JSON lines.
         output: the file to write: parquet, CSV, TSV or JSON lines by its suffix, with the columns of `SCHEMA`.
         decode: the settings of the decoding; a job goes on only with the same ones.
+        make: makes the parts, for instance on other machines, with `make_part`; default: this process makes them, or
+            under `accelerate launch` all its processes together.
         options: fields of `Request`, except for history.
+
+    Returns:
+        What was done; None in all processes but the first.
 
     Raises:
         UserError: a file can't be read or written, `output` is there already, another process writes it, a row of
             `source` is wrong, or a request is.
     """
     _require_suffix(output)
-    lines = users(source)
+    parts, state = chunks(source), process_state()
     folder = output.with_name(f".{output.name}.parts")
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with Lock(lock_of(output), f"--output {output}: another llmrec is writing it; wait or stop it."):
-            if output.exists() and not (folder / COMPLETE).is_file():
-                raise UserError(f"--output {output}: is there already; name another file, or remove it.")
-            _begin(folder, _key(bundle, source, output, {**decode, **options}))
-            done = _make_parts(recommender, lines, folder, options)
+        with ExitStack() as stack:
+            with state.main_process_first():
+                if state.is_main_process:
+                    output.parent.mkdir(parents=True, exist_ok=True)
+                    busy = f"--output {output}: another llmrec is writing it; wait or stop it."
+                    stack.enter_context(Lock(lock_of(output), busy))
+                    if output.exists() and not (folder / COMPLETE).is_file():
+                        raise UserError(f"--output {output}: is there already; name another file, or remove it.")
+                    _begin(folder, _key(bundle, source, output, {**decode, **options}))
+                there = {path.name for path in folder.glob("*.parquet")}
+            if make is None:
+                done = _make_parts(recommender, parts, folder, there, state, options)
+            else:
+                done = make(parts, folder, there)
+            if not state.is_main_process:
+                return None
             (folder / COMPLETE).touch()
             atomic.write_file(output, lambda file: _join(folder, output.suffix, file))
             atomic.remove_folder(folder, (atomic.MARK,))
@@ -107,38 +145,67 @@ def predict(
     return done
 
 
-def _make_parts(
-    load: Callable[[], Recommender], lines: Iterator["User"], folder: Path, options: Mapping[str, Any]
-) -> Predicted:
-    """Make the parts that are missing."""
-    recommender: Recommender | None = None
-    started, told, seen, resumed = time.perf_counter(), time.perf_counter(), 0, 0
-    for number in range(10**9):
+def chunks(source: Path) -> Iterator[tuple[str, Chunk]]:
+    """Yield the name of each part and its users; an empty input has one empty part. Errors are those of `users`."""
+    return _chunks(users(source))
+
+
+def _chunks(lines: Iterator[User]) -> Iterator[tuple[str, Chunk]]:
+    for number in count():
         chunk = list(islice(lines, CHUNK))
-        if not chunk and number:  # an empty input has one empty part
-            break
+        if not chunk and number:
+            return
+        yield f"{number:06}.parquet", chunk
+
+
+def make_part(recommender: Recommender, chunk: Chunk, part: Path, **options: Any) -> None:
+    """Write the recommendations for the users of a chunk; `options` as for `predict`.
+
+    Raises:
+        UserError: a request is wrong.
+    """
+    histories, wishes = [user.history for user in chunk], [user.prompt for user in chunk]
+    try:
+        answers = recommender.recommend(histories=histories, prompt=wishes, **options)
+    except UserError as error:
+        if not any(wishes):
+            raise
+        first = int(part.stem) * CHUNK
+        raise UserError(f"--input, rows {first + 1} to {first + len(chunk)}, column prompt: {error}") from None
+    rows = [row for user, answer in zip(chunk, answers, strict=True) for row in _rows(user.user_id, answer)]
+    atomic.write_file(part, pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet)
+
+
+def _make_parts(
+    load: Callable[[], Recommender],
+    parts: Iterator[tuple[str, Chunk]],
+    folder: Path,
+    there: set[str],
+    state: "PartialState",
+    options: Mapping[str, Any],
+) -> Predicted:
+    """Make this process's share of the missing parts; in the first process, then wait for those of the others."""
+    recommender: Recommender | None = None
+    started, told, seen, resumed, made = time.perf_counter(), time.perf_counter(), 0, 0, 0
+    names = []
+    for number, (name, chunk) in enumerate(parts):
         seen += len(chunk)
-        part = folder / f"{number:06}.parquet"
-        if part.exists():
+        names.append(name)
+        if name in there:
             resumed += len(chunk)
-            continue
-        if recommender is None:
-            recommender = load()
-            started = told = time.perf_counter()
-            if resumed:
-                log.info("%d users were answered before; going on from there", resumed)
-        histories, wishes = [user.history for user in chunk], [user.prompt for user in chunk]
-        try:
-            answers = recommender.recommend(histories=histories, prompt=wishes, **options)
-        except UserError as error:
-            if not any(wishes):
-                raise
-            raise UserError(f"--input, rows {seen - len(chunk) + 1} to {seen}, column prompt: {error}") from None
-        rows = [row for user, answer in zip(chunk, answers, strict=True) for row in _rows(user.user_id, answer)]
-        atomic.write_file(part, pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet)
-        if time.perf_counter() - told > SECONDS:
-            told = time.perf_counter()
-            log.info("%d users, %.1f per second", seen, (seen - resumed) / (told - started))
+        elif number % state.num_processes == state.process_index:
+            if recommender is None:
+                recommender = load()
+                started = told = time.perf_counter()
+                if resumed:
+                    log.info("%d users were answered before; going on from there", resumed)
+            make_part(recommender, chunk, folder / name, **options)
+            made += len(chunk)
+            if time.perf_counter() - told > SECONDS:
+                told = time.perf_counter()
+                log.info("%d users, %.1f per second in this process", seen, made / (told - started))
+    while state.is_main_process and not all((folder / name).exists() for name in names):
+        time.sleep(TICK)  # if another process dies, the launcher ends this one
     return Predicted(seen, resumed, time.perf_counter() - started)
 
 
@@ -203,15 +270,6 @@ def _require_suffix(output: Path) -> None:
 
 
 # The input.
-
-
-@dataclass(frozen=True)
-class User:
-    """A row of the input: a user, their items with the oldest first, and their request in words, if they have one."""
-
-    user_id: str
-    history: list[str]
-    prompt: str | None
 
 
 def users(path: Path) -> Iterator[User]:

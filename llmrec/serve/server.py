@@ -18,11 +18,12 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llmrec.serve.limits import Limits
+from llmrec.serve.workers import END
 
 GRACE = 4
 """Seconds in which running requests may finish after SIGTERM."""
-END = 8.0
-"""Seconds after SIGTERM at which the process ends, whatever hangs."""
+BACKLOG = 2048
+"""Largest number of connections that wait in the system to be taken."""
 KEEP_ALIVE = 30
 """Seconds that a connection stays open between two requests."""
 
@@ -97,12 +98,19 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=GRACE,
+                backlog=1,  # also the number of connections that asyncio takes at a time; workers share a burst of them
             )
         )
 
     def listen(self, listening: socket.socket) -> None:
         """Answer requests until SIGTERM or Ctrl-C."""
         self.run(sockets=[listening])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, with a queue for connections in the system, from which this process takes one at a time."""
+        await super().startup(sockets)
+        for each in sockets or []:
+            each.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End within `END` seconds."""

@@ -37,7 +37,7 @@ log = get_logger(__name__)
 
 PREPARING = 4
 """Threads that check requests and write prompts."""
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 0.1
 """Time between two looks at the bundle on the disk."""
 COMPARED: tuple[RankingName, ...] = ("fusion", "beam", "dense")
 """Rankings that a request can choose beside that of the server, if the bundle has them."""
@@ -53,6 +53,9 @@ class Service:
         limits: of batches, queues and requests.
         metrics: counts.
         on_failure: called if the bundle can't be loaded; `failure` then holds the error.
+
+    Attributes:
+        loaded: whether it can answer.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Service:
     ) -> None:
         self.bundle, self.limits, self.metrics = bundle, limits, metrics
         self.failure: BaseException | None = None
+        self.loaded = threading.Event()
         self._on_failure = on_failure
         self._generate = threading.Lock()  # `generate` changes the model's settings while it decodes
         self._resumed = 0.0
@@ -71,18 +75,15 @@ class Service:
 
         def lane(name: str, room: int) -> Lane[Prepared, Answer]:
             count = self.metrics.batch.labels(name).observe
-            return Lane(
-                f"llmrec-{name}", partial(self._decode, name), limits.batch_size, limits.batch_wait, room, count
-            )
+            return Lane(name, partial(self._decode, name), limits.batch_size, limits.batch_wait, room, count)
 
         self.fast, self.slow = lane("fast", limits.queue), lane("slow", limits.slow_queue)
         count = self.metrics.batch.labels("items").observe
         self.items: Lane[Change | None, Changed] = Lane(
-            "llmrec-items", self.bundle.work, limits.queue, 0.0, limits.queue, count
+            "items", self.bundle.work, limits.queue, 0.0, limits.queue, count
         )
         for name in ("fast", "slow", "items"):
-            self.metrics.inside.labels(name).set_function(partial(self._inside, name))
-        self.metrics.items.set_function(lambda: len(self.bundle.recommender.catalog) if self.bundle.recommender else 0)
+            self.metrics.inside.labels(name)  # shown from the start
         self._threads = CapacityLimiter(PREPARING)
         self._watching = asyncio.create_task(self._watch())
         threading.Thread(target=self._open, name="llmrec-load", daemon=True).start()
@@ -93,6 +94,16 @@ class Service:
         for lane in (self.fast, self.slow, self.items):
             lane.close()
 
+    async def until_loaded(self) -> None:
+        """Wait until the bundle is loaded, or has failed to load."""
+        while not self.loaded.is_set() and self.failure is None:
+            await asyncio.sleep(WATCH_SECONDS)
+
+    @property
+    def items_now(self) -> int:
+        """Number of items of the catalogue; 0 while it is being loaded."""
+        return len(self.bundle.recommender.catalog) if self.bundle.recommender else 0
+
     @property
     def recommender(self) -> Recommender:
         """The recommender as of now.
@@ -100,7 +111,7 @@ class Service:
         Raises:
             ApiError: it is being loaded.
         """
-        if self.bundle.recommender is None:
+        if self.bundle.recommender is None or not self.loaded.is_set():
             raise ApiError(503, "loading", "The model is being loaded; try again soon.", retry_after=2)
         return self.bundle.recommender
 
@@ -155,7 +166,7 @@ class Service:
 
         with ExitStack() as places:
             for lane, jobs in Counter(lanes).items():
-                places.enter_context(_place(lane, jobs))
+                places.enter_context(self._place(lane, jobs))
             try:
                 async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.limits.deadline):
                     if len(requests) == 1:
@@ -176,7 +187,7 @@ class Service:
                 is being loaded.
         """
         _ = self.recommender
-        with _place(self.items, 1), _located(0, False):
+        with self._place(self.items, 1), _located(0, False):
             try:
                 return await self.items.ask(change, "items", time.monotonic() + self.limits.deadline)
             except TimeoutError:
@@ -190,13 +201,30 @@ class Service:
             raise ApiError(422, "invalid_request", message, "ranking")
         return rankers[ranking]
 
-    def _inside(self, name: str) -> int:
-        lane: Lane[Any, Any] = getattr(self, name)
-        return lane.inside
+    @contextmanager
+    def _place(self, lane: Lane[Any, Any], jobs: int) -> Iterator[None]:
+        """Places in a lane.
+
+        Raises:
+            ApiError: there are not enough.
+        """
+        inside = self.metrics.inside.labels(lane.name)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lane.place(jobs))
+            except FullError as error:
+                message = "Too many requests are waiting; try again later."
+                raise ApiError(429, "queue_full", message, retry_after=error.seconds) from None
+            inside.inc(jobs)
+            try:
+                yield
+            finally:
+                inside.dec(jobs)
 
     def _open(self) -> None:
         try:
             self.bundle.open()
+            self.loaded.set()
         except BaseException as error:
             self.failure = error
             self._on_failure()
@@ -206,7 +234,7 @@ class Service:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             try:
-                if self.bundle.recommender is not None and await to_thread.run_sync(self.bundle.changed):
+                if self.loaded.is_set() and await to_thread.run_sync(self.bundle.changed):
                     await self.items.ask(None, "items", time.monotonic() + 3600)
             except Exception:
                 log.exception("the bundle on the disk can't be read")
@@ -241,22 +269,6 @@ def _rankers(recommender: Recommender) -> dict[RankingName, ItemRanker]:
             with suppress(UserError):  # the model lacks what it needs
                 rankers[name] = recommender.ranked_by(name)
     return rankers
-
-
-@contextmanager
-def _place(lane: Lane, jobs: int) -> Iterator[None]:
-    """Places in a lane.
-
-    Raises:
-        ApiError: there are not enough.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(lane.place(jobs))
-        except FullError as error:
-            message = "Too many requests are waiting; try again later."
-            raise ApiError(429, "queue_full", message, retry_after=error.seconds) from None
-        yield
 
 
 @contextmanager

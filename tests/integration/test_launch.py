@@ -1,4 +1,4 @@
-"""Two processes under `accelerate launch`: they learn as one with twice the batch, and go on after a kill."""
+"""Two processes under `accelerate launch`: they learn as one with twice the batch, predict as one, and resume."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import polars as pl
 import psutil
 import pytest
 from safetensors.numpy import load_file
@@ -20,7 +21,8 @@ LAUNCH = [
 ]  # fmt: skip
 
 
-TWO = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, str(ROOT / "scripts" / "finetune.py")]
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH]
+TWO = [*LAUNCHER, str(ROOT / "scripts" / "finetune.py")]
 
 
 def curve(run: Path, name: str) -> list[tuple[int, float]]:
@@ -98,3 +100,47 @@ def test_two_processes_killed_and_resumed_end_as_undisturbed(
     one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("undisturbed", "killed"))
     assert one.keys() == two.keys()
     assert not [name for name in one if one[name].tobytes() != two[name].tobytes()]
+
+
+def users_of(run: Path, folder: Path) -> Path:
+    """A file with 2,500 users, three chunks, made of the items of a run."""
+    ids = pl.read_parquet(run / "model" / "item_index.parquet")["item_id"].to_list()
+    histories = [[ids[(user * step) % len(ids)] for step in range(1, 1 + user % 5)] for user in range(2500)]
+    users = pl.DataFrame({"user_id": [f"u{user}" for user in range(2500)], "history": histories})
+    users.write_parquet(folder / "users.parquet")
+    return folder / "users.parquet"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["accelerate", "ray"])
+def test_two_processes_predict_what_one_does_also_after_a_kill(
+    how: str, tiny_run: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    flags = ["--model", str(tiny_run / "model"), "--input", str(users_of(tiny_run, tmp_path)), "--k", "3"]
+    one = [sys.executable, "-m", "llmrec", "predict"]
+    if how == "ray":
+        pytest.importorskip("ray", reason="the ray extra is not installed")
+        two = [sys.executable, str(ROOT / "scripts" / "predict_ray.py"), "--workers", "2"]
+    else:
+        two = [*LAUNCHER, "-m", "llmrec", "predict"]
+    environment = {**environment, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+    def finish(command: list[str], output: str) -> bytes:
+        words = [*command, *flags, "--output", str(tmp_path / output)]
+        result = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return (tmp_path / output).read_bytes()
+
+    expected = finish(one, "one.csv")
+    assert finish(two, "two.csv") == expected
+    process = subprocess.Popen(
+        [*two, *flags, "--output", str(tmp_path / "killed.csv")], env=environment, stderr=subprocess.DEVNULL
+    )
+    while not list((tmp_path / ".killed.csv.parts").glob("*.parquet")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    launcher = psutil.Process(process.pid)
+    for each in [launcher, *launcher.children(recursive=True)]:
+        each.kill()
+    process.wait()
+    assert finish(two, "killed.csv") == expected

@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 pytest.importorskip("fastapi_offline", reason="the serve extra is not installed")
@@ -21,12 +22,12 @@ STARTS = 300  # seconds, on a busy machine
 
 
 @contextmanager
-def server(folder: Path, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(folder: Path, environment: dict[str, str], *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "llmrec", "serve", "--model", str(folder), "--port", str(port)]
+    command = [sys.executable, "-m", "llmrec", "serve", "--model", str(folder), "--port", str(port), *flags]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -99,6 +100,47 @@ def test_killed_while_items_are_added_and_stopped_while_an_upload_stalls(
     assert {"path": "/v1/recommend", "status": 200}.items() <= next(
         line.items() for line in lines if line.get("path") == "/v1/recommend"
     )
+
+
+@pytest.mark.slow
+def test_workers_and_servers_killed_while_items_are_added(run_copy: Path, environment: dict[str, str]) -> None:
+    """`scripts/kill_serve.py` in short: the first kill is of a worker, the second of the whole server."""
+    words = ["--model", str(run_copy / "model"), "--items", "40", "--every", "15", "--clients", "4"]
+    script = Path(__file__).parents[2] / "scripts" / "kill_serve.py"
+    command = [sys.executable, str(script), *words]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "by 2 workers, 1 workers and 1 servers killed" in result.stdout
+    assert "0 faults" in result.stdout
+
+
+@pytest.mark.slow
+def test_two_workers_end_within_ten_seconds_whatever_they_do(run_copy: Path, environment: dict[str, str]) -> None:
+    """Exact searches run, others wait for them, and uploads stall."""
+    with server(run_copy / "model", environment, "--workers", "2") as (process, url):
+        slow = {"history": [], "k": 1000, "phrasings": 1}
+
+        def ask() -> None:
+            with suppress(httpx.TransportError):
+                httpx.post(f"{url}/v1/recommend", json=slow, timeout=60)
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        host, _, port = url.removeprefix("http://").partition(":")
+        stalled = [socket.create_connection((host, int(port))) for _ in range(8)]
+        for connection in stalled[::2]:
+            connection.sendall(b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        time.sleep(0.5)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        process.communicate()
+        assert time.monotonic() - started < 10
+        assert process.returncode == 0
+        assert not psutil.wait_procs(workers, 1)[1]
+        for connection in stalled:
+            connection.close()
 
 
 def test_what_can_not_be_loaded_ends_the_server_with_one_line(fails: Callable[..., str], tmp_path: Path) -> None:

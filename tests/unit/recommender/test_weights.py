@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -58,6 +59,27 @@ def test_reloads_are_equal_to_the_last_bit(recommender: Recommender, bundle: Pat
         assert torch.equal(again.model(ids).logits, recommender.model(ids).logits)
     request = {"history": recommender.catalog.ids[:3], "prompt": "a soap"}
     assert again.recommend(**request) == recommender.recommend(**request)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_saved_weights_are_mapped_and_can_be_saved_there_again(saved: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(saved, tmp_path / "copy"))
+    again = Recommender.from_pretrained(bundle)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ranges = [words[0].split("-") for words in lines if words[-1] == str(bundle / MODEL)]
+    places = [range(int(start, 16), int(end, 16)) for start, end in ranges]
+    mapped = {
+        name for name, tensor in again.model.named_parameters() if any(tensor.data_ptr() in place for place in places)
+    }
+    raw = (bundle / MODEL).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    assert (8 + length) % 64 == 0
+    tensors = json.loads(raw[8 : 8 + length])
+    tensors.pop("__metadata__")
+    assert mapped == {name for name, tensor in tensors.items() if tensor["data_offsets"][0] % 64 == 0}
+    assert "model.embed_tokens.weight" in mapped
+    again.save_pretrained(bundle)
+    assert (bundle / MODEL).read_bytes() == raw
 
 
 def test_a_base_is_trained_from_memory_of_its_own(bundle: Path) -> None:

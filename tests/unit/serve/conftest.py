@@ -13,6 +13,8 @@ from llmrec.recommender.recommender import Recommender
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
 
+    from llmrec.serve.workers import Peers
+
 Served = Callable[..., AbstractContextManager["TestClient"]]
 
 
@@ -21,6 +23,7 @@ def _served(
     load: Callable[[], Recommender],
     folder: Path | None = None,
     token: str | None = None,
+    peers: "Peers | None" = None,
     ready: bool = True,
     **limits: Any,
 ) -> Iterator["TestClient"]:
@@ -32,7 +35,7 @@ def _served(
     from llmrec.serve.metrics import Metrics
     from llmrec.serve.service import Service
 
-    service = Service(LiveBundle(load, folder), Limits(**limits), Metrics())
+    service = Service(LiveBundle(load, folder, peers=peers), Limits(**limits), Metrics())
     with TestClient(make_app(service, token), raise_server_exceptions=False) as client:
         while ready and client.get("/readyz").status_code != 200:
             assert service.failure is None

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from llmrec.data import Catalog
 from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.store import change_items
+from llmrec.serve.workers import Peers
 
 Served = Callable[..., AbstractContextManager[TestClient]]
 
@@ -108,6 +109,31 @@ def test_changes_of_another_process_are_noticed(live: TestClient, bundle: Path) 
     assert live.get("/v1/items/theirs").status_code == 200
     assert live.post("/v1/items", json=new("ours")).status_code == 201
     assert {"theirs", "ours"} <= set(ids_on_disk(bundle))
+
+
+def test_two_workers_agree_from_the_acknowledgement_on(bundle: Path, served: Served) -> None:
+    read = [0, 0]
+
+    def load() -> Recommender:
+        return Recommender.from_pretrained(bundle)
+
+    with served(load, bundle, peers=Peers(read, 0)) as one, served(load, bundle, peers=Peers(read, 1)) as two:
+        for number in range(6):
+            item, writer, reader = f"both-{number}", *((one, two) if number % 2 else (two, one))
+            assert writer.post("/v1/items", json=new(item)).status_code == 201
+            assert reader.get(f"/v1/items/{item}").status_code == 200
+        assert writer.delete(f"/v1/items/{item}").status_code == 200
+        assert reader.get(f"/v1/items/{item}").status_code == 404
+
+
+def test_a_change_waits_only_for_workers_that_answer_from_an_older_state() -> None:
+    started = time.monotonic()
+    assert Peers([5, 0, 7], 0).wait(5, 10)
+    assert time.monotonic() - started < 5
+    assert not Peers([5, 4], 0).wait(5, 0.01)
+    late = Peers([5, 4], 1)
+    threading.Timer(0.05, late.report, [6]).start()
+    assert Peers(late.read, 0).wait(5, 30)
 
 
 def test_a_new_model_is_noticed_and_a_damaged_one_is_not_used(

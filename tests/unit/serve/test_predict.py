@@ -2,7 +2,9 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -132,6 +134,47 @@ def test_stopped_and_started_again_is_undisturbed(
     assert found.resumed == [0, 3, 6, 8][done]
     assert output.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"undisturbed.csv", "recs.csv", "users.parquet"}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_write_what_one_writes(
+    processes: int, predict: Callable[..., module.Predicted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are three chunks. The other processes run when the first one lets them."""
+    predict(tmp_path / "one.csv")
+    output, made = tmp_path / "several.csv", []
+    make_part = module.make_part
+
+    @dataclass
+    class State:
+        process_index: int
+        num_processes: int = processes
+
+        @property
+        def is_main_process(self) -> bool:
+            return self.process_index == 0
+
+        @contextmanager
+        def main_process_first(self) -> Iterator[None]:
+            yield
+            for index in range(1, processes) if self.is_main_process else ():
+                run(index)
+
+    def run(index: int) -> module.Predicted | None:
+        def making(recommender: Recommender, chunk: module.Chunk, part: Path, **options: object) -> None:
+            made.append((index, part.name))
+            make_part(recommender, chunk, part, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "process_state", lambda: State(index))
+            patch.setattr(module, "make_part", making)
+            return predict(output)
+
+    found = run(0)
+    assert found is not None
+    assert (found.users, found.resumed) == (8, 0)
+    assert sorted(made) == sorted((number % processes, f"{number:06}.parquet") for number in range(3))
+    assert output.read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
 def test_other_settings_start_again(predict: Callable[..., module.Predicted], tmp_path: Path) -> None:
