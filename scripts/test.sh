@@ -3,7 +3,7 @@
 # As many processes as cores, up to 8, run the tests, with up to 1.6 GiB each; in one process: scripts/test.sh -n 0
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source scripts/setup.sh ".[offline,serve,test,dev]"
+source scripts/setup.sh ".[offline,serve,docs,test,dev]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -39,9 +39,9 @@ CODES = "item_codes.parquet"
 
 
 class ItemTokenizer:
-    """Turns items into semantic IDs.
+    """Turns items into semantic IDs. `fit` sets the attributes.
 
-    After `fit` it has these attributes:
+    Attributes:
         item_ids: the N item ids, in catalogue order.
         codes: the semantic IDs, int32 [N, L']; L' is L, or L + 1 with a dedup level.
         level_sizes: the number of codes of each of the L' levels.
