@@ -4,8 +4,8 @@
     llmrec export --model runs/mine/model --target vllm --out out    # prints the command that starts vLLM on `out`
     python vllm_client.py out --history B001 B007 --k 10
 
-Needs safetensors and tokenizers, but not llmrec. vLLM keeps the prompt's keys and values (prefix caching), so a
-request computes one token. Requests may allow at most 1,024 tokens each. See docs/serving_llm.md.
+Needs safetensors and tokenizers, but not llmrec. vLLM keeps the keys and values of the prompt (prefix caching, on by
+default), so a request computes only its last tokens. It may allow at most 1,024 tokens. See docs/serving_llm.md.
 """
 
 import argparse
@@ -95,16 +95,15 @@ def main() -> None:
     parser.add_argument("--history", nargs="*", metavar="ID", help="item ids, oldest first")
     parser.add_argument("--prompt", metavar="TEXT", help="a request in plain words")
     parser.add_argument("--k", type=int, default=10, help="number of items (default 10)")
-    parser.add_argument("--beams", type=int, default=20, help="beams, at least k (default 20)")
+    parser.add_argument("--beams", type=int, default=20, help="beams (default 20, at least the number of items)")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the server")
     options = parser.parse_args()
     if options.history is None and options.prompt is None:
         parser.error("give --history, --prompt or both")
     export = Export(options.export)
     seen = set(options.history or ())
-    found = recommend(
-        export, options.url, export.prompt(options.history, options.prompt), options.k + len(seen), options.beams
-    )
+    prompt, wanted = export.prompt(options.history, options.prompt), options.k + len(seen)
+    found = recommend(export, options.url, prompt, wanted, max(options.beams, wanted))
     for item, score in [pair for pair in found if pair[0] not in seen][: options.k]:
         print(f"{item}\t{score:.4f}")
 

@@ -111,8 +111,8 @@ def _check(config: Any, target: Target) -> None:
     """Raise UserError if the server can't run a model with this configuration."""
     if config.is_encoder_decoder:
         raise UserError(
-            f"--target {target}: the model is an encoder-decoder ({config.model_type}), which {target} does not serve "
-            "this way; use `llmrec serve`."
+            f"--target {target}: the model is an encoder-decoder ({config.model_type}), but an export is for servers "
+            "of decoder-only models; use `llmrec serve`."
         )
     if target != "flashrec":
         return
