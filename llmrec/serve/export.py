@@ -8,7 +8,7 @@ docs/serving_llm.md describes the files, and says what each server can and can't
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,9 +22,7 @@ from llmrec.recommender.weights import save_weights
 from llmrec.tasks.config import ASKED, INPUTS
 
 Target = Literal["flashrec", "sglang", "vllm"]
-TARGETS: tuple[Target, ...] = get_args(Target)
 Dtype = Literal["auto", "float32", "bfloat16"]
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 HEADER, ITEMS, PROMPTS, TRIE, SID = "export.json", "items.jsonl", "prompts.json", "trie.safetensors", "sid.json"
 
@@ -53,12 +51,13 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
         raise UserError(f"--out {folder}: exists already; name a new folder.")
     import torch
 
-    model, tokenizer = recommender.merge().model, recommender.tokenizer
+    _check(recommender.model.config, target)
     vocabulary, trie = recommender.renderer.vocabulary, recommender.store.trie
-    _check(model.config, target)
+    most_children = max(int(starts.diff().max()) for starts in trie.starts)
+    command = _command(target, folder, vocabulary, most_children)
+    model, tokenizer = recommender.merge().model, recommender.tokenizer
     if dtype != "auto":
         model.to(getattr(torch, dtype))
-    most_children = max(int(starts.diff().max()) for starts in trie.starts)
     header = {
         "llmrec": __version__,
         "target": target,
@@ -69,7 +68,7 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
         "most_children": most_children,
         "max_history": recommender.max_history,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "command": _command(target, folder, vocabulary, most_children),
+        "command": command,
     }
     with replacing(folder) as new:
         save_weights(model, tokenizer, new)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ import torch
 from loading import script
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
+from tokenizers.processors import TemplateProcessing
 
 from llmrec.data import Catalog
 from llmrec.errors import UserError
@@ -24,7 +25,7 @@ from llmrec.model.adapter import with_adapter
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.recommender.recommender import Recommender
-from llmrec.serve.export import TARGETS, export, next_tokens
+from llmrec.serve.export import Target, export, next_tokens
 
 HISTORY, QUERY = ["i3", "i7", "i12"], "A  gentle Soap"
 Tree = dict[tuple[int, ...], list[int]]
@@ -192,7 +193,7 @@ def test_weights_in_bfloat16(opinionated: Recommender, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", get_args(Target))
 def test_prompts_in_a_chat_format(opinionated: Recommender, tmp_path: Path, target: Any) -> None:
     from transformers import AutoTokenizer
 
@@ -204,6 +205,19 @@ def test_prompts_in_a_chat_format(opinionated: Recommender, tmp_path: Path, targ
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     said = again.apply_chat_template([{"role": "user", "content": "Answer: "}], tokenize=False)
     assert said == ("Answer: " if target == "flashrec" else "<|end|>Answer: <|end|>")
+
+
+def test_prompts_begin_with_the_token_that_the_tokenizer_puts_there(opinionated: Recommender, tmp_path: Path) -> None:
+    tokenizer = opinionated.tokenizer
+    tokenizer.bos_token = tokenizer.eos_token
+    front = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]
+    )
+    tokenizer.backend_tokenizer.post_processor = front
+    expected = list(opinionated.ranker.phrased([3, 7, 12])[0])
+    assert expected[0] == tokenizer.bos_token_id
+    export(opinionated, "vllm", tmp_path / "out")
+    assert prompt_of(tmp_path / "out", HISTORY, None) == expected
 
 
 def test_configurations_speak_to_transformers_4_as_well(opinionated: Recommender, tmp_path: Path) -> None:
@@ -229,7 +243,7 @@ def test_the_table_of_next_tokens() -> None:
     assert {array.dtype for array in table.values()} == {np.dtype(np.int32)}
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", get_args(Target))
 def test_encoder_decoders_are_refused(recommender: Recommender, tmp_path: Path, target: Any) -> None:
     config = BaseConfig(architecture="t5", hidden_size=32, layers=1, heads=4, vocabulary=320, context=160)
     own = Recommender.from_base(None, recommender.item_tokenizer, config=config)
