@@ -135,8 +135,8 @@ def test_constant_embeddings(
     ("words", "said"),
     [
         (["--tokenize.codes", "4000"], "--tokenize.codes"),
-        (["--tokenize.method", "pq", "--tokenize.levels", "7"], "--tokenize.levels"),
-        (["--tokenize.method", "opq", "--tokenize.levels", "7"], "128 dimensions"),
+        (["--embed.dim", "5", "--tokenize.method", "pq", "--tokenize.levels", "7"], "--tokenize.levels"),
+        (["--embed.dim", "5", "--tokenize.method", "opq", "--tokenize.levels", "7"], "5 dimensions"),
         (["--tokenize.method", "k-means"], "--tokenize.method"),
         (["--tokenize.method", "tiger"], "--config configs/tokenizers/tiger.yaml"),
         (["--tokenize.levels", "1", "--tokenize.collisions", "nearest-free"], "nearest-free"),
@@ -235,9 +235,12 @@ def test_boost(tiny_run: Path, content: str, said: str, tmp_path: Path, capsys: 
 def test_weights_that_are_not_numbers(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A diverged training or a damaged file: refused when it is loaded, with the tensor named."""
     path = run_copy / "model" / "model.safetensors"
-    weights = load_file(path)
-    weights["model.layers.1.mlp.down_proj.weight"][:] = np.nan
-    save_file(weights, path, metadata={"format": "pt"})
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    begin, end = json.loads(content[8 : 8 + length])["model.layers.1.mlp.down_proj.weight"]["data_offsets"]
+    numbers = np.full((end - begin) // 4, np.nan, np.float32)
+    content[8 + length + begin : 8 + length + end] = numbers.tobytes()  # in place, so that the size stays
+    path.write_bytes(content)
     assert main(["recommend", "--model", str(run_copy / "model"), "--prompt", "soap"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "tensor model.layers.1.mlp.down_proj.weight holds NaN or infinity" in line
