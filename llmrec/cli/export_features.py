@@ -45,7 +45,8 @@ def export(run: Path, options: Any) -> dict[str, Any]:
     if not (run / "tokenize").is_dir():
         raise UserError(f"--run {run}: no tokenized items there; start with `llmrec tokenize --run {run}`.")
     prepared, tokenizer = load(run / "data"), ItemTokenizer.load(run / "tokenize")
-    ids, vectors = prepared.catalog.ids, Embeddings.load(run / "embed").take_ids(prepared.catalog.ids).vectors
+    ids = prepared.catalog.ids
+    vectors = Embeddings.load(run / "embed", ids).vectors
     codes = item_codes(tokenizer, ids, vectors)
     features = CodeFeatures(tuple(tokenizer.quantizer.level_sizes), options.rows)
     log = prepared.split.train.sequences(prepared.catalog)

@@ -89,6 +89,8 @@ class FusionWeights:
             raise ValueError("expected names of features")
         if len(numbers) != 2 * len(weights.features) + 1 or not np.isfinite(np.array(numbers, float)).all():
             raise ValueError("expected one finite number per feature")
+        if not isinstance(weights.prompts, dict | None):
+            raise ValueError("expected the fields of weights in prompts")
         if names is not None and weights.features != list(names):
             raise ValueError(f"weights of {', '.join(weights.features)}, expected {', '.join(names)}")
         return weights

@@ -37,7 +37,8 @@ class DecodeConfig:
     share their first codes with a beam. dense: by the dense head alone. liger: the dense head ranks the items of the
     beams and all cold items. cascade (COBRA): beams choose first codes, the dense head ranks the items below them.
     specgr: the dense head proposes items, the model accepts those with likely codes, and beams fill up the list.
-    fusion: the weighted sum of the scores of the model, the dense head and the items' texts, with calibrated weights.
+    fusion: the weighted sum of the scores of the model, the dense head and the items' texts, with calibrated weights;
+    for requests in words, if it has been calibrated for them, of the model, the dense head, BM25 and the encoder.
     auto: fusion if the bundle has been calibrated, else beam. A cold item has no training events. All but beam and
     quota need --train.dense.weight."""
     quota: float = 0.1

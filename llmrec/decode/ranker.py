@@ -64,7 +64,7 @@ def make_prompt_ranking(search: BeamSearch, facts: ItemFacts, method: RankingMet
     if not isinstance(method, FusionRanking) or weights is None or weights.prompts is None or facts.texts is None:
         return None
     ranking = PromptRanking(search, facts, method.config)
-    if facts.texts.encode is None and weights.prompts["features"] != ranking.features:
+    if facts.texts.encode is None and "encoder" in weights.prompts.get("features", ()):
         log.warning("Requests in words are ranked without BM25 and text vectors; give the bundle's encoder: --encoder.")
         return None
     _ = ranking.weights  # its error comes now, not at the first request

@@ -112,15 +112,15 @@ def evaluate_text_queries(
 ) -> Metrics | None:
     """Measure how well llmrec, BM25, dense retrieval and their fusions find the item that a query asks for.
 
+    If llmrec ranks requests in words with weights of their own (`PromptRanking`), they are measured as in
+    `cross_fitted`, and `language-model` is the same model without them.
+
     Args:
         recommender: a recommender that was not trained on the held-out intentions.
         held_out: item id -> intentions.
         embeddings: embeddings of the recommender's items.
         config: maximum number of queries, cut-offs, bootstrap and seed.
         source: source of the intentions, to be recorded.
-
-    A ranking that is calibrated on held-out intentions (`PromptRanking`) is `llmrec`, measured as in `cross_fitted`;
-    `language-model` is then the same model without it.
 
     Returns:
         `protocol` and `systems` -> name -> `all` -> metric as in metrics.json, where `users` counts queries;
@@ -146,7 +146,7 @@ def evaluate_text_queries(
         "dense": Dense(embeddings),
     }
     try:
-        ranks = cross_fitted(ranker, queries, depth, config.seed) if fused else {}
+        ranks = {"llmrec": cross_fitted(ranker, queries, depth, config.seed)} if fused else {}
         ranks |= target_ranks(retrievers, FUSIONS | {"hybrid": (alone, "bm25", "dense")}, queries, batch)
     except UserError as error:
         raise UserError(f"--evaluate.text_queries (0 leaves them out): {error}") from None
@@ -164,8 +164,8 @@ def evaluate_text_queries(
     }
 
 
-def cross_fitted(ranker: ItemRanker, queries: Queries, depth: int, seed: int) -> dict[str, np.ndarray]:
-    """`llmrec` -> its rank of each query's target, float64 [n], inf if the target is not returned.
+def cross_fitted(ranker: ItemRanker, queries: Queries, depth: int, seed: int) -> np.ndarray:
+    """The rank of each query's target, float64 [n], with weights that have not seen the query; inf if not returned.
 
     The bundle's weights are learnt on these same queries. So the queries of each half of the items are ranked with
     weights that are learnt on the other half.
@@ -179,7 +179,7 @@ def cross_fitted(ranker: ItemRanker, queries: Queries, depth: int, seed: int) ->
         own = ranker.without_retrieval() if weights is None else ranker.with_prompt_weights(weights)
         found = target_ranks({"own": Generative(own, depth)}, {}, queries.where(chosen), own.search.config.batch_size)
         ranks[chosen] = found["own"]
-    return {"llmrec": ranks}
+    return ranks
 
 
 def target_ranks(

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from safetensors.numpy import save
 
 from llmrec import __version__
 from llmrec.atomic import put_in_place, replacing, usual_modes, write_bytes, write_text
@@ -49,8 +51,6 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder}: exists already; name a new folder.")
-    import torch
-
     _check(recommender.model.config, target)
     vocabulary, trie = recommender.renderer.vocabulary, recommender.store.trie
     most_children = max(int(starts.diff().max()) for starts in trie.starts)
@@ -80,8 +80,6 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
             codes = np.unique(recommender.item_tokenizer.codes, axis=0)
             write_text(new / SID, _json({",".join(map(str, row)): 1 for row in codes.tolist()}))
         else:
-            from safetensors.numpy import save
-
             write_bytes(new / TRIE, save(next_tokens(trie, vocabulary)))
         write_text(new / HEADER, _json(header))
         usual_modes(new)

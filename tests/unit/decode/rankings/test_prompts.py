@@ -166,6 +166,14 @@ def test_damaged_weights_are_one_line(deep, worded, changes, message) -> None:
         _ = PromptRanking(search, replace(worded, fusion_weights=weights), search.config).weights
 
 
+def test_a_file_whose_weights_for_words_are_no_fields_is_damaged(tmp_path, worded) -> None:
+    replace(worded.fusion_weights, prompts=[1.0]).save(tmp_path / "fusion.json")
+    with pytest.raises(
+        UserError, match=r"fusion\.json: not fusion weights .* expected the fields of weights in prompts"
+    ):
+        FusionWeights.load(tmp_path / "fusion.json")
+
+
 def test_weights_for_words_are_kept_in_the_file(tmp_path, worded) -> None:
     worded.fusion_weights.save(tmp_path / "fusion.json")
     assert FusionWeights.load(tmp_path / "fusion.json").prompts == WEIGHTS
