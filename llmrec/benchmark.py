@@ -202,6 +202,9 @@ def _generative(child: RunDirectory, config: Config, name: str, _: Prepared) -> 
     from llmrec.recommender.recommender import Recommender
 
     recommender = Recommender.from_pretrained(child.path("model"), config.decode)
+    if name == OURS and recommender.fusion_weights is not None and config.decode.ranking == "auto":
+        # What everything together is worth is asked here, not which ranking is best.
+        recommender.decode_config = replace(recommender.decode_config, ranking="fusion")
     settings = config.evaluate if name == ALONE else replace(config.evaluate, rankings=[])
     ours, *others = generative_systems(recommender, settings)
     ours.name = name

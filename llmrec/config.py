@@ -53,6 +53,10 @@ class Config:
             raise UserError(f"--decode.ranking {self.decode.ranking} {headless}choose beam or quota.")
         if headless and (others := [name for name in self.evaluate.rankings if name not in WITHOUT_HEAD]):
             raise UserError(f"--evaluate.rankings {others[0]} {headless}leave it out.")
+        if self.decode.ranking == "experts" and not self.experts.models:
+            raise UserError("--decode.ranking experts: there are none; name them in --experts.models.")
+        if "experts" in self.evaluate.rankings:
+            raise UserError("--evaluate.rankings experts: they are measured wherever there are any; leave it out.")
         if headless and self.evaluate.frontier:
             raise UserError(f"--evaluate.frontier true {headless}set it to false.")
         if self.base.keep_layers and self.base.model is None:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from scipy.optimize import minimize
@@ -29,6 +29,8 @@ LEAST = 20
 """Examples of a kind that weights are learnt from at least."""
 CUT = 10
 """Cut-off of the recall."""
+Best = Literal["fusion", "experts", "dense", "beam"]
+"""Rankings of a bundle, of which validation chooses."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class FusionWeights:
         features: their names.
         learned: what `LearnedRanker.content` gives, if the best items are put into a learned order; else None.
         prompts: the fields of the weights for requests in words, where they have been learnt; else None.
+        best: the ranking that was best on validation, which `ranking: auto` means.
     """
 
     warm: list[float]
@@ -52,6 +55,7 @@ class FusionWeights:
     features: Sequence[str]
     learned: dict[str, Any] | None = None
     prompts: dict[str, Any] | None = None
+    best: Best = "fusion"
 
     def scores(self, features: np.ndarray, is_cold: np.ndarray) -> np.ndarray:
         """Float [...]: scores of items with features [..., F]; `is_cold`, bool [...], marks the cold ones."""
@@ -91,6 +95,8 @@ class FusionWeights:
             raise ValueError("expected one finite number per feature")
         if not isinstance(weights.prompts, dict | None):
             raise ValueError("expected the fields of weights in prompts")
+        if weights.best not in get_args(Best):
+            raise ValueError(f"expected best to be one of {', '.join(get_args(Best))}")
         if names is not None and weights.features != list(names):
             raise ValueError(f"weights of {', '.join(weights.features)}, expected {', '.join(names)}")
         return weights

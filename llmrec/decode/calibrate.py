@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from llmrec.collaborative.base import ndcg
 from llmrec.collaborative.config import ExpertsConfig
-from llmrec.collaborative.fusion import CUT, LEAST, FusionWeights, fit_fusion
+from llmrec.collaborative.fusion import CUT, LEAST, Best, FusionWeights, fit_fusion
 from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.console import get_logger, track
 from llmrec.data import EvalExamples
@@ -37,22 +38,68 @@ def calibrate(
         their cold target there, cold items get the weights of warm items.
     """
     method, targets = _fusion(ranker), examples.targets
-    items, features, beam_hits = gather(ranker, examples)
+    items, features, beam_ranks = gather(ranker, examples)
     is_cold = method.facts.is_cold
-    beams = float(beam_hits[~is_cold[targets]].mean())
+    beams = float((beam_ranks[~is_cold[targets]] <= CUT).mean())
     experts = method.facts.experts
-    share = 0.0 if experts is None else experts.config.warm_floor
-    weights = fit_fusion(items, features, targets, is_cold, method.features, floor * beams, share)
+    least, share = floor * beams, 0.0 if experts is None else experts.config.warm_floor
+    weights = fit_fusion(items, features, targets, is_cold, method.features, least, share)
     if weights is None:
         log.warning("the fusion is not calibrated: fewer than %d validation examples found their target", LEAST)
         return None
-    measured = {"beam_recall@10_warm": beams, **weights.measured}
+    chances = compare_rankings(items, features, targets, is_cold, method.features, beam_ranks, (least, share))
+    best = max(chances, key=lambda name: chances[name])
+    measured = {"beam_recall@10_warm": beams, **weights.measured} | {f"ndcg@10_{n}": v for n, v in chances.items()}
     log.info("fusion: %s", ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     learned = None
     if experts is not None and experts.config.learned:
         learned = _learned_order(ranker, examples, items, features, weights, experts.config)
     prompts = calibrate_prompts(ranker, queries) if queries else None
-    return replace(weights, measured=measured, learned=learned, prompts=asdict(prompts) if prompts else None)
+    in_words = asdict(prompts) if prompts else None
+    return replace(weights, measured=measured, learned=learned, prompts=in_words, best=best)
+
+
+def compare_rankings(
+    items: np.ndarray,
+    features: np.ndarray,
+    targets: np.ndarray,
+    is_cold: np.ndarray,
+    names: Sequence[str],
+    beam_ranks: np.ndarray,
+    limits: tuple[float, float],
+) -> dict[Best, float]:
+    """NDCG@10 on n validation examples of what `ranking: auto` may mean, without any learned order.
+
+    The weights of a half of the examples rank the other half. Arguments are those of `fit_fusion`, and `beam_ranks`,
+    float64 [n], as `gather` gives them; `limits` are its least and share. Only the fusion is compared where a half has
+    too few examples to learn from.
+    """
+    experts = [column for column, name in enumerate(names) if name.startswith("experts.")]
+    columns: dict[Best, list[int]] = {"fusion": list(range(len(names)))}
+    if experts:
+        columns["experts"] = experts
+    half = np.random.default_rng(0).permutation(len(targets)) % 2
+    ranks = {name: np.full(len(targets), np.inf) for name in columns}
+    for name, own in columns.items():
+        for learn, rest in ((half == 0, half == 1), (half == 1, half == 0)):
+            table = items[learn], features[learn][..., own], targets[learn]
+            weights = fit_fusion(*table, is_cold, [names[column] for column in own], *limits)
+            if weights is None:
+                return {"fusion": 0.0}
+            ranks[name][rest] = _ranks(
+                items[rest], weights.scores(features[rest][..., own], is_cold[items[rest]]), targets[rest]
+            )
+    ranks["dense"] = _ranks(items, features[..., list(names).index("dense")], targets)
+    ranks["beam"] = beam_ranks
+    return {name: float(ndcg(each, CUT).mean()) for name, each in ranks.items()}
+
+
+def _ranks(items: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Ranks of the targets among the candidates int64 [n, M], ties against them: float64 [n], inf for no candidate."""
+    hits = items == targets[:, None]
+    own = np.where(hits, scores, -np.inf).max(axis=1)
+    ahead = ((scores >= own[:, None]) & (items >= 0) & ~hits).sum(axis=1)
+    return np.where(hits.any(axis=1), 1.0 + ahead, np.inf)
 
 
 def _learned_order(
@@ -80,8 +127,8 @@ def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.n
     """The candidates of n examples; items of the history are left out unless they are the target.
 
     Returns:
-        Candidates int64 [n, M] (-1 for none), their features float32 [n, M, F], and whether the target is among the
-        first 10 of the beams alone, bool [n].
+        Candidates int64 [n, M] (-1 for none), their features float32 [n, M, F], and the target's rank by the beams
+        alone, float64 [n], inf if it is not among the first 10.
     """
     method, targets = _fusion(ranker), examples.targets
     prompts = [ranker.prompt_ids(history) for history in examples.histories]
@@ -114,11 +161,12 @@ def _gather(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `gather`, of n prompts with targets int64 [n]."""
     batches = list(method.search.batches(prompts))
-    found, hits = [], np.zeros(len(prompts), bool)
+    found, ranks = [], np.full(len(prompts), np.inf)
     for chosen in track(batches, "calibrating the fusion", total=len(batches)):
         prefilled = method.search.prefill([prompts[i] for i in chosen])
         scored = method.scored(prefilled, 2 * CUT, [filters[i] for i in chosen])
-        hits[chosen] = (scored.beams.items[:, :CUT] == targets[chosen, None]).any(axis=1)
+        hits = scored.beams.items[:, :CUT] == targets[chosen, None]
+        ranks[chosen] = np.where(hits.any(axis=1), 1.0 + hits.argmax(axis=1), np.inf)
         found.append((chosen, scored))
     width = max((scored.items.shape[1] for _, scored in found), default=0)
     items = np.full((len(prompts), width), -1, np.int64)
@@ -126,7 +174,7 @@ def _gather(
     for chosen, scored in found:
         items[chosen, : scored.items.shape[1]] = scored.items
         features[chosen, : scored.items.shape[1]] = scored.features
-    return items, features, hits
+    return items, features, ranks
 
 
 def _fusion(ranker: ItemRanker) -> FusionRanking:

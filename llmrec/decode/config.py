@@ -9,8 +9,8 @@ from llmrec.errors import UserError
 
 Scoring = Literal["auto", "vocab", "level", "catalogue"]
 Constraint = Literal["trie", "level", "none"]
-RankingName = Literal["beam", "quota", "dense", "liger", "cascade", "specgr", "fusion"]
-WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota")
+RankingName = Literal["beam", "quota", "dense", "liger", "cascade", "specgr", "fusion", "experts"]
+WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota", "experts")
 """Rankings that need no dense head."""
 NEED_TREE: tuple[RankingName, ...] = ("cascade", "specgr", "fusion")
 """Rankings that score given codes, for which the model must take a tree attention mask."""
@@ -39,8 +39,10 @@ class DecodeConfig:
     specgr: the dense head proposes items, the model accepts those with likely codes, and beams fill up the list.
     fusion: the weighted sum of the scores of the model, the dense head and the items' texts, with calibrated weights;
     for requests in words, if it has been calibrated for them, of the model, the dense head, BM25 and the encoder.
-    auto: fusion if the bundle has been calibrated, else beam. A cold item has no training events. All but beam and
-    quota need --train.dense.weight."""
+    experts: by the experts of --experts.models alone, which do not wait for the model; requests in words as by fusion
+    or, without its weights for them, by beam search. auto: if the bundle has been calibrated, the one of fusion,
+    experts, dense and beam with the best NDCG@10 on validation; else beam. A cold item has no training events. All but
+    beam, quota and experts need --train.dense.weight."""
     quota: float = 0.1
     """Ranking quota: share of a list that is for cold items, 0 to 1."""
     quota_prefix: int = 0

@@ -20,6 +20,7 @@ from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter, Quota, diverse
 from llmrec.decode.rankings.base import BeamRanking, DenseRanking, ItemFacts, RankingMethod
+from llmrec.decode.rankings.experts import ExpertsRanking
 from llmrec.decode.rankings.fusion import FusionRanking
 from llmrec.decode.rankings.hybrid import CascadeRanking, LigerRanking, QuotaRanking, SpecGRRanking
 from llmrec.decode.rankings.prompts import PromptRanking
@@ -37,6 +38,7 @@ METHODS: dict[RankingName, type[RankingMethod]] = {
     "cascade": CascadeRanking,
     "specgr": SpecGRRanking,
     "fusion": FusionRanking,
+    "experts": ExpertsRanking,
 }
 
 
@@ -50,18 +52,20 @@ def make_ranking(
     """
     if name is None:
         ready = facts.fusion_weights is not None and facts.dense is not None and config.constraint == "trie"
-        auto: RankingName = "fusion" if ready else "beam"
+        auto: RankingName = facts.fusion_weights.best if facts.fusion_weights is not None and ready else "beam"
         name = auto if config.ranking == "auto" else config.ranking
     return METHODS[name](search, facts, config)
 
 
 def make_prompt_ranking(search: BeamSearch, facts: ItemFacts, method: RankingMethod) -> PromptRanking | None:
-    """What ranks requests in words beside `method`: the fusion, where it has been calibrated for them.
+    """What ranks requests in words beside `method` (fusion or experts): the fusion, where it is calibrated for them.
 
     If the encoder may not be loaded, there is none, and the log says so.
     """
     weights = facts.fusion_weights
-    if not isinstance(method, FusionRanking) or weights is None or weights.prompts is None or facts.texts is None:
+    if weights is None or weights.prompts is None or facts.texts is None:
+        return None
+    if not isinstance(method, FusionRanking | ExpertsRanking):
         return None
     ranking = PromptRanking(search, facts, method.config)
     if facts.texts.encode is None and "encoder" in weights.prompts.get("features", ()):

@@ -39,7 +39,7 @@ PREPARING = 4
 """Threads that check requests and write prompts."""
 WATCH_SECONDS = 0.1
 """Time between two looks at the bundle on the disk."""
-COMPARED: tuple[RankingName, ...] = ("fusion", "beam", "dense")
+COMPARED: tuple[RankingName, ...] = ("fusion", "experts", "beam", "dense")
 """Rankings that a request can choose beside that of the server, if the bundle has them."""
 PAUSE = 0.25
 """Longest pause of the slow lane, in seconds."""

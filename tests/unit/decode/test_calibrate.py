@@ -7,8 +7,9 @@ import pytest
 import torch
 from tolerances import SCORES
 
+from llmrec.collaborative.fusion import FusionWeights
 from llmrec.data import EvalExamples
-from llmrec.decode.calibrate import calibrate, gather
+from llmrec.decode.calibrate import calibrate, compare_rankings, gather
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker, make_ranking
@@ -75,7 +76,7 @@ def test_candidates_are_those_of_a_ranking(three, ranker_of, cases_of, new_items
         assert items[row][there].tolist() == scored.items[0].tolist()
         np.testing.assert_allclose(features[row][there], scored.features[0], atol=SCORES)
         assert not set(items[row]) & set(history.tolist()) - {int(target)}
-        assert beams[row] == (target in beam.rank(prompt, 3, own).items[0])
+        assert (beams[row] <= 3) == (target in beam.rank(prompt, 3, own).items[0])
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.7, 1.0, 9.0])
@@ -121,3 +122,45 @@ def test_with_too_few_new_targets_new_items_are_weighed_as_the_others(three, ran
 def test_another_ranking_is_no_ranking_to_calibrate(ranker_of, cases_of):
     with pytest.raises(ValueError, match="expected a ranker by fusion"):
         calibrate(ranker_of(name="beam"), cases_of(1, 1), 1.0)
+
+
+def planted(n: int, noise: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Candidates of n examples: an expert knows something of the target, the dense head less, other columns nothing."""
+    rng = np.random.default_rng(5)
+    items = np.stack([rng.permutation(40)[:12] for _ in range(n)])
+    targets = items[np.arange(n), rng.integers(0, 12, n)]
+    hits = items == targets[:, None]
+    features = rng.normal(size=(n, 12, noise + 2)).astype(np.float32)
+    features[..., noise] += hits
+    features[..., noise + 1] += 2 * hits
+    return items, features, targets, [*(f"noise{i}" for i in range(noise)), "dense", "experts.markov"]
+
+
+@pytest.mark.parametrize(("n", "noise", "best"), [(2000, 1, "fusion"), (80, 30, "experts")])
+def test_validation_chooses_what_ranks_unseen_examples_best(n, noise, best):
+    items, features, targets, names = planted(n, noise)
+    beams = np.full(n, np.inf)
+    beams[: n // 10] = 1.0
+    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, beams, (0.0, 0.0))
+    assert max(chances, key=lambda name: chances[name]) == best
+    assert chances["beam"] == pytest.approx(0.1)
+    own = features[..., noise]
+    places = [int((own[row] > own[row][items[row] == targets[row]]).sum()) for row in range(n)]
+    assert chances["dense"] == pytest.approx(np.mean([1 / np.log2(p + 2) if p < 10 else 0 for p in places]))
+
+
+def test_the_dense_head_or_the_beams_may_be_best():
+    items, features, targets, names = planted(200, 1)
+    none = np.zeros(40, bool)
+    beams = np.ones(200)
+    assert compare_rankings(items, features, targets, none, names, beams, (0.0, 0.0))["beam"] == 1
+    few = compare_rankings(items[:10], features[:10], targets[:10], none, names, beams[:10], (0.0, 0.0))
+    assert few == {"fusion": 0.0}, "too few examples to learn from"
+
+
+def test_weights_say_what_was_best(ranker_of, cases_of, tmp_path):
+    weights = calibrate(ranker_of(), cases_of(80, 30), 1.0)
+    chances = {name: weights.measured[f"ndcg@10_{name}"] for name in ("fusion", "dense", "beam")}
+    assert weights.best == max(chances, key=lambda name: chances[name])
+    weights.save(tmp_path / "fusion.json")
+    assert FusionWeights.load(tmp_path / "fusion.json").best == weights.best

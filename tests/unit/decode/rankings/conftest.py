@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from llmrec.collaborative.config import ExpertsConfig
+from llmrec.collaborative.experts import Experts
+from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import FusionWeights
+from llmrec.data import EvalExamples
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.ranker import make_ranking
 from llmrec.decode.rankings.base import ItemFacts
@@ -28,6 +32,19 @@ def facts(deep, new_items) -> ItemFacts:
     texts = np.random.default_rng(2).normal(size=(20, 12)).astype(np.float32)
     weights = FusionWeights([1.0, 0.8, 0.5, 2.0], [0.7, 0.1, 1.0, 3.0], 0.5, {}, list(FEATURES))
     return ItemFacts(new_items, content_levels=2, dense=DenseIndex.of(head, texts), fusion_weights=weights)
+
+
+@pytest.fixture
+def experts(facts) -> FusedExperts:
+    """They were fitted on histories of the items that are not new."""
+    config = ExpertsConfig(models=["decayed-markov", "text", "popularity"])
+    warm, texts = np.flatnonzero(~facts.is_cold), facts.dense.texts.numpy()
+    walks = [np.roll(warm, -start)[:5] for start in range(len(warm))]
+    validation = EvalExamples(np.arange(len(walks)), [walk[:-1] for walk in walks], np.array([w[-1] for w in walks]))
+    fused = FusedExperts(config, Experts(config, texts, validation).fit(walks, len(texts)))
+    fused.weights = FusionWeights([1.0, 0.5, 0.1], [0.5, 2.0, 0.0], 0.5, {}, fused.names)
+    fused.ranker = None
+    return fused
 
 
 @pytest.fixture

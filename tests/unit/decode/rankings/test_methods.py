@@ -5,6 +5,8 @@ from typing import get_args
 
 import pytest
 
+from llmrec.collaborative.config import ExpertsConfig
+from llmrec.collaborative.fusion import Best
 from llmrec.config import Config
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
 from llmrec.decode.generate import GenerateSearch
@@ -45,12 +47,20 @@ def test_auto_is_the_fusion_where_it_is_calibrated(search, facts):
     assert names == {"all": "fusion", "no weights": "beam", "no head": "beam", "neither": "beam"}
 
 
+@pytest.mark.parametrize("best", get_args(Best))
+def test_auto_is_what_validation_found_best(search, facts, experts, best):
+    known = replace(facts, experts=experts, fusion_weights=replace(facts.fusion_weights, best=best))
+    assert make_ranking(search, known, search.config).name == best
+    assert make_ranking(search, replace(known, dense=None), search.config).name == "beam"
+
+
 def test_auto_without_the_trie_is_the_beams(search, facts):
     assert make_ranking(search, facts, DecodeConfig(constraint="level")).name == "beam"
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_configuration_names_one_and_an_argument_another(search, facts, name):
+def test_the_configuration_names_one_and_an_argument_another(search, facts, experts, name):
+    facts = replace(facts, experts=experts)
     assert make_ranking(search, facts, DecodeConfig(ranking=name)).name == name
     assert make_ranking(search, facts, DecodeConfig(ranking="beam"), name).name == name
 
@@ -61,6 +71,23 @@ def test_a_model_without_dense_head_is_refused_at_once(search, facts, name):
     refused(
         rf"decode\.ranking {name}: this model has no dense head; train it with train\.dense\.weight 1, or choose",
         lambda: make_ranking(search, bare, DecodeConfig(ranking=name)),
+    )
+
+
+def test_experts_that_are_not_there_are_refused_at_once(search, facts):
+    refused(
+        r"decode\.ranking experts: this bundle has no experts; name them in experts\.models",
+        lambda: make_ranking(search, facts, DecodeConfig(ranking="experts")),
+    )
+    refused(
+        r"decode\.ranking experts: there are none; name them in experts\.models",
+        lambda: Config(decode=DecodeConfig(ranking="experts")),
+    )
+    models = ExpertsConfig(models=["popularity"])
+    Config(decode=DecodeConfig(ranking="experts"), experts=models)
+    refused(
+        r"evaluate\.rankings experts: they are measured wherever there are any",
+        lambda: Config(evaluate=EvaluateConfig(rankings=["experts"]), experts=models),
     )
 
 
