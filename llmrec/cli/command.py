@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -171,7 +172,8 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
     """Move every `--config FILE` to the front, so that flags override the file in any order; return all words.
 
     If FILE does not exist, the shipped file of that name is used: `--config configs/quickstart.yaml` works in any
-    directory.
+    directory. Without any, the configuration of the run directory counts, if it has one: nobody who leaves the flag out
+    wants the stages there made again by the defaults.
     """
     configs, others = [], []
     words = iter(arguments)
@@ -186,7 +188,21 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
         if not os.path.isfile(path):
             raise UserError(f"--config {name}: no such file.")
         configs += ["--config", _read_yaml(path)]
+    if not configs and (own := _config_of_run(others)) is not None:
+        log.warning("No --config: going on with %s.", own)
+        configs = ["--config", _read_yaml(own)]
     return configs + [_with_new_name(word) for word in others]
+
+
+def _config_of_run(words: Sequence[str]) -> Path | None:
+    """The configuration in the run directory that `--run` names; None if there is no flag, directory or file."""
+    from llmrec.rundir import CONFIG, RUN
+
+    flags = [word.removeprefix("--run=") for word in words if word.startswith("--run=")]
+    flags += [after for word, after in pairwise(words) if word == "--run"]
+    folder = Path(flags[-1]) if flags else None
+    own = folder is not None and os.path.isfile(folder / RUN) and os.path.isfile(folder / CONFIG)
+    return folder / CONFIG if folder is not None and own else None
 
 
 def _with_new_name(word: str) -> str:

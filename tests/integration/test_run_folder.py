@@ -235,3 +235,27 @@ def test_a_disk_that_is_full(
     assert result.returncode == 0, result.stderr
     one, other = ((folder / "model" / "model.safetensors").read_bytes() for folder in (run_copy, tiny_run))
     assert one == other
+
+
+def test_without_a_configuration_the_one_of_the_run_counts(project: Path, caplog: Log) -> None:
+    assert main(["prepare", "--run", "run", *flags()]) == 0
+    before = snapshot(project / "run" / "data")
+    with caplog.at_level("WARNING", logger="llmrec"):
+        assert main(["embed", "--run=run", "--embed.encoder", "tfidf-svd", "--embed.dim", "4"]) == 0
+    assert "No --config: going on with run/config.yaml." in caplog.text
+    assert snapshot(project / "run" / "data") == before, "the shop's data, not the made-up one of the defaults"
+    assert main(["embed", "--run", "run"]) == 0
+    assert "dim: 4" in (project / "run" / "config.yaml").read_text()
+
+
+def test_a_configuration_that_is_named_counts_instead_of_that_of_the_run(project: Path) -> None:
+    assert main(["prepare", "--run", "run", *flags(), "--data.min_rating", "null"]) == 0
+    (project / "own.yaml").write_text("data:\n  synthetic_users: 300\n  synthetic_items: 200\n")
+    assert main(["prepare", "--run", "run", "--config", "own.yaml"]) == 0
+    assert "format: synthetic" in (project / "run" / "config.yaml").read_text()
+
+
+def test_a_strangers_config_in_the_folder_is_not_read(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "run").mkdir()
+    (project / "run" / "config.yaml").write_text("nonsense: 1\n")
+    assert "run/config.yaml is there already" in refused(capsys, "prepare", "--run", "run", *flags())
