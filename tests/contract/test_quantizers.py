@@ -74,7 +74,7 @@ CONFIGS: dict[str, TokenizeConfig] = {
     },
     "rq-vae, uneven": rq_vae(codes=[8, 4, 6]),
     "rq-vae, sinkhorn": rq_vae(sinkhorn=[0, 0, 0.01]),
-    "rq-vae, fewest collisions": rq_vae(measure_every=20, keep="fewest-collisions", schedule="linear", warmup=0.1),
+    "rq-vae, fewest collisions": rq_vae(epochs=80, measure_every=40, keep="fewest-collisions"),
     "rq-vae, clusters": rq_vae(loss=LossConfig(cluster=0.1)),
     "rq-vae, correlation": rq_vae(loss=LossConfig(correlation=0.5)),
 }
