@@ -96,8 +96,8 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
     """Items -> embeddings.safetensors.
 
     The encoder learns from the items of `Prepared.for_training`, or is that of the bundle `base.model`. If
-    `embed.align.epochs` is above 0, the vectors are aligned with the training events, which also give vectors to items
-    without text if `embed.without_text` says so.
+    `embed.align.epochs` is above 0, the vectors are aligned with the training events, which also smooth them if
+    `embed.graph_trips` is above 0, and give vectors to items without text if `embed.without_text` says so.
     """
     from llmrec.embed import embed, vector_files
 
@@ -105,8 +105,7 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
 
     def make(out: Path) -> None:
         prepared = load(run.path("data"))
-        needs_log = config.embed.align.epochs or config.embed.without_text == "behaviour"
-        log = prepared.split.train if needs_log else None
+        log = prepared.split.train if config.embed.needs_log else None
         fit_on = prepared.for_training.catalog
         embed(prepared.catalog, config.embed, log, fit_on, kept_encoder(config)).save(out)
 

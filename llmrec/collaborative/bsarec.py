@@ -63,7 +63,8 @@ class BSARec(SASRec):
         tokens = torch.from_numpy(np.stack(batch)).to(self.device)
         with self._autocast():
             states = self.network(tokens[:, :-1])
-            return F.cross_entropy(self.network.logits(states).float(), tokens[:, -1])
+            own = F.cross_entropy(self.network.logits(states).float(), tokens[:, -1])
+            return own + self._table_loss(states, tokens[:, -1])
 
     @torch.inference_mode()
     def _predict(self, histories: list[np.ndarray]) -> np.ndarray:

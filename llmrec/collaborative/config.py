@@ -10,13 +10,15 @@ from llmrec.errors import UserError
 
 @dataclass
 class TableConfig:
-    """Codewords that make the item embeddings of a collaborative model; see llmrec/collaborative/code_table.py."""
+    """Codewords that make the item embeddings of a collaborative model; see code_table.py and cage.py in
+    llmrec/collaborative."""
 
-    join: Literal["none", "concat", "sum"] = "none"
+    join: Literal["none", "concat", "sum", "cage"] = "none"
     """How an item's codewords make its embedding: one after the other (concat: RecJPQ, arXiv 2312.06165) or added (sum:
-    LightRec, WWW 2020). none: each item has an embedding of its own."""
+    LightRec, WWW 2020). none: each item has an embedding of its own. cage: its own plus the mean of the codewords of
+    its categories, a tree learnt with the model (CAGE, arXiv 2308.16761); the number of items sets the codes."""
     levels: int = 8
-    """Codewords per item; for concat they divide hidden_size."""
+    """Codewords per item; for concat they divide hidden_size, for cage 2 or 3 are usual."""
     codes: int = 256
     """Codewords of each level, of which an item has one."""
     rare_codes: int = 256
@@ -66,11 +68,13 @@ class SASRecConfig:
     def _check_table(self) -> None:
         table, name = self.table, f"--{self.section}.table"
         check_fields(table, f"{self.section}.table", at_least={1: ("levels",), 2: ("codes",)})
+        if table.join == "cage" and (table.codes, table.rare_codes) != (TableConfig.codes, TableConfig.rare_codes):
+            raise UserError(f"{name}.join cage: codes and rare_codes do nothing for it; leave them out.")
         if not 1 <= table.rare_codes <= table.codes:
             raise UserError(f"{name}.rare_codes {table.rare_codes}: expected 1 to {name}.codes, {table.codes}.")
         if table.join == "concat" and self.hidden_size % table.levels:
             raise UserError(f"{name}.levels {table.levels}: expected a divisor of hidden_size {self.hidden_size}.")
-        if table.join != "none" and self.start == "text":
+        if table.join in ("concat", "sum") and self.start == "text":
             raise UserError(
                 f"{name}.join {table.join}: codewords can't start from text; add --{self.section}.start random."
             )
@@ -141,6 +145,43 @@ class HSTUConfig(SASRecConfig):
             shares=("dropout", "layer_dropout"),
         )
         self._check_table()
+
+
+@dataclass
+class LISAConfig(SASRecConfig):
+    """The network of the baseline lisa, whose attention is linear in the length of the history, and its training."""
+
+    section: ClassVar[str] = "evaluate.lisa"
+
+    hidden_size: int = 128
+    """Width of the embeddings and the layer."""
+    layers: int = 1
+    """One layer."""
+    heads: int = 1
+    """One head."""
+    dropout: float = 0.1
+    """Share of the activations that training drops."""
+    codebooks: int = 8
+    """Codebooks, each of which gives an item one codeword; an item is their sum."""
+    codewords: int = 128
+    """Codewords of each codebook, which attention sees instead of the items."""
+    decay: float = 0.1
+    """An item counts exp(-decay) less with every step that it is further in the past; 0: all count the same."""
+    temperature: float = 0.7
+    """Temperature of the softmax that gives the choice of a codeword its gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least = {0: ("decay",), 1: ("codebooks",), 2: ("codewords",)}
+        check_fields(self, self.section, at_least=at_least, positive=("temperature",))
+        if (self.layers, self.heads) != (1, 1):
+            raise UserError(
+                f"--{self.section}.layers {self.layers}: LISA has one layer without heads; leave layers and heads out."
+            )
+        if self.table.join != "none":
+            raise UserError(
+                f"--{self.section}.table.join {self.table.join}: LISA has codewords of its own; leave it out."
+            )
 
 
 ExpertName = Literal[

@@ -61,7 +61,7 @@ class HSTU(SASRec):
         others = states @ self.network.directions(sample).T
         others = others.masked_fill(sample == following[:, None], -torch.inf)
         logits = torch.cat([own, others], dim=1) / self.config.temperature
-        return F.cross_entropy(logits, torch.zeros_like(following))
+        return F.cross_entropy(logits, torch.zeros_like(following)) + self._table_loss(states, following)
 
 
 class TransductionNetwork(nn.Module):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from llmrec.collaborative.base import BaselineSystem, ndcg
+from llmrec.collaborative.cage import CageTable, cage_table
 from llmrec.collaborative.code_table import CodeTable, quantile_codes, with_rare_items
 from llmrec.collaborative.config import SASRecConfig
 from llmrec.console import get_logger, progress_bar
@@ -135,7 +136,9 @@ class SASRec(TrainedBaseline):
         super().restore(arrays, counts, unit)
         self.items, self.places = _known_items(np.flatnonzero(counts), len(counts))
         network = self._make_network(len(self.items))
-        if self.config.table.join != "none":
+        if self.config.table.join == "cage":
+            network.items = self._cage_table(network.items)
+        elif self.config.table.join != "none":
             network.items = self._code_table(network.items, np.zeros((len(self.items), self.config.table.levels), int))
         self.network = network.to(self.device).eval()
         self.network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
@@ -158,7 +161,9 @@ class SASRec(TrainedBaseline):
         self.network = self._make_network(len(self.items))
         if config.start == "text":
             self._start_from_texts()
-        if config.table.join != "none":
+        if config.table.join == "cage":
+            self.network.items = self._cage_table(self.network.items)
+        elif config.table.join != "none":
             full = self.network.items
             self.network.items = table = self._code_table(full, self._codes(sequences))
             log.info(
@@ -209,9 +214,17 @@ class SASRec(TrainedBaseline):
         """The table of codewords in place of `full`, whose row for padding, if any, gets the codes 0."""
         table, rows = self.config.table, np.zeros((full.num_embeddings, codes.shape[1]), np.int64)
         rows[: len(codes)] = codes
-        assert table.join != "none"
+        assert table.join == "concat" or table.join == "sum"
         std = float(full.weight.detach().std())
         return CodeTable(rows, table.codes, full.embedding_dim, table.join, std)
+
+    def _cage_table(self, items: nn.Embedding) -> CageTable:
+        return cage_table(items, len(self.items), self.config.table.levels, self.config.section)
+
+    def _table_loss(self, states: torch.Tensor, following: torch.Tensor) -> torch.Tensor | float:
+        """What the item table adds to the loss, from states float [E, D] and the next items int64 [E]."""
+        table = self.network.items
+        return table.loss(states, following) if isinstance(table, CageTable) else 0.0
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.network.parameters(), lr=self.config.learning_rate, fused=True)
@@ -234,7 +247,8 @@ class SASRec(TrainedBaseline):
         following = torch.from_numpy(np.concatenate([sequence[1:] for sequence in batch])).to(self.device)
         with self._autocast():
             states = self.network([sequence[:-1] for sequence in batch])
-            return F.cross_entropy(self.network.logits(states).float(), following)
+            own = F.cross_entropy(self.network.logits(states).float(), following)
+            return own + self._table_loss(states, following)
 
     @torch.inference_mode()
     def _predict(self, histories: list[np.ndarray]) -> np.ndarray:

@@ -64,6 +64,10 @@ class EmbedConfig:
     item's id."""
     align: AlignConfig = field(default_factory=AlignConfig)
     """Alignment of the vectors with the users' behaviour."""
+    graph_trips: int = 0
+    """Smooth the item vectors over the training events: each becomes the mean of itself and of so many round trips from
+    items to their users and back (LightGCN, arXiv 2002.02126, as the input of MMGRec, 2404.16555). Items without
+    training events, items added later and queries keep their own. 0: no smoothing."""
     vectors: list[str] | str | None = None
     """File with vectors of the items, instead of those of the encoder: .parquet with a column `item_id` and a column of
     lists, or .npy or .safetensors with the ids in NAME.ids.txt beside it, one per line. A single file is taken as it
@@ -72,7 +76,8 @@ class EmbedConfig:
     """Weight of each source in `vectors`: its share of the squared distances is the square of it; empty: 1 for each."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "embed", at_least={1: ("dim", "batch_size", "max_tokens")}, positive=("vector_weights",))
+        at_least = {0: ("graph_trips",), 1: ("dim", "batch_size", "max_tokens")}
+        check_fields(self, "embed", at_least=at_least, positive=("vector_weights",))
         if self.sources and self.align.epochs:
             raise UserError(
                 f"--embed.align.epochs {self.align.epochs}: aligns the vectors of the encoder only; set it to 0, or "
@@ -109,6 +114,11 @@ class EmbedConfig:
         return not self.sources or TEXT in self.sources
 
     @property
+    def needs_log(self) -> bool:
+        """Whether the vectors depend on the training log."""
+        return self.without_text == "behaviour" or self.align.epochs > 0 or self.graph_trips > 0
+
+    @property
     def names_a_model(self) -> bool:
         """Whether `model` is loaded to embed further items."""
         return self.encoder == "sentence-transformers" and self.reads_texts
@@ -120,7 +130,8 @@ class EmbedConfig:
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the vectors depend. A field that earlier versions lacked counts only if it is set."""
-        return {name: value for name, value in asdict(self).items() if not name.startswith("vector") or value}
+        later = ("vectors", "vector_weights", "graph_trips")
+        return {name: value for name, value in asdict(self).items() if name not in later or value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EmbedConfig":

@@ -22,6 +22,7 @@ from llmrec.embed.align import AlignedEncoder
 from llmrec.embed.config import TEXT, EmbedConfig
 from llmrec.embed.encoder import Encoder, item_texts
 from llmrec.embed.given import GivenVectors
+from llmrec.embed.graph import smoothed, user_graph
 from llmrec.errors import UserError
 
 
@@ -140,7 +141,7 @@ def embed(
     Args:
         catalog: N items.
         config: the encoder and its settings.
-        log: the training events; only alignment and `config.without_text` behaviour read them.
+        log: the training events; only alignment, `config.graph_trips` and `config.without_text` behaviour read them.
         fit_on: the items of `catalog` on which the encoder is fitted and aligned; default: all items.
         fitted: an encoder of the same configuration, which is used as it is.
 
@@ -150,8 +151,25 @@ def embed(
     Raises:
         UserError: an item has no text and `config.without_text` is fail, the encoder cannot be loaded or fitted, or a
             file of vectors is wrong (as for `read_vectors`). With alignment or behaviour vectors also: there is no log,
-            or it has an item that is not in `fit_on`. With alignment also: no item pair is frequent enough.
+            or it has an item that is not in `fit_on`. With alignment also: no item pair is frequent enough. With
+            `config.graph_trips`: there is no log.
     """
+    embeddings = _encoded(catalog, config, log, fit_on, fitted)
+    if config.graph_trips:
+        if log is None:
+            raise UserError(
+                f"--embed.graph_trips is {config.graph_trips}, but there is no log of training events to smooth over; "
+                "give one, or set it to 0"
+            )
+        graph = user_graph(log, embeddings.item_ids)
+        embeddings.vectors = smoothed(embeddings.vectors, graph, config.graph_trips, config.normalize)
+    return embeddings
+
+
+def _encoded(
+    catalog: Catalog, config: EmbedConfig, log: Interactions | None, fit_on: Catalog | None, fitted: Encoder | None
+) -> Embeddings:
+    """The embeddings of `embed` before they are smoothed; the arguments are the same."""
     fit_on = catalog if fit_on is None else fit_on
     if config.sources:
         given = fitted

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmrec.checks import check_fields
-from llmrec.collaborative.config import NETWORKS, BSARecConfig, HSTUConfig, SASRecConfig
+from llmrec.collaborative.config import NETWORKS, BSARecConfig, HSTUConfig, LISAConfig, SASRecConfig
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
@@ -19,11 +19,15 @@ Baseline = Literal[
     "sasrec",
     "bsarec",
     "hstu",
+    "lisa",
     "sasrec-knn",
     "cornac-sasrec",
     "cornac-tiger",
 ]
-TRAINED_BASELINES: set[Baseline] = {"sasrec", "bsarec", "hstu", "sasrec-knn", "cornac-sasrec", "cornac-tiger"}
+TRAINED_BASELINES: set[Baseline] = {
+    *("sasrec", "bsarec", "hstu", "lisa"),
+    *("sasrec-knn", "cornac-sasrec", "cornac-tiger"),
+}
 """Baselines that a seed changes."""
 READS_TEXT: set[Baseline] = {"text-knn", "smoothed-markov", "sasrec-knn", "cornac-tiger"}
 
@@ -50,7 +54,8 @@ class EvaluateConfig:
     five steps; smoothed-markov: the same between text neighbours; ease: a linear item-to-item model (arXiv 1905.03375);
     text-knn: items with texts like those of the history; sasrec: a Transformer over items (arXiv 1808.09781), trained
     here in minutes for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325); hstu:
-    attention with a gate and no softmax (arXiv 2402.17152), which gets no times of events; sasrec-knn: the ranking of
+    attention with a gate and no softmax (arXiv 2402.17152), which gets no times of events; lisa: attention over codes
+    in linear time (arXiv 2105.14068), for very long histories; sasrec-knn: the ranking of
     SASRec with a quota of cold items from text-knn; cornac-sasrec, cornac-tiger: SASRec and TIGER (arXiv 2305.05065) of
     the package Cornac (the extra `benchmark`), TIGER for a GPU."""
 
@@ -65,6 +70,9 @@ class EvaluateConfig:
 
     hstu: HSTUConfig = field(default_factory=HSTUConfig)
     """The network of the baseline hstu."""
+
+    lisa: LISAConfig = field(default_factory=LISAConfig)
+    """The network of the baseline lisa."""
 
     rankings: list[RankingName] = field(default_factory=list)
     """Further rankings of the same model (see --decode.ranking), each a system beside llmrec."""
@@ -106,6 +114,6 @@ class EvaluateConfig:
     @property
     def reads_text(self) -> bool:
         """Whether one of the baselines goes by the items' text vectors, or starts from them."""
-        starts: set[str] = {name for name in NETWORKS if getattr(self, name).start == "text"}
+        starts: set[str] = {name for name in (*NETWORKS, "lisa") if getattr(self, name).start == "text"}
         starts |= {"sasrec-knn"} if "sasrec" in starts else set()
         return not (READS_TEXT | starts).isdisjoint(self.baselines)

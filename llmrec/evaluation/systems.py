@@ -13,6 +13,7 @@ from llmrec.collaborative.counting import EASE, DecayedMarkov, ItemKNN, Markov, 
 from llmrec.collaborative.experts import TRAINED
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import CUT
+from llmrec.collaborative.lisa import LISA
 from llmrec.console import get_logger, track
 from llmrec.data import Catalog, Split
 from llmrec.data.sequences import EvalExamples
@@ -138,6 +139,8 @@ def fit_baselines(
 def _make(name: str, config: EvaluateConfig, validation: EvalExamples, vectors: np.ndarray | None) -> BaselineSystem:
     if name in TRAINED:
         return TRAINED[name](getattr(config, name), validation, config.seed, vectors)
+    if name == "lisa":
+        return LISA(config.lisa, validation, config.seed, vectors)
     if name == "cornac-sasrec":
         return CornacSASRec(config.sasrec, validation, config.seed)
     if name == "decayed-markov":

@@ -64,6 +64,14 @@ class Quantizer(ABC):
         """Number of distinct rows that `fit` needs; a method that does not need one item per code overrides this."""
         return self.codes
 
+    @property
+    def training(self) -> dict[str, Any] | None:
+        """What `fit` measured while it trained, as JSON values for the report; None for a method that measures nothing.
+
+        `epochs`, `loss` and `collision_rate`, lists of equal length, and `kept`, the epoch whose weights are kept.
+        """
+        return None
+
     def fit(self, x: np.ndarray, collaborative: np.ndarray | None = None) -> Self:
         """Learn from the embeddings `x` and return self.
 

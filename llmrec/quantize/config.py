@@ -7,7 +7,18 @@ from typing import Any, Literal
 from llmrec.checks import check_fields
 from llmrec.errors import UserError
 
-Method = Literal["random", "kmeans", "pq", "opq", "rq-kmeans", "aq", "hierarchical-kmeans", "rq-vae"]
+Method = Literal[
+    "random",
+    "kmeans",
+    "pq",
+    "opq",
+    "rq-kmeans",
+    "rq-kmeans-normalized",
+    "rq-opq",
+    "aq",
+    "hierarchical-kmeans",
+    "rq-vae",
+]
 Collisions = Literal["dedup", "dedup-popularity", "sinkhorn", "nearest-free", "share"]
 Codebook = Literal["learned", "ema", "simvq", "fixed-linear", "fsq", "fsq-symmetric"]
 Estimator = Literal["straight-through", "none", "rotation", "reflection", "gumbel", "sq-vae"]
@@ -17,6 +28,11 @@ Reconstruction = Literal["mse", "cosine", "latent", "none"]
 FSQ: tuple[Codebook, ...] = ("fsq", "fsq-symmetric")
 FROZEN: tuple[Codebook, ...] = ("simvq", "fixed-linear")
 STOCHASTIC: tuple[Estimator, ...] = ("gumbel", "sq-vae")
+LATER = {
+    *("file", "product_levels", "contrastive_of", "over_levels", "cluster", "correlation", "similarity_temperature"),
+    *("warmup", "schedule", "clip_norm", "measure_every", "keep"),
+}
+"""Fields that earlier versions lacked."""
 DEFAULT_BEAMS: dict[Method, int] = {"rq-kmeans": 1, "aq": 8}
 
 
@@ -31,7 +47,9 @@ class LossConfig:
     target_detach: bool = True
     """Stop the gradient at the target z of the reconstruction term (reconstruction latent only)."""
     quantization: float = 1.0
-    """Weight of the sum of codebook and commitment loss, or of sq-vae's regulariser; FSQ has none of these losses."""
+    """Weight of the codebook and commitment loss, or of sq-vae's regulariser; FSQ has none of these losses."""
+    over_levels: Literal["sum", "mean"] = "sum"
+    """Whether the losses of the levels (quantization, diversity, spread) are added, or their mean is taken."""
     contrastive: float = 0.0
     """Weight of CoST's contrastive loss, in which each item must recognise its own row in a batch of reconstructions
     (arXiv 2404.14774)."""
@@ -52,14 +70,22 @@ class LossConfig:
     """Weight of R3-VAE's cohesion loss between the codes of one semantic ID (arXiv 2604.11440)."""
     spread: float = 0.0
     """Weight of R3-VAE's loss that spreads the codes of a codebook (arXiv 2604.11440)."""
+    cluster: float = 0.0
+    """Weight of a contrastive loss of the latents in which items with the same first code are positives, after the
+    auto-quantized contrastive learning of users (arXiv 2109.13921)."""
+    correlation: float = 0.0
+    """Weight of the KL divergence between the similarities of the items of a batch and those of their codes' sums,
+    after the correlation supervision of a recommender's embeddings (arXiv 2401.07257)."""
+    similarity_temperature: float = 0.1
+    """Temperature of the terms cluster and correlation, which compare cosines."""
 
     def __post_init__(self) -> None:
-        weights = ("quantization", "contrastive", "collaborative", "diversity", "cohesion", "spread")
+        weights = ("quantization", "contrastive", "collaborative", "diversity", "cohesion", "spread", "cluster")
         check_fields(
             self,
             "tokenize.rq_vae.loss",
-            at_least={0: weights, 2: ("diversity_groups",)},
-            positive=("contrastive_temperature", "collaborative_temperature"),
+            at_least={0: (*weights, "correlation"), 2: ("diversity_groups",)},
+            positive=("contrastive_temperature", "collaborative_temperature", "similarity_temperature"),
         )
         if self.reconstruction == "none" and not self.contrastive:
             raise UserError(
@@ -124,21 +150,36 @@ class RQVAEConfig:
     """Optimizer of networks and codebooks."""
     learning_rate: float = 1e-3
     """Step size of the optimizer."""
+    warmup: float = 0.0
+    """Share of the steps in which the step size rises linearly from 0."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """The step size after the warmup: as it is (constant), or falling linearly to 0 at the last step (linear)."""
+    clip_norm: float = 0.0
+    """Longest gradient, over all weights together; a longer one is shortened to it. 0: any length."""
     weight_decay: float = 1e-4
     """Weight decay of the encoder and decoder; the codebooks have none."""
+    measure_every: int = 0
+    """Epochs between measurements of the collision rate, which the report shows as a curve; 0: none."""
+    keep: Literal["last", "fewest-collisions"] = "last"
+    """The weights to keep: those of the last epoch, or of the measured epoch with the fewest collisions."""
 
     def __post_init__(self) -> None:
         check_fields(
             self,
             "tokenize.rq_vae",
             at_least={
-                0: ("reset_every", "sinkhorn", "beta", "weight_decay"),
+                0: ("reset_every", "sinkhorn", "beta", "weight_decay", "clip_norm", "measure_every"),
                 1: ("latent", "epochs", "batch_size", "hidden"),
                 2: ("grid",),
             },
             positive=("learning_rate", "temperature"),
-            shares=("ema_decay",),
+            shares=("ema_decay", "warmup"),
         )
+        if self.keep == "fewest-collisions" and not self.measure_every:
+            raise UserError(
+                "--tokenize.rq_vae.keep fewest-collisions chooses among measured epochs; "
+                "set --tokenize.rq_vae.measure_every to 1 or more"
+            )
         if self.estimator == "none" and self.loss.contrastive_of != "latents":
             raise UserError(
                 "--tokenize.rq_vae.estimator none keeps the decoder's gradient from the encoder, so nothing would "
@@ -182,7 +223,8 @@ class TokenizeConfig:
 
     method: Method = "rq-kmeans"
     """Quantizer: random codes (a baseline), k-means with one level, product quantization (pq; opq learns a rotation
-    first), residual k-means (rq-kmeans), additive quantization (aq), a tree of k-means (hierarchical-kmeans), or a
+    first), residual k-means (rq-kmeans; rq-kmeans-normalized scales each level's residuals to length 1; rq-opq ends
+    with opq of the last residual), additive quantization (aq), a tree of k-means (hierarchical-kmeans), or a
     residual-quantized autoencoder (rq-vae)."""
     levels: int = 3
     """L, the number of codes per item, without the dedup level."""
@@ -203,6 +245,8 @@ class TokenizeConfig:
     """Number of beams for encoding (rq-kmeans and aq only); unset: 1 for rq-kmeans, 8 for aq."""
     balanced: bool = False
     """Assign nearly the same number of items to each code of a level (rq-kmeans and hierarchical-kmeans only)."""
+    product_levels: int = 2
+    """Number of last levels that are opq of the residual (rq-opq only); the levels before them are residual k-means."""
     rq_vae: RQVAEConfig = field(default_factory=RQVAEConfig)
     """Settings of the method rq-vae."""
     file: str | None = None
@@ -210,7 +254,7 @@ class TokenizeConfig:
     index.json of LC-Rec, LETTER or MiniOneRec, or a table with the columns `item_id` and `codes`."""
 
     def __post_init__(self) -> None:
-        at_least = {0: ("seed",), 1: ("levels", "iterations", "fit_rows", "beams"), 2: ("codes",)}
+        at_least = {0: ("seed",), 1: ("levels", "iterations", "fit_rows", "beams", "product_levels"), 2: ("codes",)}
         check_fields(self, "tokenize", at_least=at_least)
         if isinstance(self.codes, list) and len(self.codes) != self.levels:
             raise UserError(f"--tokenize.codes has {len(self.codes)} sizes, --tokenize.levels is {self.levels}")
@@ -223,6 +267,13 @@ class TokenizeConfig:
                 raise UserError("--tokenize.beams and --tokenize.balanced exclude each other; choose one")
         if self.balanced and self.method not in ("rq-kmeans", "hierarchical-kmeans"):
             raise UserError(f"--tokenize.balanced does nothing for method {self.method}; leave it off")
+        if self.method == "rq-opq" and self.product_levels >= self.levels:
+            raise UserError(
+                f"--tokenize.product_levels is {self.product_levels} of {self.levels} levels, but rq-opq begins with "
+                "residual levels; choose fewer, or method opq"
+            )
+        if self.method != "rq-opq" and self.product_levels != TokenizeConfig.product_levels:
+            raise UserError(f"--tokenize.product_levels does nothing for method {self.method}; leave it out")
         if self.method == "rq-vae":
             self._check_rq_vae()
         if self.file is not None:
@@ -238,9 +289,12 @@ class TokenizeConfig:
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the semantic IDs depend; those that earlier versions lacked only if they are set."""
-        key = {name: value for name, value in asdict(self).items() if name != "file" or value}
-        if self.rq_vae.loss.contrastive_of == LossConfig.contrastive_of:
-            del key["rq_vae"]["loss"]["contrastive_of"]
+        key = asdict(self)
+        network, loss = key["rq_vae"], key["rq_vae"]["loss"]
+        for values, kind in ((key, TokenizeConfig), (network, RQVAEConfig), (loss, LossConfig)):
+            for name in LATER.intersection(values):
+                if values[name] == getattr(kind, name):
+                    del values[name]
         return key
 
     def _check_rq_vae(self) -> None:

@@ -28,6 +28,14 @@ def quantizer_class(method: Method) -> type[Quantizer]:
             from llmrec.quantize.classical.product import OptimizedProductQuantizer
 
             return OptimizedProductQuantizer
+        case "rq-kmeans-normalized":
+            from llmrec.quantize.classical.normalized import NormalizedRQKMeans
+
+            return NormalizedRQKMeans
+        case "rq-opq":
+            from llmrec.quantize.classical.residual_product import ResidualProductQuantizer
+
+            return ResidualProductQuantizer
         case "aq":
             from llmrec.quantize.classical.additive import AdditiveQuantizer
 

@@ -71,6 +71,7 @@ class ItemTokenizer:
         fit_rows: int = TokenizeConfig.fit_rows,
         beams: int | None = None,
         balanced: bool = False,
+        product_levels: int = TokenizeConfig.product_levels,
         rq_vae: RQVAEConfig | None = None,
         file: str | None = None,
         embed: EmbedConfig | None = None,
@@ -86,6 +87,7 @@ class ItemTokenizer:
             fit_rows=fit_rows,
             beams=beams,
             balanced=balanced,
+            product_levels=product_levels,
             rq_vae=rq_vae or RQVAEConfig(),
             file=file,
         )
@@ -178,6 +180,7 @@ class ItemTokenizer:
             **figures,
             fit_seconds=fit_seconds,
             encode_items_per_second=_encoding_speed(self.quantizer, embeddings[:BLOCK]),
+            training=self.quantizer.training,
         )
         return self
 

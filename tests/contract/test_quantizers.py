@@ -54,6 +54,9 @@ CONFIGS: dict[str, TokenizeConfig] = {
     "rq-kmeans, uneven": classical("rq-kmeans", codes=[8, 4, 6]),
     "rq-kmeans, beams": classical("rq-kmeans", beams=4),
     "rq-kmeans, balanced": classical("rq-kmeans", balanced=True),
+    "rq-kmeans-normalized": classical("rq-kmeans-normalized"),
+    "rq-opq": classical("rq-opq", levels=4),
+    "rq-opq, uneven": classical("rq-opq", levels=4, codes=[8, 6, 4, 3], product_levels=3),
     "aq": classical("aq"),
     "aq, one beam": classical("aq", beams=1),
     "aq, uneven": classical("aq", codes=[8, 4, 6]),
@@ -71,6 +74,9 @@ CONFIGS: dict[str, TokenizeConfig] = {
     },
     "rq-vae, uneven": rq_vae(codes=[8, 4, 6]),
     "rq-vae, sinkhorn": rq_vae(sinkhorn=[0, 0, 0.01]),
+    "rq-vae, fewest collisions": rq_vae(epochs=80, measure_every=40, keep="fewest-collisions"),
+    "rq-vae, clusters": rq_vae(loss=LossConfig(cluster=0.1)),
+    "rq-vae, correlation": rq_vae(loss=LossConfig(correlation=0.5)),
 }
 """Every method, every way of fitting one, every codebook and every estimator."""
 
@@ -289,7 +295,9 @@ def test_a_constant_dimension_is_harmless(name, config, fitted):
     x = planted()
     x[:, 3] = 7
     quantizer = make(quick(config)).fit(x)
-    np.testing.assert_allclose(quantizer.decode(quantizer.encode(x))[:, 3], 7, atol=1e-3)
+    # normalised codes do not say how long an item is; here the lengths are 7 to 7.1
+    atol = 0.1 if config.method == "rq-kmeans-normalized" else 1e-3
+    np.testing.assert_allclose(quantizer.decode(quantizer.encode(x))[:, 3], 7, atol=atol)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -320,7 +328,9 @@ def test_codes_outside_the_codebooks_are_refused(fitted):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, config in CONFIGS.items() if config.method != "rq-vae"], scope="module"
+    "name",
+    [name for name, config in CONFIGS.items() if config.method not in ("rq-vae", "rq-kmeans-normalized")],
+    scope="module",
 )
 def test_last_level_costs_are_the_errors_of_the_reconstructions(fitted):
     x, codes = planted()[::10], fitted.encode(planted()[::10])

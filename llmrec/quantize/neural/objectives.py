@@ -1,7 +1,8 @@
-"""The loss of an RQ-VAE: reconstruction, quantization, and five optional terms.
+"""The loss of an RQ-VAE: reconstruction, quantization, and seven optional terms.
 
 The optional terms are contrastive reconstruction (CoST, arXiv 2404.14774), collaborative alignment and diversity
-(LETTER, arXiv 2405.07314), cohesion and spread (R3-VAE, arXiv 2604.11440).
+(LETTER, arXiv 2405.07314), cohesion and spread (R3-VAE, arXiv 2604.11440), the contrast of clusters (arXiv 2109.13921)
+and the supervision of correlations (arXiv 2401.07257).
 """
 
 import torch
@@ -132,6 +133,47 @@ def spread(codebook: Tensor) -> Tensor:
     return exponents.exp().mean().log()
 
 
+def cluster_contrast(latents: Tensor, clusters: Tensor, temperature: float) -> Tensor:
+    """Return the contrastive loss of items whose positives are the other items of their cluster (scalar).
+
+    For item i, it is the mean over its positives p of -log softmax_j(cos(z_i, z_p) / temperature), j over all items
+    but i; the result is the mean over the items that have positives, or 0 without any.
+
+    Args:
+        latents: z, floats [B, d].
+        clusters: cluster of each item, int64 [B].
+        temperature: above 0.
+    """
+    log_share = _similarities(latents, temperature)
+    positive = (clusters[:, None] == clusters).fill_diagonal_(False)
+    counts = positive.sum(1)
+    means = -log_share.masked_fill(~positive, 0).sum(1) / counts.clamp_min(1)
+    return means.sum() / (counts > 0).sum().clamp_min(1)
+
+
+def correlation(x: Tensor, quantized: Tensor, temperature: float) -> Tensor:
+    """Return the KL divergence of the similarities of `quantized` from those of `x`, mean over the items (scalar).
+
+    The similarities of item i are the softmax over all other items j of the batch of cos(i, j) / temperature. Those of
+    `x` are the target and get no gradient.
+
+    Args:
+        x: items, floats [B, D].
+        quantized: sums of their codes, floats [B, d].
+        temperature: above 0.
+    """
+    target, found = _similarities(x.detach(), temperature), _similarities(quantized, temperature)
+    return (target.exp() * (target - found)).sum(1).mean()
+
+
+def _similarities(vectors: Tensor, temperature: float) -> Tensor:
+    """log softmax_j(cos(v_i, v_j) / temperature) of the rows of `vectors`, floats [B, d], j not i: floats [B, B]."""
+    unit = F.normalize(vectors, dim=1)
+    scores = unit @ unit.T / temperature
+    itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    return scores.masked_fill(itself, torch.finfo(scores.dtype).min).log_softmax(1)
+
+
 class Loss:
     """The loss of a model on a batch of items; call `start_epoch` before the first batch of each epoch.
 
@@ -167,7 +209,10 @@ class Loss:
         z = model.encode(x)
         quantized = model.quantize(z)
         reconstruction = model.decode(quantized.joined)
-        loss = self._reconstruction(x, z, reconstruction) + settings.quantization * quantized.loss
+        of_levels = settings.quantization * quantized.loss + self._of_codebooks(quantized)
+        if settings.over_levels == "mean":
+            of_levels = of_levels / len(model.codebooks)
+        loss = self._reconstruction(x, z, reconstruction) + of_levels
         if settings.contrastive:
             compared = reconstruction if model.head is None else model.head(z)
             term = contrastive_reconstruction(x, compared, settings.contrastive_temperature)
@@ -177,7 +222,12 @@ class Loss:
             loss = loss + settings.collaborative * term
         if settings.cohesion:
             loss = loss + settings.cohesion * cohesion(torch.stack(quantized.vectors, dim=1), z)
-        return loss + self._of_codebooks(quantized), quantized.codes
+        if settings.cluster:
+            term = cluster_contrast(z, quantized.codes[:, 0], settings.similarity_temperature)
+            loss = loss + settings.cluster * term
+        if settings.correlation:
+            loss = loss + settings.correlation * correlation(x, quantized.joined, settings.similarity_temperature)
+        return loss, quantized.codes
 
     def _reconstruction(self, x: Tensor, z: Tensor, reconstruction: Tensor) -> Tensor:
         match self._settings.reconstruction:

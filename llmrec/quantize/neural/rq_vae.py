@@ -5,6 +5,7 @@ embeddings tend to collapse onto a few codes.
 """
 
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from llmrec.quantize.base import BLOCK, Quantizer
 from llmrec.quantize.config import RQVAEConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder, fill_unused, place_codes, reset_unused
 from llmrec.quantize.neural.codebooks import squared_distances
+from llmrec.quantize.neural.epochs import Epochs, step_size
 from llmrec.quantize.neural.estimators import SQVAE
 from llmrec.quantize.neural.objectives import Loss
 
@@ -39,6 +41,11 @@ class RQVAE(Quantizer):
     """
 
     model: ResidualAutoencoder
+    _training: dict[str, Any] | None = None
+
+    @property
+    def training(self) -> dict[str, Any] | None:
+        return self._training
 
     @property
     def dims(self) -> int:
@@ -138,24 +145,30 @@ class RQVAE(Quantizer):
         first = data[torch.randperm(len(data), generator=rng)[: self.codes * INIT_POINTS_PER_CODE].to(data.device)]
         variance = self._latent_variance(first)
         place_codes(self.model, first, self._config)
+        steps = settings.epochs * ceil(len(data) / settings.batch_size)
         if isinstance(self.model.sampler, SQVAE):
-            self.model.sampler.steps = settings.epochs * ceil(len(data) / settings.batch_size)
+            self.model.sampler.steps = steps
         loss = Loss(settings.loss, self.model, self._config.seed)
         optimizer = _optimizer(settings, self.model)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, step_size(settings, steps))
+        epochs = Epochs(settings, self.model, data)
         used = [torch.zeros(codes, dtype=torch.bool, device=data.device) for codes in self.level_sizes]
         for epoch in track(range(1, settings.epochs + 1), "rq-vae"):
             order = torch.randperm(len(data), generator=rng).to(data.device)
             loss.start_epoch()
-            mean = self._train_epoch(data, vectors, order, loss, optimizer, used)
+            mean = self._train_epoch(data, vectors, order, loss, scheduler, used)
             if not np.isfinite(mean):
                 raise UserError(
                     f"rq-vae diverged in epoch {epoch} (loss {mean}); "
                     f"lower --tokenize.rq_vae.learning_rate (now {settings.learning_rate})"
                 )
+            epochs.after(epoch, mean)
             # no reset in the last epochs: the moved codes would not have enough training left
             every = settings.reset_every
             if every and epoch % every == 0 and epoch + every <= settings.epochs:
                 reset_unused(self.model, data[order[: self.codes * INIT_POINTS_PER_CODE]], used, rng)
+        epochs.restore()
+        self._training = epochs.figures()
         log.info("rq-vae: loss %.4f after %d epochs", mean, settings.epochs)
         if self._latent_variance(first) < COLLAPSED * variance:
             log.warning(
@@ -169,7 +182,7 @@ class RQVAE(Quantizer):
         vectors: Tensor | None,
         order: Tensor,
         loss: Loss,
-        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
         used: list[Tensor],
     ) -> float:
         """Train one epoch over `data`, float32 [N, D], in `order`, int64 [N].
@@ -177,11 +190,15 @@ class RQVAE(Quantizer):
         Sets True in `used` (L tensors bool [C]) for each code that an item takes. Returns the mean loss per item.
         """
         total = torch.zeros((), device=data.device)
-        for rows in order.split(self._config.rq_vae.batch_size):
+        settings, optimizer = self._config.rq_vae, scheduler.optimizer
+        for rows in order.split(settings.batch_size):
             value, codes = loss(data[rows], vectors if vectors is None else vectors[rows])
             optimizer.zero_grad()
             value.backward()
+            if settings.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
             optimizer.step()
+            scheduler.step()
             for level, taken in enumerate(used):
                 taken[codes[:, level]] = True
             total += value.detach() * len(rows)

@@ -178,6 +178,12 @@ class Report(dict[str, Any]):
                 f"taken together      {hits['reconstruction']:.4f} of an item's companions are among its 20 nearest "
                 f"(EmbHR@20; {hits['raw']:.4f} before quantization)"
             )
+        if training := self.get("training"):
+            curve = ", ".join(
+                f"{epoch}: {rate:.2%}"
+                for epoch, rate in zip(training["epochs"], training["collision_rate"], strict=True)
+            )
+            lines.append(f"collisions by epoch {curve}; kept {training['kept']}")
         lines.append(
             f"time                {self['fit_seconds']:.1f} s to fit, "
             f"{self['encode_items_per_second']:.0f} items/s to encode"
@@ -300,10 +306,12 @@ def save_picture(report: Report, path: Path, x: Rows, first: np.ndarray) -> None
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     figure.suptitle(report.headline)
     wide = figure.add_gridspec(2, 1, height_ratios=[2, 3])
-    top = wide[0].subgridspec(1, 3)
+    top = wide[0].subgridspec(1, 4 if report.get("training") else 3)
     _draw_use(figure.add_subplot(top[0]), report)
     _draw_distortion(figure.add_subplot(top[1]), report)
     _draw_collisions(figure.add_subplot(top[2]), report)
+    if report.get("training"):
+        _draw_training(figure.add_subplot(top[3]), report["training"])
     _draw_map(figure.add_subplot(wide[1]), report, x, first)
     figure.savefig(path, dpi=120)
 
@@ -337,6 +345,14 @@ def _draw_collisions(axes: "Axes", report: Report) -> None:
     axes.set(title=f"collision rate {report['collision_rate']:.2%}", xlabel="items with the same codes")
     axes.set(ylabel="groups", yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_training(axes: "Axes", training: dict[str, Any]) -> None:
+    """Draw the collision rate against the epochs, and mark the epoch whose weights were kept."""
+    axes.plot(training["epochs"], training["collision_rate"], marker=".", color=BLUE)
+    axes.axvline(training["kept"], color=ORANGE, linestyle="--", label=f"kept: {training['kept']}")
+    axes.set(title="collision rate in training", xlabel="epoch", ylim=(0, None))
+    axes.legend(frameon=False, fontsize="small")
 
 
 def _draw_map(axes: "Axes", report: Report, x: Rows, first: np.ndarray) -> None:

@@ -104,6 +104,7 @@ def test_models_learn_with_codewords_and_come_back_from_a_file(model: type[SASRe
         ({"table": TableConfig("concat", levels=6)}, "table.levels 6: expected a divisor of hidden_size 64"),
         ({"table": TableConfig("sum"), "start": "text"}, "add evaluate.sasrec.start random"),
         ({"table": TableConfig("sum", rare_codes=300)}, "table.rare_codes 300: expected 1 to"),
+        ({"table": TableConfig("cage", codes=64)}, "table.join cage: codes and rare_codes do nothing"),
         ({"table": TableConfig("sum", levels=0)}, "table.levels"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from llmrec.errors import UserError
 from llmrec.quantize import LossConfig, RQVAEConfig, TokenizeConfig
-from llmrec.quantize.config import Method
+from llmrec.quantize.config import LATER, Method
 from llmrec.quantize.methods import preset, tokenizer_names
 
 FSQ: dict[str, Any] = {"codebook": "fsq", "grid": [4, 2], "latent": 6, "init": "none", "reset_every": 0}
@@ -33,6 +33,8 @@ SIMVQ: dict[str, Any] = {"codebook": "simvq", "init": "none", "reset_every": 0}
         ({"codebook": "ema", "estimator": "sq-vae"}, "codebook ema does not go with estimator sq-vae"),
         ({"ema_decay": 1.0}, "tokenize.rq_vae.ema_decay 1.0"),
         ({"temperature": 0.0}, "tokenize.rq_vae.temperature 0.0: expected more than 0"),
+        ({"keep": "fewest-collisions"}, "chooses among measured epochs; set tokenize.rq_vae.measure_every to 1"),
+        ({"warmup": 1.0}, "tokenize.rq_vae.warmup 1.0"),
         ({"grid": [1]}, "tokenize.rq_vae.grid 1: expected at least 2"),
     ],
 )
@@ -112,7 +114,10 @@ def test_presets_carry_the_papers_settings():
     assert (tiger.rq_vae.hidden, tiger.rq_vae.batch_size, tiger.rq_vae.standardize) == ([512, 256, 128], 1024, False)
     assert (lc_rec.levels, lc_rec.codes, lc_rec.collisions) == (4, 256, "sinkhorn")
     assert lc_rec.rq_vae.hidden == [2048, 1024, 512, 256, 128, 64]
-    assert lc_rec.rq_vae.sinkhorn == [0, 0, 0, 0.003]
+    for authors in (lc_rec, preset("letter")):
+        assert (authors.rq_vae.sinkhorn, authors.rq_vae.batch_size) == ([0, 0, 0, 0.003], 1024)
+        assert (authors.rq_vae.loss.over_levels, authors.rq_vae.keep) == ("mean", "fewest-collisions")
+        assert (authors.collisions, authors.rq_vae.hidden[0]) == ("sinkhorn", 2048)
 
 
 def test_an_unknown_name_is_refused_with_the_closest():
@@ -126,6 +131,11 @@ def test_fields_that_earlier_versions_lacked_keep_their_runs():
     assert "contrastive_of" not in plain.cache_key()["rq_vae"]["loss"]
     assert headed.cache_key()["rq_vae"]["loss"]["contrastive_of"] == "latents"
     assert "file" not in plain.cache_key()
+    assert LATER.isdisjoint({*plain.cache_key(), *plain.cache_key()["rq_vae"], *plain.cache_key()["rq_vae"]["loss"]})
+    assert TokenizeConfig("rq-opq", levels=4, product_levels=1).cache_key()["product_levels"] == 1
+    measured = RQVAEConfig(measure_every=2, loss=LossConfig(cluster=0.1))
+    key = TokenizeConfig("rq-vae", rq_vae=measured).cache_key()["rq_vae"]
+    assert (key["measure_every"], key["loss"]["cluster"]) == (2, 0.1)
 
 
 def test_a_stopped_gradient_needs_another_teacher():

@@ -7,9 +7,11 @@ from llmrec.quantize.config import LossConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
 from llmrec.quantize.neural.objectives import (
     Loss,
+    cluster_contrast,
     cohesion,
     collaborative_alignment,
     contrastive_reconstruction,
+    correlation,
     diversity,
     group_codes,
     latent_reconstruction,
@@ -130,6 +132,23 @@ def test_a_head_on_the_latents_teaches_the_encoder_past_a_stopped_quantizer():
     )
     torch.testing.assert_close(found, head)
     assert found.abs().sum() > 0
+
+
+def test_the_mean_over_levels_divides_what_levels_cost():
+    plain, per_level = value(quantization=0), value() - value(quantization=0)
+    assert value(over_levels="mean") == pytest.approx(plain + per_level / 2, rel=1e-5)
+    spread_out = value(spread=0.3) - value()
+    assert value(spread=0.3, over_levels="mean") == pytest.approx(plain + (per_level + spread_out) / 2, rel=1e-5)
+
+
+def test_similarity_terms_compare_what_they_say():
+    model, _ = linear()
+    quantized = model.quantize(X)
+    clusters = cluster_contrast(X, quantized.codes[:, 0], 0.2).item()
+    correlated = correlation(X, quantized.joined, 0.2).item()
+    assert clusters > 0 < correlated
+    assert value(cluster=0.5, similarity_temperature=0.2) == pytest.approx(value() + 0.5 * clusters, rel=1e-5)
+    assert value(correlation=0.5, similarity_temperature=0.2) == pytest.approx(value() + 0.5 * correlated, rel=1e-5)
 
 
 def test_latents_are_compared_after_a_second_encoding():

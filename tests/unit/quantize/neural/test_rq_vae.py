@@ -37,6 +37,7 @@ SOUND = {
         loss=LossConfig(reconstruction="latent", target_detach=False, contrastive=0.1, contrastive_of="latents"),
     ),
     "letter": replace(SMALL, loss=LossConfig(collaborative=0.1, diversity=0.01, diversity_groups=2)),
+    "clusters": replace(SMALL, loss=LossConfig(cluster=0.1, correlation=0.1)),
     "cohesion-spread": replace(SMALL, loss=LossConfig(cohesion=0.1, spread=0.05)),
 }
 
@@ -74,6 +75,9 @@ CHANGES = {
     "optimizer": replace(SMALL, optimizer="adagrad"),
     "learning_rate": replace(SMALL, learning_rate=0.02),
     "weight_decay": replace(SMALL, weight_decay=0.1),
+    "warmup": replace(SMALL, warmup=0.5),
+    "schedule": replace(SMALL, schedule="linear"),
+    "clip_norm": replace(SMALL, clip_norm=0.01),
 }
 BASES = {
     "temperature, gumbel": (SOUND["gumbel"], {"temperature": 0.1}),

@@ -8,6 +8,7 @@ from llmrec.collaborative.behaviour import Behaviour
 from llmrec.quantize import Quantizer, Report, TokenizeConfig, quantizer_class
 from llmrec.quantize.collisions import dedup
 from llmrec.quantize.report import measure, save_picture
+from llmrec.quantize.report import report as report_module
 from llmrec.quantize.report.figures import BLOCK, companions, embedding_hit_rate, nearest, order_by_content
 
 N = 120
@@ -154,6 +155,19 @@ def test_the_picture(tmp_path, report, missing):
     save_picture(Report(report | missing), path, X, fitted()[1][:, 0])
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 20_000
+
+
+def test_the_curve_of_the_training_is_shown(tmp_path, report, monkeypatch):
+    training = {"epochs": [5, 10], "loss": [2.0, 1.0], "collision_rate": [0.4, 0.25], "kept": 10}
+    assert "by epoch" not in str(report)
+    assert "collisions by epoch 5: 40.00%, 10: 25.00%; kept 10" in str(Report(report | {"training": training}))
+    drawn = []
+    monkeypatch.setattr(report_module, "_draw_training", lambda axes, figures: drawn.append(figures))
+    for content in ({"training": training}, {"training": None}):
+        save_picture(Report(report | content), tmp_path / "report.png", X, fitted()[1][:, 0])
+    assert drawn == [training]
+    monkeypatch.undo()
+    save_picture(Report(report | {"training": training}), tmp_path / "report.png", X, fitted()[1][:, 0])
 
 
 @pytest.mark.parametrize("x", [X[:, :1], np.ones((N, 3), np.float32)], ids=["one dimension", "constant"])
