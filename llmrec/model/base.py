@@ -164,8 +164,10 @@ def on_meta(model: Any) -> "PreTrainedModel":
     return bare
 
 
-def _halve_experts(model: nn.Module) -> None:
-    """On the meta device torch multiplies the stacked matrices of experts in bfloat16 only."""
+def _halve_experts(model: "PreTrainedModel") -> None:
+    """On the meta device torch multiplies the stacked matrices of experts in bfloat16 only (torch.grouped_mm)."""
+    if not model._can_set_experts_implementation():  # multiplied otherwise, as in Llama 4
+        return
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.dim() == 3 and "expert" in type(module).__name__.lower():

@@ -15,11 +15,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from llmrec.console import get_logger
+from llmrec.errors import UserError
 from llmrec.model.adapter import with_adapter
 from llmrec.model.architecture import encoder_of
 from llmrec.model.base import on_meta
 from llmrec.model.quantized import bits_of
 from llmrec.model.tokens import ItemVocabulary
+from llmrec.resources import first_line
 from llmrec.tasks.mixture import Collator, Mixture, predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dropout import drop_out
@@ -93,6 +95,9 @@ def memory(
     Returns:
         Bytes of `weights`, `half_precision_copies`, `gradients`, `optimizer` and `activations`, and their sum `total`.
         Only `activations` is an estimate.
+
+    Raises:
+        UserError: the model does not run on the meta device.
     """
     trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
     rows = model.get_output_embeddings().weight.shape[0]
@@ -185,7 +190,11 @@ def _kept(model: Any, trained: Any, config: TrainConfig, batch: Batch, levels: L
 
 
 def _outputs(model: Any, trained: Any, batch: Batch, levels: LevelSoftmax | None) -> torch.Tensor:
-    """Logits [P, V] at the learnt positions of a batch; with `levels`, hidden states [P, H]."""
+    """Logits [P, V] at the learnt positions of a batch; with `levels`, hidden states [P, H].
+
+    Raises:
+        UserError: the model does not run on the meta device.
+    """
     ids = torch.zeros(batch.rows, batch.tokens, dtype=torch.int64, device="meta")
     columns = torch.zeros(-(-batch.learnt // batch.rows), dtype=torch.int64, device="meta")
     # Meta tensors have no content. But transformers looks into the positions of a decoder-only model that gets no mask,
@@ -199,8 +208,13 @@ def _outputs(model: Any, trained: Any, batch: Batch, levels: LevelSoftmax | None
         inputs["decoder_input_ids"] = torch.nn.functional.pad(columns, (1, 0)).expand(batch.rows, -1)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = columns
-    with nullcontext() if levels is None else levels.hidden_states():
-        outputs: torch.Tensor = trained.train()(**inputs).logits
+    try:
+        with nullcontext() if levels is None else levels.hidden_states():
+            outputs: torch.Tensor = trained.train()(**inputs).logits
+    except Exception as error:  # the code of a model that reads its tensors may raise anything
+        raise UserError(
+            f"--base.model: what {type(model).__name__} needs can't be estimated: {first_line(error)}"
+        ) from None
     return outputs.flatten(0, 1)
 
 
@@ -268,12 +282,17 @@ def recompute_here(
         found = memory(bare, trained, chosen, bits_of(model), batch, model.dtype, levels)
         return (found["total"] - found["activations"]) // share + found["activations"]
 
-    decided = [recompute(config, needed(False), room)]
+    try:
+        without, recomputed = needed(False), needed(True)
+    except UserError as error:
+        log.warning("Gradient checkpointing: off; %s", error)
+        return False
+    decided = [recompute(config, without, room)]
     broadcast_object_list(decided)  # processes with different answers would wait for each other
     log.info(
         "Gradient checkpointing: %s; a step needs about %.1f GiB without, %.1f GiB with it, and the GPU has %.1f GiB",
         "on" if decided[0] else "off",
-        *(size / 2**30 for size in (needed(False), needed(True), room)),
+        *(size / 2**30 for size in (without, recomputed, room)),
     )
     return decided[0]
 

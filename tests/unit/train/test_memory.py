@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 import pytest
+from loading import script
 
 from llmrec.model.adapter import with_adapter
 from llmrec.model.base import on_meta
@@ -12,7 +13,7 @@ from llmrec.tasks.config import TasksConfig
 from llmrec.train import memory
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
-from llmrec.train.memory import ROOM, recompute
+from llmrec.train.memory import ROOM, Batch, recompute
 
 TASKS = TasksConfig(mixture={"sequential": 1.0}, max_history=4, max_text_tokens=12)
 FULL = TrainConfig(epochs=1, batch_size=8, evaluations=1, dtype="float32")
@@ -46,6 +47,33 @@ def test_training_decides_by_the_gpu(make_shop, tmp_path, monkeypatch, caplog, c
     assert said == {"little": True, "much": False}
     lines = [record.message for record in caplog.records if record.message.startswith("Gradient checkpointing")]
     assert [line.split()[2] for line in lines] == ["on;", "off;"]
+
+
+def test_a_model_that_cannot_be_estimated_is_trained_nevertheless(make_shop, tmp_path, monkeypatch, caplog) -> None:
+    def bare(model: object) -> object:
+        found = on_meta(model)
+        monkeypatch.setattr(found, "forward", lambda **inputs: inputs["input_ids"].tolist())
+        return found
+
+    monkeypatch.setattr(memory, "gpu_room", lambda: 1)
+    monkeypatch.setattr(memory, "on_meta", bare)
+    shop = make_shop()
+    data = TrainingData(shop.catalog, shop.sequences)
+    trained, _ = finetune(shop.model, shop.renderer, data, TASKS, FULL, tmp_path)
+    assert not trained.is_gradient_checkpointing
+    assert "Gradient checkpointing: off; base.model: what Qwen3ForCausalLM needs can't be estimated" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "llama4_text", "gpt_oss", "qwen3_next", "jamba", "mamba2", "mpt"])
+def test_experts_and_recurrent_layers_are_estimated(name) -> None:
+    """Experts that torch multiplies in groups, and layers whose mask transformers looks into."""
+    model = on_meta(script("architectures").make_model(name, vocab_size=320))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    config, batch = replace(FULL, dropout=0.0), Batch(rows=4, tokens=40, learnt=16)
+    found = memory.memory(model, model, config, 32, batch)
+    assert found["weights"] == 4 * weights
+    assert found["activations"] > 4 * batch.size * model.config.get_text_config().hidden_size
+    assert memory.operations(model, model, config, batch) > 6 * 16 * weights
 
 
 def test_on_meta_has_the_shape_of_the_model(make_shop) -> None:
