@@ -29,6 +29,7 @@ from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.architecture import unknown_window, unwrapped
 from llmrec.model.forward import answer_logits
+from llmrec.model.quantized import shared_weights
 from llmrec.model.rounding import distance, rounded_otherwise
 from llmrec.model.tokens import ItemVocabulary
 
@@ -137,7 +138,7 @@ def find_support(model: "PreTrainedModel", vocabulary: ItemVocabulary, trie: Ite
     Raises:
         UserError: no search gives the log-probabilities of plain forward passes.
     """
-    own = copy.deepcopy(unwrapped(model), {id(parameter): parameter for parameter in model.parameters()}).eval()
+    own = copy.deepcopy(unwrapped(model), shared_weights(model)).eval()
     tokens = np.random.default_rng(0).choice(vocabulary.all_ids, 8).tolist()
     prompts = [tokens, tokens[:SHARED] + tokens[5:]]
     if window := unknown_window(own):

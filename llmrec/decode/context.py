@@ -24,6 +24,7 @@ from llmrec.decode.attention import group_heads
 from llmrec.decode.config import Scoring
 from llmrec.device import device_of
 from llmrec.model.architecture import decoder_of, logit_cap, logit_scale
+from llmrec.model.quantized import shared_weights
 from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedMo
     Parameters that already have type `dtype` are shared with `model`; others are converted once. Buffers keep their
     type, because rotary frequencies lose too much precision in bfloat16.
     """
-    parameters = {id(parameter): _as(parameter, dtype) for parameter in model.parameters()}
-    own = copy.deepcopy(model, parameters)
+    weights = shared_weights(model) | {id(parameter): _as(parameter, dtype) for parameter in model.parameters()}
+    own = copy.deepcopy(model, weights)
     group_heads(own)
     blocks = [module for module in decoder_of(own).children() if isinstance(module, nn.ModuleList)]
     feed_forward = getattr(blocks[0][-1], "mlp", None) if blocks else None

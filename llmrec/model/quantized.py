@@ -1,10 +1,12 @@
 """Base models whose linear layers hold 8 or 4 bits per weight, by bitsandbytes (QLoRA, arXiv 2305.14314)."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import is_bnb_available
+from torch import nn
 
 from llmrec.device import process_state, resolve_device, resolve_dtype
 from llmrec.errors import UserError
@@ -47,3 +49,18 @@ def bits_of(model: Any) -> int:
     if not getattr(inner, "is_quantized", False):
         return 32
     return 4 if inner.config.quantization_config.load_in_4bit else 8
+
+
+def shared_weights(model: nn.Module) -> dict[int, Any]:
+    """The memo with which `copy.deepcopy` copies the modules of `model` and shares their weights: id -> object.
+
+    A layer of 8 bits takes its scales from its parameter in its first forward pass, so that a copy would leave the
+    other copies without. Here it takes them before, and the copies share what it took.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    for layer in cast(Iterable[Any], model.modules()):
+        if hasattr(layer, "init_8bit_state"):
+            if layer.weight.CB is not None:
+                layer.init_8bit_state()
+            memo[id(layer.state)] = layer.state
+    return memo

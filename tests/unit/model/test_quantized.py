@@ -16,6 +16,7 @@ from llmrec.model import quantized
 from llmrec.model.base import make_base, on_meta
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.model.quantized import bits_of, fewer_bits
+from llmrec.model.rounding import distance
 from llmrec.tasks.config import TasksConfig, load_templates, tokenizer_texts
 
 TASKS = TasksConfig(mixture={"sequential": 1.0}, max_history=4, max_text_tokens=12)
@@ -68,6 +69,19 @@ def test_a_bundle_is_served_with_the_bits_it_was_trained_with(
     again = Recommender.from_pretrained(tmp_path)
     assert bits_of(again.model) == bits
     assert asked(again) == asked(recommender)
+
+
+@pytest.mark.parametrize(("bits", "off"), [(4, 0.3), (8, 0.05)])
+def test_copies_of_a_quantized_model_share_its_weights(bits: Any, off: float, base: Path, items: ItemTokenizer) -> None:
+    """The trial and the search copy the modules. A layer of 8 bits moves its scales in its first forward pass."""
+    pytest.importorskip("bitsandbytes")
+    few, whole = (Recommender.from_base(base, items, config=BaseConfig(bits=each), frozen=True) for each in (bits, 32))
+    ids = torch.arange(12)[None]
+    expected = whole.model(ids).logits
+    for model in (few.ranker.search.model, few.model):
+        assert distance(model(ids).logits.float(), expected) < off * expected.std()
+    weights = [{id(parameter) for parameter in model.parameters()} for model in (few.ranker.search.model, few.model)]
+    assert weights[0] == weights[1]
 
 
 def test_a_bundle_is_served_whole_where_bits_are_missing(
