@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,7 @@ def estimate(
     largest, usual = work.pop("largest"), work.pop("usual")
     levels = LevelSoftmax(trained, vocabulary) if train.softmax == "level" else None
 
+    @cache
     def needed(recomputed: bool) -> dict[str, int]:
         chosen = replace(train, gradient_checkpointing=recomputed)
         return memory(model, trained, chosen, config.base.bits, largest, dtype, levels)

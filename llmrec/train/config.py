@@ -53,14 +53,15 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic under autocast; weights stay float32. auto: bfloat16 where the hardware multiplies it faster."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass: less memory, a third more time. auto: where a step would fill more
-    than 85% of the GPU's memory otherwise, by the figures of `llmrec estimate`; the log says so. Never on a CPU."""
+    """Recompute activations in the backward pass: less memory, a third to a half more operations. auto: where a step
+    would fill more than 85% of the GPU's memory otherwise, by the figures of `llmrec estimate`; the log says so. Never
+    on a CPU."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
     """Attention kernel of the training. auto: the model's own, which is sdpa mostly; eager on a CPU, which is faster on
     short sequences. The flash kernels need their packages and bfloat16; packed examples then stand in one row without
     padding, and no attention between them is computed. Decoding has masks of its own and keeps the model's kernel."""
     compile: bool = False
-    """Compile the decoder layers by torch.compile: the first steps take a minute more, the others less time."""
+    """Compile the decoder layers by torch.compile, for long trainings on a GPU: the first steps take minutes more."""
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
     """AdamW with states of 4 bytes, or of 1 byte by bitsandbytes (arXiv 2110.02861): 6 bytes less per trained weight.
     paged: the states move to the CPU's memory when the GPU's is short."""
