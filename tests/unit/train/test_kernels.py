@@ -146,6 +146,7 @@ def test_packing_is_tried_with_the_kernel(make_shop, flash) -> None:
     ],
 )
 def test_what_the_machine_lacks_is_one_line(make_shop, tmp_path, monkeypatch, changes, said) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
