@@ -1,8 +1,9 @@
 """Finds the device and the dtype for the configuration, also for `auto`, and this process among several."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from llmrec.errors import UserError
 
@@ -33,6 +34,16 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError):  # AssertionError: this torch was built without the device
         raise UserError(f"device {device!r:.80} can't be used here; say auto, cpu, or the name of a GPU.") from None
     return found
+
+
+def on_device(model: Any, device: str) -> Any:
+    """`model` on the device that a `device` field names. A model that a device map has placed stays where it is."""
+    return model if hasattr(model, "hf_device_map") else model.to(resolve_device(device))
+
+
+def device_of(layer: nn.Module) -> torch.device:
+    """The device of a layer's weights."""
+    return next(layer.parameters()).device
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

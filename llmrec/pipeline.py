@@ -39,6 +39,7 @@ from llmrec.model.architecture import says_encoder_decoder
 from llmrec.rundir import CONFIG, RunDirectory
 from llmrec.stage import Stage, file_hashes, model_state
 from llmrec.train.config import check_encoder_decoder
+from llmrec.train.kernels import check_kernels
 
 log = get_logger(__name__)
 
@@ -180,12 +181,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     local = Path(config.base.model) if config.base.model is not None else None
     prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
     dense, taught = config.train.dense.weight > 0, config.train.distill.weight > 0
-    made = {
-        "base": config.base.model is None,
-        "intentions": config.intentions.source != "none",
-        "embed": dense,
-        "teacher": taught,
-    }
+    told = config.intentions.source != "none"
+    made = {"base": config.base.model is None, "intentions": told, "embed": dense, "teacher": taught}
 
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
@@ -205,7 +202,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             remove_inside(out / "bundle", out, (KEY,))  # left by a killed process
             recommender.save_pretrained(out / "bundle")
 
-    run.build(
+    due = run.build(
         Stage(
             "train",
             {"train": config.train.cache_key(), "tasks": asdict(config.tasks), "base": config.base.cache_key()},
@@ -218,6 +215,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             instead=going_on(run.path("model")),
         )
     )
+    if due:
+        check_kernels(config.train)  # the rehearsal comes here before any stage is made
 
 
 def preference_stage(config: Config, run: RunDirectory) -> None:

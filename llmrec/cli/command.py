@@ -63,6 +63,11 @@ def add_model_flags(parser: argparse.ArgumentParser, or_run: bool = False) -> No
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument(
+        "--device-map",
+        choices=("auto", "balanced", "sequential"),
+        help="spread the layers of a model that is too large for one GPU over all of them, instead of --device",
+    )
+    parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the Python code that the base model contains"
     )
 
@@ -71,11 +76,14 @@ def load_model(options: argparse.Namespace, **decode: Any) -> "Recommender":
     """Load the bundle that the flags of `add_model_flags` choose; `decode`: further fields of its `DecodeConfig`."""
     from llmrec.recommender.recommender import Recommender
 
+    if options.device_map is not None and options.device != "auto":
+        raise UserError(f"--device {options.device}: --device-map {options.device_map} chooses devices; leave one out.")
     recommender = Recommender.from_pretrained(
         options.model,
         trust_remote_code=options.trust_remote_code,
         encoder=getattr(options, "encoder", None),  # only of `serve`, which embeds items
         base=options.base,
+        device_map=options.device_map,
     )
     recommender.decode_config = replace(recommender.decode_config, device=options.device, **decode)
     return recommender

@@ -15,9 +15,17 @@ SUMMARY = "estimate parameters, memory, tokens and time of fine-tuning before it
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the flags, estimate, print."""
-    parser = config_parser("estimate", SUMMARY, "[--tflops X] [--users 1000] [--length 10]", needs_run=False)
+    parser = config_parser(
+        "estimate", SUMMARY, "[--tflops X] [--gpu-memory GIB] [--users 1000] [--length 10]", needs_run=False
+    )
     parser.add_argument(
         "--tflops", type=float, metavar="X", help="peak TFLOP/s of the GPU, to estimate the time; RTX 4090: 165"
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="memory of the GPU, to tell whether gradient checkpointing is needed; default: this machine's GPU",
     )
     parser.add_argument("--users", type=int, default=1000, help="number of made-up users, used if the data is missing")
     parser.add_argument("--length", type=int, default=10, help="items in the training history of a made-up user")
@@ -25,13 +33,15 @@ def main(arguments: Sequence[str]) -> None:
     for name, least in (("users", 2), ("length", 2)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)}: expected at least {least}.")
-    if options.tflops is not None and not 0 < options.tflops < float("inf"):
-        raise UserError(f"--tflops {options.tflops}: expected more than 0.")
+    for name in ("tflops", "gpu_memory"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected more than 0.")
     log_to_stderr()
     from llmrec.estimate import estimate
 
     run = Path(options.run) if options.run is not None else None
-    found = estimate(configuration(options), run, options.users, options.length, options.tflops)
+    found = estimate(configuration(options), run, options.users, options.length, options.tflops, options.gpu_memory)
     say(*([json.dumps(found)] if options.json else _text(found, options.tflops).split("\n")))
 
 
@@ -49,7 +59,8 @@ def _text(found: dict[str, Any], tflops: float | None) -> str:
         f"an epoch     {epoch['examples']:,} examples, {about}{epoch['tokens']:,} tokens "
         f"({epoch['padded_tokens']:,} with padding), {epoch['learnt_tokens']:,} of them learnt",
         f"all          {found['epochs']} epochs, {found['steps']:,} steps, {found['operations']:.2e} operations",
-        f"memory       {readable(memory['total'])} and the CUDA context on one GPU, activations estimated: "
+        f"memory       {readable(memory['total'])} and the CUDA context on one GPU, gradient checkpointing "
+        f"{'on' if found['gradient_checkpointing'] else 'off'}, activations estimated: "
         + ", ".join(f"{name.replace('_', ' ')} {readable(size)}" for name, size in memory.items() if name != "total"),
     ]
     if tflops is not None:

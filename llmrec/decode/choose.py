@@ -24,11 +24,12 @@ from llmrec.decode.exact import ExactSearch
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import BeamSearch
 from llmrec.decode.tree import TreeSearch
-from llmrec.device import resolve_device
+from llmrec.device import on_device
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.architecture import unknown_window, unwrapped
 from llmrec.model.forward import answer_logits
+from llmrec.model.quantized import shared_weights
 from llmrec.model.rounding import distance, rounded_otherwise
 from llmrec.model.tokens import ItemVocabulary
 
@@ -66,7 +67,7 @@ def make_search(
     is_cold: np.ndarray | None = None,
 ) -> BeamSearch:
     """The fastest search that is correct for `model`; arguments as in `BeamSearch`, errors as in `check_decoding`."""
-    model = model.to(resolve_device(config.device))
+    model = on_device(model, config.device)
     support = check_decoding(model, vocabulary, trie, config, pad_token_id)
     if support.no_tree is None:
         return TreeSearch(model, vocabulary, trie, config, pad_token_id, is_cold)
@@ -137,7 +138,7 @@ def find_support(model: "PreTrainedModel", vocabulary: ItemVocabulary, trie: Ite
     Raises:
         UserError: no search gives the log-probabilities of plain forward passes.
     """
-    own = copy.deepcopy(unwrapped(model), {id(parameter): parameter for parameter in model.parameters()}).eval()
+    own = copy.deepcopy(unwrapped(model), shared_weights(model)).eval()
     tokens = np.random.default_rng(0).choice(vocabulary.all_ids, 8).tolist()
     prompts = [tokens, tokens[:SHARED] + tokens[5:]]
     if window := unknown_window(own):
@@ -179,7 +180,7 @@ def _trouble(model: "PreTrainedModel", trial: Callable[[], Trial]) -> str | None
         return " ".join(f"{type(error).__name__}: {error}".split())[:120]
     if torch.isnan(expected).any():
         return None  # the weights are to blame, not the search, which will name the level
-    difference = distance(found, expected)
+    difference = distance(found.to(expected.device), expected)
     return None if difference <= max(FLOOR, FACTOR * rounding) else f"its log-probabilities differ by {difference:.2g}"
 
 

@@ -22,7 +22,9 @@ from transformers.cache_utils import DynamicLayer
 
 from llmrec.decode.attention import group_heads
 from llmrec.decode.config import Scoring
+from llmrec.device import device_of
 from llmrec.model.architecture import decoder_of, logit_cap, logit_scale
+from llmrec.model.quantized import shared_weights
 from llmrec.model.tokens import ItemVocabulary
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Body:
         model: a copy of the model's modules with weights of type `dtype`, see `decoding_copy`.
         dtype: of its weights.
         decoder: the part of `model` that makes hidden states.
+        device: of its output head, where hidden states are read; a device map may place its layers elsewhere.
         width: H, the size of its hidden states.
         window: number of positions in the window of sliding attention, if a layer has it.
         chunk: number of positions in a block of chunked attention, if a layer has it: a query attends to the keys of
@@ -50,6 +53,7 @@ class Body:
         self.model = decoding_copy(model, dtype)
         self.dtype = dtype
         self.decoder = decoder_of(self.model)
+        self.device = device_of(self.model.get_output_embeddings())
         self.width = int(self.model.get_output_embeddings().weight.shape[1])
         config = self.model.config.get_text_config()
         self.window: int | None = getattr(config, "sliding_window", None)
@@ -92,8 +96,8 @@ def decoding_copy(model: "PreTrainedModel", dtype: torch.dtype) -> "PreTrainedMo
     Parameters that already have type `dtype` are shared with `model`; others are converted once. Buffers keep their
     type, because rotary frequencies lose too much precision in bfloat16.
     """
-    parameters = {id(parameter): _as(parameter, dtype) for parameter in model.parameters()}
-    own = copy.deepcopy(model, parameters)
+    weights = shared_weights(model) | {id(parameter): _as(parameter, dtype) for parameter in model.parameters()}
+    own = copy.deepcopy(model, weights)
     group_heads(own)
     blocks = [module for module in decoder_of(own).children() if isinstance(module, nn.ModuleList)]
     feed_forward = getattr(blocks[0][-1], "mlp", None) if blocks else None
@@ -323,7 +327,8 @@ class Context:
         output = self.body.decoder(
             input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
         )
-        return output.last_hidden_state
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden.to(self.body.device)
 
 
 class Slots(DynamicLayer):

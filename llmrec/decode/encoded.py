@@ -32,7 +32,7 @@ def open_context(
         shared: number of first tokens that all prompts share and a decoder-only model reads once; default: as
             `shared_start` finds.
     """
-    device = body.model.device
+    device = body.device
     if encoder_of(body.model) is not None:
         return EncodedContext(body, *right_padded(prompts, pad_token_id, device), room)
     shared = shared_start(prompts) if shared is None else shared
@@ -72,7 +72,7 @@ class EncodedContext(Context):
                 use_cache=True,
             )
         hidden: torch.Tensor = output.last_hidden_state
-        return hidden
+        return hidden.to(self.body.device)
 
 
 @contextmanager

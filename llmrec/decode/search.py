@@ -11,7 +11,7 @@ import torch
 
 from llmrec.decode.config import DecodeConfig, Scoring
 from llmrec.decode.filters import Filter, Restriction
-from llmrec.device import resolve_device, resolve_dtype
+from llmrec.device import device_of, on_device, resolve_dtype
 from llmrec.index.trie import ItemTrie, ranges
 from llmrec.model.architecture import unwrapped
 from llmrec.model.tokens import ItemVocabulary
@@ -157,9 +157,9 @@ class BeamSearch(ABC):
         pad_token_id: int = 0,
         is_cold: np.ndarray | None = None,
     ) -> None:
-        self.device = resolve_device(config.device)
+        model = on_device(model, config.device).eval()
+        self.device = device_of(model.get_output_embeddings())
         self.dtype = resolve_dtype(config.dtype, self.device)
-        model = model.to(self.device).eval()
         # The layers of the base model contain the adapter of a PEFT model. The PEFT wrapper is not needed; it would
         # compute the logits of the whole prompt.
         self.model = unwrapped(model)

@@ -1,5 +1,6 @@
 """The base language model: load one by path or Hub id, convert a GGUF file, or make a small random one."""
 
+import copy
 import ctypes
 import mmap
 import struct
@@ -17,9 +18,11 @@ from llmrec.console import get_logger
 from llmrec.device import resolve_device, resolve_dtype
 from llmrec.errors import UserError
 from llmrec.manifest import sha256
+from llmrec.model.architecture import unwrapped
 from llmrec.model.config import BaseConfig
 from llmrec.model.gguf import complete_tokenizer, is_gguf, location, unpacking
 from llmrec.model.layers import cut_layers
+from llmrec.model.quantized import fewer_bits
 from llmrec.resources import loading_trouble
 
 if TYPE_CHECKING:
@@ -55,15 +58,15 @@ def load_base(
         The model and its tokenizer.
 
     Raises:
-        UserError: the path or Hub id can't be loaded; `bits` is below 32 for a GGUF file, or without a CUDA GPU or
-            bitsandbytes; or the model can't be cut to `keep_layers` layers.
+        UserError: the path or Hub id can't be loaded; `bits` is below 32 for a GGUF file, or without what
+            `fewer_bits` needs; or the model can't be cut to `keep_layers` layers.
     """
     from safetensors import SafetensorError
 
     if bits < 32 and is_gguf(name):
         raise UserError(f"--base.bits {bits}: {name} is a GGUF file, whose weights llmrec unpacks; set it to 32.")
     tokenizer = load_tokenizer(name, trust_remote_code, chat_template)
-    fewer = _fewer_bits(bits) if bits < 32 else {}
+    fewer = fewer_bits(bits) if bits < 32 else {}
     try:
         # An adapter keeps the name of its base, which must be valid in any working directory.
         place = Path(name).resolve() if Path(name).exists() else name
@@ -142,11 +145,33 @@ def skeleton(name: str, trust_remote_code: bool = False, keep_layers: int = 0) -
             model = kind.from_config(
                 config, trust_remote_code=trust_remote_code, dtype=torch.float32, attn_implementation="eager"
             )
+        _halve_experts(model)
     except (OSError, ValueError, KeyError) as error:
         trouble = loading_trouble(name, error)
         raise UserError(f"--base.model {name}: its config.json can't be had: {trouble}") from None
     cut_layers(model, keep_layers, f"--base.keep_layers {keep_layers}")
     return model
+
+
+def on_meta(model: Any) -> "PreTrainedModel":
+    """A model of the same shape as `model` on the meta device, in float32 and without its adapter, if it has one."""
+    inner = unwrapped(model)
+    config = copy.deepcopy(inner.config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        bare: PreTrainedModel = type(inner)._from_config(config, dtype=torch.float32, attn_implementation="eager")
+    _halve_experts(bare)
+    return bare
+
+
+def _halve_experts(model: "PreTrainedModel") -> None:
+    """On the meta device torch multiplies the stacked matrices of experts in bfloat16 only (torch.grouped_mm)."""
+    if not model._can_set_experts_implementation():  # multiplied otherwise, as in Llama 4
+        return
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.dim() == 3 and "expert" in type(module).__name__.lower():
+                setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16)))
 
 
 def convert_gguf(path: Path, folder: Path, expected: str | None = None) -> None:
@@ -204,22 +229,6 @@ def check_finite(model: nn.Module, subject: str) -> None:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
             raise UserError(f"{subject}: tensor {name} holds NaN or infinity; the weights are damaged.")
-
-
-def _fewer_bits(bits: int) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for linear layers in 8 bits, or in 4 bits as in QLoRA (arXiv 2305.14314)."""
-    from importlib.util import find_spec
-
-    from accelerate import PartialState
-
-    if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
-        missing = "no CUDA GPU here" if not torch.cuda.is_available() else "bitsandbytes is not installed"
-        raise UserError(f"--base.bits {bits}: {missing}; pip install bitsandbytes on a GPU machine, or set it to 32.")
-    from transformers import BitsAndBytesConfig
-
-    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
-    config = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, **(four if bits == 4 else {}))
-    return {"quantization_config": config, "device_map": {"": PartialState().local_process_index}}
 
 
 def load_tokenizer(

@@ -21,7 +21,7 @@ class BaseConfig:
     """Run the Python code that comes with the checkpoint; switch on only if you trust its author."""
     bits: Literal[32, 8, 4] = 32
     """Bits per weight; 8 and 4 need bitsandbytes and a frozen base: train.method lora, train.lora.merge false (QLoRA,
-    arXiv 2305.14314)."""
+    arXiv 2305.14314). The bundle's base is loaded with as many bits."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights of base.model that stay frozen (train.method lora); the adapter and the item tokens' rows are
     float32. auto: bfloat16 where the hardware multiplies it faster. Training all weights needs float32."""

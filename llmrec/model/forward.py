@@ -67,11 +67,11 @@ def answer_states(
             encoder_attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
-        return states
+        return states.to(device)
     ids, _ = right_padded(
         [[*prompt, *answer] for prompt, answer in zip(prompts, answers.tolist(), strict=True)], pad_token_id, device
     )
     last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
     at = last[:, None] + torch.arange(answers.shape[1] + 1, device=device)
-    hidden: torch.Tensor = decoder_of(model)(input_ids=ids).last_hidden_state
+    hidden: torch.Tensor = decoder_of(model)(input_ids=ids).last_hidden_state.to(device)
     return hidden[torch.arange(len(at), device=device)[:, None], at]

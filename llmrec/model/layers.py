@@ -55,7 +55,7 @@ def decoder_layers(model: "PreTrainedModel", subject: str) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == total
     ]
     if not lists:
-        raise UserError(f"{subject}: {model.config.model_type} models have no list of {total} layers; set it to 0.")
+        raise UserError(f"{subject}: {model.config.model_type} models have no list of {total} layers; leave it out.")
     return min(lists, key=lambda found: found[0])[1]  # the outermost: a layer may hold lists of its own
 
 

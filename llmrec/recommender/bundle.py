@@ -79,6 +79,7 @@ class Header:
         keep_layers: number of decoder layers of the base model that training kept, the first ones; 0: all. The base of
             an adapter is cut to them when it is loaded.
         preference: method of the preference alignment after the training.
+        bits: per weight of the linear layers of the base that an adapter was trained on; 32: not quantized.
         files: file name -> size in bytes, for all other files of the bundle except the model card. Loading compares
             the sizes and so finds damaged files.
     """
@@ -94,6 +95,7 @@ class Header:
     max_history: int
     keep_layers: int = 0
     preference: PreferenceMethod = "none"
+    bits: int = 32
     files: dict[str, int] = field(default_factory=dict)
 
 
@@ -181,6 +183,7 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
         ),
         *((name, "text", isinstance(getattr(header, name), str)) for name in ("llmrec", "token_prefix", "base_model")),
         ("scoring", f"one of {', '.join(get_args(Scoring))}", header.scoring in get_args(Scoring)),
+        ("bits", "32, 8 or 4", type(header.bits) is int and header.bits in (32, 8, 4)),
         ("preference", f"one of {', '.join(methods)}", header.preference in methods),
         ("weights", "model or adapter", header.weights in ("model", "adapter")),
     ]

@@ -371,6 +371,7 @@ class Recommender:
         trust_remote_code: bool = False,
         encoder: str | None = None,
         base: str | Path | None = None,
+        device_map: str | dict[str, Any] | None = None,
     ) -> Self:
         """Load a bundle from a folder or the Hub.
 
@@ -382,13 +383,15 @@ class Recommender:
                 bundle is not used, because the bundle may come from an untrusted author.
             base: folder or Hub id of the base model of an adapter; default: the base model that the bundle names, if it
                 is on this machine.
+            device_map: as in `from_pretrained` of transformers, such as auto: spread the layers over several GPUs, in
+                place of `decode_config.device`.
 
         Raises:
             UserError: there is no bundle, a part of it can't be read, or its parts don't belong together.
         """
         folder = bundle.locate(name)
         header = bundle.read_header(folder)
-        model, tokenizer = load_weights(folder, header, trust_remote_code, base)
+        model, tokenizer = load_weights(folder, header, trust_remote_code, base, device_map)
         vocabulary = ItemVocabulary.of(tokenizer, header.level_sizes, header.token_prefix)
         recommender = cls(
             model,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llmrec import __version__
 from llmrec.atomic import usual_modes
+from llmrec.model.quantized import bits_of
 from llmrec.recommender import bundle
 from llmrec.recommender.trained import Trained
 from llmrec.recommender.weights import save_weights
@@ -41,6 +42,7 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
         max_history=recommender.max_history,
         keep_layers=recommender.base.keep_layers,
         preference=recommender.preference,
+        bits=32 if adapter is None else bits_of(recommender.model),
     )
     bundle.write_header(header, folder)
     usual_modes(folder)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmrec.atomic import write_file
+from llmrec.console import get_logger
 from llmrec.errors import UserError
 from llmrec.model.architecture import encoder_of, start_token
 from llmrec.model.base import ALIGNMENT, check_finite, load_model, own_memory
 from llmrec.model.gguf import is_gguf
 from llmrec.model.layers import cut_layers
+from llmrec.model.quantized import fewer_bits, missing_for_bits
 from llmrec.recommender.bundle import HEADER, Header
 from llmrec.recommender.safety import ADAPTER, check_parts
 from llmrec.resources import first_line, loading_trouble
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+log = get_logger(__name__)
 WEIGHTS = "*model*.safetensors"
 """The files with the weights of a model or of an adapter."""
 
@@ -71,7 +74,11 @@ def _align(path: Path) -> None:
 
 
 def load_weights(
-    folder: Path, header: Header, trust_remote_code: bool = False, base: str | Path | None = None
+    folder: Path,
+    header: Header,
+    trust_remote_code: bool = False,
+    base: str | Path | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]":
     """Load the model of a bundle, with its adapter if it has one, and the tokenizer.
 
@@ -83,14 +90,16 @@ def load_weights(
         trust_remote_code: run the Python code that comes with the model.
         base: the base model of the adapter, as a path or Hub id. Default: the base model that the bundle names, if it
             is on this machine, as a folder or in the Hub's cache. A name in a bundle is never downloaded.
+        device_map: how accelerate spreads the layers over GPUs, such as auto; None: all are loaded on the CPU.
 
     Raises:
         UserError: the files can't be loaded, the adapter's base model can't be found, or a tensor is missing,
-            unexpected, of another shape, or holds NaN or infinity.
+            unexpected, of another shape, holds NaN or infinity, or does not fit on the devices of the map.
     """
     check_parts(folder, header.weights, header.base_model)
     try:
-        return _load(folder, header, base, {"trust_remote_code": trust_remote_code})
+        placed = {} if device_map is None else {"device_map": device_map}
+        return _load(folder, header, base, {"trust_remote_code": trust_remote_code}, placed)
     except UserError:
         raise
     except Exception as error:  # damaged files make transformers, peft, tokenizers and safetensors raise many types
@@ -104,7 +113,9 @@ def load_weights(
         ) from None
 
 
-def _load(folder: Path, header: Header, base: str | Path | None, options: dict[str, Any]) -> Any:
+def _load(
+    folder: Path, header: Header, base: str | Path | None, options: dict[str, Any], placed: dict[str, Any]
+) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
@@ -115,9 +126,15 @@ def _load(folder: Path, header: Header, base: str | Path | None, options: dict[s
     if header.weights == "model":
         if base is not None:
             raise UserError(f"--base {base}: {folder} is a whole model; only an adapter has a base; leave it out.")
-        model: Any = _complete(folder, f"{folder}", options)
+        model: Any = _complete(folder, f"{folder}", options | placed)
     else:
+        options = options | _bits(folder, header.bits) | placed
         model = _with_adapter(_adapter_base(folder, header, base, len(tokenizer), options), folder)
+    if absent := sum(parameter.is_meta for parameter in model.parameters()):
+        raise UserError(
+            f"--device-map: {absent} tensors do not fit on the GPUs and would stay in the CPU's memory or on disk; use "
+            "more or larger GPUs, or train on a base of fewer bits (--base.bits)."
+        )
     own_memory(model)
     check_finite(model, f"{folder}")
     return model, tokenizer
@@ -141,6 +158,22 @@ def _adapter_base(
     cut_layers(model, header.keep_layers, f"{folder / HEADER}: keep_layers {header.keep_layers}")
     model.resize_token_embeddings(n_tokens, mean_resizing=False)
     return model
+
+
+def _bits(folder: Path, bits: int) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the bits per weight that an adapter's base was trained with, if they can be
+    had here; a warning says if not."""
+    if bits == 32:
+        return {}
+    if (missing := missing_for_bits()) is not None:
+        log.warning(
+            "%s: its adapter was trained on a base of %d bits per weight, which is loaded whole: %s",
+            folder,
+            bits,
+            missing,
+        )
+        return {}
+    return fewer_bits(bits)
 
 
 def _on_this_machine(name: str) -> Path | None:

@@ -141,6 +141,8 @@ class Collator:
         packed: put several examples into one row; otherwise each example has its own row.
         with_items: also return which items are targets, and where they start.
         with_events: the same for their numbers among the targets of all training sequences.
+        one_row: put all examples of a packed batch into one row, as flash attention needs it: it reads where examples
+            begin from the positions of a single row only.
     """
 
     def __init__(
@@ -150,10 +152,12 @@ class Collator:
         packed: bool = False,
         with_items: bool = False,
         with_events: bool = False,
+        one_row: bool = False,
     ) -> None:
         self.renderer = renderer
         self.max_length = max_length
         self.packed = packed
+        self.one_row = packed and one_row
         self.with_items = with_items
         self.with_events = with_events
         self.pad = renderer.tokenizer.pad_token_id or 0
@@ -176,7 +180,7 @@ class Collator:
         answers = self.renderer.encode_answers(examples)
         ids = [np.array((p + a)[: self.max_length], np.int64) for p, a in zip(prompts, answers, strict=True)]
         lengths = list(map(len, ids))
-        room = min(max(ROOM, *lengths), self.max_length)
+        room = sum(lengths) if self.one_row else min(max(ROOM, *lengths), self.max_length)
         rows = pack(lengths, room) if self.packed else [[i] for i in range(len(ids))]
         shape = len(rows), max(sum(lengths[i] for i in row) for row in rows)
         batch = {"input_ids": np.full(shape, self.pad, np.int64), "labels": np.full(shape, IGNORE, np.int64)}

@@ -52,8 +52,19 @@ class TrainConfig:
     """Clip gradients to this norm."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic under autocast; weights stay float32. auto: bfloat16 where the hardware multiplies it faster."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, a third to a half more operations. auto: where a step
+    would fill more than 85% of the GPU's memory otherwise, by the figures of `llmrec estimate`; the log says so. Never
+    on a CPU."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    """Attention kernel of the training. auto: the model's own, which is sdpa mostly; eager on a CPU, which is faster on
+    short sequences. The flash kernels need their packages and bfloat16; packed examples then stand in one row without
+    padding, and no attention between them is computed. Decoding has masks of its own and keeps the model's kernel."""
+    compile: bool = False
+    """Compile the decoder layers by torch.compile, for long trainings on a GPU: the first steps take minutes more."""
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    """AdamW with states of 4 bytes, or of 1 byte by bitsandbytes (arXiv 2110.02861): 6 bytes less per trained weight.
+    paged: the states move to the CPU's memory when the GPU's is short."""
     evaluations: int = 10
     """Number of times that the run computes the validation loss and writes a checkpoint, at regular intervals."""
     patience: int = 0
@@ -85,8 +96,10 @@ class TrainConfig:
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
-        later = {"distill": self.distill.weight > 0, "softmax": self.softmax != "vocabulary"}
-        return {name: value for name, value in asdict(self).items() if later.get(name, True)}
+        later = {"distill": self.distill.weight > 0, "softmax": self.softmax != "vocabulary", "compile": self.compile}
+        later |= {"attention": self.attention != "auto", "optimizer": self.optimizer != "adamw"}
+        found = {name: value for name, value in asdict(self).items() if later.get(name, True)}
+        return found | {"gradient_checkpointing": self.gradient_checkpointing is True}  # version 0.1 had no auto
 
 
 def check_encoder_decoder(subject: str, tasks: TasksConfig, train: TrainConfig) -> None:

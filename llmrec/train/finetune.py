@@ -1,8 +1,8 @@
 """Fine-tune a language model on the item tokens: all of its weights, or a LoRA adapter and the new token rows."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,9 @@ from llmrec.train.config import TrainConfig, check_encoder_decoder
 from llmrec.train.dense import DenseLoss, dense_loss
 from llmrec.train.distill import distill_loss
 from llmrec.train.dropout import CodeDropout, drop_out
+from llmrec.train.kernels import FLASH, attention_kernel, check_kernels, compiled_layers
 from llmrec.train.levels import LevelSoftmax
+from llmrec.train.memory import recompute_here
 from llmrec.train.objective import Objective
 from llmrec.train.trainer import run_trainer, spread_over_processes
 
@@ -208,8 +210,8 @@ def finetune(
 
     Raises:
         UserError: there are no training examples, the prompts do not fit into the model's context, the method does not
-            fit the model, the dense head has no text vectors or other sizes than configured, or the distillation has no
-            teacher of these sequences.
+            fit the model, this machine lacks a kernel that the configuration names, the dense head has no text vectors
+            or other sizes than configured, or the distillation has no teacher of these sequences.
     """
     from accelerate import PartialState
     from torch.utils.data import Subset
@@ -217,6 +219,7 @@ def finetune(
     if encoder_of(unwrapped(model)) is not None:
         check_encoder_decoder("--base.model", tasks, config)
     check_method(model, config)
+    check_kernels(config)
     context = context_length(model)
     _check_context(renderer, tasks, context)
     step = config.batch_size * PartialState().num_processes
@@ -232,10 +235,11 @@ def finetune(
     if data.validation is not None and len(data.validation):
         validation = validation_examples(renderer, data.validation.sample(config.validation_users, config.seed))
     unpacked = replace(config, packing=False, dense=DenseConfig(), distill=DistillConfig())
+    collate = make_collator(model, renderer, config)
     learn = partial(
         run_trainer,
         validation=validation,
-        collator=make_collator(model, renderer, config),
+        collator=collate,
         validation_collator=make_collator(model, renderer, unpacked),
         keeps_logits=_keeps_logits(model),
     )
@@ -248,16 +252,18 @@ def finetune(
 
     alone = step * min(round(config.rows_first * len(mixture) / step), (len(mixture) - 1) // step)
     first, rest = (Subset[Example](cast(Any, mixture), part) for part in (range(alone), range(alone, len(mixture))))
-    if config.gradient_checkpointing:
+    if recompute_here(model, vocabulary, mixture, collate, config):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with _fast_attention(model):
+    with attention_kernel(model, config.attention):
         if config.packing:
-            check_packing(model)
-        if alone:
-            log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
-            _learn_rows(model, vocabulary.all_ids, first, config, folder / "rows", learn, objective)
-        dense = dense_loss(model, data.vectors, data.sequences, len(vocabulary.ids), config, data.head)
-        trained = _learn(model, vocabulary, rest, config, folder, learn, objective, dense).eval()
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=config.attention in FLASH):
+                check_packing(model)
+        with compiled_layers(model, config.compile):
+            if alone:
+                log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
+                _learn_rows(model, vocabulary.all_ids, first, config, folder / "rows", learn, objective)
+            dense = dense_loss(model, data.vectors, data.sequences, len(vocabulary.ids), config, data.head)
+            trained = _learn(model, vocabulary, rest, config, folder, learn, objective, dense).eval()
     return trained, None if dense is None else dense.head
 
 
@@ -266,7 +272,7 @@ def make_collator(model: "PreTrainedModel", renderer: Renderer, config: TrainCon
     context, with_items, with_events = context_length(model), config.dense.weight > 0, config.distill.weight > 0
     if encoder_of(unwrapped(model)) is not None:
         return PairCollator(renderer, context, start_token(unwrapped(model)), with_items, with_events)
-    return Collator(renderer, context, config.packing, with_items, with_events)
+    return Collator(renderer, context, config.packing, with_items, with_events, config.attention in FLASH)
 
 
 def _learn_rows(
@@ -313,21 +319,6 @@ def _learn(
             hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
         learnt = learn(trained.train(), examples, config=config, folder=folder, objective=objective(trained, dense))
         return cast(Any, learnt)
-
-
-@contextmanager
-def _fast_attention(model: "PreTrainedModel") -> Iterator[None]:
-    """On CPUs, use eager attention in this context: torch's fused kernel is half as fast on short sequences."""
-    from accelerate import PartialState
-
-    before = model.config._attn_implementation
-    if PartialState().device.type == "cpu":
-        model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        # The same kernel as after loading, so that scores are equal to the last bit.
-        model.set_attn_implementation(before)
 
 
 def _keeps_logits(model: "PreTrainedModel") -> bool:

@@ -1,6 +1,7 @@
 """A softmax over the codes of one level instead of one over the vocabulary, as decoding normalises them."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,17 +60,24 @@ class LevelSoftmax:
             order.
         """
         place = self.place[targets]
+        ends = list(itertools.accumulate(self.sizes))
+        codes = [(place >= end - size) & (place < end) for size, end in zip(self.sizes, ends, strict=True)]
+        here = [of_level.nonzero()[:, 0] for of_level in codes]
+        return self.of_positions(states, targets, (place < 0).nonzero()[:, 0], here)
+
+    def of_positions(
+        self, states: torch.Tensor, targets: torch.Tensor, words: torch.Tensor, here: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As a call, with `words` and `here`, int64, the positions of words and of the codes of each level."""
         scores = F.linear(states, *self._rows(states.dtype)).float()
-        words = place < 0
         total = scores.new_zeros(())
-        if words.any():
+        if len(words):
             logits = type(self.head).forward(self.head, states[words])
             total = F.cross_entropy(logits.float(), targets[words], reduction="sum")
         first = 0
-        for size in self.sizes:
-            here = (place >= first) & (place < first + size)
-            own = scores[here, first : first + size]
-            total = total + F.cross_entropy(own, place[here] - first, reduction="sum")
+        for size, at in zip(self.sizes, here, strict=True):
+            codes = self.place[targets[at]] - first
+            total = total + F.cross_entropy(scores[at, first : first + size], codes, reduction="sum")
             first += size
         return total, scores
 

@@ -25,6 +25,7 @@ from llmrec.model.rows import split_token_rows
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.dense import DenseLoss
+from llmrec.train.kernels import OPTIMIZERS
 from llmrec.train.objective import Objective
 
 if TYPE_CHECKING:
@@ -300,7 +301,7 @@ def _arguments(
         warmup_steps=max(1, round(config.warmup * steps)),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim=OPTIMIZERS[config.optimizer],
         bf16=bf16,
         use_cache=cast(Any, model).config.use_cache,  # otherwise the saved configuration would turn the cache off
         use_cpu=state.device.type == "cpu",

@@ -19,16 +19,19 @@ from llmrec.data.config import DataConfig
 from llmrec.data.prepare import Prepared, prepare, save
 from llmrec.embed import EmbedConfig
 from llmrec.errors import UserError
-from llmrec.estimate import Batch, estimate, memory, operations
+from llmrec.estimate import estimate
 from llmrec.model.adapter import with_adapter
 from llmrec.model.base import make_base, skeleton
 from llmrec.model.config import AdapterConfig, BaseConfig
+from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.collisions import SMALLEST_LEVEL
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.resources import resource_folder
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks
 from llmrec.train.config import TrainConfig
+from llmrec.train.levels import LevelSoftmax
+from llmrec.train.memory import Batch, memory, operations
 
 DATA = DataConfig(synthetic_items=120, synthetic_users=150, user_core=1, item_core=1)
 BASE = BaseConfig(hidden_size=32, layers=2, heads=4, vocabulary=400, context=256)
@@ -71,7 +74,7 @@ def test_parameters_are_those_of_the_model_itself(shape: str, train: TrainConfig
     assert counts(bare) == counts(real)
 
 
-def kept_by_autograd(model: Any, trained: Any, bfloat16: bool) -> int:
+def kept_by_autograd(model: Any, trained: Any, bfloat16: bool, levels: LevelSoftmax | None = None) -> int:
     """Bytes of activations that a real forward pass of BATCH keeps; half-precision copies of weights aside."""
     shapes = {tuple(p.shape) for p in trained.parameters()} | {tuple(p.shape[::-1]) for p in trained.parameters()}
     storages: dict[Any, int] = {}
@@ -87,7 +90,12 @@ def kept_by_autograd(model: Any, trained: Any, bfloat16: bool) -> int:
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
     ):
-        loss = trained.train()(input_ids=ids, logits_to_keep=torch.arange(10)).logits.float().logsumexp(-1).sum()
+        if levels is None:
+            loss = trained.train()(input_ids=ids, logits_to_keep=torch.arange(10)).logits.float().logsumexp(-1).sum()
+        else:
+            with levels.hidden_states():
+                states = trained.train()(input_ids=ids, logits_to_keep=torch.arange(10)).logits.flatten(0, 1)
+            loss, _ = levels(states, torch.tensor([*range(LEVELS.words), *LEVEL_TARGETS]))
     assert loss.requires_grad
     return sum(storages.values())
 
@@ -101,6 +109,44 @@ def test_activations_are_estimated_within_a_third(shape: str, dtype: Any, method
     estimated = memory(*bare, train, 32, BATCH)["activations"]
     kept = kept_by_autograd(model, trained, dtype == "bfloat16")
     assert 0.7 < estimated / kept < 1.4
+
+
+SMALL = ItemVocabulary([], [np.arange(1000, 1012), np.arange(1012, 1024)])
+"""The item tokens of `real_and_skeleton`, in two levels."""
+LEVELS = replace(BATCH, words=4)
+LEVEL_TARGETS = [1000, 1012] * 18
+
+
+@pytest.mark.parametrize("method", [TrainConfig(dropout=0), LORA], ids=["full", "lora"])
+def test_the_softmax_of_a_level_keeps_few_logits(method: TrainConfig, tmp_path: Path) -> None:
+    """Its 36 codes are scored among 12 rows each, and only its 4 words among the 1,024 of the vocabulary."""
+    train = replace(method, softmax="level")
+    (model, trained), (bare, adapted) = real_and_skeleton("llama", train, tmp_path)
+    levels = LevelSoftmax(adapted, SMALL)
+    usual = memory(bare, adapted, replace(train, dtype="float32"), 32, LEVELS)["activations"]
+    found = memory(bare, adapted, replace(train, dtype="float32"), 32, LEVELS, levels=levels)["activations"]
+    assert usual - found == pytest.approx(2 * 4 * 36 * (1024 - 12), rel=0.15)  # the logits and their gradients
+    assert 0.7 < found / kept_by_autograd(model, trained, False, LevelSoftmax(trained, SMALL)) < 1.4
+    saved = operations(bare, adapted, train, LEVELS) - operations(bare, adapted, train, LEVELS, levels)
+    passes = 3 if method.method == "full" else 2  # a frozen head needs no gradient of its own
+    assert saved == pytest.approx(passes * 2 * 36 * 128 * 1024, rel=0.1)
+
+
+def test_gradient_checkpointing_is_decided_by_the_memory(
+    base: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(data=DATA, base=BaseConfig(model=str(base)), tokenize=TOKENIZE, train=replace(LORA, epochs=1))
+    off = estimate(config, run, 10, 10, None, gpu_memory=1.0)
+    gib = off["bytes"]["total"] / 2**30
+    on = estimate(config, run, 10, 10, None, gpu_memory=gib)
+    assert (off["gradient_checkpointing"], on["gradient_checkpointing"]) == (False, True)
+    assert on["bytes"]["activations"] < off["bytes"]["activations"]
+    assert on["operations"] > off["operations"]
+    assert "auto turns it on" in on["notes"][-1]
+    config.train = replace(config.train, gradient_checkpointing=True)
+    assert estimate(config, run, 10, 10, None, gpu_memory=1.0) == {**on, "notes": on["notes"][:-1]}
+    assert main(["estimate", "--run", str(run), "--base.model", str(base), "--gpu-memory", f"{gib / 10}"]) == 0
+    assert "gradient checkpointing on" in capsys.readouterr().out
 
 
 def test_a_cut_skeleton_has_the_parameters_of_a_cut_model(tmp_path: Path) -> None:
@@ -252,7 +298,7 @@ def test_without_data_there_are_users_made_up(base: Path) -> None:
     assert found["per_epoch"]["examples"] == pytest.approx(50 * 5, abs=32)  # whole steps
     assert found["data"]["source"] == "made up, 6 items per user, as nowhere is not here"
     assert found["seconds"] is None
-    assert [note.split()[2] for note in found["notes"]] == ["preference", "level"]
+    assert [note.split()[2] for note in found["notes"]] == ["preference", "level", "without"]
 
 
 def test_semantic_ids_of_a_file_are_counted_as_they_are(base: Path, prepared: Prepared, tmp_path: Path) -> None:
@@ -270,7 +316,7 @@ def test_semantic_ids_of_a_file_are_counted_as_they_are(base: Path, prepared: Pr
     file.write_text(json.dumps({**index, ids[0]: index[ids[1]]}))
     found = estimate(config, None, 50, 6, None)
     assert found["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum() + SMALLEST_LEVEL
-    assert found["notes"] == []
+    assert len(found["notes"]) == 1  # on gradient checkpointing
     config.data = DataConfig(format="lc-rec", path="nowhere")
     assert estimate(config, None, 50, 6, None)["parameters"]["item_tokens"] == np.maximum(sizes, 2).sum()
 
@@ -285,6 +331,7 @@ def test_what_a_run_lacks_is_named(tmp_path: Path) -> None:
     [
         (["--base.model", "/no/such/model"], "--base.model /no/such/model"),
         (["--tflops", "0"], "--tflops 0.0: expected more than 0"),
+        (["--gpu-memory", "-1"], "--gpu-memory -1.0: expected more than 0"),
         (["--users", "1"], "--users 1: expected at least 2"),
     ],
 )

@@ -19,6 +19,7 @@ from llmrec.preference.config import PreferenceConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.rundir import RunDirectory
 from llmrec.tasks.config import TasksConfig
+from llmrec.train.config import TrainConfig
 
 NO_FILES = {
     "data.encoding",
@@ -124,3 +125,15 @@ def test_the_split_of_a_local_dataset_is_no_part_of_its_path(tmp_path: Path, mon
         dataset = Config(data=DataConfig(format="datasets", path=name))
         with pytest.raises(UserError, match=f"data.path {name}: lies in data"):
             check_inputs(dataset, places(RunDirectory(".")))
+
+
+def test_what_the_training_lacks_is_named_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    lacking = Config(train=TrainConfig(attention="flash_attention_2"))
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(UserError, match=r"train\.attention flash_attention_2: no CUDA GPU here"):
+        pipeline.check(lacking, run, "evaluate")
+    assert not (tmp_path / "run").exists()
+    pipeline.check(lacking, run, "tokenize")  # nothing is trained
