@@ -11,7 +11,7 @@ from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.search import Prompt
 
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8]]
-ALLOWED = [1, 3, 5, 9, 10, 14, 17]
+ALLOWED = [1, 3, 5, 9, 14]
 
 
 @pytest.fixture
@@ -37,24 +37,24 @@ def asked(deep, method, filters: Filter, k: int):
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_best_of_all_ordered_lists_comes_first(deep, method_of, scored, size):
     """As many lists as there are beginnings: nothing is pruned. A prompt shows four items: the last one slides."""
-    method, own = method_of("session", session=size, session_lists=42), Filter(allowed=np.array(ALLOWED))
-    prompts, ranking = asked(deep, method, own, 7)
-    first = method.search.search(prompts, 42, [own] * 3)
+    method, own = method_of("session", session=size, session_lists=20), Filter(allowed=np.array(ALLOWED))
+    prompts, ranking = asked(deep, method, own, 5)
+    first = method.search.search(prompts, 20, [own] * 3)
     for row, lists in enumerate(method.sessions(prompts, first, [own] * 3, None)):
         expected = scored(HISTORIES[row], size)
         best = sorted(expected, key=lambda items: -expected[items])
         assert ranking.items[row, :size].tolist() == list(best[0]) == lists[0][1]
         for score, items in lists:
             assert score == pytest.approx(expected[tuple(items)], abs=SCORES)
-        assert [score for score, _ in lists] == pytest.approx([expected[items] for items in best[:42]], abs=SCORES)
+        assert [score for score, _ in lists] == pytest.approx([expected[items] for items in best[:20]], abs=SCORES)
 
 
 def test_one_list_is_greedy(deep, method_of, scored):
-    method = method_of("session", session=3, session_lists=1)
-    _, ranking = asked(deep, method, Filter(allowed=np.array(ALLOWED)), 3)
+    method = method_of("session", session=2, session_lists=1)
+    _, ranking = asked(deep, method, Filter(allowed=np.array(ALLOWED)), 2)
     for row, history in enumerate(HISTORIES):
         taken: tuple[int, ...] = ()
-        for size in (1, 2, 3):
+        for size in (1, 2):
             expected = scored(history, size)
             taken = max((items for items in expected if items[:-1] == taken), key=lambda items: expected[items])
         assert ranking.items[row].tolist() == list(taken)
