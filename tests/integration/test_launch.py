@@ -105,7 +105,7 @@ def test_two_processes_killed_and_resumed_end_as_undisturbed(
 
 ALIGN = {
     "s-dpo": ["--preference.method", "s-dpo", "--preference.negatives", "3"],
-    "grpo": ["--preference.method", "grpo", "--preference.group", "4", "--preference.draw", "samples"],
+    "grpo": ["--preference.method", "grpo", "--preference.group", "16", "--preference.draw", "samples"],
 }
 ALIGN["grpo"] += ["--preference.updates", "2", "--preference.clip", "0.2"]
 

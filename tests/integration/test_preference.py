@@ -16,7 +16,7 @@ FAST = ["--preference.examples", "96", "--preference.batch_size", "16", "--prefe
 FAST += ["--preference.learning_rate", "1e-3", "--preference.patience", "0", "--preference.validation_users", "40"]
 METHODS = {
     "s-dpo": ["--preference.method", "s-dpo", "--preference.negatives", "3", *FAST],
-    "grpo": ["--preference.method", "grpo", "--preference.group", "4", "--preference.draw", "samples", *FAST],
+    "grpo": ["--preference.method", "grpo", "--preference.group", "16", "--preference.draw", "samples", *FAST],
 }
 
 
