@@ -220,8 +220,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 
 
 def preference_stage(config: Config, run: RunDirectory) -> None:
-    """Align the trained model with preferences -> checkpoints, log.jsonl, and the aligned bundle in `bundle/`; no stage
-    if `preference.method` is none."""
+    """Align the trained model with preferences -> checkpoints, log.jsonl, guards.png, and the aligned bundle in
+    `bundle/`; no stage if `preference.method` is none."""
     from llmrec.recommender.recommender import Recommender
 
     settings, files = config.preference, {}

@@ -9,8 +9,8 @@ from llmrec.errors import UserError
 
 Scoring = Literal["auto", "vocab", "level", "catalogue"]
 Constraint = Literal["trie", "level", "none"]
-RankingName = Literal["beam", "quota", "dense", "liger", "cascade", "specgr", "fusion", "experts"]
-WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota", "experts")
+RankingName = Literal["beam", "quota", "dense", "liger", "cascade", "specgr", "fusion", "experts", "session"]
+WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota", "experts", "session")
 """Rankings that need no dense head."""
 NEED_TREE: tuple[RankingName, ...] = ("cascade", "specgr", "fusion")
 """Rankings that score given codes, for which the model must take a tree attention mask."""
@@ -40,9 +40,10 @@ class DecodeConfig:
     fusion: the weighted sum of the scores of the model, the dense head and the items' texts, with calibrated weights;
     for requests in words, if it has been calibrated for them, of the model, the dense head, BM25 and the encoder.
     experts: by the experts of --experts.models alone, which do not wait for the model; requests in words as by fusion
-    or, without its weights for them, by beam search. auto: if the bundle has been calibrated, the one of fusion,
-    experts, dense and beam with the best NDCG@10 on validation; else beam. A cold item has no training events. All but
-    beam, quota and experts need --train.dense.weight."""
+    or, without its weights for them, by beam search. session (OneRec): the list's first items are generated one after
+    the other, each given those before it. auto: if the bundle has been calibrated, the one of fusion, experts, dense
+    and beam with the best NDCG@10 on validation; else beam. A cold item has no training events. All but beam, quota,
+    experts and session need --train.dense.weight."""
     quota: float = 0.1
     """Ranking quota: share of a list that is for cold items, 0 to 1."""
     quota_prefix: int = 0
@@ -50,6 +51,11 @@ class DecodeConfig:
     a last level that only separates items with the same codes is not one."""
     specgr_threshold: float = -1.4
     """Ranking specgr: the model accepts a proposed item if its mean log-probability per code is above this."""
+    session: int = 5
+    """Ranking session: items that are generated one after the other; the others follow in the order of the beams."""
+    session_lists: int = 4
+    """Ranking session: lists that the search keeps. 1: each item is the most likely one after those before it. The
+    model reads at most this many prompts per request and item."""
     warm_floor: float = 1.0
     """Ranking fusion, used by calibration: least recall@10 of warm targets, as a multiple of the recall@10 of beam
     search alone, on validation examples."""
@@ -64,7 +70,7 @@ class DecodeConfig:
     """Device of the model: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
-        at_least = {0: ("quota", "quota_prefix", "warm_floor"), 1: ("beams", "batch_size")}
+        at_least = {0: ("quota", "quota_prefix", "warm_floor"), 1: ("beams", "batch_size", "session", "session_lists")}
         check_fields(self, "decode", at_least=at_least)
         if not math.isfinite(self.cold_bonus):
             raise UserError(f"--decode.cold_bonus {self.cold_bonus}: expected a finite number.")

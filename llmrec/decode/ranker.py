@@ -24,6 +24,7 @@ from llmrec.decode.rankings.experts import ExpertsRanking
 from llmrec.decode.rankings.fusion import FusionRanking
 from llmrec.decode.rankings.hybrid import CascadeRanking, LigerRanking, QuotaRanking, SpecGRRanking
 from llmrec.decode.rankings.prompts import PromptRanking
+from llmrec.decode.rankings.session import SessionRanking
 from llmrec.decode.search import BeamSearch, NotNumbersError, Prompt, Ranking
 from llmrec.errors import UserError
 from llmrec.tasks.render import Renderer
@@ -39,6 +40,7 @@ METHODS: dict[RankingName, type[RankingMethod]] = {
     "specgr": SpecGRRanking,
     "fusion": FusionRanking,
     "experts": ExpertsRanking,
+    "session": SessionRanking,
 }
 
 
@@ -164,13 +166,18 @@ class ItemRanker:
                 f"The request is {longest} tokens long, but the model's context leaves room for {room}; "
                 "shorten --prompt."
             )
-        shown = self.renderer.shown(() if history is None else history)
-        return [Prompt(tokens, shown, values.get("query")) for tokens in requests]
+        known = [] if history is None else list(history)
+        shown = self.renderer.shown(known)
+
+        def after(items: Sequence[int]) -> Prompt:
+            return self.prompt_ids([*known, *items], query)
+
+        return [Prompt(tokens, shown, values.get("query"), after) for tokens in requests]
 
     def batch_width(self, k: int) -> int:
         """A number that is equal for two requests, of k and of k' answers, only if one batch with max(k, k') gives both
         what they get alone."""
-        depends_on_k = self.method is not None and self.method.name in ("quota", "specgr")
+        depends_on_k = self.method is not None and self.method.name in ("quota", "specgr", "session")
         return k if depends_on_k else max(k, self.search.config.beams)
 
     def rank(
@@ -255,13 +262,18 @@ class ItemRanker:
             offsets = np.where(allowed, offsets, offsets[allowed].min())
         # What more the beams have found serves where a group is full.
         piece = max(k, self.search.config.beams) if quotas and not exact else k
+        by_place = self.method is not None and not exact and self.method.name in ("quota", "session")
+        before = 0  # items of earlier pieces, whose places come first
 
         def ask(among: Filter) -> tuple[np.ndarray, np.ndarray]:
+            nonlocal before
             ranking = self.rank(phrased, piece, [among] * len(phrased), offsets, exact)
             if len(phrased) > 1:
                 return self._mean(phrased, np.unique(ranking.items[ranking.items >= 0]), piece, offsets)
             found = ranking.items[0] >= 0
-            return ranking.items[0][found], ranking.scores[0][found]
+            items, scores = ranking.items[0][found], ranking.scores[0][found] - before
+            before += len(items) if by_place else 0
+            return items, scores
 
         return diverse(ask, allowed, k, quotas)
 

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -101,14 +101,21 @@ class Prompt(list[int]):
         history: int64 [n], rows of the catalogue that the prompt shows, oldest first. The tokens alone can't
             distinguish items that share a semantic ID.
         query: the request in plain words; None if it has a history only.
+        after: writes the prompt of the same request with further items, rows of the catalogue, behind the history; None
+            if nobody knows how.
     """
 
     def __init__(
-        self, tokens: Iterable[int], history: Sequence[int] | np.ndarray = (), query: str | None = None
+        self,
+        tokens: Iterable[int],
+        history: Sequence[int] | np.ndarray = (),
+        query: str | None = None,
+        after: "Callable[[Sequence[int]], Prompt] | None" = None,
     ) -> None:
         super().__init__(tokens)
         self.history = np.asarray(history, np.int64)
         self.query = query
+        self.after = after
 
 
 class PrefilledBatch(ABC):

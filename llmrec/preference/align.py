@@ -10,7 +10,7 @@ A small loop of our own and not trl's DPOTrainer and GRPOTrainer, because those
 
 Guards: each evaluation ranks a sample of validation events with the decoder that serves. The model that is kept is the
 one with the largest ndcg@10 among those whose recall@50 has not fallen by more than `recall_lost`, that before the
-alignment included.
+alignment included. A picture shows all evaluations.
 """
 
 import json
@@ -35,15 +35,19 @@ from llmrec.collaborative.lists import beyond_accuracy
 from llmrec.console import get_logger, progress_bar
 from llmrec.data import EvalExamples
 from llmrec.decode.filters import Filter
+from llmrec.decode.search import NotNumbersError
 from llmrec.errors import UserError
 from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.losses import k3
-from llmrec.preference.objectives import Material, Objective, make_objective
+from llmrec.preference.objectives import Material, Objective
+from llmrec.preference.picture import save_picture
 from llmrec.preference.rewards import Reward
+from llmrec.preference.sessions import make_objective
 
 log = get_logger(__name__)
 
 START, LAST, BEST = "start.safetensors", "checkpoint.safetensors", "best.safetensors"
+PICTURE = "guards.png"
 LISTED = 50
 """Length of the lists of an evaluation."""
 WARMUP = 0.1
@@ -92,11 +96,12 @@ def align(material: Material, validation: Validation | None, folder: Path, rewar
     Args:
         material: the model, the examples and the configuration.
         validation: None: no guard, the last model is kept.
-        folder: for checkpoints, pairs and log.jsonl.
+        folder: for checkpoints, pairs, log.jsonl and the picture of the guards.
         reward: replaces the configured reward of method grpo.
 
     Raises:
-        UserError: there is no example; the folder holds another alignment; the reward fails.
+        UserError: there is no example; the folder holds another alignment; the reward fails; the learning rate is so
+            large that the loss or a score is not a finite number.
     """
     config, state = material.config, PartialState()
     if not len(material.examples):
@@ -112,17 +117,26 @@ def align(material: Material, validation: Validation | None, folder: Path, rewar
     if not progress.lines:
         _evaluate(material, validation, objective, progress, optimizer, folder, own)
     bar = progress_bar("align", steps, progress.step)
-    while progress.step < steps and not (config.patience and progress.waited >= config.patience):
-        step = progress.step
-        _step(material, objective, optimizer, progress, batches[step : step + config.updates], _rate(step, steps))
-        progress.step += 1
-        bar.advance()
-        if progress.step % every == 0 or progress.step == steps:
-            _evaluate(material, validation, objective, progress, optimizer, folder, own)
-    bar.close()
+    try:
+        while progress.step < steps and not (config.patience and progress.waited >= config.patience):
+            step = progress.step
+            _step(material, objective, optimizer, progress, batches[step : step + config.updates], _rate(step, steps))
+            progress.step += 1
+            bar.advance()
+            if progress.step % every == 0 or progress.step == steps:
+                _evaluate(material, validation, objective, progress, optimizer, folder, own)
+    except (NotNumbersError, FloatingPointError) as error:
+        raise UserError(
+            f"--preference.learning_rate {config.learning_rate}: after {progress.step} steps {error}; lower it."
+        ) from None
+    finally:
+        bar.close()
     if validation is not None:
         _restore(material.trained, load_file(folder / BEST) if progress.best else material.start)
         _tell(progress)
+        if state.is_main_process:
+            least = (1 - config.recall_lost) * progress.lines[0]["recall@50"]
+            save_picture(progress.lines, progress.best, least, folder / PICTURE)
     return progress
 
 
@@ -169,7 +183,9 @@ def _step(
             parameter.grad = reduce(parameter.grad, "sum")
     if state.num_processes > 1:
         total = reduce(total, "sum")
-    nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+    norm = nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+    if not math.isfinite(float(total + norm)):
+        raise FloatingPointError("the loss or its gradient is not a finite number")
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * rate
     optimizer.step()
@@ -229,7 +245,8 @@ def measure(material: Material, validation: Validation) -> dict[str, float]:
     items = policy.search(validation.prompts, LISTED, filters).items
     hits = items == cases.targets[:, None]
     ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1.0, np.inf)
-    drawn = policy.sample(validation.prompts, 1, material.config.seed)
+    seeds = np.random.default_rng(material.config.seed).integers(2**32, size=len(cases))
+    drawn = policy.sample(validation.prompts, 1, seeds)
     divergence = 0.0
     for chosen in policy.batches(validation.prompts):
         prompts = [validation.prompts[i] for i in chosen]

@@ -19,8 +19,9 @@ class PreferenceConfig:
     rewarded for the item that the user took."""
     feedback: str | None = None
     """Method s-dpo: a file with columns user_id, item_id and liked (0 or 1). A liked item is preferred to the items
-    that the same user disliked, and then to those of the model's own list. Without a file, the items that users took in
-    the training part are preferred."""
+    that the same user disliked, and then to those of the model's own list. With a column position (1 for the top of the
+    list that the user saw), only the disliked items above the liked one count. Without a file, the items that users
+    took in the training part are preferred."""
     examples: int = 20_000
     """Most events of the training part (or liked items) to learn from, a random sample drawn once."""
     epochs: int = 1
@@ -43,9 +44,13 @@ class PreferenceConfig:
     draw: Literal["beams", "samples"] = "beams"
     """Method grpo: how a group is drawn. beams: the best G items. samples: G different items, drawn at random from the
     model's distribution without replacement (stochastic beam search)."""
+    session: int = 1
+    """Method grpo: items of a list that is generated in one go, each given those before it, and rewarded as a whole
+    (OneRec, arXiv 2502.18965). 1: single items. Answers come from such lists with --decode.ranking session."""
     reward: Literal["hit", "ranked-hit"] = "ranked-hit"
     """Method grpo: hit gives 1 for the item that the user took. ranked-hit also takes off something for each other item
-    of a group with a hit, more at the top of the list (MiniOneRec). In Python, any function can be the reward."""
+    of a group with a hit, more at the top of the list (MiniOneRec). For lists of `session` items: 1 for a list that has
+    that item, or its NDCG. In Python, any function can be the reward."""
     kl: float = 1e-3
     """Method grpo: weight of the divergence from the model before the alignment."""
     updates: int = 1
@@ -72,7 +77,7 @@ class PreferenceConfig:
                 0: ("kl", "patience", "seed"),
                 1: (
                     *("examples", "epochs", "batch_size", "accumulation", "negatives", "updates", "evaluations"),
-                    "validation_users",
+                    *("validation_users", "session"),
                 ),
                 2: ("group",),
             },
@@ -88,6 +93,11 @@ class PreferenceConfig:
             raise UserError(
                 f"--preference.clip {self.clip} limits nothing with --preference.updates 1: each group is drawn by the "
                 "model that learns from it; set updates to 2 or more, or clip to 0."
+            )
+        if self.session > 1 and self.method == "s-dpo":
+            raise UserError(
+                f"--preference.session {self.session} rewards lists, which --preference.method s-dpo does not; set "
+                "it to 1, or the method to grpo."
             )
         if self.feedback is not None and self.method != "s-dpo":
             raise UserError(

@@ -9,6 +9,7 @@ import polars as pl
 import torch
 
 from llmrec.atomic import write_file
+from llmrec.console import get_logger
 from llmrec.data import Catalog
 from llmrec.data.files import read_stored, read_table, require_column
 from llmrec.data.ids import id_column
@@ -16,6 +17,8 @@ from llmrec.decode.filters import Filter
 from llmrec.errors import UserError
 from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.policy import Policy
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,41 +66,58 @@ def feedback_examples(
     """Each liked item that is not in the history of its user, against the items that the same user disliked.
 
     Args:
-        path: a table (CSV, TSV, JSONL or parquet) with columns user_id, item_id and liked (0 or 1).
+        path: a table (CSV, TSV, JSONL or parquet) with columns user_id, item_id and liked (0 or 1), and perhaps
+            position (1 for the top of the list that the user saw): then only the disliked items above a liked one
+            count, for a user reads from the top and may not have seen the others (Joachims et al. 2005, "click > skip
+            above").
         users: ids of U users.
         sequences: per user, int [n], training items in time order.
         catalog: the items.
 
     Raises:
-        UserError: the file can't be read, lacks a column, has another value in `liked`, names an unknown item, or has
-            no liked item of a user with a history.
+        UserError: the file can't be read, lacks a column or rows, has another value in `liked` or `position`, names an
+            unknown item, or has no liked item of a user with a history.
     """
-    table, source = read_table(path), f"--preference.feedback {path}"
+    table, source = read_table(path, "--preference.feedback"), f"--preference.feedback {path}"
     for name, why in (("user_id", "who"), ("item_id", "what"), ("liked", "1 if the user liked the item, else 0")):
         require_column(table, name, source, why)
-    liked = table["liked"].cast(pl.Float64, strict=False)
-    if wrong := (liked.is_null() | ~liked.is_in([0.0, 1.0])).arg_true().to_list():
+    if not len(table):
+        raise UserError(f"{source}: no rows below the names of the columns; expected one per item that a user judged.")
+    liked = _numbers(table, "liked", "0 or 1", source).to_list()
+    if wrong := [row for row, value in enumerate(liked) if value not in (0, 1)]:
         raise UserError(f"{source}: row {wrong[0] + 1} has liked {table['liked'][wrong[0]]!r:.80}, expected 0 or 1.")
-    rows: dict[str, tuple[list[int], list[int]]] = {}
-    for user, item, good in zip(
-        id_column(table["user_id"], source), id_column(table["item_id"], source), liked, strict=True
-    ):
+    places = _numbers(table, "position", "a number", source).to_list() if "position" in table.columns else liked
+    user_ids, item_ids = (id_column(table[name], source).to_list() for name in ("user_id", "item_id"))
+    judged: dict[str, tuple[list[tuple[int, float]], list[tuple[int, float]]]] = {}
+    for user, item, good, place in zip(user_ids, item_ids, liked, places, strict=True):
         if item not in catalog.index:
             raise UserError(f"{source}: the catalogue has no item {item!r:.80}; leave its rows out.")
-        rows.setdefault(user, ([], []))[int(good)].append(catalog.index[item])
+        judged.setdefault(user, ([], []))[int(good)].append((catalog.index[item], place))
     histories, preferred, disliked = [], [], []
-    for user, sequence in zip(users, sequences, strict=True):
-        bad, good = rows.get(user, ([], []))
-        for item in good if len(sequence) else []:
-            if item not in sequence:
-                histories.append(sequence)
+    known = {user: sequence for user, sequence in zip(users, sequences, strict=True) if len(sequence)}
+    if left := sum(user not in known for user in user_ids):
+        log.warning("%s: %d of %d rows are of users without training events and are left out", source, left, len(table))
+    for user in known:
+        bad, good = judged.get(user, ([], []))
+        ever = [item for item, _ in good]
+        for item, place in good:
+            if item not in known[user]:
+                histories.append(known[user])
                 preferred.append(item)
-                disliked.append(np.setdiff1d(np.array(bad, np.int64), good))
+                disliked.append(np.setdiff1d(np.array([other for other, at in bad if at < place], np.int64), ever))
     if not preferred:
         raise UserError(
             f"{source}: no user with a history liked an item outside of it; expected the log's user ids in user_id."
         )
     return PreferenceExamples(histories, np.array(preferred, np.int64), disliked)
+
+
+def _numbers(table: pl.DataFrame, name: str, expected: str, source: str) -> pl.Series:
+    """A column as float64; a UserError names the first row whose value is not a finite number."""
+    numbers = table[name].cast(pl.Float64, strict=False)
+    if wrong := (numbers.is_null() | ~numbers.is_finite()).arg_true().to_list():
+        raise UserError(f"{source}: row {wrong[0] + 1} has {name} {table[name][wrong[0]]!r:.80}, expected {expected}.")
+    return numbers
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import nn
 
 from llmrec.console import get_logger
@@ -17,7 +17,7 @@ from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.examples import Pairs, PreferenceExamples, make_pairs
 from llmrec.preference.losses import advantages, grpo, s_dpo
 from llmrec.preference.policy import Policy, weights_of
-from llmrec.preference.rewards import REWARDS, Reward, rewards_of
+from llmrec.preference.rewards import Reward, rewards_of
 
 log = get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Objective(ABC):
         """The sum of the loss over the examples `rows`, int64 [b]: a scalar with gradients."""
 
     def remark(self) -> dict[str, float]:
-        """Figures of the steps since the last call, for the log."""
+        """Figures of the steps since the last call, of all processes, for the log."""
         return {}
 
 
@@ -105,81 +105,82 @@ class SDPO(Objective):
 class GRPO(Objective):
     """GRPO on groups of different items that the current model draws; items of the history are left out."""
 
-    def __init__(self, material: Material, reward: Reward, seed: int) -> None:
+    def __init__(self, material: Material, reward: Reward) -> None:
         self.material = material
         self.reward = reward
-        self.seed = seed
         self.place: dict[int, int] = {}
         self.groups = 0
         self.constant = 0
-        self.rewards: list[float] = []
+        self.rewarded = 0.0
 
     def begin(self, step: int, batches: Sequence[np.ndarray]) -> None:
-        own, config = self.material, self.material.config
-        if step % config.updates:
+        if step % self.material.config.updates:
             return
         rows = np.unique(np.concatenate(batches))
+        self.place = {int(row): at for at, row in enumerate(rows)}
+        self.items, self.old = self.draw(step, rows)
+        there = torch.from_numpy(self.there(self.items))
+        self.advantage = advantages(torch.from_numpy(self._rewards(rows)), there).float()
+
+    def draw(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+        """The groups of `rows`, int64 [n]: items int64 [n, G], -1 for none, and their log-probabilities [n, G]."""
+        own, config = self.material, self.material.config
         prompts = [own.prompts[row] for row in rows]
         filters = [Filter(excluded=own.examples.histories[row]) for row in rows]
         if config.draw == "beams":
             ranking = own.policy.search(prompts, config.group, filters)
         else:
-            ranking = own.policy.sample(prompts, config.group, self.seed + step, filters)
-        self.place = {int(row): at for at, row in enumerate(rows)}
-        self.items, self.old = ranking.items, torch.from_numpy(ranking.scores)
-        self.advantage = advantages(torch.from_numpy(self._rewards(rows)), torch.from_numpy(self.items >= 0)).float()
+            seeds = np.random.default_rng((config.seed, step)).integers(2**32, size=len(own.examples))
+            ranking = own.policy.sample(prompts, config.group, seeds[rows], filters)
+        return ranking.items, torch.from_numpy(ranking.scores)
+
+    def there(self, items: np.ndarray) -> np.ndarray:
+        """bool [n, G]: where the groups that `draw` found have something."""
+        return items >= 0
+
+    def reward_of(self, history: list[str], group: np.ndarray, target: str) -> np.ndarray:
+        """The rewards of what is in one group, float64 [G']."""
+        ids = self.material.catalog.ids
+        return rewards_of(self.reward, history, [ids[item] for item in group], target)
+
+    def scores(self, rows: np.ndarray, items: np.ndarray) -> torch.Tensor:
+        """The log-probabilities of groups by the current model, with gradients: float32 [n, G], 0 for none."""
+        return self.material.policy.item_scores([self.material.prompts[row] for row in rows], items)
 
     def _rewards(self, rows: np.ndarray) -> np.ndarray:
-        ids, examples = self.material.catalog.ids, self.material.examples
-        found = np.zeros(self.items.shape)
+        ids, examples, there = self.material.catalog.ids, self.material.examples, self.there(self.items)
+        found = np.zeros(there.shape)
         for at, row in enumerate(rows):
-            group = self.items[at][self.items[at] >= 0]
+            group = self.items[at][there[at]]
             history = [ids[item] for item in examples.histories[row]]
-            rewards = rewards_of(self.reward, history, [ids[item] for item in group], ids[examples.preferred[row]])
+            rewards = self.reward_of(history, group, ids[examples.preferred[row]])
             found[at, : len(group)] = rewards
             self.groups += 1
             self.constant += bool(len(group) < 2 or np.ptp(rewards) == 0)
-            self.rewards.append(float(rewards.mean()) if len(group) else 0.0)
+            self.rewarded += float(rewards.mean()) if len(group) else 0.0
         return found
 
     def loss(self, step: int, rows: np.ndarray) -> torch.Tensor:
         own, config = self.material, self.material.config
         at = np.array([self.place[int(row)] for row in rows])
-        items, prompts = self.items[at], [own.prompts[row] for row in rows]
-        reference = own.reference_scores(prompts, items)
-        policy = own.policy.item_scores(prompts, items)
-        there = torch.from_numpy(items >= 0).to(policy.device)
+        items = self.items[at]
+        with weights_of(own.trained, own.start), torch.no_grad():
+            reference = self.scores(rows, items)
+        policy = self.scores(rows, items)
+        there = torch.from_numpy(self.there(items)).to(policy.device)
         drawn_now = config.updates == 1
         old = policy.detach() if drawn_now else torch.where(there, self.old[at].to(policy.device), 0.0)
         losses = grpo(policy, old, reference, self.advantage[at].to(policy.device), config.kl, config.clip)
         return (torch.where(there, losses, 0.0).sum(dim=1) / there.sum(dim=1).clamp(min=1)).sum()
 
     def remark(self) -> dict[str, float]:
-        if self.groups and self.constant == self.groups:
+        own = torch.tensor([self.groups, self.constant, self.rewarded], device=self.material.policy.device)
+        groups, constant, rewarded = reduce(own, "sum").tolist()
+        self.groups, self.constant, self.rewarded = 0, 0, 0.0
+        if groups and constant == groups:
             log.warning(
                 "All %d groups had equal rewards within the group, so they taught nothing; let the reward tell items "
                 "apart, or raise --preference.group.",
-                self.groups,
+                groups,
             )
-        found = {
-            "reward": float(np.mean(self.rewards)) if self.rewards else 0.0,
-            "constant_groups": self.constant / max(self.groups, 1),
-        }
-        self.groups, self.constant, self.rewards = 0, 0, []
-        return found
-
-
-def make_objective(material: Material, reward: Reward | None, folder: Path, steps: int) -> Objective:
-    """The objective of the configured method.
-
-    Args:
-        material: what it works with.
-        reward: replaces the configured one.
-        folder: for the pairs.
-        steps: optimizer steps of the whole alignment.
-    """
-    state = PartialState()
-    if material.config.method == "s-dpo":
-        return SDPO(material, folder, steps, state.is_main_process)
-    chosen = REWARDS[material.config.reward] if reward is None else reward
-    return GRPO(material, chosen, material.config.seed + 1_000_003 * state.process_index)
+        return {"reward": rewarded / max(groups, 1), "constant_groups": constant / max(groups, 1)}

@@ -50,7 +50,7 @@ class Policy(TreeSearch):
     ) -> None:
         shared = replace(config, dtype="float32", constraint="trie", ranking="auto")
         super().__init__(model, vocabulary, trie, shared, pad_token_id, is_cold)
-        self._noise: torch.Generator | None = None
+        self._noise: list[torch.Generator] | None = None
         arithmetic = resolve_dtype(config.dtype, self.device)
         if arithmetic != torch.float32:
             decoder = self.body.decoder
@@ -68,7 +68,11 @@ class Policy(TreeSearch):
         return super().search(prompts, k, filters, beams, offsets)
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], k: int, seed: int, filters: Sequence[Filter] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        k: int,
+        seeds: Sequence[int] | np.ndarray,
+        filters: Sequence[Filter] | None = None,
     ) -> Ranking:
         """Draw k items per prompt without replacement, by stochastic beam search (Kool et al. 2019, arXiv 1903.06059).
 
@@ -79,23 +83,28 @@ class Policy(TreeSearch):
         Args:
             prompts: token ids per request.
             k: items per request.
-            seed: of the draw.
+            seeds: per request, of its draw, which does not depend on the other requests.
             filters: per request, the items that may be drawn.
 
         Returns:
             The items, sorted by their log-probability under the policy, which is the score.
         """
-        self._noise = torch.Generator().manual_seed(seed)
+        self._use_weights()
+        parts = []
         try:
-            return self.search(prompts, k, filters, beams=k)
+            for chosen in self.batches(prompts):
+                self._noise = [torch.Generator().manual_seed(int(seeds[i])) for i in chosen]
+                own = None if filters is None else [filters[i] for i in chosen]
+                parts.append((chosen, self.rank(self.prefill([prompts[i] for i in chosen]), k, own, beams=k)))
         finally:
             self._noise = None
+        return Ranking.joined(len(prompts), k, parts)
 
     def _order(self, level: int, beams: Beams, totals: torch.Tensor, offsets: Offsets | None) -> torch.Tensor:
         if self._noise is None:
             return super()._order(level, beams, totals, offsets)
-        uniform = torch.rand(totals.shape, generator=self._noise, dtype=torch.float64).to(totals.device)
-        return perturbed(totals, beams.order, uniform).float()
+        rows = [torch.rand(totals.shape[1:], generator=noise, dtype=torch.float64) for noise in self._noise]
+        return perturbed(totals, beams.order, torch.stack(rows).to(totals.device)).float()
 
     def item_scores(self, prompts: Sequence[Sequence[int]], items: np.ndarray) -> torch.Tensor:
         """The log-probability of each given item, as decoding compares them, with gradients.

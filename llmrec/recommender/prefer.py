@@ -38,7 +38,8 @@ def prefer(
         validation: examples for the guards; None: no guards, and the last model is kept.
         config: method and schedule; default: method s-dpo.
         folder: for checkpoints and the log; the alignment resumes from a checkpoint there. Default: a temporary folder.
-        reward: method grpo: a function of (history, items, target), all ids, which returns a number per item.
+        reward: method grpo: a function of (history, items, target), all ids, which returns a number per item; if
+            `config.session` is above 1, one number for the list that the items are.
 
     Raises:
         UserError: the model can't be aligned, there is nothing to learn from, the reward fails, or `folder` holds

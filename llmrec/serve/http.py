@@ -60,7 +60,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 MISSING: dict[str, Any] = {"model": schemas.ErrorBody, "description": "No such item"}
 MOST_FOUND = 100
 """Largest number of items of one page."""
-WITHOUT_SCORES = ("quota", "specgr")
+WITHOUT_SCORES = ("quota", "specgr", "session")
 """Rankings whose score of an item depends on the other items of the list."""
 Ranking = Annotated[
     RankingName | None, Query(description="One of `rankings` in GET /v1/model; default: what this server ranks by")

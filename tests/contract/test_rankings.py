@@ -14,7 +14,7 @@ from llmrec.collaborative.fusion import FusionWeights
 from llmrec.data import EvalExamples
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
-from llmrec.decode.ranker import METHODS, make_ranking
+from llmrec.decode.ranker import METHODS, ItemRanker, make_ranking
 from llmrec.decode.rankings.base import ItemFacts
 from llmrec.decode.rankings.fusion import FEATURES
 from llmrec.decode.search import NotNumbersError, Prompt
@@ -64,10 +64,8 @@ def setting(shop, facts_of):
             facts = replace(facts, experts=experts_of(facts))
         facts = known(facts)
         search = TreeSearch(shop.model, shop.vocabulary, trie or shop.trie, config, is_cold=facts.is_cold)
-        prompts = shop.renderer.encode_prompts(
-            [shop.renderer.prompt("sequential", 0, history=shop.renderer.history(history)) for history in HISTORIES]
-        )
-        return make_ranking(search, facts, search.config, name), [*map(Prompt, prompts, HISTORIES)]
+        prompts = [ItemRanker(shop.renderer, search, 160).prompt_ids(history) for history in HISTORIES]
+        return make_ranking(search, facts, search.config, name), prompts
 
     return make
 
@@ -102,7 +100,7 @@ def test_batches_do_not_matter(setting, name) -> None:
     np.testing.assert_allclose(first.scores, second.scores, atol=SCORES)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("quota", "specgr")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("quota", "specgr", "session")])
 def test_offsets_are_added(setting, name) -> None:
     method, prompts = setting(name)
     offsets = np.zeros(20, np.float32)
@@ -139,7 +137,14 @@ def test_new_items_change_nothing_among_the_others(shop, setting, name, beams) -
     # Histories with new items can't be asked of the smaller catalogue, where the others have other rows.
     prompts = [prompt for prompt, items in zip(prompts, HISTORIES, strict=True) if not set(items) & set(NEW)]
     assert len(prompts) == 3
-    expected = before.rank([Prompt(prompt, np.searchsorted(old, prompt.history)) for prompt in prompts], 6)
+
+    def renamed(prompt: Prompt) -> Prompt:
+        """With the rows of the smaller catalogue."""
+        return Prompt(
+            prompt, np.searchsorted(old, prompt.history), None, lambda items: renamed(prompt.after(old[items].tolist()))
+        )
+
+    expected = before.rank([*map(renamed, prompts)], 6)
     ranking = grown.rank(prompts, 6, [Filter(allowed=old)] * 3)
     np.testing.assert_array_equal(ranking.items, np.where(expected.items >= 0, old[expected.items], -1))
     np.testing.assert_allclose(ranking.scores, expected.scores, atol=SCORES)
@@ -182,7 +187,7 @@ def test_catalogues_of_which_all_or_none_is_new(setting, name) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_requests_in_words_are_ranked_too(shop, setting, name) -> None:
     method, _ = setting(name)
-    words = [Prompt(*shop.renderer.encode_prompts([shop.renderer.prompt("search", 0, query="hand balm")]))]
+    words = [ItemRanker(shop.renderer, method.search, 160).prompt_ids(query="hand balm")]
     ranking = method.rank(words, 5)
     assert (ranking.items >= 0).all()
     assert np.isfinite(ranking.scores).all()

@@ -1,6 +1,7 @@
-"""Two processes under `accelerate launch`: they learn as one with twice the batch, predict as one, and resume."""
+"""Two processes under `accelerate launch`: they learn and align as one with twice the batch, predict as one, resume."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -100,6 +101,59 @@ def test_two_processes_killed_and_resumed_end_as_undisturbed(
     one, two = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("undisturbed", "killed"))
     assert one.keys() == two.keys()
     assert not [name for name in one if one[name].tobytes() != two[name].tobytes()]
+
+
+ALIGN = {
+    "s-dpo": ["--preference.method", "s-dpo", "--preference.negatives", "3"],
+    "grpo": ["--preference.method", "grpo", "--preference.group", "16", "--preference.draw", "samples"],
+}
+ALIGN["grpo"] += ["--preference.updates", "2", "--preference.clip", "0.2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ALIGN)
+def test_two_processes_align_as_one_also_after_a_kill(
+    method: str, tiny_run: Path, tiny_flags: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Killed after the second evaluation: the launcher and both processes at once."""
+    flags = [*tiny_flags, *ALIGN[method], "--preference.examples", "96", "--preference.evaluations", "4"]
+    flags += ["--preference.learning_rate", "1e-3", "--preference.patience", "0", "--preference.validation_users", "40"]
+    environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
+
+    def launch(run: str) -> subprocess.Popen[bytes]:
+        if not (tmp_path / run).exists():
+            shutil.copytree(tiny_run, tmp_path / run)
+        one = [sys.executable, str(ROOT / "scripts" / "finetune.py")]
+        command = [*(one if run == "one" else TWO), "--preference.batch_size", "16" if run == "one" else "8"]
+        words = [*command, "--run", str(tmp_path / run), *flags]
+        return subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def finish(run: str) -> list[dict[str, float]]:
+        process = launch(run)
+        _, log = process.communicate()
+        assert process.returncode == 0, log.decode()
+        lines = (tmp_path / run / "preference" / "log.jsonl").read_text().splitlines()
+        return [{**json.loads(line), "seconds": 0.0} for line in lines]
+
+    one, two = finish("one"), finish("two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    assert one[-1]["kl"] > 0.01
+    for name in ("loss", "kl", "ndcg@10", *(["reward", "constant_groups"] if method == "grpo" else [])):
+        first, second = ([line[name] for line in lines if name in line] for lines in (one, two))
+        assert len(first) >= 3
+        assert second == pytest.approx(first, abs=1e-3)
+
+    process, log = launch("killed"), tmp_path / "killed" / ".preference.partial" / "log.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    launcher = psutil.Process(process.pid)
+    for each in [launcher, *launcher.children(recursive=True)]:
+        each.kill()
+    process.communicate()
+    assert finish("killed") == two
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("two", "killed")]
+    assert weights[0] == weights[1]
 
 
 def users_of(run: Path, folder: Path) -> Path:

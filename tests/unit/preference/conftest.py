@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from llmrec.decode.config import DecodeConfig
+from llmrec.decode.ranker import ItemRanker
 from llmrec.preference.align import Progress, Validation, align
 from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.examples import PreferenceExamples
@@ -70,10 +71,8 @@ def aligned(supervised, world, tmp_path: Path) -> Callable[..., tuple[Progress, 
         reward=None,
         disliked: bool = False,
         validation: Validation | None = None,
-        fresh: bool = True,
     ) -> tuple[Progress, np.ndarray]:
-        if fresh:
-            shop.model.load_state_dict(weights)
+        shop.model.load_state_dict(weights)
         shop.model.requires_grad_(True)
         policy = Policy(shop.model, shop.vocabulary, shop.trie, DecodeConfig(dtype="float32"))
         histories = [sequence[:1] for sequence in world]
@@ -84,7 +83,7 @@ def aligned(supervised, world, tmp_path: Path) -> Callable[..., tuple[Progress, 
             policy,
             dict(shop.model.named_parameters()),
             {},
-            shop.renderer.encode_prompts([prompt_of(shop, int(sequence[0])) for sequence in world]),
+            [ItemRanker(shop.renderer, policy, 160).prompt_ids(history) for history in histories],
             PreferenceExamples(histories, preferred, bad),
             np.bincount(np.concatenate(world), minlength=2 * PAIRS),
             shop.catalog,

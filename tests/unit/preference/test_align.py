@@ -4,11 +4,15 @@ import logging
 
 import numpy as np
 import pytest
+import torch
+from tolerances import SUMS
 
 from llmrec.errors import UserError
 from llmrec.preference import align as loop
+from llmrec.preference import objectives
 from llmrec.preference.align import _batches, better
 from llmrec.preference.config import PreferenceConfig
+from llmrec.preference.policy import Policy
 
 FAST = {"batch_size": 40, "learning_rate": 1e-3, "patience": 0, "evaluations": 2, "easy": 0.0}
 SDPO = {**FAST, "method": "s-dpo", "negatives": 6, "epochs": 6, "beta": 1.0}
@@ -59,13 +63,84 @@ def test_killed_and_resumed_equals_undisturbed(aligned, supervised, guard, monke
     assert [{**line, "seconds": 0} for line in resumed.lines] == [{**line, "seconds": 0} for line in whole.lines]
 
 
-def test_the_guard_sees_what_is_measured(aligned, guard):
+@pytest.mark.parametrize("config", [SDPO, GRPO, {**GRPO, "draw": "samples", "updates": 2, "clip": 0.2}], ids=str)
+def test_accumulation_equals_the_larger_batch(aligned, supervised, monkeypatch, config):
+    """Plain gradient descent: Adam would turn the rounding of a gradient near 0 into a whole step."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, rate, **_: torch.optim.SGD(parameters, rate))
+    monkeypatch.setattr(loop, "MOMENTS", ())
+    start = {name: value.clone() for name, value in supervised.model.state_dict().items()}
+    weights, losses = [], []
+    for parts in (1, 4):
+        settings = {**config, "epochs": 1, "learning_rate": 0.3, "accumulation": parts}
+        progress, _ = aligned(PreferenceConfig(**settings), str(parts))
+        weights.append({name: value.clone() for name, value in supervised.model.state_dict().items()})
+        losses.append([line["loss"] for line in progress.lines[1:]])
+    assert losses[1] == pytest.approx(losses[0], abs=SUMS)
+    assert max((weights[0][name] - start[name]).abs().max() for name in start) > 1000 * SUMS
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=SUMS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (SDPO, "the loss or its gradient is not a finite number"),
+        (GRPO, "the model's scores at level 1 of 2 are not numbers"),
+    ],
+    ids=["s-dpo", "grpo"],
+)
+def test_a_learning_rate_that_is_too_large(aligned, monkeypatch, settings, said, tmp_path):
+    """The second step leaves weights that are no numbers."""
+    monkeypatch.setattr(loop, "_rate", lambda step, steps: np.nan if step == 1 else 1.0)
+    with pytest.raises(UserError, match=rf"preference\.learning_rate [\d.]+: after 2 steps {said}; lower it") as error:
+        aligned(PreferenceConfig(**settings))
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "run" / loop.LAST).exists()
+
+
+def test_a_process_without_examples_learns_nothing(aligned, monkeypatch):
+    """An incomplete only step may leave the last process without a row: its share of the gradient is 0."""
+    seen = []
+
+    def none(material, objective, optimizer, progress, batches, rate):
+        objective.begin(progress.step, [batch[:0] for batch in batches])
+        seen.append(objective.remark())
+
+    monkeypatch.setattr(loop, "_step", none)
+    monkeypatch.setattr(loop, "MOMENTS", ())  # no step, no moments
+    aligned(PreferenceConfig(**{**GRPO, "epochs": 1}))
+    assert seen == [{"reward": 0.0, "constant_groups": 0.0}] * 5
+
+
+def test_easy_negatives_come_first_and_then_those_of_the_list(aligned, supervised, monkeypatch):
+    """10 steps, 30% of them easy."""
+    asked, plain = [], Policy.item_scores
+
+    def watched(policy, prompts, items):
+        if torch.is_grad_enabled():
+            asked.append(items)
+        return plain(policy, prompts, items)
+
+    monkeypatch.setattr(Policy, "item_scores", watched)
+    pairs, make = [], objectives.make_pairs
+    monkeypatch.setattr(objectives, "make_pairs", lambda *given: pairs.append(make(*given)) or pairs[0])
+    aligned(PreferenceConfig(**{**SDPO, "epochs": 2, "easy": 0.3}))
+    batches = _batches(len(pairs[0].hard), PreferenceConfig(**{**SDPO, "epochs": 2}), 1)
+    assert len(asked) == len(batches) == 10
+    for step, (items, rows) in enumerate(zip(asked, batches, strict=True)):
+        rejected = pairs[0].easy if step < 3 else pairs[0].hard
+        np.testing.assert_array_equal(items[:, 1:], rejected[rows])
+    assert (pairs[0].easy != pairs[0].hard).any(axis=1).all()
+
+
+def test_the_guard_sees_what_is_measured(aligned, guard, tmp_path):
     progress, _ = aligned(PreferenceConfig(**{**GRPO, "epochs": 1}), validation=guard)
     first, last = progress.lines[0], progress.lines[-1]
     assert first["kl"] == pytest.approx(0, abs=1e-6)
     assert last["kl"] > 0
     assert {"recall@10", "recall@50", "ndcg@10", "coverage@10", "popularity@10", "loss", "reward"} <= last.keys()
     assert first["recall@50"] == 1  # 20 items: each is in a list of 50
+    assert (tmp_path / "run" / loop.PICTURE).stat().st_size > 10_000
 
 
 def test_a_worse_model_is_not_kept(aligned, guard, caplog):

@@ -18,11 +18,12 @@ SEQUENCES = [np.array([0, 1]), np.array([2]), np.array([], np.int64)]
 
 @pytest.fixture
 def feedback(tmp_path: Path) -> Callable[..., PreferenceExamples]:
-    """`feedback(rows)`: the examples of a table of (user_id, item_id, liked)."""
+    """`feedback(rows)`: the examples of a table of (user_id, item_id, liked), perhaps with a position."""
 
-    def read(rows: list[tuple[object, object, object]]) -> PreferenceExamples:
+    def read(rows: list[tuple[object, ...]]) -> PreferenceExamples:
         path = tmp_path / "feedback.csv"
-        pl.DataFrame(rows, schema=["user_id", "item_id", "liked"], orient="row").write_csv(path)
+        columns = ["user_id", "item_id", "liked", "position"][: len(rows[0])]
+        pl.DataFrame(rows, schema=columns, orient="row").write_csv(path)
         return feedback_examples(path, USERS, SEQUENCES, CATALOG)
 
     return read
@@ -44,6 +45,18 @@ def test_liked_items_against_those_that_the_same_user_disliked(feedback: Callabl
     assert triples(feedback(rows)) == [([0, 1], 2, [3, 4]), ([2], 0, [])]
 
 
+def test_with_positions_only_the_disliked_items_above_count(feedback: Callable[..., PreferenceExamples]):
+    """u liked c between d and e. v liked b at the top, beside the disliked e, and a below it."""
+    rows = [("u", "d", 0, 2), ("u", "c", 1, 3), ("u", "e", 0, 4), ("v", "e", 0, 1), ("v", "a", 1, 2), ("v", "b", 1, 1)]
+    assert triples(feedback(rows)) == [([0, 1], 2, [3]), ([2], 0, [4]), ([2], 1, [])]
+
+
+def test_rows_of_unknown_users_are_counted(feedback: Callable[..., PreferenceExamples], caplog):
+    """w has no history; x is not in the log."""
+    assert triples(feedback([("u", "c", 1), ("w", "c", 1), ("x", "d", 0)])) == [([0, 1], 2, [])]
+    assert "2 of 3 rows are of users without training events" in caplog.text
+
+
 def test_an_item_that_was_liked_once_is_not_disliked(feedback: Callable[..., PreferenceExamples]):
     assert triples(feedback([("u", "c", 0), ("u", "c", 1), ("u", "d", 0)])) == [([0, 1], 2, [3])]
 
@@ -53,6 +66,12 @@ def test_an_item_that_was_liked_once_is_not_disliked(feedback: Callable[..., Pre
     [
         ([("u", "c", 2)], r"row 1 has liked '?2'?, expected 0 or 1"),
         ([("u", "c", 1), ("u", "d", "yes")], r"row 2 has liked 'yes', expected 0 or 1"),
+        ([("u", "c", "nan")], r"row 1 has liked 'nan', expected 0 or 1"),
+        ([("u", "c", "")], r"row 1 has liked .*, expected 0 or 1"),
+        ([("u", "c", 1, 1), ("u", "d", 0, "inf")], r"row 2 has position 'inf', expected a number"),
+        ([("u", "c", 1, 1), ("u", "d", 0, "top")], r"row 2 has position 'top', expected a number"),
+        ([("u", "", 1)], r"row 1 has no item_id"),
+        ([("", "c", 1)], r"row 1 has no user_id"),
         ([("u", "nope", 1)], r"the catalogue has no item 'nope'"),
         ([("u", "a", 1), ("w", "c", 1)], r"no user with a history liked an item outside of it"),
     ],
@@ -66,6 +85,22 @@ def test_wrong_feedback(rows: list, said: str, feedback: Callable[..., Preferenc
 def test_a_column_is_missing(tmp_path: Path):
     (tmp_path / "feedback.csv").write_text("user_id,item_id\nu,c\n")
     with pytest.raises(UserError, match="no column 'liked'"):
+        feedback_examples(tmp_path / "feedback.csv", USERS, SEQUENCES, CATALOG)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, r"preference\.feedback: .*feedback.csv: expected a file, found nothing there"),
+        ("", "no line of column names"),
+        ("user_id,item_id,liked\n", "no rows below the names of the columns"),
+        ("u,c,1\nu,d,0\n", "the first line seems to be a row"),
+    ],
+)
+def test_a_file_without_content(text: str | None, said: str, tmp_path: Path):
+    if text is not None:
+        (tmp_path / "feedback.csv").write_text(text)
+    with pytest.raises(UserError, match=said):
         feedback_examples(tmp_path / "feedback.csv", USERS, SEQUENCES, CATALOG)
 
 

@@ -109,7 +109,7 @@ def inclusion(probabilities: np.ndarray, k: int) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 2])
 def test_draws_have_the_exact_inclusion_probabilities(loud, exhaustive, k):
     draws = 3000
-    ranking = policy_of(loud, batch_size=500).sample([PROMPTS[0]] * draws, k, seed=3)
+    ranking = policy_of(loud, batch_size=500).sample([PROMPTS[0]] * draws, k, np.arange(draws))
     assert all(len(set(row)) == k for row in ranking.items.tolist())
     expected = inclusion(np.exp(exhaustive(loud, PROMPTS[:1], "catalogue").sum(axis=2)[0]), k)
     share = np.bincount(ranking.items.ravel(), minlength=20) / draws
@@ -119,10 +119,12 @@ def test_draws_have_the_exact_inclusion_probabilities(loud, exhaustive, k):
 def test_draws_are_repeatable_sorted_and_filtered(deep):
     policy = policy_of(deep)
     filters = [Filter(excluded=np.array([3, 5])), Filter(), Filter(allowed=np.array([7, 9])), Filter()]
-    first, again = (policy.sample(PROMPTS, 4, 8, filters) for _ in range(2))
+    first, again = (policy.sample(PROMPTS, 4, [8] * 4, filters) for _ in range(2))
     np.testing.assert_array_equal(first.items, again.items)
     assert not np.isin(first.items[0], [3, 5]).any()
     assert sorted(first.items[2]) == [-1, -1, 7, 9]
     assert (first.scores[:, :-1] >= first.scores[:, 1:]).all()
-    assert (policy.sample(PROMPTS, 4, 9, filters).items != first.items).any()
+    assert (policy.sample(PROMPTS, 4, [9] * 4, filters).items != first.items).any()
+    alone = policy.sample(PROMPTS[3:], 4, [8])
+    np.testing.assert_array_equal(alone.items[0], first.items[3])
     np.testing.assert_array_equal(policy.search(PROMPTS, 4).items, policy_of(deep).search(PROMPTS, 4).items)
