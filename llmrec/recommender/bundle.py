@@ -79,6 +79,7 @@ class Header:
         keep_layers: number of decoder layers of the base model that training kept, the first ones; 0: all. The base of
             an adapter is cut to them when it is loaded.
         preference: method of the preference alignment after the training.
+        user_tokens: whether each history in a prompt begins with tokens of its user.
         files: file name -> size in bytes, for all other files of the bundle except the model card. Loading compares
             the sizes and so finds damaged files.
     """
@@ -94,6 +95,7 @@ class Header:
     max_history: int
     keep_layers: int = 0
     preference: PreferenceMethod = "none"
+    user_tokens: bool = False
     files: dict[str, int] = field(default_factory=dict)
 
 
@@ -182,6 +184,7 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
         *((name, "text", isinstance(getattr(header, name), str)) for name in ("llmrec", "token_prefix", "base_model")),
         ("scoring", f"one of {', '.join(get_args(Scoring))}", header.scoring in get_args(Scoring)),
         ("preference", f"one of {', '.join(methods)}", header.preference in methods),
+        ("user_tokens", "true or false", isinstance(header.user_tokens, bool)),
         ("weights", "model or adapter", header.weights in ("model", "adapter")),
     ]
 

@@ -41,6 +41,7 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
         max_history=recommender.max_history,
         keep_layers=recommender.base.keep_layers,
         preference=recommender.preference,
+        user_tokens=recommender.user_tokens,
     )
     bundle.write_header(header, folder)
     usual_modes(folder)
