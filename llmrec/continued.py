@@ -20,6 +20,7 @@ from llmrec.index.dense import DenseIndex
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender import bundle
+from llmrec.tasks.users import UserTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,6 +91,14 @@ def item_vocabulary(config: Config, tokenizer: "PreTrainedTokenizerBase", level_
     return of(tokenizer, level_sizes, config.base.token_prefix)
 
 
+def user_tokens(config: Config, tokenizer: "PreTrainedTokenizerBase", items: ItemTokenizer) -> UserTokens | None:
+    """The tokens of users, made as `item_vocabulary` makes those of items; None without `tasks.user_tokens`."""
+    if not config.tasks.user_tokens:
+        return None
+    of = UserTokens.add_to if bundle_of(config) is None else UserTokens.of
+    return of(tokenizer, items, config.base.token_prefix)
+
+
 def recommender_to_train(config: Config, base: Path, tokenizer: ItemTokenizer, prepared: Prepared) -> "Recommender":
     """The recommender that the train stage trains: from the bundle, or from a base model and new item tokens.
 
@@ -117,6 +126,7 @@ def recommender_to_train(config: Config, base: Path, tokenizer: ItemTokenizer, p
         frozen=frozen,
         templates=templates,
         max_history=most,
+        user_tokens=config.tasks.user_tokens,
     )
 
 
@@ -157,6 +167,7 @@ def check_bundle(config: Config) -> None:
     }
     found["base"] = {"token_prefix": header.token_prefix, "keep_layers": header.keep_layers, "bits": 32}
     wanted["base"] = {name: getattr(config.base, name) for name in found["base"]}
+    found["tasks"], wanted["tasks"] = {"user_tokens": header.user_tokens}, {"user_tokens": config.tasks.user_tokens}
     for name, own, theirs in _differences(wanted, found):
         raise UserError(
             f"--{name} {_shown(own)}: {subject} with {name} {_shown(theirs)}; set it to {_shown(theirs)}, or name "

@@ -86,7 +86,7 @@ def estimate(
         check_encoder_decoder("--base.model", tasks, config.train)
     check_method(model, config.train)
     full = config.train.method == "full"
-    trained = model if full else with_adapter(model, renderer.vocabulary.all_ids, config.train.lora)
+    trained = model if full else with_adapter(model, renderer.new_ids, config.train.lora)
     dtype = torch.float32 if full or config.base.dtype == "float32" else torch.bfloat16  # auto: on a GPU
     built = build_tasks(tasks, learned.catalog, learned.sequences, renderer, learned.users, learned.intentions)
     mixture = Mixture(built, tasks, config.train.epochs, config.train.batch_size, config.train.seed)
@@ -169,6 +169,8 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
         model.set_attn_implementation("eager")
     sizes, codes = _codes(config, run, learned, notes)
     vocabulary = item_vocabulary(config, tokenizer, sizes)
+    if config.tasks.user_tokens:
+        notes.append("tokens of users are not counted, one per level in each prompt with a history")
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return model, Renderer(tokenizer, vocabulary, codes, templates, config.tasks.max_history)
 

@@ -205,7 +205,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     due = run.build(
         Stage(
             "train",
-            {"train": config.train.cache_key(), "tasks": asdict(config.tasks), "base": config.base.cache_key()},
+            {"train": config.train.cache_key(), "tasks": config.tasks.cache_key(), "base": config.base.cache_key()},
             make,
             reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
             files=file_hashes(prompts) | (model_state(local) if local is not None and local.exists() else {}),

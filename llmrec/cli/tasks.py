@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[str, Any]]:
     """n training examples of each task, as training would use them; first runs the stages before training."""
     from llmrec import pipeline
-    from llmrec.continued import item_vocabulary
+    from llmrec.continued import item_vocabulary, user_tokens
     from llmrec.data.prepare import load
     from llmrec.model.base import load_tokenizer
     from llmrec.quantize.tokenizer import ItemTokenizer
@@ -56,7 +56,8 @@ def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[st
     )
     vocabulary = item_vocabulary(config, tokenizer, items.level_sizes)
     templates = load_templates(config.tasks.prompts)
-    renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history)
+    users = user_tokens(config, tokenizer, items)
+    renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history, users)
     sequences = prepared.split.sequences(prepared.catalog)
     intentions, train = pipeline.load_intentions(config, run), sequences.train_sequences()
     tasks = build_tasks(config.tasks, prepared.catalog, train, renderer, sequences.users, intentions)

@@ -96,11 +96,14 @@ def check_fit(model: Any, vocabulary: ItemVocabulary, trie: ItemTrie) -> None:
             f"The trie has levels of {list(trie.level_sizes)} codes, the model's item tokens {vocabulary.level_sizes}; "
             "they belong to different tokenizers."
         )
+    check_rows(model, vocabulary.all_ids)
+
+
+def check_rows(model: Any, ids: np.ndarray) -> None:
+    """Raise UserError unless the model has rows for the tokens `ids`, int64 [M], that llmrec added."""
     rows = model.get_output_embeddings().weight.shape[0]
-    if int(vocabulary.all_ids.max()) >= rows:
-        raise UserError(
-            f"The item tokens go up to id {int(vocabulary.all_ids.max())}, but the model has rows for {rows} tokens."
-        )
+    if int(ids.max()) >= rows:
+        raise UserError(f"The tokens of items go up to id {int(ids.max())}, but the model has rows for {rows} tokens.")
 
 
 def check_decoding(

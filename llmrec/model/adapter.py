@@ -77,6 +77,11 @@ def near_mean(old: torch.Tensor, count: int, generator: torch.Generator) -> torc
     return old.mean(0) + NEAR * _noise(old, count, generator) * old.std(0)
 
 
+def copied(ids: np.ndarray) -> Start:
+    """Copies of the old rows `ids`, int64 [M]."""
+    return lambda old, count, generator: old[torch.from_numpy(ids).to(old.device)]
+
+
 def _noise(old: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(count, old.shape[1], generator=generator).to(old.device)
 

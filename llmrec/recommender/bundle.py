@@ -80,6 +80,7 @@ class Header:
             an adapter is cut to them when it is loaded.
         preference: method of the preference alignment after the training.
         bits: per weight of the linear layers of the base that an adapter was trained on; 32: not quantized.
+        user_tokens: whether each history in a prompt begins with tokens of its user.
         files: file name -> size in bytes, for all other files of the bundle except the model card. Loading compares
             the sizes and so finds damaged files.
     """
@@ -96,6 +97,7 @@ class Header:
     keep_layers: int = 0
     preference: PreferenceMethod = "none"
     bits: int = 32
+    user_tokens: bool = False
     files: dict[str, int] = field(default_factory=dict)
 
 
@@ -185,6 +187,7 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
         ("scoring", f"one of {', '.join(get_args(Scoring))}", header.scoring in get_args(Scoring)),
         ("bits", "32, 8 or 4", type(header.bits) is int and header.bits in (32, 8, 4)),
         ("preference", f"one of {', '.join(methods)}", header.preference in methods),
+        ("user_tokens", "true or false", isinstance(header.user_tokens, bool)),
         ("weights", "model or adapter", header.weights in ("model", "adapter")),
     ]
 

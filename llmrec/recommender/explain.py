@@ -131,14 +131,14 @@ def _require_taught(recommender: Recommender, task: TaskName, flag: str) -> None
 
 @torch.inference_mode()
 def say(recommender: Recommender, task: TaskName, **values: str) -> str:
-    """The model's answer in words (greedy decoding, without item tokens), on one line."""
+    """The model's answer in words (greedy decoding, without tokens of items and users), on one line."""
     ranker, tokenizer = recommender.ranker, recommender.tokenizer
     search, renderer = ranker.search, ranker.renderer
     ids = torch.tensor(renderer.encode_prompts([renderer.prompt(task, 0, **values)]), device=search.device)
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=min(MAX_TOKENS, ranker.context - ids.shape[1]),
-        suppress_tokens=renderer.vocabulary.all_ids.tolist(),
+        suppress_tokens=renderer.new_ids.tolist(),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=search.pad_token_id,
     )

@@ -13,7 +13,7 @@ from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.teacher import Teacher
 from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.decode.calibrate import calibrate
-from llmrec.decode.choose import check_decoding, check_fit, make_search
+from llmrec.decode.choose import check_decoding, check_fit, check_rows, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
 from llmrec.decode.queries import Queries
 from llmrec.decode.ranker import ItemRanker, make_prompt_ranking, make_ranking
@@ -23,7 +23,7 @@ from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
 from llmrec.intentions.intentions import Intentions
-from llmrec.model.adapter import add_item_rows, merged, row_start
+from llmrec.model.adapter import add_item_rows, copied, merged, row_start
 from llmrec.model.architecture import context_length
 from llmrec.model.base import configured_base, make_base
 from llmrec.model.config import BaseConfig
@@ -39,6 +39,7 @@ from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights
 from llmrec.tasks.config import TasksConfig, Template, load_templates, tokenizer_texts
 from llmrec.tasks.render import Renderer
+from llmrec.tasks.users import UserTokens
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
 
@@ -59,6 +60,7 @@ class Recommender:
         templates: Mapping[str, Template] | None = None,
         max_history: int = TasksConfig.max_history,
         decode_config: DecodeConfig | None = None,
+        user_tokens: bool = False,
     ) -> None:
         """
         Args:
@@ -70,6 +72,7 @@ class Recommender:
             templates: task name -> prompts; default: the prompts that llmrec ships.
             max_history: largest number of history items in a prompt.
             decode_config: beams, batch size, device.
+            user_tokens: whether each history in a prompt begins with tokens of its user (`TasksConfig.user_tokens`).
 
         Attributes:
             fusion_weights: weights of the fusion ranking; None before the calibration.
@@ -82,6 +85,7 @@ class Recommender:
         self.base_model = base_model
         self.templates = dict(templates or load_templates())
         self.max_history = max_history
+        self.user_tokens = user_tokens
         self._store = store
         self._decode_config = decode_config or DecodeConfig()
         self.fusion_weights: FusionWeights | None = None
@@ -107,7 +111,7 @@ class Recommender:
             catalog: the items; default: the items that the item tokenizer was fitted on.
             config: sizes of a model made here, prefix of the item tokens' names, seed.
             frozen: whether `fit` will leave the weights of `name` as they are (`TrainConfig.method` lora).
-            kwargs: `templates`, `max_history`, `decode_config` of the constructor.
+            kwargs: `templates`, `max_history`, `decode_config`, `user_tokens` of the constructor.
 
         Raises:
             UserError: the model can't be loaded, or its tokenizer already has tokens with the names of item tokens.
@@ -122,6 +126,10 @@ class Recommender:
         texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
         add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed, start)
+        if kwargs.get("user_tokens"):
+            users = UserTokens.add_to(tokenizer, item_tokenizer, config.token_prefix).vocabulary
+            same_codes = np.concatenate(vocabulary.ids[: len(users.ids)])
+            add_item_rows(model, users.all_ids, len(tokenizer), config.seed, copied(same_codes))
         named = f"a {config.architecture} made by llmrec" if name is None else str(name)
         return cls(model, tokenizer, ItemStore.untrained(catalog, item_tokenizer), config, named, **kwargs)
 
@@ -152,8 +160,10 @@ class Recommender:
     @property
     def renderer(self) -> Renderer:
         """Writes the prompts for this tokenizer and catalogue."""
-        vocabulary = ItemVocabulary.of(self.tokenizer, self.item_tokenizer.level_sizes, self.base.token_prefix)
-        return Renderer(self.tokenizer, vocabulary, self.item_tokenizer.codes, self.templates, self.max_history)
+        items, prefix = self.item_tokenizer, self.base.token_prefix
+        vocabulary = ItemVocabulary.of(self.tokenizer, items.level_sizes, prefix)
+        users = UserTokens.of(self.tokenizer, items, prefix) if self.user_tokens else None
+        return Renderer(self.tokenizer, vocabulary, items.codes, self.templates, self.max_history, users)
 
     @property
     def decode_config(self) -> DecodeConfig:
@@ -229,7 +239,8 @@ class Recommender:
                 distillation has no teacher; or as in `check_decoding`.
         """
         check_decoding(*self._decoded(decode_config or self.decode_config))
-        train, tasks = train or TrainConfig(), tasks or TasksConfig(max_history=self.max_history)
+        tasks = tasks or TasksConfig(max_history=self.max_history, user_tokens=self.user_tokens)
+        train = train or TrainConfig()
         if train.dense.weight and vectors is None:
             vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
         sequences = log.sequences(self.catalog)
@@ -402,10 +413,12 @@ class Recommender:
             load_templates(folder / bundle.PROMPTS),
             header.max_history,
             decode_config or DecodeConfig(scoring=header.scoring),
+            header.user_tokens,
         )
         recommender.preference = header.preference
         if (folder / bundle.FUSION).exists():
             recommender.fusion_weights = FusionWeights.load(folder / bundle.FUSION)
         check_fit(model, vocabulary, recommender.store.trie)
+        check_rows(model, recommender.renderer.new_ids)
         recommender.renderer.check_chat_format(str(folder))
         return recommender

@@ -43,6 +43,7 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
         keep_layers=recommender.base.keep_layers,
         preference=recommender.preference,
         bits=32 if adapter is None else bits_of(recommender.model),
+        user_tokens=recommender.user_tokens,
     )
     bundle.write_header(header, folder)
     usual_modes(folder)

@@ -26,6 +26,7 @@ class Trained(Protocol):
     base_model: str
     templates: dict[str, Template]
     max_history: int
+    user_tokens: bool
     decode_config: DecodeConfig
     fusion_weights: FusionWeights | None
     preference: PreferenceMethod

@@ -51,6 +51,11 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder}: exists already; name a new folder.")
+    if recommender.user_tokens:
+        raise UserError(
+            f"--target {target}: prompts begin with tokens of the user (tasks.user_tokens), which this server can't "
+            "make from a history; use `llmrec serve`."
+        )
     _check(recommender.model.config, target)
     vocabulary, trie = recommender.renderer.vocabulary, recommender.store.trie
     most_children = max(int(starts.diff().max()) for starts in trie.starts)

@@ -61,6 +61,11 @@ class TasksConfig:
     """Sequential task. every-item: one example trains the next item at each position of a window of `max_history`
     items; a longer history is cut into several windows, from its newest item back. target: one example trains one
     target item. In both, each item of a history but the first is a target once per pass."""
+    user_tokens: bool = False
+    """Each history in a prompt begins with tokens of its user: the mean vector of all its items, older ones than
+    `max_history` too, quantized by the items' codebooks (UIST). New users need no training. In training the tokens are
+    made of events before the targets only: with `supervise` every-item, an example draws a position of its window; the
+    tokens are made of what is before it, and only the items from there on, half of them on average, are targets."""
     max_text_tokens: int = 48
     """Training prompts cut item texts and requests to this many tokens."""
 
@@ -73,6 +78,10 @@ class TasksConfig:
         check_fields(self, "tasks", at_least={1: ("max_history", "max_text_tokens")})
         if any(rate < 0 for rate in self.mixture.values()) or not any(self.mixture.values()):
             raise UserError(f"--tasks.mixture {self.mixture}: rates are at least 0 and not all 0.")
+
+    def cache_key(self) -> dict[str, Any]:
+        """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
+        return {name: value for name, value in asdict(self).items() if name != "user_tokens" or value}
 
 
 INPUTS = {

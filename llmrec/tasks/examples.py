@@ -21,6 +21,9 @@ class Sequential(Prompted):
 
         0 [1 2]   2 [3 4 5]   5 [6 7 8]
 
+    Where prompts begin with the user's tokens, these must not tell of a target. So an example of a window draws the
+    first of its targets, the tokens are made of all events before it, and the items before it are no targets.
+
     Args:
         renderer: renders the prompts.
         sequences: per user, int [n], training items in time order; users with fewer than 2 have no row.
@@ -52,13 +55,16 @@ class Sequential(Prompted):
         return self.overhead + self._shown(row) * self.levels
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        end = int(self.ends[row])
-        window = self.sequences[self.rows[row]][end - self._shown(row) : end].tolist()
-        prompt = self.prompt(rng, history=self.renderer.history(window[:-1]))
-        learnt = window[1:] if self.every_item else window[-1:]
+        end, sequence = int(self.ends[row]), self.sequences[self.rows[row]]
+        begin = end - self._shown(row)
+        first = begin + 1 if self.every_item else end - 1  # of the targets
+        if self.every_item and self.renderer.users is not None:
+            first = int(rng.integers(first, end))
+        prompt = self.prompt(rng, history=self.renderer.history(sequence[: end - 1], sequence[:first]))
+        learnt, answer = tuple(sequence[first:end].tolist()), self.renderer.item_text[sequence[end - 1]]
         last = int(self.first_target[self.rows[row]]) + end - 1
         events = tuple(range(last - len(learnt), last))
-        return Example(prompt, self.renderer.item_text[window[-1]], False, self.every_item, tuple(learnt), events)
+        return Example(prompt, answer, False, self.every_item, learnt, events, first - begin if self.every_item else 1)
 
 
 class _EachUser(Prompted):

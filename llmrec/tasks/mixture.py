@@ -190,7 +190,7 @@ class Collator:
             for i in members:
                 place = row, slice(start, start + lengths[i])
                 batch["input_ids"][place] = ids[i]
-                labels = self._labels(ids[i], len(prompts[i]), examples[i].every_item)
+                labels = self._labels(ids[i], len(prompts[i]), examples[i])
                 batch["labels"][place] = labels
                 items[place] = self._at_items(labels, examples[i].items)
                 events[place] = self._at_items(labels, examples[i].events)
@@ -205,11 +205,11 @@ class Collator:
             batch["events"] = events
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _labels(self, ids: np.ndarray, prompt: int, every_item: bool) -> np.ndarray:
+    def _labels(self, ids: np.ndarray, prompt: int, example: Example) -> np.ndarray:
         """Labels int64 [T] of one example with token ids int64 [T]; its first `prompt` tokens are the prompt."""
         learnt = np.arange(len(ids)) >= max(prompt, 1)  # no position predicts the first token
-        if every_item:
-            learnt[np.flatnonzero(self._is_item[ids[:prompt]])[self._levels :]] = True
+        if example.every_item:
+            learnt[np.flatnonzero(self._is_item[ids[:prompt]])[example.given * self._levels :]] = True
         return np.where(learnt, ids, IGNORE)
 
     def _at_items(self, labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:

@@ -24,6 +24,7 @@ import numpy as np
 from llmrec.errors import UserError
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.tasks.config import TaskName, Template, turns
+from llmrec.tasks.users import UserTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,10 +152,11 @@ class Example:
         prompt: all the text before the answer, including the markers of the chat template.
         answer: the text that the model learns to write.
         ends: whether the end-of-sequence token follows the answer. It follows a text; a semantic ID has a fixed length.
-        every_item: whether the items of the prompt's history, except the first, are targets too.
+        every_item: whether the items of the prompt's history, except the first `given`, are targets too.
         items: rows of the catalogue of the target items, in the order of their tokens.
         events: numbers of the target items among the targets of all training sequences, in the same order (see
             `first_target`); empty if the example asks for more than the next item of a history.
+        given: as above; at least 1.
     """
 
     prompt: str
@@ -163,6 +165,7 @@ class Example:
     every_item: bool = False
     items: tuple[int, ...] = ()
     events: tuple[int, ...] = ()
+    given: int = 1
 
 
 class Renderer:
@@ -174,6 +177,7 @@ class Renderer:
         codes: int [N, L], the semantic ID of every item.
         templates: task name -> template.
         max_history: a prompt shows at most this many items of a history, the most recent ones.
+        users: the tokens of users, which begin each history; None: no such tokens.
     """
 
     def __init__(
@@ -183,12 +187,14 @@ class Renderer:
         codes: np.ndarray,
         templates: dict[str, Template],
         max_history: int,
+        users: UserTokens | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.codes = codes
         self.templates = templates
         self.max_history = max_history
+        self.users = users
         self.item_text = [vocabulary.text(row) for row in codes]
         self._chat = bool(tokenizer.chat_template)
         self._chat_formats: dict[int, list[str]] = {}
@@ -198,6 +204,12 @@ class Renderer:
         # Longest first: a shorter token must not match inside a longer one and leave the rest of it in the text.
         reserved = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
+
+    @property
+    def new_ids(self) -> np.ndarray:
+        """int64 [M], the ids of all tokens that llmrec added to the tokenizer: those of items, then those of users."""
+        ids = self.vocabulary.all_ids
+        return ids if self.users is None else np.concatenate([ids, self.users.vocabulary.all_ids])
 
     def clean(self, text: str) -> str:
         """`text` on one line, without anything that the tokenizer would read as an item token or a control token."""
@@ -227,9 +239,15 @@ class Renderer:
         """The part of a history that a prompt shows: the last `max_history` items, oldest first."""
         return items[-self.max_history :]
 
-    def history(self, items: Sequence[int] | np.ndarray) -> str:
-        """The item tokens of the items that a prompt shows, oldest first."""
-        return "".join(self.item_text[item] for item in self.shown(items))
+    def history(self, items: Sequence[int] | np.ndarray, known: Sequence[int] | np.ndarray | None = None) -> str:
+        """The item tokens of the items that a prompt shows, oldest first; the user's tokens, if any, come before them.
+
+        Args:
+            items: the whole history, rows of the catalogue.
+            known: the events that the user's tokens are made of; default: `items`.
+        """
+        user = "" if self.users is None else self.users.text(items if known is None else known)
+        return user + "".join(self.item_text[item] for item in self.shown(items))
 
     def prompt(self, task: str, phrasing: int, **values: str) -> str:
         """The full prompt of a task: in the tokenizer's chat format if it has one, otherwise the turns on one line."""

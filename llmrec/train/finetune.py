@@ -21,7 +21,6 @@ from llmrec.model.adapter import DenseHead, reopened, with_adapter, with_rows
 from llmrec.model.architecture import context_length, encoder_of, start_token, unwrapped
 from llmrec.model.config import BaseConfig, DenseConfig
 from llmrec.model.rounding import distance, rounded_otherwise
-from llmrec.model.tokens import ItemVocabulary
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import Collator, Mixture, build_tasks, validation_examples
 from llmrec.tasks.pairs import PairCollator
@@ -209,9 +208,10 @@ def finetune(
         if `config.dense.weight` is 0.
 
     Raises:
-        UserError: there are no training examples, the prompts do not fit into the model's context, the method does not
-            fit the model, this machine lacks a kernel that the configuration names, the dense head has no text vectors
-            or other sizes than configured, or the distillation has no teacher of these sequences.
+        UserError: there are no training examples, the model was not made for `tasks.user_tokens`, the prompts do not
+            fit into the model's context, the method does not fit the model, this machine lacks a kernel that the
+            configuration names, the dense head has no text vectors or other sizes than configured, or the distillation
+            has no teacher of these sequences.
     """
     from accelerate import PartialState
     from torch.utils.data import Subset
@@ -220,6 +220,12 @@ def finetune(
         check_encoder_decoder("--base.model", tasks, config)
     check_method(model, config)
     check_kernels(config)
+    if tasks.user_tokens != (renderer.users is not None):
+        has = "no tokens of users" if tasks.user_tokens else "tokens of users"
+        raise UserError(
+            f"--tasks.user_tokens {tasks.user_tokens}: the model has {has}; make it with user_tokens="
+            f"{tasks.user_tokens}, or set this to {not tasks.user_tokens}."
+        )
     context = context_length(model)
     _check_context(renderer, tasks, context)
     step = config.batch_size * PartialState().num_processes
@@ -261,9 +267,9 @@ def finetune(
         with compiled_layers(model, config.compile):
             if alone:
                 log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
-                _learn_rows(model, vocabulary.all_ids, first, config, folder / "rows", learn, objective)
+                _learn_rows(model, renderer.new_ids, first, config, folder / "rows", learn, objective)
             dense = dense_loss(model, data.vectors, data.sequences, len(vocabulary.ids), config, data.head)
-            trained = _learn(model, vocabulary, rest, config, folder, learn, objective, dense).eval()
+            trained = _learn(model, renderer, rest, config, folder, learn, objective, dense).eval()
     return trained, None if dense is None else dense.head
 
 
@@ -296,7 +302,7 @@ def _learn_rows(
 
 def _learn(
     model: "PreTrainedModel",
-    vocabulary: ItemVocabulary,
+    renderer: Renderer,
     examples: "Subset[Example]",
     config: TrainConfig,
     folder: Path,
@@ -309,14 +315,14 @@ def _learn(
     if config.method == "full":
         trained: Any = model
     else:
-        trained = reopened(model) if _adapter(model) else with_adapter(model, vocabulary.all_ids, config.lora)
+        trained = reopened(model) if _adapter(model) else with_adapter(model, renderer.new_ids, config.lora)
     with ExitStack() as hooks:
         if dense is not None:
             hooks.enter_context(dense.watching(trained))
         if config.method == "full" and config.dropout:
             hooks.callback(drop_out(model, config.dropout).remove)
         if config.method == "full" and config.code_dropout:
-            hooks.callback(CodeDropout(model, np.concatenate(vocabulary.ids[1:]), config.code_dropout).remove)
+            hooks.callback(CodeDropout(model, np.concatenate(renderer.vocabulary.ids[1:]), config.code_dropout).remove)
         learnt = learn(trained.train(), examples, config=config, folder=folder, objective=objective(trained, dense))
         return cast(Any, learnt)
 
@@ -335,7 +341,8 @@ def _check_context(renderer: Renderer, tasks: TasksConfig, context: int) -> None
         for name, template in renderer.templates.items()
         for i in range(len(template.templates))
     )
-    needed = phrasings + (tasks.max_history + 1) * levels + tasks.max_text_tokens
+    levels_of_user = 0 if renderer.users is None else len(renderer.users.vocabulary.ids)
+    needed = phrasings + levels_of_user + (tasks.max_history + 1) * levels + tasks.max_text_tokens
     if needed > context:
         raise UserError(
             f"--tasks.max_history {tasks.max_history} and --tasks.max_text_tokens {tasks.max_text_tokens} make "

@@ -17,6 +17,7 @@ from llmrec.continued import (
     kept_encoder,
     kept_tokenizer,
     recommender_to_train,
+    user_tokens,
     with_kept_codes,
 )
 from llmrec.data import Catalog, DataConfig, Interactions
@@ -143,6 +144,7 @@ def test_a_folder_without_a_header_is_no_bundle(folder: Path, tmp_path: Path) ->
     ({"embed": replace(EMBED, encoder="minilm-offline")}, "embed.encoder minilm-offline: .* set it to tfidf-svd"),
     ({"embed": replace(EMBED, vectors="image.npy")}, "embed.vectors image.npy: .* from its encoder alone"),
     ({"embed": replace(EMBED, without_text="behaviour")}, "embed.without_text behaviour: .* set it to random"),
+    ({"tasks": TasksConfig(user_tokens=True)}, "tasks.user_tokens True: .* set it to False"),
     ({"data": DataConfig(regime="strict")}, "data.regime strict: .* catalogue-known"),
     ({"train": TrainConfig()}, "train.dense.weight 0: .* with a dense head, .* set it to 1"),
     ({"train": TrainConfig(dense=DenseConfig(weight=1, dim=16))}, "train.dense.dim 16: .* 8 dimensions; set it to 8"),
@@ -162,6 +164,22 @@ def test_a_setting_that_does_not_fit_the_bundle_is_one_line(folder: Path, sectio
 def test_a_base_that_the_bundle_is_not_is_one_line(folder: Path, field: str, value: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_bundle(config(folder, base=BaseConfig(model=str(folder), **{field: value})))  # type: ignore[arg-type]
+
+
+def test_a_bundle_with_tokens_of_users_keeps_them(folder: Path, tmp_path: Path) -> None:
+    old = Recommender.from_pretrained(folder)
+    items = old.item_tokenizer
+    made = Recommender.from_base(None, items, old.catalog, TINY, user_tokens=True)
+    made.save_pretrained(at := tmp_path / "users")
+    with pytest.raises(UserError, match=r"tasks.user_tokens False: .* with tasks.user_tokens True; set it to True"):
+        check_bundle(config(at, train=TrainConfig()))
+    kept = config(at, train=TrainConfig(), tasks=TasksConfig(user_tokens=True))
+    check_bundle(kept)
+    tokenizer = Recommender.from_pretrained(at).tokenizer
+    users = user_tokens(kept, tokenizer, items)
+    assert users is not None
+    assert users.vocabulary.names[0][0] == "<user_a_0>"
+    assert user_tokens(config(folder), tokenizer, items) is None
 
 
 def test_a_head_that_the_bundle_lacks_is_one_line(folder: Path, tmp_path: Path) -> None:

@@ -288,6 +288,8 @@ def test_an_adapter_of_something_else(changes: dict[str, Any], said: str, adapte
         ({"max_history": 0}, "max_history 0"),
         ({"keep_layers": -1}, "keep_layers -1, expected 0 or a number above it"),
         ({"keep_layers": False}, "keep_layers False"),
+        ({"user_tokens": 1}, "user_tokens 1, expected true or false"),
+        ({"user_tokens": True}, "lacks 8 item tokens, the first is '<user_a_0>'"),
         ({"base_model": ["a"]}, "base_model ['a'], expected text"),
         ({"token_prefix": 3}, "token_prefix 3, expected text"),
         ({"token_prefix": "<a_0>"}, "expected letters"),
