@@ -25,13 +25,16 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
         catalog, split = prepared.catalog, prepared.split
         vectors = Embeddings.load(run.path("embed"), catalog.ids).vectors if by_text else None
         experts = Experts(config.experts, vectors, split.validation_examples(catalog))
+        experts.checkpoint_in(out)
         fused = FusedExperts(config.experts, experts, split.calibration_examples(catalog))
         fused.fit(split.sequences(catalog).train_sequences(), len(catalog))
+        for checkpoint in out.glob("*.checkpoint"):
+            checkpoint.unlink()
         fused.save(out)
 
     if config.experts.models:
         reads = ["data", *(["embed"] if by_text else [])]
-        run.build(Stage("experts", asdict(config.experts), make, reads=reads))
+        run.build(Stage("experts", asdict(config.experts), make, reads=reads, resumable=True))
 
 
 def teacher_stage(config: Config, run: RunDirectory) -> None:

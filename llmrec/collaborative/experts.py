@@ -6,6 +6,7 @@ Each expert gives every item a value after a history. Values of counts enter as 
 import copy
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.config import BY_TEXT, ExpertName, ExpertsConfig
 from llmrec.collaborative.counting import DecayedMarkov, ItemKNN, SmoothedMarkov, centred
 from llmrec.collaborative.hstu import HSTU
-from llmrec.collaborative.sasrec import SASRec
+from llmrec.collaborative.sasrec import SASRec, TrainedBaseline
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 
@@ -93,6 +94,12 @@ class Experts:
         self.counts = np.bincount(np.concatenate([np.empty(0, np.int64), *train_sequences]), minlength=n_items)
         self.rows = np.arange(n_items)
         return self
+
+    def checkpoint_in(self, folder: Path) -> None:
+        """Let each training write its checkpoint NAME.checkpoint into a folder, and go on from the one there."""
+        for name, system in self.systems.items():
+            if isinstance(system, TrainedBaseline):
+                system.checkpoint = folder / f"{name}.checkpoint"
 
     @property
     def is_cold(self) -> np.ndarray:

@@ -5,8 +5,10 @@ The loss is a softmax over all warm items instead of the paper's one sampled neg
 """
 
 import copy
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from llmrec.atomic import write_file
 from llmrec.collaborative.base import BaselineSystem, ndcg
 from llmrec.collaborative.cage import CageTable, cage_table
 from llmrec.collaborative.code_table import CodeTable, quantile_codes, with_rare_items
@@ -45,6 +48,10 @@ STOP_BY = 5000
 """Maximum number of validation cases that are ranked after each epoch."""
 
 
+SAVE_SECONDS = 30.0
+"""Least time between two checkpoints of a training."""
+
+
 class TrainedBaseline(BaselineSystem):
     """A system that is trained and knows the warm items alone. Cold items score -inf and are left out of histories.
 
@@ -52,7 +59,12 @@ class TrainedBaseline(BaselineSystem):
         validation: validation cases to select the weights by; only those with a warm target are used.
         seed: seed of the training, and of the sample of `validation`.
         named_by: the flag that names the system, for messages.
+
+    Attributes:
+        checkpoint: file that a training writes, and that a stopped one goes on from, with the same result; None: none.
     """
+
+    checkpoint: Path | None = None
 
     def __init__(self, validation: EvalExamples, seed: int = 0, named_by: str = "evaluate.baselines") -> None:
         self.validation = validation
@@ -170,32 +182,61 @@ class SASRec(TrainedBaseline):
                 "%s: %s bytes of item vectors instead of %s", self.name, f"{table.bytes:,}", f"{full.weight.nbytes:,}"
             )
         optimizer, trained = self._optimizer(), self.network.to(self.device)
-        averaged: AveragedModel | None = None
-        best, best_epoch, weights = -1.0, 0, {}
-        bar = progress_bar(f"training {self.name}", config.epochs, 0)
-        for epoch in range(1, config.epochs + 1):
+        steps = sum(1 for _ in self._batches(sequences, copy.deepcopy(rng)))
+        averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / steps))
+        parts = {"network": trained, "averaged": averaged, "optimizer": optimizer}
+        done = self._resume(parts, rng)
+        patience = max(config.patience, min(PATIENCE / steps, 3 * config.patience))
+        bar, saved = progress_bar(f"training {self.name}", config.epochs, done["epoch"]), time.monotonic()
+        while done["epoch"] < min(config.epochs, done["best_epoch"] + patience):
             trained.train()
-            batches = list(self._batches(sequences, rng))
-            if averaged is None:
-                averaged = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / len(batches)))
-            for batch in batches:
+            for batch in self._batches(sequences, rng):
                 optimizer.zero_grad()
                 self._loss(batch).backward()
                 optimizer.step()
                 averaged.update_parameters(trained)
             bar.advance()
             self.network = averaged.module
-            ranks = self.ranks(stop_by, filter_seen=True)
-            figure = float(ndcg(ranks).mean())
-            log.debug("%s, epoch %d: validation ndcg@10 %.4f", self.name, epoch, figure)
-            if figure > best:
-                best, best_epoch, weights = figure, epoch, copy.deepcopy(self.network.state_dict())
+            figure = float(ndcg(self.ranks(stop_by, filter_seen=True)).mean())
+            done["epoch"] += 1
+            log.debug("%s, epoch %d: validation ndcg@10 %.4f", self.name, done["epoch"], figure)
+            if figure > done["best"]:
+                done |= {"best": figure, "best_epoch": done["epoch"]}
+                done["weights"] = copy.deepcopy(self.network.state_dict())
             self.network = trained
-            if epoch >= best_epoch + max(config.patience, min(PATIENCE / len(batches), 3 * config.patience)):
-                break
+            if time.monotonic() - saved >= SAVE_SECONDS:
+                self._save(parts, rng, done)
+                saved = time.monotonic()
         bar.close()
-        self.network.load_state_dict(weights)
-        log.info("%s: %d epochs, validation ndcg@10 %.4f after epoch %d", self.name, epoch, best, best_epoch)
+        self._save(parts, rng, done)
+        self.network.load_state_dict(done["weights"])
+        said = done["epoch"], done["best"], done["best_epoch"]
+        log.info("%s: %d epochs, validation ndcg@10 %.4f after epoch %d", self.name, *said)
+
+    def _save(self, parts: Mapping[str, Any], rng: np.random.Generator, done: dict[str, Any]) -> None:
+        """Write the checkpoint: the state of `parts`, of both random generators, and what is `done`."""
+        if self.checkpoint is None:
+            return
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"done": done, "order": rng.bit_generator.state, "dropout": [torch.get_rng_state()]}
+        if self.device.type == "cuda":
+            state["dropout"] += torch.cuda.get_rng_state_all()
+        write_file(self.checkpoint, lambda file: torch.save(state, file))
+
+    def _resume(self, parts: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Go on from the checkpoint, if there is one; return what is done: `epoch`, and of the best epoch `best`,
+        `best_epoch` and `weights`."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return {"epoch": 0, "best": -1.0, "best_epoch": 0, "weights": {}}
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        rng.bit_generator.state = state["order"]
+        torch.set_rng_state(state["dropout"][0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["dropout"][1:])
+        log.info("%s: going on after epoch %d", self.name, state["done"]["epoch"])
+        return dict(state["done"])
 
     def _make_network(self, n_items: int) -> Any:
         return _Network(n_items, self.config)

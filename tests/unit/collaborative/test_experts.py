@@ -299,3 +299,48 @@ def test_a_log_that_cannot_train_an_expert_is_named_by_its_flag(name: str) -> No
     config = replace(EVERY, models=[name])
     with pytest.raises(UserError, match=rf"^experts\.models {name}: the log has no"):
         Experts(config, VECTORS, examples(60, 1)).fit([np.array([0]), np.array([1])], ITEMS)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("stopped", [1, 3, 4])
+def test_a_stopped_training_goes_on_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stopped: int
+) -> None:
+    monkeypatch.setattr("llmrec.collaborative.sasrec.SAVE_SECONDS", 0.0)
+    section = replace(getattr(EVERY, name), epochs=4, dropout=0.5)
+    config = replace(EVERY, models=[name], **{name: section})
+
+    def made(folder: Path | None) -> Experts:
+        experts = Experts(config, VECTORS, examples(60, 1))
+        if folder is not None:
+            experts.checkpoint_in(folder)
+        return experts
+
+    undisturbed = made(None).fit(walks(200, 8, 0), ITEMS).arrays()
+    ranks, asked = TRAINED[name].ranks, []
+
+    def stopping(self, cases, filter_seen):
+        asked.append(len(asked))
+        if len(asked) > stopped:
+            raise KeyboardInterrupt
+        return ranks(self, cases, filter_seen)
+
+    monkeypatch.setattr(TRAINED[name], "ranks", stopping)
+    if stopped < 4:
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path).fit(walks(200, 8, 0), ITEMS)
+    else:
+        made(tmp_path).fit(walks(200, 8, 0), ITEMS)
+    assert (tmp_path / f"{name}.checkpoint").is_file()
+
+    def counting(self, cases, filter_seen):
+        asked.append(len(asked))
+        return ranks(self, cases, filter_seen)
+
+    asked.clear()
+    monkeypatch.setattr(TRAINED[name], "ranks", counting)
+    resumed = made(tmp_path).fit(walks(200, 8, 0), ITEMS).arrays()
+    assert len(asked) == 4 - stopped, "only the epochs that were left"
+    assert resumed.keys() == undisturbed.keys()
+    for key, array in undisturbed.items():
+        np.testing.assert_array_equal(resumed[key], array, err_msg=key)
