@@ -167,7 +167,7 @@ class SASRec(TrainedBaseline):
         optimizer, trained = self._optimizer(), self.network.to(self.device)
         averaged: AveragedModel | None = None
         best, best_epoch, weights = -1.0, 0, {}
-        bar = progress_bar(f"training {self.name}", config.epochs, 0)
+        bar = progress_bar(f"training {self.name}", config.epochs, unit="epochs")
         for epoch in range(1, config.epochs + 1):
             trained.train()
             batches = list(self._batches(sequences, rng))

@@ -111,7 +111,7 @@ def align(material: Material, validation: Validation | None, folder: Path, rewar
     state.wait_for_everyone()
     if not progress.lines:
         _evaluate(material, validation, objective, progress, optimizer, folder, own)
-    bar = progress_bar("align", steps, progress.step)
+    bar = progress_bar("align", steps, progress.step, "steps")
     while progress.step < steps and not (config.patience and progress.waited >= config.patience):
         step = progress.step
         _step(material, objective, optimizer, progress, batches[step : step + config.updates], _rate(step, steps))

@@ -143,7 +143,7 @@ class RQVAE(Quantizer):
         loss = Loss(settings.loss, self.model, self._config.seed)
         optimizer = _optimizer(settings, self.model)
         used = [torch.zeros(codes, dtype=torch.bool, device=data.device) for codes in self.level_sizes]
-        for epoch in track(range(1, settings.epochs + 1), "rq-vae"):
+        for epoch in track(range(1, settings.epochs + 1), "rq-vae", unit="epochs"):
             order = torch.randperm(len(data), generator=rng).to(data.device)
             loss.start_epoch()
             mean = self._train_epoch(data, vectors, order, loss, optimizer, used)
