@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from llmrec import __version__
-from llmrec.atomic import usual_modes
-from llmrec.recommender import bundle
+from llmrec.atomic import usual_modes, write_text
+from llmrec.recommender import bundle, hub
+from llmrec.recommender.card import card_text
 from llmrec.recommender.trained import Trained
 from llmrec.recommender.weights import save_weights
 from llmrec.tasks.config import ASKED, save_templates
@@ -43,4 +44,5 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
         preference=recommender.preference,
     )
     bundle.write_header(header, folder)
+    write_text(folder / hub.CARD, card_text(folder))
     usual_modes(folder)
