@@ -49,8 +49,7 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
     Raises:
         UserError: the folder exists and is not empty, or the server can't run this model.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out {folder}: exists already; name a new folder.")
+    require_new(folder)
     _check(recommender.model.config, target)
     vocabulary, trie = recommender.renderer.vocabulary, recommender.store.trie
     most_children = max(int(starts.diff().max()) for starts in trie.starts)
@@ -85,6 +84,12 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
         usual_modes(new)
         put_in_place(new, folder)
     return header
+
+
+def require_new(folder: Path) -> None:
+    """Raise UserError if the folder of an export exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder}: exists already; name a new folder.")
 
 
 def next_tokens(trie: ItemTrie, vocabulary: ItemVocabulary) -> dict[str, np.ndarray]:
