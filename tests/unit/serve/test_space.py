@@ -10,6 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import SpaceCardData
 
+from llmrec.cli import serve
 from llmrec.cli.main import main
 from llmrec.errors import UserError
 from llmrec.recommender import bundle, hub
@@ -67,19 +68,13 @@ def test_a_space_for_a_bundle_on_the_hub(wheel: Path, tmp_path: Path) -> None:
     assert (out / wheel.name).read_bytes() == wheel.read_bytes()
 
 
-def test_the_server_takes_the_command(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`llmrec serve` reads the flags of the Dockerfile, and asks for that revision."""
+def test_the_server_takes_the_command(wheel: Path, tmp_path: Path) -> None:
+    """`llmrec serve` reads the flags of the Dockerfile."""
     export_space("org/shop@v2", wheel, tmp_path / "out")
-    asked = []
-
-    def locate(name: str) -> Path:
-        asked.append(name)
-        raise UserError("that far, and no further.")
-
-    monkeypatch.setattr(bundle, "locate", locate)
-    command = json.loads(instructions(tmp_path / "out")[-1][1])
-    assert main(command[1:]) == 2
-    assert asked == ["org/shop@v2"]
+    program, command, *flags = json.loads(instructions(tmp_path / "out")[-1][1])
+    options = serve._parser().parse_args(flags)
+    assert (program, command) == ("llmrec", "serve")
+    assert (options.model, options.host, options.port) == ("org/shop@v2", "0.0.0.0", 7860)
 
 
 def test_a_bundle_without_a_revision_gets_todays(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
