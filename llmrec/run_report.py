@@ -214,7 +214,8 @@ def _training(log: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _fusions(folder: Path, manifests: Mapping[str, Any]) -> list[tuple[str, Rows]]:
     """The weights of the language model's features and of the experts, as (caption, rows)."""
-    tables, fusion, experts = [], folder / "model" / FUSION, folder / "experts" / fused.CONFIG
+    tables: list[tuple[str, Rows]] = []
+    fusion, experts = folder / "model" / FUSION, folder / "experts" / fused.CONFIG
     if "model" in manifests and fusion.is_file():
         weights = FusionWeights.load(fusion)
         tables.append(("The language model's ranking, as its features are added up", _weight_rows(weights)))
