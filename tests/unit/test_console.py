@@ -3,8 +3,11 @@
 import io
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import polars as pl
 import pytest
@@ -103,19 +106,16 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """Stderr, as a terminal."""
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    stderr = Terminal()
-    monkeypatch.setattr("sys.stderr", stderr)
-    return stderr
+@contextmanager
+def terminal() -> Iterator[Terminal]:
+    """Stderr, as a terminal. A fixture could not do it: pytest takes stderr back between a fixture and its test."""
+    with patch.dict("os.environ", {"TERM": "xterm", "COLUMNS": "120"}), redirect_stderr(Terminal()) as stderr:
+        yield stderr
 
 
-def seen(terminal: Terminal) -> list[str]:
+def seen(stderr: Terminal) -> list[str]:
     """The lines written to a terminal, without its commands."""
-    return [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue()))]
+    return [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stderr.getvalue()))]
 
 
 def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,28 +126,28 @@ def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_a_range_counts_in_its_own_numbers(terminal: Terminal) -> None:
+def test_a_range_counts_in_its_own_numbers() -> None:
     counted = []
-    for start in track(range(2, 12, 4), "counting", unit="things"):
-        [task] = _Bar._screen.tasks
-        counted.append((start, task.completed, task.total))
-        _Bar._screen.refresh()
+    with terminal() as stderr:
+        for start in track(range(2, 12, 4), "counting", unit="things"):
+            [task] = _Bar._screen.tasks
+            counted.append((start, task.completed, task.total))
+            _Bar._screen.refresh()
     assert counted == [(2, 0, 10), (6, 4, 10), (10, 8, 10)]
     assert _Bar._screen is None
-    assert any(re.match(r"counting .* +8/10 .*things/(s|min)", line) for line in seen(terminal)), seen(terminal)
+    assert any(re.match(r"counting .* +8/10 .*things/(s|min)", line) for line in seen(stderr)), seen(stderr)
 
 
-def test_items_without_a_length_have_no_end(terminal: Terminal) -> None:
-    for _ in track(iter("ab"), "reading"):
-        assert _Bar._screen.tasks[0].total is None
-    for _ in track(["a", "b"], "reading"):
-        assert _Bar._screen.tasks[0].total == 2
+def test_items_without_a_length_have_no_end() -> None:
+    with terminal():
+        for _ in track(iter("ab"), "reading"):
+            assert _Bar._screen.tasks[0].total is None
+        for _ in track(["a", "b"], "reading"):
+            assert _Bar._screen.tasks[0].total == 2
 
 
-def test_bars_share_the_screen_and_log_lines_stand_above(terminal: Terminal) -> None:
-    logger = logging.getLogger("llmrec")
-    before, logger.handlers = logger.handlers, []
-    try:
+def test_bars_share_the_screen_and_log_lines_stand_above() -> None:
+    with terminal() as stderr:
         log_to_stderr()
         outer = progress_bar("evaluating [all]", 2, done=1, unit="systems")
         for _ in track(range(3), "decoding\x1b[31m", unit="users"):
@@ -157,19 +157,18 @@ def test_bars_share_the_screen_and_log_lines_stand_above(terminal: Terminal) -> 
         assert [task.completed for task in _Bar._screen.tasks] == [1]
         outer.close()
         outer.close()
-    finally:
-        logger.handlers = before
-        logger.propagate = True
-    lines = seen(terminal)
+    lines = seen(stderr)
     assert any(line.endswith("half done") and "evaluating" not in line for line in lines), lines
     assert any(line.startswith("evaluating [all]") for line in lines), "square brackets are text"
     assert _Bar._screen is None
 
 
-def test_a_bar_ends_with_the_loop_that_fails(terminal: Terminal) -> None:
-    steps = track(range(3), "failing")
-    next(steps)
-    steps.close()
+def test_a_bar_ends_with_the_loop_that_fails() -> None:
+    with terminal():
+        steps = track(range(3), "failing")
+        next(steps)
+        assert _Bar._screen is not None
+        steps.close()
     assert _Bar._screen is None
 
 

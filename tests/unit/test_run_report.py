@@ -153,7 +153,7 @@ def test_text_of_others_stays_text(run: Path) -> None:
     split["steps"][0]["step"] = f"rows of {EVIL}"
     (run / "data" / "split.json").write_text(json.dumps(split))
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["data"]["columns"] = {"title": "<script>"}
+    config["data"]["title_column"] = "<script>"  # the name that the field had then
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     evil = run.rename(run.with_name("<script>alert('run')<b>"))
     text = run_report(evil, FOLDERS)

@@ -71,7 +71,7 @@ def test_a_push_names_repository_licence_and_data(tmp_path: Path) -> None:
     [
         ("---\nlicense: [\n---\n# A card\n", [], "README.md of the bundle: its fields can't be read"),
         ("---\n- a list\n---\n", [], "metadata block should be a dict"),
-        ("---\nlicense: mit\n---\n", ["not an id"], "--dataset not an id: expected the id of a data set"),
+        ("---\nlicense: mit\n---\n", ["not an id"], "dataset not an id: expected the id of a data set"),
     ],
 )
 def test_what_can_not_be_published(text: str, datasets: list[str], words: str) -> None:
