@@ -1,6 +1,7 @@
 """Output to the terminal: log lines, progress bars, untrusted text made safe to print, and tables of text cells."""
 
 import atexit
+import itertools
 import logging
 import re
 import sys
@@ -28,14 +29,16 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
         total: number of items, if they have no length.
         unit: what is counted, in the plural: `users`.
     """
+    sizes: Iterable[int] = itertools.repeat(1)
     if isinstance(items, range):
-        total = items.stop - items.start
+        total, step, stop = items.stop - items.start, items.step, items.stop
+        sizes = (min(step, stop - start) for start in items)
     elif total is None and isinstance(items, Sized):
         total = len(items)
     with closing(progress_bar(description, total, unit=unit)) as bar:
-        for item in items:
+        for item, size in zip(items, sizes, strict=False):
             yield item
-            bar.advance(min(items.step, items.stop - item) if isinstance(items, range) else 1)
+            bar.advance(size)
 
 
 class _Bar:

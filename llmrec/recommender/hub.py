@@ -5,11 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from llmrec.console import get_logger
 from llmrec.errors import UserError
 from llmrec.resources import HUB_SECONDS, is_repo_id
 from llmrec.tasks.config import TASKS
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 log = get_logger(__name__)
 
@@ -161,12 +165,13 @@ def _published_card(text: str, repo_id: str, license: str | None = None, dataset
             raise UserError(f"--dataset {name}: expected the id of a data set on the Hub, such as org/name.")
     try:
         card = ModelCard(text)
-        if card.data.eval_results:
-            card.data.model_name = repo_id.rpartition("/")[2]
+        fields = cast("ModelCardData", card.data)
+        if fields.eval_results:
+            fields.model_name = repo_id.rpartition("/")[2]
         if license is not None:
-            card.data.license = license
+            fields.license = license
         if datasets:
-            card.data.datasets = list(datasets)
+            fields.datasets = list(datasets)
         return str(card)
     except Exception as error:  # yaml and the Hub's client raise many types
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
