@@ -1,52 +1,122 @@
 """Output to the terminal: log lines, progress bars, untrusted text made safe to print, and tables of text cells."""
 
+import atexit
+import itertools
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+import threading
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import closing
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
 _SPACES = "\t\n\v\f\r\x85\u2028\u2029"
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield from `items` with a progress bar on stderr; no bar when stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track as rich_track
+def track(items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
+    """Yield from `items` with a progress bar on stderr; no bar when stderr is not a terminal.
 
-    yield from rich_track(items, description, total=total, console=Console(stderr=True), transient=True)
+    A range counts in its own numbers: `range(0, 1000, 64)` goes to 1,000, not to 16.
+
+    Args:
+        items: what to yield.
+        description: what is going on.
+        total: number of items, if they have no length.
+        unit: what is counted, in the plural: `users`.
+    """
+    sizes: Iterable[int] = itertools.repeat(1)
+    if isinstance(items, range):
+        total, step, stop = items.stop - items.start, items.step, items.stop
+        sizes = (min(step, stop - start) for start in items)
+    elif total is None and isinstance(items, Sized):
+        total = len(items)
+    with closing(progress_bar(description, total, unit=unit)) as bar:
+        for item, size in zip(items, sizes, strict=False):
+            yield item
+            bar.advance(size)
 
 
 class _Bar:
     """A progress bar that the caller advances; it does nothing if stderr is not a terminal."""
 
-    def __init__(self, description: str, total: int, done: int) -> None:
-        self._progress = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
+    _screen: "Progress | None" = None
+    """What shows all bars that are open, one below the other; None if none is open."""
+    _lock = threading.Lock()
 
-            self._progress = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._progress.add_task(description, total=total, completed=done)
-            self._progress.start()
+    def __init__(self, description: str, total: int | None, done: int, unit: str) -> None:
+        self._shown: tuple[Progress, TaskID] | None = None
+        if not sys.stderr.isatty():
+            return
+        with _Bar._lock:
+            if _Bar._screen is None:
+                _Bar._screen = _screen()
+                _Bar._screen.start()
+                atexit.register(_Bar._screen.stop)  # shows the cursor again if the program ends before the loop
+            task = _Bar._screen.add_task(printable(description), total=total, completed=done, unit=unit)
+            self._shown = (_Bar._screen, task)
 
-    def advance(self) -> None:
-        if self._progress is not None:
-            self._progress.advance(self._task)
+    def advance(self, count: int = 1) -> None:
+        if self._shown is not None:
+            screen, task = self._shown
+            screen.advance(task, count)
 
     def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._shown is None:
+            return
+        (screen, task), self._shown = self._shown, None
+        with _Bar._lock:
+            screen.remove_task(task)
+            if not screen.tasks:
+                screen.stop()
+                atexit.unregister(screen.stop)
+                _Bar._screen = None
 
 
-def progress_bar(description: str, total: int, done: int = 0) -> _Bar:
-    """A progress bar on stderr for a loop in another library. Call `advance()` per step and `close()` at the end."""
-    return _Bar(description, total, done)
+def _screen() -> "Progress":
+    """Shows bars on stderr: description, bar, done of total, rate, time that is left."""
+    from rich import progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
+            return Text(rate(task.finished_speed or task.speed, task.fields["unit"]))
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=30),
+        progress.MofNCompleteColumn(),
+        Rate(),
+        progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # stdout has the answer
+    )
+
+
+def rate(speed: float | None, unit: str) -> str:
+    """A speed per second as `1,234 users/s`, `12.3 users/s` or `6.0 users/min`; empty if it is unknown."""
+    if not speed:
+        return ""
+    number, per = (speed, "s") if speed >= 0.5 else (60 * speed, "min")
+    return f"{number:,.{0 if number >= 100 else 1}f}{f' {unit}' if unit else ''}/{per}"
+
+
+def progress_bar(description: str, total: int | None, done: int = 0, unit: str = "") -> _Bar:
+    """A progress bar on stderr for a loop in another library. Call `advance()` per step and `close()` at the end.
+
+    Args:
+        description: what is going on.
+        total: number of steps; None if it is unknown.
+        done: how many are done already.
+        unit: what is counted, in the plural.
+    """
+    return _Bar(description, total, done, unit)
 
 
 def printable(text: str) -> str:
@@ -69,6 +139,17 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith("llmrec") else f"llmrec.{name}")
 
 
+class _StderrHandler(logging.Handler):
+    """Writes to the stderr of the moment, which puts lines above the progress bars while some are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
 class _PrintableFormatter(logging.Formatter):
     """Makes log lines printable, as they can contain untrusted names of files and items."""
 
@@ -80,7 +161,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     """Send llmrec's log lines to stderr as `12:00:00 message`. A second call only sets the level."""
     logger = logging.getLogger("llmrec")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _StderrHandler()
         handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.propagate = False

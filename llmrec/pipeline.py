@@ -56,7 +56,7 @@ def run(config: Config, run: RunDirectory, until: str = "evaluate") -> None:
         run.write(CONFIG, yaml.safe_dump(asdict(config), sort_keys=False))
     make_stages(config, run, until)
     if until == "evaluate" and run.main:
-        finalize(run)
+        finalize(config, run)
 
 
 def check(config: Config, run: RunDirectory, until: str) -> None:
@@ -309,8 +309,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 def evaluate_stage(config: Config, run: RunDirectory) -> None:
     """Evaluate the recommender and the baselines -> metrics.json, per_user.parquet, report.md, report.png.
 
-    Also writes text_queries.json if the run has intentions, diagnosis.* for `evaluate.diagnose` and frontier.* for
-    `evaluate.frontier`.
+    Also text_queries.json if the run has intentions, and diagnosis.* and frontier.* if `evaluate` asks for them.
     """
     from llmrec.embed import Embeddings
     from llmrec.evaluation.diagnosis import diagnose, frontier, write_diagnosis, write_frontier
@@ -347,19 +346,21 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
         if lost is not None:
             write_diagnosis(lost, out)
 
-    run.build(Stage("evaluate", steers, make, reads=reads))
+    run.build(Stage("evaluate", steers, make, reads=reads, spare=("report.html",)))
 
 
-def finalize(run: RunDirectory) -> None:
-    """Write the results of the evaluation into the bundle: the model card, and the default scoring for decoding."""
+def finalize(config: Config, run: RunDirectory) -> None:
+    """Write the evaluation's results into the bundle (model card, default scoring), and the report of the run."""
     from llmrec.evaluation.report import model_card
     from llmrec.recommender.bundle import HEADER, header_text, read_header
+    from llmrec.run_report import write_run_report
 
     measured, bundle = metrics(run), run.path("model")
-    texts = {"README.md": model_card(bundle, measured, text_metrics(run))}
+    texts = {"README.md": model_card(bundle, measured, text_metrics(run), asdict(config.data), run.path("data"))}
     if measured["decode"]["constraint"] == "trie":  # else the run measures the constraint, not the scoring
         texts[HEADER] = header_text(replace(read_header(bundle), scoring=measured["decode"]["scoring"]))
     run.amend("model", texts)
+    write_run_report(run, FOLDERS)
 
 
 STAGES = {

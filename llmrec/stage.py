@@ -91,7 +91,7 @@ class Stage:
             f"--{section}.{name} {own} (was {old})"
             for section, fields in self.config.items()
             if isinstance(fields, dict) and isinstance(before.get(section), dict)
-            for name, (own, old) in _differences(fields, with_new_names(section, before[section])).items()
+            for name, (own, old) in differences(fields, with_new_names(section, before[section])).items()
         ]
         return f" again, for {', '.join(changed)}" + (f"; {self.instead}" if self.instead else "") if changed else ""
 
@@ -112,13 +112,13 @@ class Stage:
         }
 
 
-def _differences(own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(own: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted name of each field that differs -> (its value in `own`, in `old`); a missing field is unset."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in [*own, *(name for name in old if name not in own)]:
         here, there = own.get(name, "unset"), old.get(name, "unset")
         if isinstance(here, dict) and isinstance(there, dict):
-            found |= {f"{name}.{inner}": pair for inner, pair in _differences(here, there).items()}
+            found |= {f"{name}.{inner}": pair for inner, pair in differences(here, there).items()}
         elif here != there:
             found[name] = (here, there)
     return found

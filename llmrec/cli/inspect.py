@@ -1,4 +1,4 @@
-"""`llmrec inspect`: print the contents of a run or a bundle."""
+"""`llmrec inspect`: print the contents of a run or a bundle, or write the report of a run."""
 
 import json
 import os
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmrec.atomic import write_text
 from llmrec.cli.command import Command, PlainParser
 from llmrec.console import say
-from llmrec.errors import UserError
+from llmrec.errors import UserError, system_words
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -18,8 +19,12 @@ def main(arguments: Sequence[str]) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--run", metavar="DIR", help="a run directory")
     group.add_argument("--model", metavar="DIR_OR_HUB_ID", help="a bundle")
+    parser.add_argument("--report", metavar="FILE", help="write a run's report there, one HTML page, and nothing else")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout, nothing else")
     options = parser.parse_args(arguments)
+    if options.report is not None:
+        _write_report(options.run, Path(options.report))
+        return
     content = describe_run(Path(options.run)) if options.run else describe_bundle(options.model)
     if options.json:
         print(json.dumps(content))
@@ -33,6 +38,27 @@ def main(arguments: Sequence[str]) -> None:
     _print(content)
     if report:
         _print_report(report)
+
+
+def _write_report(run: str | None, path: Path) -> None:
+    """Write the report of a run, which may be unfinished, to a new file.
+
+    Raises:
+        UserError: no run is named, it has no finished stage, or the file is there already or can't be written.
+    """
+    from llmrec.pipeline import FOLDERS
+    from llmrec.run_report import run_report
+
+    if run is None:
+        raise UserError(f"--report {path}: reports are of runs; name one with --run instead of --model.")
+    if os.path.lexists(path):
+        raise UserError(f"--report {path}: is there already; name another file, or remove it.")
+    text = run_report(Path(run), FOLDERS)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"--report {path}: can't be written ({system_words(error)}).") from None
+    say(f"The report: {path}")
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -139,4 +165,4 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-COMMAND = Command("print the contents of a run or a bundle", main)
+COMMAND = Command("print the contents of a run or a bundle, or write a run's report", main)

@@ -19,12 +19,17 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="the branch; created if it does not exist (default main)")
+    parser.add_argument("--license", metavar="ID", help="licence in the model card, as the Hub names it: apache-2.0")
+    parser.add_argument(
+        "--dataset", nargs="+", default=[], metavar="ORG/NAME", help="data sets of the Hub in the model card"
+    )
     parser.add_argument("--message", default="Upload a recommender", help="message of the commit")
     options = parser.parse_args(arguments)
     log_to_stderr()
     from llmrec.recommender.bundle import push
 
-    say(push(options.model, options.repo_id, options.private, options.revision, options.message))
+    target = (options.repo_id, options.private, options.revision, options.message)
+    say(push(options.model, *target, license=options.license, datasets=options.dataset))
 
 
 COMMAND = Command("upload a bundle to the Hugging Face Hub", main)

@@ -70,6 +70,7 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
         say(json.dumps(run.manifest(folder.name)) if as_json else f"Done: {folder}")
         return
     from llmrec.evaluation.report import cold_candidates_line, protocol_line, table, text_queries_line
+    from llmrec.run_report import PAGE, next_steps
 
     metrics = pipeline.metrics(run)
     spoken = pipeline.text_metrics(run)
@@ -86,4 +87,6 @@ def _answer(until: str, run: "RunDirectory", as_json: bool) -> None:
         say(*f"{cold_candidates_line(cold)}\n\n{table(cold)}\n".split("\n"))
     if spoken is not None:
         say(*f"{text_queries_line(spoken)}\n\n{table(spoken)}\n".split("\n"))
-    say(f"The bundle: {run.path('model')}")
+    say(f"The bundle: {run.path('model')}", f"The report: {run.path('evaluate') / PAGE}", "", "What to try next:")
+    for what, words in next_steps(run.folder, pipeline.FOLDERS):
+        say(f"  {what}:", f"    {words}")

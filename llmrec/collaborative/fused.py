@@ -114,7 +114,7 @@ class FusedExperts(BaselineSystem):
                 others = [self.names[other] for other in kept]
                 sums[name] = (kept, self._fit_weights(items, features[..., kept], chosen, others))
         ranks: dict[str, list[np.ndarray]] = {name: [np.empty(0)] for name in sums}
-        for start in track(range(0, len(cases), BATCH), "weighing experts"):
+        for start in track(range(0, len(cases), BATCH), "weighing experts", unit="users"):
             histories, targets = cases.histories[start : start + BATCH], cases.targets[start : start + BATCH]
             values = self.experts.values(histories)
             for name, (kept, weights) in sums.items():
@@ -128,7 +128,7 @@ class FusedExperts(BaselineSystem):
         The items of a history are left out of its ranking.
         """
         cold, limits = self.experts.is_cold, []
-        for start in track(range(0, len(cases), BATCH), "trading warm for cold"):
+        for start in track(range(0, len(cases), BATCH), "trading warm for cold", unit="users"):
             histories, targets = cases.histories[start : start + BATCH], cases.targets[start : start + BATCH]
             scores = self.fused(self.experts.values(histories))
             scores[:, cold] -= self.weights.bonus

@@ -187,7 +187,7 @@ class SASRec(TrainedBaseline):
         parts = {"network": trained, "averaged": averaged, "optimizer": optimizer}
         done = self._resume(parts, rng)
         patience = max(config.patience, min(PATIENCE / steps, 3 * config.patience))
-        bar, saved = progress_bar(f"training {self.name}", config.epochs, done["epoch"]), time.monotonic()
+        bar, saved = progress_bar(f"training {self.name}", config.epochs, done["epoch"], "epochs"), time.monotonic()
         while done["epoch"] < min(config.epochs, done["best_epoch"] + patience):
             trained.train()
             for batch in self._batches(sequences, rng):

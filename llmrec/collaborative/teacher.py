@@ -107,7 +107,7 @@ class Teacher:
         shape = (int(starts[-1]),)
         rows = np.lib.format.open_memmap(path, "r+" if begun else "w+", None if begun else layout, shape)
         codes = sparse.csr_matrix((np.ones(len(first_codes), np.float32), (np.arange(len(first_codes)), first_codes)))
-        for at in track(range(begun, len(rows), BATCH), "teaching"):
+        for at in track(range(begun, len(rows), BATCH), "teaching", unit="prefixes"):
             targets = np.arange(at, min(at + BATCH, len(rows)))
             users = np.searchsorted(starts, targets, side="right") - 1
             places = targets - starts[users] + 1

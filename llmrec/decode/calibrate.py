@@ -162,7 +162,7 @@ def _gather(
     """As `gather`, of n prompts with targets int64 [n]."""
     batches = list(method.search.batches(prompts))
     found, ranks = [], np.full(len(prompts), np.inf)
-    for chosen in track(batches, "calibrating the fusion", total=len(batches)):
+    for chosen in track(batches, "calibrating the fusion", unit="batches"):
         prefilled = method.search.prefill([prompts[i] for i in chosen])
         scored = method.scored(prefilled, 2 * CUT, [filters[i] for i in chosen])
         hits = scored.beams.items[:, :CUT] == targets[chosen, None]

@@ -121,7 +121,7 @@ def learn_head(vectors: np.ndarray, behaviour: Behaviour, config: AlignConfig) -
     head = torch.zeros(x.shape[1], x.shape[1], device=device, requires_grad=True)
     optimizer = torch.optim.Adam([head], lr=config.learning_rate)
     rng = np.random.default_rng(config.seed)
-    for _ in track(range(config.epochs), "align"):
+    for _ in track(range(config.epochs), "align", unit="epochs"):
         total = 0.0
         for batch in np.split(rng.permutation(pairs), range(config.batch_size, len(pairs), config.batch_size)):
             chosen = x[torch.from_numpy(batch.T).to(device)]

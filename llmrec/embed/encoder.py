@@ -5,7 +5,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save, save_file
 
 from llmrec.atomic import write_bytes
-from llmrec.console import get_logger, track
+from llmrec.console import get_logger, progress_bar
 from llmrec.data.catalog import Catalog
 from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
@@ -153,6 +153,10 @@ SHARD = 4096
 """Texts per cache shard; a killed run loses the vectors of one shard at most."""
 
 
+STEP = 8
+"""Batches between two moves of the progress bar."""
+
+
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of the published model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
 
@@ -167,9 +171,14 @@ class SentenceEncoder(Encoder):
             log.info("embedding %d texts with %s", len(missing), self._name)
             # longest first: less padding in a batch, and a batch too large for memory fails at once
             missing.sort(key=len, reverse=True)
-        for start in track(range(0, len(missing), SHARD), "embed"):
-            shard = missing[start : start + SHARD]
-            cache.add(shard, self._forward(shard))
+        with closing(progress_bar("embed", len(missing), unit="texts")) as bar:
+            for start in range(0, len(missing), SHARD):
+                shard, vectors = missing[start : start + SHARD], []
+                for at in range(0, len(shard), STEP * self.config.batch_size):
+                    part = shard[at : at + STEP * self.config.batch_size]
+                    vectors.append(self._forward(part))
+                    bar.advance(len(part))
+                cache.add(shard, np.concatenate(vectors))
         return cache.get(texts)
 
     def _forward(self, texts: list[str]) -> np.ndarray:

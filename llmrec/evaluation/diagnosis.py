@@ -176,7 +176,7 @@ def forced_codes(ranker: ItemRanker, cases: EvalExamples) -> tuple[np.ndarray, n
     codes = ranker.renderer.codes[cases.targets]
     own, place = np.empty(codes.shape, np.float32), np.empty(codes.shape, np.int64)
     size = search.config.batch_size
-    for start in track(range(0, len(cases), size), "forcing codes"):
+    for start in track(range(0, len(cases), size), "forcing codes", unit="users"):
         here = slice(start, start + size)
         prompts = [ranker.prompt_ids(history) for history in cases.histories[here]]
         tokens = vocabulary.token_ids(codes[here])
@@ -216,7 +216,7 @@ def forced_recall(ranker: ItemRanker, cases: EvalExamples, filter_seen: bool) ->
     depth = max(AT, search.config.beams)
     requests = [ranker.prompt_ids(history) for history in cases.histories]
     batches = list(search.batches(requests))
-    for batch in track(batches, "forcing prefixes", total=len(batches)):
+    for batch in track(batches, "forcing prefixes", unit="batches"):
         prefilled = search.prefill([requests[row] for row in batch])
         for level in range(codes.shape[1]):
             filters = []

@@ -76,7 +76,7 @@ def evaluate_systems(
     if len(set(names)) < len(names):
         raise ValueError(f"systems share a name: {names}")
     ranks, lists, seconds = {}, {}, {}
-    for system in track(systems, "evaluating", total=len(systems)):
+    for system in track(systems, "evaluating", unit="systems"):
         started = time.perf_counter()
         answers = system.answers(cases, config.filter_seen, listed=LISTED)
         seconds[system.name] = time.perf_counter() - started

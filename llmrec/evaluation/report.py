@@ -1,17 +1,22 @@
 """The report of an evaluation (metrics.json, per_user.parquet, report.md, report.png) and the bundle's README.md."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from llmrec.console import markdown, plain
 from llmrec.evaluation.metrics import INTERVAL_METRICS
-from llmrec.evaluation.protocol import MAIN, Metrics
-from llmrec.model.architecture import says_encoder_decoder
-from llmrec.recommender.bundle import read_header, readable, sizes
+from llmrec.evaluation.protocol import MAIN, OURS, Metrics
+from llmrec.recommender.card import Evaluated, card_text
+from llmrec.resources import is_repo_id
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+PAIRED = "Bootstrap over users of the per-case difference; the best baseline is the best on these cases."
 _COLUMNS = ("recall@1", "recall@5", "recall@10", "recall@20", "ndcg@10", "mrr@10")
 
 
@@ -30,12 +35,12 @@ def write_report(
 
 def table(metrics: Metrics, slice_name: str = "all") -> str:
     """Plain text for a terminal: one line per system that has the slice, with aligned numbers."""
-    return plain(_rows(metrics, slice_name))
+    return plain(table_rows(metrics, slice_name))
 
 
 def markdown_table(metrics: Metrics, slice_name: str = "all") -> str:
     """The table of `table` in Markdown."""
-    return markdown(_rows(metrics, slice_name))
+    return markdown(table_rows(metrics, slice_name))
 
 
 def protocol_line(metrics: Metrics) -> str:
@@ -68,18 +73,18 @@ def _asked(protocol: dict[str, Any]) -> str:
     return f"{users:,} users" + (f" ({targets:,} targets)" if targets > users else "")
 
 
-def _further_rows(metrics: Metrics) -> list[list[str]]:
-    """A header row, and one row per finer slice: its users, its distinct targets, and the recall@10 of each system."""
+def slice_rows(metrics: Metrics, names: Iterable[str]) -> list[list[str]]:
+    """A header row, and one row per slice: its users, its distinct targets, and the recall@10 of each system."""
     systems = metrics["systems"]
-    finer = {name: entry for name, entry in next(iter(systems.values())).items() if name not in MAIN}
+    slices = next(iter(systems.values()))
     return [["slice", "users", "items", *systems]] + [
         [
             name,
-            f"{entry['users']:,}",
-            f"{entry['items']:,}",
+            f"{slices[name]['users']:,}",
+            f"{slices[name]['items']:,}",
             *(f"{one[name]['recall@10']:.4f}" for one in systems.values()),
         ]
-        for name, entry in finer.items()
+        for name in names
     ]
 
 
@@ -98,7 +103,7 @@ def _write_json(metrics: Metrics, path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
+def table_rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
     """A header row, and one row of cells per system; recall@10 and ndcg@10 have their interval in the cell."""
     slices = {name: entry[slice_name] for name, entry in metrics["systems"].items() if slice_name in entry}
     columns = [name for name in _COLUMNS if all(name in entry for entry in slices.values())]
@@ -120,13 +125,13 @@ def _rows(metrics: Metrics, slice_name: str) -> list[list[str]]:
     return rows
 
 
-def _paired_lines(metrics: Metrics) -> list[str]:
+def paired_lines(metrics: Metrics) -> list[str]:
     """One line per metric and system: its paired difference from the best baseline, and llmrec's from the experts."""
 
     def line(metric: str, name: str, other: str, found: dict[str, Any]) -> str:
         low, high = found["interval"]
         p = f"p (Holm) {found['p_holm']:.3g}" if "p_holm" in found else f"p {found['p']:.3g}"
-        return f"- {metric}: {name} - {other} = {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}], {p}"
+        return f"{metric}: {name} - {other} = {found['difference']:+.4f} [{low:+.4f}, {high:+.4f}], {p}"
 
     lines = []
     for metric, entry in metrics.get("paired", {}).items():
@@ -146,16 +151,15 @@ def _markdown(metrics: Metrics, text_queries: Metrics | None) -> str:
                 f"{slices[name]['users']:,} users, {slices[name]['items']:,} distinct targets.",
             ]
             parts.append(markdown_table(metrics, name))
-    if not slices.keys() <= set(MAIN):
-        parts += ["## Further slices: recall@10", markdown(_further_rows(metrics))]
+    if further := [name for name in slices if name not in MAIN]:
+        parts += ["## Further slices: recall@10", markdown(slice_rows(metrics, further))]
     if "cold_candidates" in metrics:
         cold = metrics["cold_candidates"]
         parts += ["## Cold candidates only", f"{cold_candidates_line(cold).capitalize()}.", markdown_table(cold)]
     if text_queries is not None:
         parts += ["## In plain words", f"{text_queries_line(text_queries)}.", markdown_table(text_queries)]
-    if lines := _paired_lines(metrics):
-        said = "Bootstrap over users of the per-case difference; the best baseline is the best on these cases."
-        parts += ["## Paired differences", said, "\n".join(lines)]
+    if lines := paired_lines(metrics):
+        parts += ["## Paired differences", PAIRED, "\n".join(f"- {line}" for line in lines)]
     if "decode" in metrics:
         parts += ["## Decoding", "\n".join(f"- {name}: {value}" for name, value in metrics["decode"].items())]
     parts.append("![recall@10 and ndcg@10 with intervals](report.png)")
@@ -181,85 +185,104 @@ def _plot(metrics: Metrics, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [recommendation, semantic-ids, llmrec]
----
-
-# A recommender made with llmrec
-
-Started from {base}. Every item of the catalogue has a semantic ID of {levels} codes (codes per level:
-{sizes}); each code is a token of the tokenizer. {weights}
-
-```python
-from llmrec import Recommender
-
-recommender = Recommender.from_pretrained("path/or/hub-id")
-recommender.recommend(prompt="what you look for, in plain words", k=10)
-```
-
-`item_index.parquet` holds the items with their codes and text, `prompts/` the prompts it was trained on,
-`quantizer/` what turns an embedding into codes, `trie.safetensors` the codes as a trie.
-
-{size} in all, {rows} of it the rows of the item tokens.
-
-## Measured
-
-{protocol}.
-
-{table}
-
-{cold}{asked}Decoding: {decode}.
-"""
+DATA = """{source}. After the filters: {users:,} users, {items:,} items, {interactions:,} interactions.
+{kind} split: {events}."""
 
 
 COLD = """Users with a warm target (with training events), and with a cold one:
 
 {warm}
 
-{cold}
-
-"""
+{cold}"""
 
 
 ASKED = """Asked in plain words: {line}.
 
-{table}
-
-"""
+{table}"""
 
 
-WEIGHTS = {
-    "model": "`{kind}` and `AutoTokenizer` load it as it is.",
-    "adapter": "`AutoPeftModelForCausalLM` and `AutoTokenizer` load the adapter onto its base.",
-    "cut": "The adapter is for the first {layers} decoder layers of its base; llmrec cuts the base when it loads the "
-    "bundle, `AutoPeftModelForCausalLM` does not.",
-}
+REPORTED = ("recall@10", "ndcg@10", "mrr@10")
+"""The metrics that the Hub shows."""
 
 
-def model_card(folder: Path, metrics: dict[str, Any], text_queries: dict[str, Any] | None = None) -> str:
-    """The text of README.md for the bundle in `folder`, with its `metrics` and, if measured, those of text queries."""
-    header = read_header(folder)
-    decode, size = metrics["decode"], sizes(folder)
-    cut = header.weights == "adapter" and header.keep_layers > 0
-    kind = "AutoModelForSeq2SeqLM" if says_encoder_decoder(folder) else "AutoModelForCausalLM"
-    asked = cold = ""
+def model_card(
+    folder: Path,
+    metrics: Metrics,
+    text_queries: Metrics | None = None,
+    data: Mapping[str, Any] | None = None,
+    prepared: Path | None = None,
+) -> str:
+    """The text of README.md for the bundle in `folder`.
+
+    Args:
+        folder: the bundle.
+        metrics: of its evaluation.
+        text_queries: of queries in plain words, if measured.
+        data: the section `data` of the configuration; None names no data.
+        prepared: folder of the prepared data; None says nothing of what the filters left.
+    """
+    decode = metrics["decode"]
+    parts = [f"{protocol_line(metrics).capitalize()}.", markdown_table(metrics)]
     if "cold_candidates" in metrics:
-        cold = COLD.format(warm=markdown_table(metrics, "warm"), cold=markdown_table(metrics, "cold"))
+        parts.append(COLD.format(warm=markdown_table(metrics, "warm"), cold=markdown_table(metrics, "cold")))
     if text_queries is not None:
-        asked = ASKED.format(line=text_queries_line(text_queries), table=markdown_table(text_queries))
-    return CARD.format(
-        base=header.base_model,
-        levels=header.levels,
-        sizes=", ".join(map(str, header.level_sizes)),
-        weights=WEIGHTS["cut" if cut else header.weights].format(layers=header.keep_layers, kind=kind),
-        size=readable(size["total"]),
-        rows=readable(size["item_token_rows"]),
-        protocol=protocol_line(metrics).capitalize(),
-        table=markdown_table(metrics),
-        cold=cold,
-        asked=asked,
-        decode=f"ranking {decode['ranking']}, {decode['beams']} beams, scoring {decode['scoring']}, constraint "
-        f"{decode['constraint']}, invalid answers {decode['invalid_rate']:.1%}",
+        parts.append(ASKED.format(line=text_queries_line(text_queries), table=markdown_table(text_queries)))
+    parts.append(
+        f"Decoding: ranking {decode['ranking']}, {decode['beams']} beams, scoring {decode['scoring']}, constraint "
+        f"{decode['constraint']}, invalid answers {decode['invalid_rate']:.1%}."
+    )
+    name = _source(data) if data else "the run's data"
+    return card_text(
+        folder,
+        Evaluated(
+            "\n\n".join(parts),
+            _results(metrics, name, data["format"] if data else "table"),
+            _data_text(name, prepared) if prepared else "",
+            _hub_datasets(data) if data else (),
+        ),
+    )
+
+
+def _results(metrics: Metrics, dataset: str, kind: str) -> "list[EvalResult]":
+    """What the Hub shows: the metrics of llmrec over all users."""
+    from huggingface_hub import EvalResult
+
+    own = metrics["systems"][OURS]["all"]
+    return [
+        EvalResult(
+            task_type="recommendation",
+            task_name="Sequential recommendation",
+            dataset_type=kind,
+            dataset_name=dataset,
+            dataset_split=metrics["protocol"]["part"],
+            metric_type=metric,
+            metric_name=f"{metric}, full ranking",
+            metric_value=round(own[metric], 6),
+        )
+        for metric in REPORTED
+        if metric in own
+    ]
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    """The data in words: the format, and the name of the file, the folder or the data set, without its path."""
+    if data["format"] == "synthetic":
+        return f"The made-up shop of llmrec (seed {data['seed']})"
+    name = data["path"] if data["format"] == "datasets" else Path(data["path"]).name
+    return f"{data['format']}: {name}"
+
+
+def _hub_datasets(data: Mapping[str, Any]) -> list[str]:
+    """The id of the data set, if it is one of the Hub."""
+    name = (data["path"] or "").partition("@")[0].partition(":")[0]
+    return [name] if data["format"] == "datasets" and is_repo_id(name) and not Path(name).exists() else []
+
+
+def _data_text(source: str, prepared: Path) -> str:
+    split = json.loads((prepared / "split.json").read_text("utf-8"))
+    protocol, last = split["protocol"], split["steps"][-1]
+    events = ", ".join(f"{count:,} {part}" for part, count in protocol["events"].items())
+    counts = {name: last[name] for name in ("users", "interactions")}
+    return DATA.format(
+        source=source, items=last["catalogue"], kind=protocol["kind"].capitalize(), events=events, **counts
     )

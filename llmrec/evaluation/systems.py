@@ -177,7 +177,7 @@ class GenerativeSystem(System):
         """As `System.answers`, with the first `depth` items of each ranking: no other target is ranked."""
         parts = [Answers(np.empty(0), np.empty((0, listed), np.int64))]
         size = 8 * self.ranker.search.config.batch_size
-        for start in track(range(0, len(cases), size), "decoding"):
+        for start in track(range(0, len(cases), size), "decoding", unit="users"):
             histories, targets = cases.histories[start : start + size], cases.targets[start : start + size]
             requests = [self.ranker.prompt_ids(history) for history in histories]
             filters = None

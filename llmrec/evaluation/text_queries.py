@@ -194,7 +194,7 @@ def target_ranks(
         batch_size: number of queries per batch.
     """
     ranks = {name: np.empty(len(queries)) for name in (*retrievers, *fusions)}
-    for start in track(range(0, len(queries), batch_size), "asking in words"):
+    for start in track(range(0, len(queries), batch_size), "asking in words", unit="queries"):
         batch = slice(start, start + batch_size)
         scores = {name: retriever.scores(queries.texts[batch]) for name, retriever in retrievers.items()}
         scores |= {name: reciprocal_rank_fusion([scores[part] for part in parts]) for name, parts in fusions.items()}

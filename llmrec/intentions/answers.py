@@ -154,7 +154,7 @@ class Endpoint:
         ):
             asked = [pool.submit(self._ask, client, prompt, answers) for prompt in prompts]
             try:
-                for request in track(as_completed(asked), f"asking {self.name}", len(asked)):
+                for request in track(as_completed(asked), f"asking {self.name}", len(asked), "requests"):
                     request.result()
             except BaseException:
                 self._failed.set()  # running requests still finish and keep their answers
@@ -237,7 +237,7 @@ class LocalModel:
         model, tokenizer = self._load()
         prompts = sorted(prompts, key=len, reverse=True)  # less padding; a batch too large for memory fails at once
         batches = range(0, len(prompts), self._batch_size)
-        for start in track(batches, f"asking {self.name}", len(batches)):
+        for start in track(batches, f"asking {self.name}", unit="prompts"):
             batch = prompts[start : start + self._batch_size]
             texts = [_as_chat(tokenizer, prompt) for prompt in batch]
             inputs = tokenizer(

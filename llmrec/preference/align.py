@@ -116,7 +116,7 @@ def align(material: Material, validation: Validation | None, folder: Path, rewar
     state.wait_for_everyone()
     if not progress.lines:
         _evaluate(material, validation, objective, progress, optimizer, folder, own)
-    bar = progress_bar("align", steps, progress.step)
+    bar = progress_bar("align", steps, progress.step, "steps")
     try:
         while progress.step < steps and not (config.patience and progress.waited >= config.patience):
             step = progress.step

@@ -159,7 +159,7 @@ def sinkhorn_rounds(codes: np.ndarray, quantizer: "Quantizer", x: np.ndarray) ->
     depends on rounding. Here the nearest of these codes wins.
     """
     best, fewest = codes, excess(codes)
-    for _ in track(range(ROUNDS), "sinkhorn"):
+    for _ in track(range(ROUNDS), "sinkhorn", unit="rounds"):
         if fewest == 0:
             break
         moved = _sinkhorn_round(codes, quantizer, x)

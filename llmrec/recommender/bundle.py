@@ -5,7 +5,7 @@ All files are safetensors, JSON, YAML, parquet or text. transformers and peft lo
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -218,7 +218,9 @@ def push(
     repo_id: str,
     private: bool = False,
     revision: str | None = None,
-    message: str = "Upload a recommender",
+    message: str = hub.MESSAGE,
+    license: str | None = None,
+    datasets: Sequence[str] = (),
 ) -> str:
     """Publish the bundle in `folder` on the Hub. The arguments and the returned address are those of `hub.upload`.
 
@@ -226,6 +228,16 @@ def push(
         UserError: the folder holds no bundle, nobody else could load the bundle, or `hub.upload` fails.
     """
     folder = Path(folder)
+    check_publishable(folder)
+    return hub.upload(folder, repo_id, private, revision, message, license, datasets)
+
+
+def check_publishable(folder: Path) -> None:
+    """Check that the bundle in `folder` is whole, and that another machine can load it.
+
+    Raises:
+        UserError: the folder holds no bundle, or its adapter needs a base model that is not on the Hub.
+    """
     check_files(folder)
     header = read_header(folder)
     _check_base(
@@ -233,7 +245,6 @@ def push(
     )
     check_parts(folder, header.weights, header.base_model)
     read_index(folder)
-    return hub.upload(folder, repo_id, private, revision, message)
 
 
 def require_writable(folder: Path) -> None:

@@ -151,7 +151,7 @@ def free_tuples(
     totals = torch.zeros(1, device=search.device)
     for level, size in enumerate(level_sizes):
         means = torch.zeros((len(codes), size), device=search.device)
-        for prompt in track(requests, f"level {level + 1} of {len(level_sizes)}", total=len(requests)):
+        for prompt in track(requests, f"level {level + 1} of {len(level_sizes)}", unit="prompts"):
             means += _next_codes(search, head, prompt, codes) / len(requests)
         require_numbers(means, level, len(level_sizes))
         totals = totals[:, None] + means
@@ -231,7 +231,7 @@ def _described(
     vocabulary = recommender.renderer.vocabulary
     told = "codes-to-item" in recommender.templates
     discoveries = []
-    for row, tuple_ in enumerate(track(codes, "describing", total=len(codes))):
+    for row, tuple_ in enumerate(track(codes, "describing", unit="codes")):
         # The dedup level gets code 0, as for the first item with these codes.
         whole = np.append(tuple_, [0] * (len(vocabulary.level_sizes) - len(tuple_)))
         semantic_id = vocabulary.text(whole.astype(np.int64))

@@ -1,15 +1,19 @@
 """Download a bundle from the Hugging Face Hub, or upload its files in one commit."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from llmrec.console import get_logger
 from llmrec.errors import UserError
-from llmrec.resources import is_repo_id
+from llmrec.resources import HUB_SECONDS, is_repo_id
 from llmrec.tasks.config import TASKS
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 log = get_logger(__name__)
 
@@ -19,6 +23,7 @@ SUFFIXES = (".safetensors", ".json", ".yaml", ".parquet", ".txt", ".jinja")
 MANIFEST = "manifest.json"
 """The file beside the bundle in a run directory that describes the run; it is not published."""
 CARD = "README.md"
+MESSAGE = "Upload a recommender"
 PUBLISHED = (
     CARD,
     # files of llmrec
@@ -67,7 +72,27 @@ def download(name: str) -> Path:
         return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=patterns))
 
 
-def upload(folder: Path, repo_id: str, private: bool, revision: str | None, message: str) -> str:
+def commit_of(repo_id: str) -> str:
+    """The name of the last commit of the repository `org/name`.
+
+    Raises:
+        UserError: there is no such repository, access is denied, or the Hub can't be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _one_line(f"--model {repo_id}: name the revision yourself (org/name@REVISION), for the Hub gave"):
+        return str(HfApi().model_info(repo_id, timeout=HUB_SECONDS).sha)
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    private: bool,
+    revision: str | None,
+    message: str,
+    license: str | None = None,
+    datasets: Sequence[str] = (),
+) -> str:
     """Upload `published_files(folder)` to a repository in one commit, so that nobody downloads a part of them.
 
     The same commit removes the files of an earlier bundle that this one lacks, except for the model card.
@@ -78,13 +103,16 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
         private: create a repository that only its owners can see; an existing one keeps its visibility.
         revision: branch, created if it does not exist; default: main.
         message: message of the commit.
+        license: identifier of the licence in the published model card, as the Hub lists them: apache-2.0; None: that of
+            the bundle's card.
+        datasets: ids of data sets on the Hub in the published model card; none: those of the bundle's card.
 
     Returns:
         The URL of the commit.
 
     Raises:
-        UserError: `repo_id` is not of the form org/name, there is no token, permission is denied, or the Hub can't be
-            reached.
+        UserError: `repo_id` is not of the form org/name, the bundle's card can't be read or is missing though it shall
+            name something, there is no token, permission is denied, or the Hub can't be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
@@ -93,6 +121,12 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
     if get_token() is None:
         raise UserError("--repo-id needs a Hugging Face token with write access: `hf auth login`, or set HF_TOKEN.")
     files = published_files(folder)
+    contents: dict[str, Path | bytes] = {name: folder / name for name in files}
+    if CARD in files:
+        card = _published_card((folder / CARD).read_text("utf-8"), repo_id, license, datasets)
+        contents[CARD] = card.encode("utf-8")
+    elif license is not None or datasets:
+        raise UserError(f"--license, --dataset: {folder} has no {CARD}, in which they would stand; save it again.")
     api = HfApi()
     with _one_line(f"--repo-id {repo_id}: the Hub gave"):
         # `private=False` would make the repository public even if the organisation's default is private.
@@ -102,7 +136,7 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
         stale = set(filter(is_published, api.list_repo_files(repo_id, revision=revision))) - {*files, CARD}
         operations: list[CommitOperationAdd | CommitOperationDelete]
         operations = [CommitOperationDelete(name) for name in sorted(stale)]
-        operations += [CommitOperationAdd(name, folder / name) for name in files]
+        operations += [CommitOperationAdd(name, content) for name, content in contents.items()]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*commit a data file")  # a bundle has parquet files
             commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
@@ -110,6 +144,38 @@ def upload(folder: Path, repo_id: str, private: bool, revision: str | None, mess
     if left := sorted(name for name in others if not name.startswith(".")):
         log.info("not part of the bundle, so not published: %s", ", ".join(left))
     return str(commit.commit_url)
+
+
+def _published_card(text: str, repo_id: str, license: str | None = None, datasets: Sequence[str] = ()) -> str:
+    """A card with the name of its repository, and with the licence and the data sets that its publisher names.
+
+    Args:
+        text: of README.md; other fields and the rest stay as they are.
+        repo_id: org/name.
+        license: identifier of a licence, as the Hub lists them: apache-2.0. None keeps what the card says.
+        datasets: ids of data sets on the Hub; none keeps what the card says.
+
+    Raises:
+        UserError: the fields of the card are not what the Hub can read, or an id is not one.
+    """
+    from huggingface_hub import ModelCard
+
+    for name in datasets:
+        if not is_repo_id(name):
+            raise UserError(f"--dataset {name}: expected the id of a data set on the Hub, such as org/name.")
+    try:
+        card = ModelCard(text)
+        fields = cast("ModelCardData", card.data)
+        if fields.eval_results:
+            fields.model_name = repo_id.rpartition("/")[2]
+        if license is not None:
+            fields.license = license
+        if datasets:
+            fields.datasets = list(datasets)
+        return str(card)
+    except Exception as error:  # yaml and the Hub's client raise many types
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"README.md of the bundle: its fields can't be read ({reason}); mend or remove it.") from None
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from llmrec.model.config import BaseConfig
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.preference.config import PreferenceMethod
 from llmrec.quantize.tokenizer import ItemTokenizer
-from llmrec.recommender import bundle
+from llmrec.recommender import bundle, hub
 from llmrec.recommender.answer import answers
 from llmrec.recommender.prefer import prefer
 from llmrec.recommender.request import Answer, Request, requests_of
@@ -367,12 +367,18 @@ class Recommender:
         save_bundle(self, Path(folder))
 
     def push_to_hub(
-        self, repo_id: str, private: bool = False, revision: str | None = None, message: str = "Upload a recommender"
+        self,
+        repo_id: str,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = hub.MESSAGE,
+        license: str | None = None,
+        datasets: Sequence[str] = (),
     ) -> str:
         """Publish the bundle on the Hub. Arguments, errors and the returned address are those of `bundle.push`."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return bundle.push(folder, repo_id, private, revision, message)
+            return bundle.push(folder, repo_id, private, revision, message, license, datasets)
 
     @classmethod
     def from_pretrained(

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from llmrec import __version__
-from llmrec.atomic import usual_modes
+from llmrec.atomic import usual_modes, write_text
 from llmrec.model.quantized import bits_of
-from llmrec.recommender import bundle
+from llmrec.recommender import bundle, hub
+from llmrec.recommender.card import card_text
 from llmrec.recommender.trained import Trained
 from llmrec.recommender.weights import save_weights
 from llmrec.tasks.config import ASKED, save_templates
@@ -46,4 +47,5 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
         user_tokens=recommender.user_tokens,
     )
     bundle.write_header(header, folder)
+    write_text(folder / hub.CARD, card_text(folder))
     usual_modes(folder)

@@ -49,8 +49,7 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
     Raises:
         UserError: the folder exists and is not empty, or the server can't run this model.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out {folder}: exists already; name a new folder.")
+    require_new(folder)
     if recommender.user_tokens:
         raise UserError(
             f"--target {target}: prompts begin with tokens of the user (tasks.user_tokens), which this server can't "
@@ -90,6 +89,12 @@ def export(recommender: Recommender, target: Target, folder: Path, dtype: Dtype 
         usual_modes(new)
         put_in_place(new, folder)
     return header
+
+
+def require_new(folder: Path) -> None:
+    """Raise UserError if the folder of an export exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder}: exists already; name a new folder.")
 
 
 def next_tokens(trie: ItemTrie, vocabulary: ItemVocabulary) -> dict[str, np.ndarray]:

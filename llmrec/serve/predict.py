@@ -13,7 +13,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import polars as pl
 
 from llmrec import atomic
-from llmrec.console import get_logger
+from llmrec.console import get_logger, progress_bar
 from llmrec.data.bad_rows import TextOptions
 from llmrec.data.files import read_records, require_file
 from llmrec.data.ids import is_id
@@ -132,6 +132,8 @@ def predict(
                     _begin(folder, _key(bundle, source, output, {**decode, **options}))
                 there = {path.name for path in folder.glob("*.parquet")}
             if make is None:
+                if state.is_main_process:
+                    parts = _showing(parts, sum(1 for _ in users(source)))
                 done = _make_parts(recommender, parts, folder, there, state, options)
             else:
                 done = make(parts, folder, there)
@@ -156,6 +158,14 @@ def _chunks(lines: Iterator[User]) -> Iterator[tuple[str, Chunk]]:
         if not chunk and number:
             return
         yield f"{number:06}.parquet", chunk
+
+
+def _showing(parts: Iterator[tuple[str, Chunk]], total: int) -> Iterator[tuple[str, Chunk]]:
+    """Yield the same parts, with a progress bar over the `total` users."""
+    with closing(progress_bar("predict", total, unit="users")) as bar:
+        for name, chunk in parts:
+            yield name, chunk
+            bar.advance(len(chunk))
 
 
 def make_part(recommender: Recommender, chunk: Chunk, part: Path, **options: Any) -> None:

@@ -118,7 +118,7 @@ class _Report(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._forget_after(state.global_step)
-            self.bar = progress_bar("train", state.max_steps, state.global_step)
+            self.bar = progress_bar("train", state.max_steps, state.global_step, "steps")
 
     def _forget_after(self, step: int) -> None:
         """Remove the lines of steps after `step`, the last checkpoint of an interrupted run: these steps run again."""

@@ -114,4 +114,4 @@ def test_check() -> None:
 
 def test_there_are_examples() -> None:
     assert {path.stem for path in EXAMPLES} >= {"end_to_end", "own_quantizer"}
-    assert {path.stem for path in NOTEBOOKS} >= {"first_look"}
+    assert {path.stem for path in NOTEBOOKS} >= {"first_look", "inside_a_bundle", "own_csv"}

@@ -46,7 +46,7 @@ def test_run_directory(tiny_run: Path) -> None:
             "tokenizer.json",
             "README.md",
         ],
-        "evaluate": ["metrics.json", "per_user.parquet", "report.md"],
+        "evaluate": ["metrics.json", "per_user.parquet", "report.md", "report.html"],
     }
     for stage, expected in files.items():
         present = {path.name for path in (tiny_run / stage).iterdir()}

@@ -1,8 +1,13 @@
-"""Text of others, as it is printed: on one line, with nothing that a terminal takes for a command."""
+"""Text of others, as it is printed: on one line, with nothing that a terminal takes for a command. Progress bars."""
 
+import io
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import polars as pl
 import pytest
@@ -10,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.cli.main import main
-from llmrec.console import log_to_stderr, printable
+from llmrec.console import _Bar, log_to_stderr, printable, progress_bar, rate, track
 from llmrec.data import Catalog
 from llmrec.recommender.recommender import Recommender
 
@@ -92,3 +97,91 @@ def test_log_lines_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
         logger.handlers = before
         logger.propagate = True
     assert "item \\x1b[31mred" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    """Takes what is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def terminal() -> Iterator[Terminal]:
+    """Stderr, as a terminal. A fixture could not do it: pytest takes stderr back between a fixture and its test."""
+    with patch.dict("os.environ", {"TERM": "xterm", "COLUMNS": "120"}), redirect_stderr(Terminal()) as stderr:
+        yield stderr
+
+
+def seen(stderr: Terminal) -> list[str]:
+    """The lines written to a terminal, without its commands."""
+    return [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stderr.getvalue()))]
+
+
+def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track(range(0, 10, 4), "counting", unit="things")) == [0, 4, 8]
+    bar = progress_bar("counting", 3, unit="things")
+    bar.advance()
+    bar.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_range_counts_in_its_own_numbers() -> None:
+    counted = []
+    with terminal() as stderr:
+        for start in track(range(2, 12, 4), "counting", unit="things"):
+            [task] = _Bar._screen.tasks
+            counted.append((start, task.completed, task.total))
+            _Bar._screen.refresh()
+    assert counted == [(2, 0, 10), (6, 4, 10), (10, 8, 10)]
+    assert _Bar._screen is None
+    assert any(re.match(r"counting .* +8/10 .*things/(s|min)", line) for line in seen(stderr)), seen(stderr)
+
+
+def test_items_without_a_length_have_no_end() -> None:
+    with terminal():
+        for _ in track(iter("ab"), "reading"):
+            assert _Bar._screen.tasks[0].total is None
+        for _ in track(["a", "b"], "reading"):
+            assert _Bar._screen.tasks[0].total == 2
+
+
+def test_bars_share_the_screen_and_log_lines_stand_above() -> None:
+    with terminal() as stderr:
+        log_to_stderr()
+        outer = progress_bar("evaluating [all]", 2, done=1, unit="systems")
+        for _ in track(range(3), "decoding\x1b[31m", unit="users"):
+            assert [task.description for task in _Bar._screen.tasks] == ["evaluating [all]", "decoding\\x1b[31m"]
+            _Bar._screen.refresh()
+        logging.getLogger("llmrec.x").info("half done")
+        assert [task.completed for task in _Bar._screen.tasks] == [1]
+        outer.close()
+        outer.close()
+    lines = seen(stderr)
+    assert any(line.endswith("half done") and "evaluating" not in line for line in lines), lines
+    assert any(line.startswith("evaluating [all]") for line in lines), "square brackets are text"
+    assert _Bar._screen is None
+
+
+def test_a_bar_ends_with_the_loop_that_fails() -> None:
+    with terminal():
+        steps = track(range(3), "failing")
+        next(steps)
+        assert _Bar._screen is not None
+        steps.close()
+    assert _Bar._screen is None
+
+
+@pytest.mark.parametrize(
+    ("speed", "unit", "words"),
+    [
+        (None, "users", ""),
+        (0.0, "users", ""),
+        (1234.4, "users", "1,234 users/s"),
+        (12.34, "users", "12.3 users/s"),
+        (0.1, "levels", "6.0 levels/min"),
+        (2.0, "", "2.0/s"),
+    ],
+)
+def test_rate(speed: float | None, unit: str, words: str) -> None:
+    assert rate(speed, unit) == words

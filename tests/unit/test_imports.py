@@ -43,6 +43,7 @@ WHOLE = {
     "comparison",
     "benchmark",
     "estimate",
+    "run_report",
 }
 
 

@@ -147,7 +147,7 @@ def _users_and_items(frame: pl.DataFrame, catalog: Catalog | None, path: Path) -
 def _events(path: Path, options: TextOptions) -> pl.DataFrame:
     columns: dict[str, list[Any]] = {name: [] for name in _REVIEW_2018}
     bad = BadRows(path, options)
-    for number, record in track(read_records(path, options=options, bad=bad), f"reading {path.name}"):
+    for number, record in track(read_records(path, options=options, bad=bad), f"reading {path.name}", unit="lines"):
         names = _REVIEW_2023 if "parent_asin" in record else _REVIEW_2018
         user, item, time = (record.get(names[name]) for name in ("user_id", "item_id", "timestamp"))
         rating = record.get(names["rating"])
@@ -173,7 +173,7 @@ def _items(path: Path, options: TextOptions) -> Catalog:
     bad = BadRows(path, options)
     rows: dict[str, dict[str, str]] = {}
     repeated = 0
-    for number, record in track(read_records(path, True, options, bad), f"reading {path.name}"):
+    for number, record in track(read_records(path, True, options, bad), f"reading {path.name}", unit="lines"):
         item = record.get("parent_asin", record.get("asin"))
         if not isinstance(item, str) or not item:
             bad.add(f"line {number}", f"expected a text parent_asin or asin, found {item!r}")

@@ -28,7 +28,7 @@ class AdditiveQuantizer(RQKMeans):
         super()._fit(x, collaborative)
         best = codebooks = self.codebooks
         lowest = np.inf
-        for turn in track(range(self._config.iterations + 1), self._config.method):
+        for turn in track(range(self._config.iterations + 1), self._config.method, unit="rounds"):
             codes = encode_sum(x, codebooks, self._config.encoding_beams)
             residual = _residual(x, codes, codebooks)
             error = float(np.square(residual).sum(dtype=np.float64))

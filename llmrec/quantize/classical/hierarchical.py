@@ -47,7 +47,7 @@ class HierarchicalKMeans(Quantizer):
     def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
         centroids, children = [x.mean(axis=0, keepdims=True)], []
         members = [np.arange(len(x))]  # the rows of each node at the present depth
-        for level in track(range(self.levels), self._config.method):
+        for level in track(range(self.levels), self._config.method, unit="levels"):
             below: list[np.ndarray] = []
             for rows in members:
                 branches, labels = self._split(x[rows], self.level_sizes[level])

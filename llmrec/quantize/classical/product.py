@@ -80,7 +80,7 @@ class OptimizedProductQuantizer(ProductQuantizer):
         self.rotation = np.eye(x.shape[1], dtype=np.float32)
         centred = x - self.mean
         super()._fit(centred, collaborative)
-        for _ in track(range(self._config.iterations), self._config.method):
+        for _ in track(range(self._config.iterations), self._config.method, unit="rounds"):
             self.improve(centred)
 
     def improve(self, centred: np.ndarray) -> None:

@@ -206,7 +206,7 @@ class RQKMeans(Quantizer):
         self.codebooks = []
         norms = np.linalg.norm(x, axis=1)
         residual = x.copy()
-        for level in track(range(config.levels), config.method):
+        for level in track(range(config.levels), config.method, unit="levels"):
             cluster = balanced_kmeans if config.balanced else kmeans
             self.codebooks.append(cluster(residual, self.level_sizes[level], config.iterations, config.seed + level))
             if config.encoding_beams > 1:  # the next level is fitted on the residual of the beam search

@@ -153,7 +153,7 @@ class RQVAE(Quantizer):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, step_size(settings, steps))
         epochs = Epochs(settings, self.model, data)
         used = [torch.zeros(codes, dtype=torch.bool, device=data.device) for codes in self.level_sizes]
-        for epoch in track(range(1, settings.epochs + 1), "rq-vae"):
+        for epoch in track(range(1, settings.epochs + 1), "rq-vae", unit="epochs"):
             order = torch.randperm(len(data), generator=rng).to(data.device)
             loss.start_epoch()
             mean = self._train_epoch(data, vectors, order, loss, scheduler, used)

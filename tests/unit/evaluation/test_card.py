@@ -1,9 +1,12 @@
 """The model card says what was measured."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from llmrec.evaluation.report import model_card
 from llmrec.recommender import bundle
@@ -76,5 +79,40 @@ def test_card_tells_of_text_queries_where_there_are_any(tmp_path: Path) -> None:
     assert "| hybrid | 0.7500 [" in card
     without = model_card(tmp_path, METRICS)
     assert "plain words:" not in without
-    assert without.endswith("invalid answers 0.0%.\n")
-    assert card.endswith("invalid answers 0.0%.\n")
+    assert "invalid answers 0.0%.\n\n## Limits" in without
+    assert "invalid answers 0.0%.\n\n## Limits" in card
+
+
+def test_the_hub_reads_the_figures_and_the_data(tmp_path: Path) -> None:
+    header = bundle.Header(bundle.SCHEMA, "0.1.0", 3, [8, 8, 2], "", "vocab", "org/base", "adapter", 20)
+    bundle.write_header(header, tmp_path)
+    steps = [{"step": "read", "users": 9, "items": 9, "interactions": 99, "catalogue": 9}]
+    steps += [{"step": "5-core", "users": 8, "items": 6, "interactions": 70, "catalogue": 7}]
+    protocol = {"kind": "leave-one-out", "events": {"train": 54, "valid": 8, "test": 8}}
+    (tmp_path / "split.json").write_text(json.dumps({"protocol": protocol, "steps": steps}))
+    data = {"format": "datasets", "path": "org/log:small@train", "seed": 0}
+    card = ModelCard(model_card(tmp_path, METRICS, data=data, prepared=tmp_path))
+    figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert figures == {"recall@10": 0.25, "ndcg@10": 0.125}
+    first = card.data.eval_results[0]
+    assert (first.dataset_type, first.dataset_split) == ("datasets", "test")
+    assert first.dataset_name == "datasets: org/log:small@train"
+    assert card.data.datasets == ["org/log"]
+    assert "8 users, 7 items, 70 interactions.\nLeave-one-out split: 54 train, 8 valid, 8 test." in card.text
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"format": "synthetic", "path": None, "seed": 3}, "The made-up shop of llmrec (seed 3)"),
+        ({"format": "amazon", "path": "/home/me/secret/Beauty", "seed": 0}, "amazon: Beauty"),
+    ],
+)
+def test_data_are_named_without_their_path(data: dict[str, object], said: str, tmp_path: Path) -> None:
+    header = bundle.Header(bundle.SCHEMA, "0.1.0", 3, [8, 8, 2], "", "vocab", "org/base", "adapter", 20)
+    bundle.write_header(header, tmp_path)
+    text = model_card(tmp_path, METRICS, data=data)
+    card = ModelCard(text)
+    assert card.data.eval_results[0].dataset_name == said
+    assert card.data.datasets is None
+    assert "/home" not in text

@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -7,8 +8,7 @@ from scipy.sparse import csr_array
 from llmrec.collaborative.behaviour import Behaviour
 from llmrec.quantize import Quantizer, Report, TokenizeConfig, quantizer_class
 from llmrec.quantize.collisions import dedup
-from llmrec.quantize.report import measure, save_picture
-from llmrec.quantize.report import report as report_module
+from llmrec.quantize.report import map_picture, measure, picture, save_picture
 from llmrec.quantize.report.figures import BLOCK, companions, embedding_hit_rate, nearest, order_by_content
 
 N = 120
@@ -162,7 +162,7 @@ def test_the_curve_of_the_training_is_shown(tmp_path, report, monkeypatch):
     assert "by epoch" not in str(report)
     assert "collisions by epoch 5: 40.00%, 10: 25.00%; kept 10" in str(Report(report | {"training": training}))
     drawn = []
-    monkeypatch.setattr(report_module, "_draw_training", lambda axes, figures: drawn.append(figures))
+    monkeypatch.setattr(picture, "_draw_training", lambda axes, figures: drawn.append(figures))
     for content in ({"training": training}, {"training": None}):
         save_picture(Report(report | content), tmp_path / "report.png", X, fitted()[1][:, 0])
     assert drawn == [training]
@@ -174,3 +174,12 @@ def test_the_curve_of_the_training_is_shown(tmp_path, report, monkeypatch):
 def test_the_picture_of_what_has_no_plane(tmp_path, report, x):
     save_picture(report, tmp_path / "report.png", x, fitted()[1][:, 0])
     assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+def test_the_map_alone_is_a_transparent_picture(report):
+    from matplotlib.image import imread
+
+    pixels = imread(io.BytesIO(map_picture(report, X, fitted()[1][:, 0])), format="png")
+    assert pixels.shape == (540, 840, 4)
+    assert pixels[0, 0, 3] == 0
+    assert pixels[..., 3].max() > 0.5
