@@ -144,7 +144,7 @@ class TransitionSettings:
         return cls(int(window), decay, backward, shrinkage, recency, int(neighbours), power)
 
 
-TUNED_BY = 2000
+TUNED_BY = 10_000
 """Maximum number of validation examples that settings are compared on."""
 
 

@@ -17,7 +17,7 @@ from llmrec.intentions import IntentionsConfig
 from llmrec.model.config import BaseConfig
 from llmrec.preference.config import PreferenceConfig
 from llmrec.quantize.config import TokenizeConfig
-from llmrec.rundir import RunDirectory
+from llmrec.rundir import LOCK, RunDirectory
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
 
@@ -135,5 +135,5 @@ def test_what_the_training_lacks_is_named_before_the_first_stage(
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(UserError, match=r"train\.attention flash_attention_2: no CUDA GPU here"):
         pipeline.check(lacking, run, "evaluate")
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
     pipeline.check(lacking, run, "tokenize")  # nothing is trained
