@@ -139,7 +139,7 @@ def next_steps(folder: Path, stages: Sequence[str]) -> list[tuple[str, str]]:
         reason = "the validation loss still fell at the end: train longer"
         steps.append((reason, f"{again} --train.epochs {2 * epochs:g}"))
     if metrics and not config.get("evaluate", {}).get("diagnose"):
-        steps.append(("see where it loses the targets", f"{again} --evaluate.diagnose true"))
+        steps.append(("see where it loses the targets", f"{again} --evaluate.diagnose 500"))
     return [*steps, ("publish it", f"llmrec push --model {model} --repo-id org/name")]
 
 

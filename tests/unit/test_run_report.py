@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmrec.cli.command import config_parser, parse
 from llmrec.cli.main import main
+from llmrec.cli.stages import configuration
 from llmrec.errors import UserError
 from llmrec.pipeline import FOLDERS
 from llmrec.run_report import PAGE, next_steps, run_report, write_run_report
@@ -187,7 +190,7 @@ def steps(folder: Path, ours: float, theirs: float, losses: list[float], config:
 
 
 def test_next_steps_follow_from_the_figures(tmp_path: Path) -> None:
-    calm = {"train": {"epochs": 4}, "evaluate": {"diagnose": True}}
+    calm = {"train": {"epochs": 4}, "evaluate": {"diagnose": 500}}
     text = steps(tmp_path / "a b", 0.2, 0.1, [3.0, 2.0, 2.5], calm)
     assert "llmrec recommend --model '" in text, "a path with a space is quoted"
     assert "--experts.models" not in text
@@ -196,7 +199,11 @@ def test_next_steps_follow_from_the_figures(tmp_path: Path) -> None:
     text = steps(tmp_path / "a b", 0.1, 0.2, [3.0, 2.5, 2.0], {"train": {"epochs": 4}})
     assert "markov ranks better here: fuse experts with it: llmrec run --config" in text
     assert "--train.epochs 8" in text
-    assert "--evaluate.diagnose true" in text
+    assert "--evaluate.diagnose 500" in text
+    commands = [line[line.index("llmrec run") :] for line in text.split("\n") if "llmrec run" in line]
+    assert len(commands) == 3
+    for command in commands:
+        configuration(parse(config_parser("run", "all stages"), shlex.split(command)[2:]))
     fused = steps(tmp_path / "a b", 0.1, 0.2, [3.0], {"experts": {"models": ["markov"]}})
     assert "--experts.models" not in fused
     assert "--train.epochs" not in fused, "one value tells nothing"
