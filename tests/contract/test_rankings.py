@@ -5,13 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from circle import experts_of
 from tolerances import SCORES
 
-from llmrec.collaborative.config import ExpertsConfig
-from llmrec.collaborative.experts import Experts
-from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import FusionWeights
-from llmrec.data import EvalExamples
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import METHODS, ItemRanker, make_ranking
@@ -39,18 +36,6 @@ def facts_of():
         return ItemFacts(new, content_levels=2, dense=DenseIndex.of(head, texts), fusion_weights=weights)
 
     return make
-
-
-def experts_of(facts: ItemFacts) -> FusedExperts:
-    """Of a shop whose users take the next trained item in a circle."""
-    config = ExpertsConfig(models=["smoothed-markov", "text", "popularity"])
-    warm, texts = np.flatnonzero(~facts.is_cold), facts.dense.texts.numpy()
-    walks = [np.roll(warm, -start)[:5] for start in range(len(warm))]
-    validation = EvalExamples(np.arange(len(walks)), [walk[:-1] for walk in walks], np.array([w[-1] for w in walks]))
-    fused = FusedExperts(config, Experts(config, texts, validation).fit(walks, len(texts)))
-    fused.weights = FusionWeights([1.0, 0.5, 0.1], [0.5, 2.0, 0.0], 0.5, {}, fused.names)
-    fused.ranker = None
-    return fused
 
 
 @pytest.fixture

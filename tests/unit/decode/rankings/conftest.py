@@ -6,12 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from circle import experts_of
 
-from llmrec.collaborative.config import ExpertsConfig
-from llmrec.collaborative.experts import Experts
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import FusionWeights
-from llmrec.data import EvalExamples
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.ranker import make_ranking
 from llmrec.decode.rankings.base import ItemFacts
@@ -37,14 +35,7 @@ def facts(deep, new_items) -> ItemFacts:
 @pytest.fixture
 def experts(facts) -> FusedExperts:
     """They were fitted on histories of the items that are not new."""
-    config = ExpertsConfig(models=["decayed-markov", "text", "popularity"])
-    warm, texts = np.flatnonzero(~facts.is_cold), facts.dense.texts.numpy()
-    walks = [np.roll(warm, -start)[:5] for start in range(len(warm))]
-    validation = EvalExamples(np.arange(len(walks)), [walk[:-1] for walk in walks], np.array([w[-1] for w in walks]))
-    fused = FusedExperts(config, Experts(config, texts, validation).fit(walks, len(texts)))
-    fused.weights = FusionWeights([1.0, 0.5, 0.1], [0.5, 2.0, 0.0], 0.5, {}, fused.names)
-    fused.ranker = None
-    return fused
+    return experts_of(facts)
 
 
 @pytest.fixture
