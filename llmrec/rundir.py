@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from llmrec import atomic, manifest
 from llmrec.atomic import KEY, MANIFEST
@@ -33,7 +33,7 @@ WORK = (KEY, MANIFEST)  # marks of `.NAME.partial` and `.NAME.old`
 
 
 class RunDirectory:
-    """A folder with one subfolder per stage.
+    """A folder with one subfolder per stage. It is locked until it is closed: at the end of a `with`, or when it goes.
 
     Args:
         folder: created if it does not exist.
@@ -62,6 +62,13 @@ class RunDirectory:
             with self.reporting():
                 self._open()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.main:
+            self._closing()
+
     def _open(self) -> None:
         """Create the folder if it does not exist, and lock it."""
         if self.folder.exists() and not self.folder.is_dir():
@@ -70,7 +77,7 @@ class RunDirectory:
         self.folder.mkdir(parents=True, exist_ok=True)
         busy = f"--run {self.folder}: another llmrec is at work there; wait or stop it."
         lock = Lock(self.folder / LOCK, busy)
-        weakref.finalize(self, _close, lock, self.folder.absolute() if made else None)
+        self._closing = weakref.finalize(self, _close, lock, self.folder.absolute() if made else None)
         if self._older():
             with Lock(self.folder / OLD_LOCK, busy):
                 self._mark()

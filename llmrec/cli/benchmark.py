@@ -32,12 +32,12 @@ def main(arguments: Sequence[str]) -> None:
     from llmrec import benchmark
     from llmrec.evaluation import benchmark_report as report
 
-    run = open_run(options.run)
-    found = benchmark.benchmark(config, run, options.seeds, options.language_model, options.redo)
-    if run.main:
-        tables = [report.rows(found), report.cost_rows(found), report.paired_rows(found)]
-        text = "\n\n".join([*map(plain, tables), f"JSON, Markdown and picture: {run.path('benchmark')}"])
-        say(*([json.dumps(found)] if options.json else text.split("\n")))
+    with open_run(options.run) as run:
+        found = benchmark.benchmark(config, run, options.seeds, options.language_model, options.redo)
+        if run.main:
+            tables = [report.rows(found), report.cost_rows(found), report.paired_rows(found)]
+            text = "\n\n".join([*map(plain, tables), f"JSON, Markdown and picture: {run.path('benchmark')}"])
+            say(*([json.dumps(found)] if options.json else text.split("\n")))
 
 
 COMMAND = Command(SUMMARY, main, resumable=True)

@@ -180,8 +180,8 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
     """Move every `--config FILE` to the front, so that flags override the file in any order; return all words.
 
     If FILE does not exist, the shipped file of that name is used: `--config configs/quickstart.yaml` works in any
-    directory. Without any, the configuration of the run directory counts, if it has one: nobody who leaves the flag out
-    wants the stages there made again by the defaults.
+    directory. Without any, and without a flag of `data`, the configuration of the run directory counts, if it has one:
+    nobody who leaves these out wants its data made again by the defaults.
     """
     configs, others = [], []
     words = iter(arguments)
@@ -196,7 +196,8 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
         if not os.path.isfile(path):
             raise UserError(f"--config {name}: no such file.")
         configs += ["--config", _read_yaml(path)]
-    if not configs and (own := _config_of_run(others)) is not None:
+    names_data = any(word.startswith("--data.") for word in others)
+    if not configs and not names_data and (own := _config_of_run(others)) is not None:
         log.warning("No --config: going on with %s.", own)
         configs = ["--config", _read_yaml(own)]
     return configs + [_with_new_name(word) for word in others]

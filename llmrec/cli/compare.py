@@ -39,11 +39,11 @@ def main(arguments: Sequence[str]) -> None:
     from llmrec.cli.stages import open_run
     from llmrec.console import plain
 
-    run = open_run(options.run)
-    result = comparison.compare(contenders, run, options.seeds, options.downstream)
-    if run.main:
-        table = f"{plain(comparison.rows(result))}\n\nJSON, Markdown and picture: {run.path('compare')}"
-        say(*([json.dumps(result)] if options.json else table.split("\n")))
+    with open_run(options.run) as run:
+        result = comparison.compare(contenders, run, options.seeds, options.downstream)
+        if run.main:
+            table = f"{plain(comparison.rows(result))}\n\nJSON, Markdown and picture: {run.path('compare')}"
+            say(*([json.dumps(result)] if options.json else table.split("\n")))
 
 
 def _settings(methods: Sequence[str]) -> dict[str, list[str]]:

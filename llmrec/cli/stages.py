@@ -44,10 +44,10 @@ def command(name: str, until: str, summary: str) -> Command:
         log_to_stderr()
         from llmrec import pipeline
 
-        run = open_run(options.run, options.verify)
-        pipeline.run(configuration(options), run, until)
-        if run.main:
-            _answer(until, run, options.json)
+        with open_run(options.run, options.verify) as run:
+            pipeline.run(configuration(options), run, until)
+            if run.main:
+                _answer(until, run, options.json)
 
     return Command(summary, main, resumable=True)
 

@@ -31,7 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     log_to_stderr()
     from llmrec.cli.stages import open_run
 
-    shown = task_examples(configuration(options), open_run(options.run), options.examples)
+    with open_run(options.run) as run:
+        shown = task_examples(configuration(options), run, options.examples)
     if options.task is not None:
         shown = _only(shown, options.task.split(","))
     say(*([json.dumps({"tasks": shown})] if options.json else "\n".join(map(_text, shown)).split("\n")))

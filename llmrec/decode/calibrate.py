@@ -140,14 +140,15 @@ def calibrate_prompts(ranker: ItemRanker, queries: Queries) -> FusionWeights | N
     """Learn the weights of `PromptRanking` on n requests in words.
 
     Args:
-        ranker: by fusion; its facts have the items' texts.
+        ranker: by any method; its facts have a dense head and the items' texts.
         queries: that the model was not trained on.
 
     Returns:
         The weights; None if fewer than 20 requests have their warm item among the candidates.
     """
-    fusion = _fusion(ranker)
-    method = PromptRanking(fusion.search, fusion.facts, fusion.config)
+    own = ranker.method
+    assert own is not None, "a ranker with facts"
+    method = PromptRanking(own.search, own.facts, own.config)
     prompts = [ranker.prompt_ids(query=text) for text in queries.texts]
     items, features, _ = _gather(method, prompts, queries.targets, [Filter()] * len(queries))
     weights = fit_fusion(items, features, queries.targets, method.facts.is_cold, method.features)

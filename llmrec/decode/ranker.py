@@ -59,15 +59,19 @@ def make_ranking(
     return METHODS[name](search, facts, config)
 
 
-def make_prompt_ranking(search: BeamSearch, facts: ItemFacts, method: RankingMethod) -> PromptRanking | None:
-    """What ranks requests in words beside `method` (fusion or experts): the fusion, where it is calibrated for them.
+def make_prompt_ranking(
+    search: BeamSearch, facts: ItemFacts, method: RankingMethod, auto: bool = False
+) -> PromptRanking | None:
+    """What ranks requests in words beside `method`: the fusion, where it has been calibrated for them.
+
+    There is none beside a method that was named (not `auto`), unless it is fusion or experts.
 
     If the encoder may not be loaded, there is none, and the log says so.
     """
     weights = facts.fusion_weights
     if weights is None or weights.prompts is None or facts.texts is None:
         return None
-    if not isinstance(method, FusionRanking | ExpertsRanking):
+    if not (auto or isinstance(method, FusionRanking | ExpertsRanking)):
         return None
     ranking = PromptRanking(search, facts, method.config)
     if facts.texts.encode is None and "encoder" in weights.prompts.get("features", ()):

@@ -206,7 +206,8 @@ class Recommender:
         dense = None if own.dense is None else own.dense.to(search.device)
         facts = ItemFacts(own.train_counts == 0, levels, dense, self.fusion_weights, own.experts, own.text_index)
         method = make_ranking(search, facts, search.config, name)
-        in_words = make_prompt_ranking(search, facts, method)
+        auto = name is None and search.config.ranking == "auto"
+        in_words = make_prompt_ranking(search, facts, method, auto)
         return ItemRanker(self.renderer, search, context_length(self.model), method, in_words)
 
     def fit(

@@ -253,7 +253,7 @@ def test_sound_weights_with_scores_that_are_not_numbers_are_a_defect(
     """Not dressed up as the user's mistake: the traceback goes through, and the program ends with 1."""
     monkeypatch.setattr(ItemHead, "level", lambda self, hidden, level: torch.full((len(hidden), 32), torch.nan))
     with pytest.raises(NotNumbersError, match="level 1 of 4"):
-        main(["recommend", "--model", str(tiny_run / "model"), "--prompt", "soap"])
+        main(["recommend", "--model", str(tiny_run / "model"), "--prompt", "soap", "--ranking", "beam"])
 
 
 @pytest.mark.parametrize(

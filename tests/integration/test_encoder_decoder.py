@@ -52,7 +52,10 @@ def test_the_bundle_is_an_ordinary_checkpoint(run: Path, recommender: Recommende
 def test_it_ranks_by_the_tree_with_the_calibrated_fusion(run: Path, recommender: Recommender) -> None:
     assert isinstance(recommender.ranker.search, TreeSearch)
     metrics = json.loads((run / "evaluate" / "metrics.json").read_text())
-    assert (metrics["decode"]["ranking"], metrics["decode"]["scoring"]) == ("fusion", "catalogue")
+    assert metrics["decode"]["ranking"] == recommender.fusion_weights.best
+    assert metrics["decode"]["scoring"] == "catalogue"
+    ranker = recommender.ranked_by("fusion")
+    assert ranker.rank([ranker.prompt_ids([0, 1])], 5).items.min() >= 0
     assert metrics["decode"]["invalid_rate"] == 0
     diagnosis = json.loads((run / "evaluate" / "diagnosis.json").read_text())
     assert diagnosis

@@ -102,7 +102,7 @@ def test_config_yaml_is_the_resolved_configuration(tiny_run: Path, llmrec: Progr
 
 
 def test_changed_setting_redoes_what_follows(llmrec: Program, run_copy: Path, tiny_flags: list[str]) -> None:
-    result = llmrec("run", "--run", run_copy, *tiny_flags, "--decode.beams", "30")
+    result = llmrec("run", "--run", run_copy, *tiny_flags, "--decode.beams", "30", "--decode.ranking", "fusion")
     assert result.returncode == 0, result.stderr
     for stage in STAGES:
         assert (f"{stage}: unchanged" in result.stderr) == (stage != "evaluate")
@@ -183,12 +183,14 @@ def test_metrics_systems(metrics: dict[str, Any]) -> None:
                 assert 0 <= low <= high <= 1
 
 
-def test_metrics_decode(metrics: dict[str, Any]) -> None:
+def test_metrics_decode(metrics: dict[str, Any], tiny_run: Path) -> None:
     decode = metrics["decode"]
     assert set(decode) == {
         "ranking", "beams", "scoring", "constraint", "invalid_rate", "invalid_first_rate", "users_per_second"
     }  # fmt: skip
-    assert decode["beams"] == 20, "10 beams are widened to the 20 answers of recall@20"
+    best = json.loads((tiny_run / "model" / "fusion.json").read_text())["best"]
+    assert decode["ranking"] == best, "what auto means"
+    assert decode["beams"] == (20 if best in ("fusion", "beam") else 0), "10 are widened to the 20 answers of recall@20"
     assert (decode["scoring"], decode["constraint"]) == ("catalogue", "trie")
     assert (decode["invalid_rate"], decode["invalid_first_rate"]) == (0, 0)
     assert decode["users_per_second"] > 0

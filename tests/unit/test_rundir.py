@@ -12,7 +12,7 @@ import pytest
 
 from llmrec.errors import UserError
 from llmrec.manifest import CHANGED, note_change
-from llmrec.rundir import MANIFEST, RUN, RunDirectory
+from llmrec.rundir import LOCK, MANIFEST, RUN, RunDirectory
 from llmrec.stage import Stage, file_hashes
 
 
@@ -591,3 +591,20 @@ def test_folders_that_vanish_while_at_work(tmp_path: Path) -> None:
     run.build(Stage("a", {}, writer("a")))
     with pytest.raises(FileNotFoundError):
         run.build(Stage("b", {}, lambda out: (out / "never written").read_text() and None, reads=["a"]))
+
+
+def test_it_is_unlocked_at_the_end_of_a_with_also_after_an_error(tmp_path: Path) -> None:
+    held = []
+
+    def fail() -> None:
+        with RunDirectory(tmp_path / "run") as run:
+            held.append(run)
+            assert (tmp_path / "run" / LOCK).exists()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not (tmp_path / "run").exists(), "it was made for nothing"
+    with RunDirectory(tmp_path / "run"):
+        pass
+    assert held, "the object itself lives on"
