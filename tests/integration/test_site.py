@@ -77,5 +77,5 @@ def test_mkdocs_builds_the_site_without_a_warning(tmp_path: Path) -> None:
     assert {f"llmrec.{name}" for name in llmrec.__all__} <= read["api.html"].ids
     home = (site / "index.html").read_text(encoding="utf-8")
     assert 'href="your_data.html"' in home
-    assert "a notebook (<code>examples/first_look.ipynb</code>)" in home
+    assert "a first look (<code>examples/first_look.ipynb</code>)" in home
     assert not (site / "site").exists()
