@@ -134,7 +134,7 @@ def fit_fusion(
     cold = fit_weights(items, features, targets, there & cold_candidate, cold_target)
     if cold is None:
         if is_cold.any():
-            log.info("fusion: fewer than %d examples found a cold target: cold items weigh as warm ones", LEAST)
+            log.debug("fewer than %d examples found a cold target: cold items weigh as warm ones", LEAST)
         cold = warm
     weights = FusionWeights(warm.tolist(), cold.tolist(), 0.0, {}, list(names))
     limits = bonus_limits(weights, items, features, targets, is_cold)

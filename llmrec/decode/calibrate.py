@@ -47,6 +47,8 @@ def calibrate(
     if weights is None:
         log.warning("the fusion is not calibrated: fewer than %d validation examples found their target", LEAST)
         return None
+    if is_cold.any() and weights.cold == weights.warm:
+        log.info("fusion: fewer than %d examples found a cold target: cold items weigh as warm ones", LEAST)
     chances = compare_rankings(items, features, targets, is_cold, method.features, beam_ranks, (least, share))
     best = max(chances, key=lambda name: chances[name])
     measured = {"beam_recall@10_warm": beams, **weights.measured} | {f"ndcg@10_{n}": v for n, v in chances.items()}
