@@ -194,10 +194,16 @@ def _check_head(config: Config, folder: Path, subject: str) -> None:
         )
     if weight and not path.exists():
         raise UserError(f"--train.dense.weight {weight}: {subject} without a dense head; set it to 0.")
-    if weight and (dim := DenseIndex.load(path).vectors.shape[1]) != config.train.dense.dim:
+    if not weight:
+        return
+    index, dense = DenseIndex.load(path), config.train.dense
+    if (dim := index.vectors.shape[1]) != dense.dim:
         raise UserError(
-            f"--train.dense.dim {config.train.dense.dim}: {subject} with a dense head of {dim} dimensions; set it to "
-            f"{dim}."
+            f"--train.dense.dim {dense.dim}: {subject} with a dense head of {dim} dimensions; set it to {dim}."
+        )
+    if index.own is not None and not dense.item_vectors:
+        raise UserError(
+            f"--train.dense.item_vectors false: {subject} with a dense head that has item vectors; set it to true."
         )
 
 

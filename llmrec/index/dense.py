@@ -34,19 +34,23 @@ class DenseIndex:
         head: the trained head, on the same device as the vectors.
         vectors: the items in the space of the head, float32 [N, d], rows of length 1.
         texts: the items' text vectors from the encoder, float32 [N, D], scaled to rows of length 1.
+        own: vectors of the items' own, which were learnt beside their texts, float32 [N, d], 0 for cold items; None if
+            the head knows texts alone.
     """
 
     head: DenseHead
     vectors: torch.Tensor
     texts: torch.Tensor
+    own: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, head: DenseHead, texts: np.ndarray) -> Self:
+    def of(cls, head: DenseHead, texts: np.ndarray, own: torch.Tensor | None = None) -> Self:
         """Build the index of N items from their text vectors.
 
         Args:
             head: a trained head. It is set to evaluation mode and frozen.
             texts: text vectors of the items, float32 [N, D].
+            own: vectors of the items' own, float32 [N, d], or None.
 
         Raises:
             UserError: D differs from the head's `text_dims`.
@@ -59,9 +63,12 @@ class DenseIndex:
         head = head.eval().requires_grad_(False)
         device = head.query.weight.device
         given = torch.as_tensor(np.asarray(texts, np.float32))
+        own = None if own is None else own.to(device)
+        blocks = given.split(BLOCK)
+        parts = [None] * len(blocks) if own is None else own.split(BLOCK)
         with torch.inference_mode():
-            made = [head.items(block.to(device)) for block in given.split(BLOCK)]
-        return cls(head, torch.cat(made).clone(), F.normalize(given.to(device), dim=1))
+            made = [head.items(block.to(device), part) for block, part in zip(blocks, parts, strict=True)]
+        return cls(head, torch.cat(made).clone(), F.normalize(given.to(device), dim=1), own)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -85,13 +92,16 @@ class DenseIndex:
 
     def with_items(self, texts: np.ndarray) -> Self:
         """Return the index with n more items, of text vectors `texts`, float32 [n, D], at the end. Raises as `of`."""
-        more = self.of(self.head, texts)
-        vectors, texts_ = torch.cat([self.vectors, more.vectors]), torch.cat([self.texts, more.texts])
-        return replace(self, vectors=vectors, texts=texts_)
+        own = None if self.own is None else self.own.new_zeros(len(texts), self.own.shape[1])
+        more = self.of(self.head, texts, own)
+        both = [torch.cat(pair) for pair in ((self.vectors, more.vectors), (self.texts, more.texts))]
+        own = None if self.own is None or more.own is None else torch.cat([self.own, more.own])
+        return replace(self, vectors=both[0], texts=both[1], own=own)
 
     def with_texts(self, rows: np.ndarray, texts: np.ndarray) -> Self:
         """Return the index with text vectors `texts`, float32 [n, D], for the items `rows`, int [n]. Raises as `of`."""
-        changed, at = self.of(self.head, texts), torch.as_tensor(rows)
+        at = torch.as_tensor(rows)
+        changed = self.of(self.head, texts, None if self.own is None else self.own[at])
         vectors, texts_ = self.vectors.clone(), self.texts.clone()
         vectors[at], texts_[at] = changed.vectors, changed.texts
         return replace(self, vectors=vectors, texts=texts_)
@@ -99,19 +109,21 @@ class DenseIndex:
     def rows(self, rows: np.ndarray) -> Self:
         """Return the index of only the items `rows`, int [n], in that order."""
         at = torch.as_tensor(rows)
-        return replace(self, vectors=self.vectors[at], texts=self.texts[at])
+        own = None if self.own is None else self.own[at]
+        return replace(self, vectors=self.vectors[at], texts=self.texts[at], own=own)
 
     def to(self, device: torch.device | str) -> Self:
         """Return the index on `device`, with a copy of the head."""
-        return replace(
-            self, head=copy.deepcopy(self.head).to(device), vectors=self.vectors.to(device), texts=self.texts.to(device)
-        )
+        own = None if self.own is None else self.own.to(device)
+        head = copy.deepcopy(self.head).to(device)
+        return replace(self, head=head, vectors=self.vectors.to(device), texts=self.texts.to(device), own=own)
 
     def save(self, path: Path) -> None:
         """Write the index to `path` as one safetensors file."""
         tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
         # float16 halves the bytes; the encoder's own vectors are not more exact than that.
         tensors |= {"items": self.vectors, "texts": self.texts.half()}
+        tensors |= {} if self.own is None else {"own": self.own}
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
 
     @classmethod
@@ -126,14 +138,16 @@ class DenseIndex:
             tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
             if damaged := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
                 raise ValueError(f"{damaged[0]} holds NaN or infinity")
-            vectors, texts = tensors.pop("items"), tensors.pop("texts").float()
+            vectors, texts, own = tensors.pop("items"), tensors.pop("texts").float(), tensors.pop("own", None)
             state = {name.removeprefix("head."): tensor for name, tensor in tensors.items()}
             dim, hidden = state["query.weight"].shape
             head = DenseHead(hidden, state["item.0.weight"].shape[1], dim)
             head.load_state_dict(state)
             if vectors.shape != (len(texts), dim) or texts.ndim != 2 or texts.shape[1] != head.text_dims:
                 raise ValueError(f"items of shape {tuple(vectors.shape)}, texts of shape {tuple(texts.shape)}")
+            if own is not None and own.shape != vectors.shape:
+                raise ValueError(f"items of shape {tuple(vectors.shape)}, vectors of their own {tuple(own.shape)}")
         except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"{path}: not a dense index that llmrec saved: {reason}.") from None
-        return cls(head.eval().requires_grad_(False), vectors, F.normalize(texts, dim=1))
+        return cls(head.eval().requires_grad_(False), vectors, F.normalize(texts, dim=1), own)

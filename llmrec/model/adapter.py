@@ -351,9 +351,10 @@ class DenseHead(nn.Module):
         """Unit vectors [..., d] of hidden states [..., H]."""
         return F.normalize(self.query(hidden), dim=-1)
 
-    def items(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [..., d] of items, from their text vectors [..., D]."""
-        return F.normalize(self.straight(vectors) + self.item(vectors), dim=-1)
+    def items(self, vectors: torch.Tensor, own: torch.Tensor | None = None) -> torch.Tensor:
+        """Unit vectors [..., d] of items, from their text vectors [..., D] and their own vectors [..., d], if any."""
+        made = self.straight(vectors) + self.item(vectors)
+        return F.normalize(made if own is None else made + own, dim=-1)
 
     @property
     def text_dims(self) -> int:

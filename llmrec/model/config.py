@@ -112,6 +112,12 @@ class DenseConfig:
     The head also ranks cold items (without training events). 0: no head."""
     dim: int = 128
     """Dimensions of the vectors that the head compares."""
+    item_vectors: bool = False
+    """Learn a vector of its own for each warm item, which is added to what the head makes of the item's text. A cold
+    item has the text alone."""
+    vector_dropout: float = 0.2
+    """With `item_vectors`, the share of the items that compete by their texts alone in a step, so that the head still
+    learns from texts what ranks cold items (DropoutNet, Volkovs et al., NeurIPS 2017)."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "train.dense", at_least={0: ("weight",), 1: ("dim",)})
+        check_fields(self, "train.dense", at_least={0: ("weight",), 1: ("dim",)}, shares=("vector_dropout",))

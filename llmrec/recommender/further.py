@@ -49,7 +49,14 @@ def further(
     counts = dict(zip(old.catalog.ids, old.train_counts.tolist(), strict=True))
     new = ItemStore.untrained(catalog, item_tokenizer)
     train_counts = np.array([counts.get(item, 0) for item in catalog.ids], np.int64)
-    recommender.store = replace(new, train_counts=train_counts, dense=old.dense)
+    dense = old.dense
+    if dense is not None and dense.own is not None:
+        row = {item: i for i, item in enumerate(old.catalog.ids)}
+        known = [(i, row[item]) for i, item in enumerate(catalog.ids) if item in row]
+        own = dense.own.new_zeros(len(catalog), dense.own.shape[1])
+        own[[i for i, _ in known]] = dense.own[[i for _, i in known]]
+        dense = replace(dense, own=own)
+    recommender.store = replace(new, train_counts=train_counts, dense=dense)
     recommender.templates, recommender.max_history = dict(templates), max_history
     recommender.fusion_weights, recommender.preference = None, "none"
     return recommender

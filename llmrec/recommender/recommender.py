@@ -20,7 +20,6 @@ from llmrec.decode.ranker import ItemRanker, make_prompt_ranking, make_ranking
 from llmrec.decode.rankings.base import ItemFacts
 from llmrec.decode.search import BeamSearch
 from llmrec.errors import UserError
-from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.adapter import add_item_rows, copied, merged, row_start
@@ -246,11 +245,10 @@ class Recommender:
             vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
         sequences = log.sequences(self.catalog)
         own = sequences.train_sequences()
-        head = None if self.store.dense is None else self.store.dense.head
-        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher, head)
+        before = self.store.dense
+        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher, before)
         with tempfile.TemporaryDirectory() as temporary:
-            self.model, head = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
-        dense = DenseIndex.of(head.cpu().float(), vectors) if head is not None and vectors is not None else None
+            self.model, dense = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
         counts = np.maximum(self.train_counts, sequences.train_counts(len(self.catalog)))  # logs may overlap
         self.store = replace(self.store, train_counts=counts, dense=dense)
         self.fusion_weights = None

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from llmrec.errors import UserError
+from llmrec.index.dense import DenseIndex
 from llmrec.model.adapter import TEMPERATURE, DenseHead
 from llmrec.model.architecture import decoder_of, unwrapped
 from llmrec.tasks.mixture import predicting
@@ -37,6 +38,9 @@ class DenseLoss(nn.Module):
         levels: L, of the semantic IDs.
         vectors: float32 [N, D], of the items' texts.
         sequences: per user, int [n], training items. The items that occur in them compete.
+        own: float32 [N, d], vectors of the items' own to start from, which are trained with the head; None: the head
+            ranks items by their texts alone.
+        vector_dropout: the share of the items that compete without their own vectors in a step.
 
     Attributes:
         items: int64 [B, T], `items` of the batch from a `Collator` with items. The caller sets it before each call.
@@ -45,11 +49,22 @@ class DenseLoss(nn.Module):
     texts: torch.Tensor
     place: torch.Tensor
 
-    def __init__(self, head: DenseHead, levels: int, vectors: np.ndarray, sequences: Sequence[np.ndarray]) -> None:
+    def __init__(
+        self,
+        head: DenseHead,
+        levels: int,
+        vectors: np.ndarray,
+        sequences: Sequence[np.ndarray],
+        own: np.ndarray | None = None,
+        vector_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.head = head
         self.levels = levels
+        self.vectors = vectors
+        self.vector_dropout = vector_dropout
         known = np.unique(np.concatenate([np.empty(0, np.int64), *sequences]))
+        self.own = None if own is None else nn.Parameter(torch.from_numpy(own[known].astype(np.float32)))
         self.register_buffer("texts", torch.from_numpy(vectors[known].astype(np.float32)), persistent=False)
         place = torch.full((len(vectors),), -1)
         place[torch.from_numpy(known)] = torch.arange(len(known))
@@ -87,14 +102,26 @@ class DenseLoss(nn.Module):
         # `hidden` holds one row per predicting position, in order: row[p] is that of flat position p.
         row = where.flatten().cumsum(0) - 1
         texts = self.texts
+        own: torch.Tensor | None = self.own
         if len(texts) > COMPETING:
             chosen = torch.randint(len(texts), (COMPETING,), device=target.device)
             chosen, target = torch.unique(torch.cat([target, chosen]), return_inverse=True)
-            texts, target = texts[chosen], target[: len(at)]
-        items = self.head.items(texts)
+            texts, own, target = texts[chosen], None if own is None else own[chosen], target[: len(at)]
+        if own is not None and self.vector_dropout:
+            own = own * (torch.rand(len(own), 1, device=own.device) >= self.vector_dropout)
+        items = self.head.items(texts, own)
         queries = self.head.queries(hidden[row[at]])
         total = F.cross_entropy((queries @ items.T).float() / TEMPERATURE, target, reduction="sum")
         return total / min(DEPTHS, self.levels)
+
+    def index(self) -> DenseIndex:
+        """The index of all N items by the trained head, on the CPU; cold items have their texts alone."""
+        own = None
+        if self.own is not None:
+            place = self.place.cpu()
+            own = torch.zeros(len(place), self.own.shape[1])
+            own[place >= 0] = self.own.detach().float().cpu()[place[place >= 0]]
+        return DenseIndex.of(self.head.cpu().float(), self.vectors, own)
 
     def _targets(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the loss is computed, from items int64 [B, T].
@@ -116,29 +143,40 @@ def dense_loss(
     sequences: Sequence[np.ndarray],
     levels: int,
     config: TrainConfig,
-    head: DenseHead | None = None,
+    trained: DenseIndex | None = None,
 ) -> DenseLoss | None:
-    """The loss and its dense head: a copy of `head`, or a new one, initialised with the configuration's seed; None if
-    its weight is 0.
+    """The loss and what it trains: a copy of the head and the item vectors of `trained`, or new ones, initialised with
+    the configuration's seed; None if its weight is 0.
 
     Raises:
-        UserError: there are no text vectors, or `head` has other sizes than they and the configuration have.
+        UserError: there are no text vectors, or `trained` has other sizes than they and the configuration have, or item
+            vectors where the configuration has none.
     """
-    if not config.dense.weight:
+    dense = config.dense
+    if not dense.weight:
         return None
     if vectors is None:
         raise UserError(
-            f"--train.dense.weight {config.dense.weight} trains a dense head on text vectors of the items; pass "
+            f"--train.dense.weight {dense.weight} trains a dense head on text vectors of the items; pass "
             "vectors=, or set it to 0."
         )
     torch.manual_seed(config.seed)
     hidden = model.get_output_embeddings().weight.shape[1]
-    trained = DenseHead(hidden, vectors.shape[1], config.dense.dim)
-    if head is not None:
-        if (found := (head.query.out_features, head.text_dims)) != (wanted := (config.dense.dim, vectors.shape[1])):
+    head = DenseHead(hidden, vectors.shape[1], dense.dim)
+    own = np.zeros((len(vectors), dense.dim), np.float32) if dense.item_vectors else None
+    if trained is not None:
+        old = trained.head
+        if (found := (old.query.out_features, old.text_dims)) != (wanted := (dense.dim, vectors.shape[1])):
             raise UserError(
                 f"--train.dense.dim {wanted[0]} and text vectors of {wanted[1]} dimensions: the model has a dense head "
                 f"with {found[0]} and {found[1]}, which is trained further; give it these."
             )
-        trained.load_state_dict(head.state_dict())
-    return DenseLoss(trained, levels, vectors, sequences)
+        head.load_state_dict(old.state_dict())
+        if trained.own is not None:
+            if own is None:
+                raise UserError(
+                    "--train.dense.item_vectors false: the dense head that is trained further has item vectors; set it "
+                    "to true."
+                )
+            own = trained.own.cpu().numpy()
+    return DenseLoss(head, levels, vectors, sequences, own, dense.vector_dropout)

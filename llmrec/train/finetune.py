@@ -16,8 +16,9 @@ from llmrec.collaborative.teacher import Teacher
 from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
+from llmrec.index.dense import DenseIndex
 from llmrec.intentions.intentions import Intentions
-from llmrec.model.adapter import DenseHead, reopened, with_adapter, with_rows
+from llmrec.model.adapter import reopened, with_adapter, with_rows
 from llmrec.model.architecture import context_length, encoder_of, start_token, unwrapped
 from llmrec.model.config import BaseConfig, DenseConfig
 from llmrec.model.rounding import distance, rounded_otherwise
@@ -172,7 +173,8 @@ class TrainingData:
         intentions: intentions of items and preferences of users, in words, or None.
         vectors: float32 [N, D], of the items' texts, which train a dense head, or None.
         teacher: of `sequences`, for `train.distill`, or None.
-        head: a dense head that is trained further; None: a new one, if `train.dense.weight` is above 0.
+        dense: a dense head that is trained further, with the own vectors of the N items, if it has any; None: a new
+            one, if `train.dense.weight` is above 0.
     """
 
     catalog: Catalog
@@ -182,7 +184,7 @@ class TrainingData:
     intentions: Intentions | None = None
     vectors: np.ndarray | None = None
     teacher: Teacher | None = None
-    head: DenseHead | None = None
+    dense: DenseIndex | None = None
 
 
 def finetune(
@@ -192,7 +194,7 @@ def finetune(
     tasks: TasksConfig,
     config: TrainConfig,
     folder: Path,
-) -> "tuple[PreTrainedModel | PeftModel, DenseHead | None]":
+) -> "tuple[PreTrainedModel | PeftModel, DenseIndex | None]":
     """Train on the task mixture; resume from the checkpoint in `folder` if there is one.
 
     Args:
@@ -204,8 +206,8 @@ def finetune(
         folder: for checkpoints and the log.
 
     Returns:
-        The trained model: `model` itself (full), or a PEFT model around it (lora); and the trained dense head, or None
-        if `config.dense.weight` is 0.
+        The trained model: `model` itself (full), or a PEFT model around it (lora); and the dense index of the trained
+        head, or None if `config.dense.weight` is 0.
 
     Raises:
         UserError: there are no training examples, the model was not made for `tasks.user_tokens`, the prompts do not
@@ -268,9 +270,9 @@ def finetune(
             if alone:
                 log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
                 _learn_rows(model, renderer.new_ids, first, config, folder / "rows", learn, objective)
-            dense = dense_loss(model, data.vectors, data.sequences, len(vocabulary.ids), config, data.head)
+            dense = dense_loss(model, data.vectors, data.sequences, len(vocabulary.ids), config, data.dense)
             trained = _learn(model, renderer, rest, config, folder, learn, objective, dense).eval()
-    return trained, None if dense is None else dense.head
+    return trained, None if dense is None else dense.index()
 
 
 def make_collator(model: "PreTrainedModel", renderer: Renderer, config: TrainConfig) -> Collator:

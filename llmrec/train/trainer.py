@@ -67,7 +67,7 @@ def gather(trainer: "Trainer", whole: nn.Module) -> nn.Module:
 WHOLE = "whole"  # file in a complete checkpoint; without it, the writing was interrupted
 
 
-HEAD = "dense_head.safetensors"
+HEAD = "dense.safetensors"
 
 
 Collate = Callable[[list[Any]], dict[str, torch.Tensor]]
@@ -151,7 +151,7 @@ class _Report(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             if self.dense is not None:
-                save_file(self.dense.head.state_dict(), checkpoint / HEAD)
+                save_file(self.dense.state_dict(), checkpoint / HEAD)
             (checkpoint / WHOLE).touch()
 
 
@@ -257,12 +257,12 @@ def run_trainer(
     if checkpoint is not None:
         log.info("Resuming from %s", checkpoint.name)
         if dense is not None:
-            dense.head.load_state_dict(load_file(checkpoint / HEAD))
+            dense.load_state_dict(load_file(checkpoint / HEAD))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     if dense is not None:
         del model.dense_loss
         if config.patience and trainer.state.best_model_checkpoint is not None:
-            dense.head.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / HEAD))
+            dense.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / HEAD))
     # Without this line, the model would keep the training's autocast until it is saved and loaded.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return model if whole is model else gather(trainer, whole)

@@ -19,7 +19,9 @@ COLD = {
     "data.regime": "strict",
     "base.init_rows": "codebook",
     "train.dense.weight": "1",
-    "evaluate.rankings": "[beam, quota, dense, liger, cascade, specgr]",
+    "experts.models": "[decayed-markov, smoothed-markov, text]",
+    "decode.ranking": "fusion",
+    "evaluate.rankings": "[beam, quota, dense, liger, cascade, specgr, session]",
     "evaluate.baselines": "[popularity, text-knn, sasrec, sasrec-knn]",
     "evaluate.sasrec.epochs": "2",
     "evaluate.frontier": "true",
@@ -109,7 +111,7 @@ def answers(llmrec, model: Path, history: list[str], *words: str) -> list[tuple[
 
 
 def test_new_items_change_no_answer_among_the_old(llmrec, cold_run: Path, tmp_path: Path) -> None:
-    """By every ranking, to the last digits; and the new ones come out for a history of their like."""
+    """By every ranking, to the last digits; and some of the new ones are recommended."""
     model = Path(shutil.copytree(cold_run / "model", tmp_path / "model"))
     items = pl.read_parquet(model / "item_index.parquet")
     old = items["item_id"].to_list()
@@ -126,4 +128,4 @@ def test_new_items_change_no_answer_among_the_old(llmrec, cold_run: Path, tmp_pa
         after = answers(llmrec, model, history, "--ranking", name, "--allow", *old)
         assert_same_ranking(*zip(*after, strict=True), *zip(*before[name], strict=True))
     found = [item for item, _ in answers(llmrec, model, history, "--k", "20")]
-    assert {"new0", "new1", "new2"} & set(found), "copies of what the history holds"
+    assert [item for item in found if item.startswith("new")], "copies of items that customers take"

@@ -24,9 +24,13 @@ def head() -> DenseHead:
     return DenseHead(HIDDEN, TEXT, DIM)
 
 
-@pytest.fixture
-def index(head) -> DenseIndex:
-    return DenseIndex.of(head, texts())
+def own_vectors() -> torch.Tensor:
+    return torch.randn((N, DIM), generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture(params=[False, True], ids=["texts", "own vectors"])
+def index(head, request) -> DenseIndex:
+    return DenseIndex.of(head, texts(), own_vectors() if request.param else None)
 
 
 @pytest.fixture
@@ -38,25 +42,26 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def logits_by_hand(head: DenseHead, hidden: torch.Tensor, vectors: np.ndarray) -> np.ndarray:
+def logits_by_hand(index: DenseIndex, hidden: torch.Tensor, vectors: np.ndarray) -> np.ndarray:
     """Cosines over the temperature, float64 [B, N], from the head's weights."""
+    head, own = index.head, 0 if index.own is None else index.own.double().numpy()
     weights = {name: tensor.double().numpy() for name, tensor in head.state_dict().items()}
     query = unit(hidden.double().numpy() @ weights["query.weight"].T + weights["query.bias"])
     inner = np.maximum(vectors @ weights["item.0.weight"].T + weights["item.0.bias"], 0)
     item = inner @ weights["item.2.weight"].T + weights["item.2.bias"] + vectors @ weights["straight.weight"].T
-    return query @ unit(item).T / TEMPERATURE
+    return query @ unit(item + own).T / TEMPERATURE
 
 
-def test_log_probabilities_by_hand(head, index, hidden):
-    logits = logits_by_hand(head, hidden, texts())
+def test_log_probabilities_by_hand(index, hidden):
+    logits = logits_by_hand(index, hidden, texts())
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(index.log_probabilities(hidden), expected, atol=SCORES)
     torch.testing.assert_close(index.log_probabilities(hidden).exp().sum(1), torch.ones(3))
 
 
-def test_log_probabilities_among_items_that_are_not_new(head, index, hidden):
+def test_log_probabilities_among_items_that_are_not_new(index, hidden):
     new = np.arange(N) % 3 == 0
-    logits = logits_by_hand(head, hidden, texts())
+    logits = logits_by_hand(index, hidden, texts())
     expected = logits - np.log(np.exp(logits[:, ~new]).sum(axis=1, keepdims=True))
     found = index.log_probabilities(hidden, torch.from_numpy(new))
     np.testing.assert_allclose(found, expected, atol=SCORES)
@@ -78,9 +83,11 @@ def test_new_items_change_no_old_items_score(index, hidden):
 
 
 def test_items_are_made_in_blocks(head, monkeypatch):
-    whole = DenseIndex.of(head, texts())
-    monkeypatch.setattr(module, "BLOCK", 4)
-    torch.testing.assert_close(DenseIndex.of(head, texts()).vectors, whole.vectors)
+    for own in (None, own_vectors()):
+        whole = DenseIndex.of(head, texts(), own)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "BLOCK", 4)
+            torch.testing.assert_close(DenseIndex.of(head, texts(), own).vectors, whole.vectors)
 
 
 def test_vectors_and_texts_have_unit_length(index):
@@ -92,6 +99,9 @@ def test_vectors_and_texts_have_unit_length(index):
 def assert_same(one: DenseIndex, other: DenseIndex, atol=SUMS) -> None:
     torch.testing.assert_close(one.vectors, other.vectors, rtol=0, atol=SUMS)
     torch.testing.assert_close(one.texts, other.texts, rtol=0, atol=atol)
+    assert (one.own is None) == (other.own is None)
+    if one.own is not None:
+        assert torch.equal(one.own, other.own)
 
 
 def test_items_come_change_and_go(head, index):
@@ -99,14 +109,15 @@ def test_items_come_change_and_go(head, index):
     whole = np.concatenate([texts(), more])
     grown = index.with_items(more)
     assert (len(index), len(grown)) == (N, N + 3)
-    assert_same(grown, DenseIndex.of(head, whole))
+    own = None if index.own is None else torch.cat([own_vectors(), torch.zeros(3, DIM)])
+    assert_same(grown, DenseIndex.of(head, whole, own))
     rows = np.array([10, 2])
     whole[rows] = other
     changed = grown.with_texts(rows, other)
-    assert_same(changed, DenseIndex.of(head, whole))
-    assert_same(grown, DenseIndex.of(head, np.concatenate([texts(), more])))
+    assert_same(changed, DenseIndex.of(head, whole, own))
+    assert_same(grown, DenseIndex.of(head, np.concatenate([texts(), more]), own))
     keep = np.array([11, 0, 2, 5])
-    assert_same(changed.rows(keep), DenseIndex.of(head, whole[keep]))
+    assert_same(changed.rows(keep), DenseIndex.of(head, whole[keep], None if own is None else own[keep]))
     assert_same(index.with_items(texts(0)), index)
     assert_same(index.with_texts(np.empty(0, np.int64), texts(0)), index)
 
@@ -174,6 +185,8 @@ def change(**tensors):
         change(items=torch.zeros(N + 1, DIM)),
         change(texts=torch.zeros(N, TEXT + 1)),
         change(texts=torch.zeros(N)),
+        change(own=torch.zeros(N, DIM + 1)),
+        change(own=torch.full((N, DIM), torch.nan)),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(index, tmp_path, damage):

@@ -29,6 +29,7 @@ FULL = TrainConfig(
     epochs=4, batch_size=8, evaluations=4, dtype="float32", validation_users=8, dense=DenseConfig(weight=1.0, dim=8)
 )
 LORA = replace(FULL, method="lora", lora=AdapterConfig(rank=4), learning_rate=5e-3)
+OWN = replace(FULL, dense=DenseConfig(weight=1.0, dim=8, item_vectors=True))
 
 
 def vectors(n=20) -> np.ndarray:
@@ -175,6 +176,63 @@ def test_ids_of_one_code_have_one_place(shop):
         torch.testing.assert_close(loss(labels), -scores.log_softmax(1)[0, 3])
 
 
+def test_an_own_vector_is_added_to_the_text(shop):
+    """With vectors of their own the items are found at normalize(text + own); without dropout all have theirs."""
+    own = np.random.default_rng(8).normal(size=(20, 8)).astype(np.float32)
+    loss = DenseLoss(head_of(shop), 1, vectors(), without([np.arange(20)], [4]), own)
+    loss.items, labels = torch.tensor([[-1, 3, -1]]), torch.tensor([[IGNORE, int(shop.vocabulary.ids[0][3]), 5]])
+    loss._hidden = torch.randn(1, 3, 32)
+    known = np.delete(np.arange(20), 4)
+    table, head = torch.from_numpy(vectors()[known]), loss.head
+    with torch.no_grad():
+        places = head.straight(table) + head.item(table) + torch.from_numpy(own[known])
+        scores = head.queries(loss._hidden[0, :1]) @ torch.nn.functional.normalize(places, dim=1).T / TEMPERATURE
+        torch.testing.assert_close(loss(labels), -scores.log_softmax(1)[0, 3])
+        index = loss.index()
+        torch.testing.assert_close(index.vectors[known], torch.nn.functional.normalize(places, dim=1))
+        (
+            torch.testing.assert_close(index.vectors[4], head.items(torch.from_numpy(vectors()[4]))),
+            "a cold item: its text",
+        )
+
+
+def test_a_share_of_the_items_competes_without_its_own_vector(shop):
+    own = np.full((20, 8), 100, np.float32)  # so large that all items with their own vectors are the same
+    loss = DenseLoss(head_of(shop), 1, vectors(), [np.arange(20)], own, vector_dropout=0.3)
+    loss.items, labels = torch.tensor([[-1, 3, -1]]), torch.tensor([[IGNORE, int(shop.vocabulary.ids[0][3]), 5]])
+    loss._hidden = torch.randn(1, 3, 32)
+    torch.manual_seed(0)
+    without_own = 0
+    for _ in range(200):
+        loss.zero_grad()
+        loss(labels).backward()
+        assert loss.own is not None
+        assert loss.own.grad is not None
+        without_own += int((loss.own.grad.abs().sum(1) == 0).sum())
+    assert 0.25 < without_own / (200 * 20) < 0.35
+
+
+def test_own_vectors_find_what_the_texts_cannot_tell(make_shop, tmp_path):
+    """Items that all have the same text: only a head with vectors of their own learns which is next."""
+    same = np.ones((20, TEXT), np.float32)
+    cycles = [(start + np.arange(5)) % 19 for start in range(19)]  # each item follows the one before; item 19 is cold
+
+    def trained(config, folder):
+        shop = make_shop()
+        data = TrainingData(shop.catalog, cycles, vectors=same)
+        _, dense = finetune(shop.model, shop.renderer, data, TASKS, config, folder)
+        return dense, log(folder, "loss")[-1]
+
+    plain = replace(FULL, epochs=20, dropout=0.0, learning_rate=5e-3)
+    texts, loss = trained(plain, tmp_path / "texts")
+    both, lower = trained(replace(plain, dense=replace(OWN.dense, vector_dropout=0.0)), tmp_path / "own")
+    assert texts.own is None
+    assert torch.allclose(texts.vectors, texts.vectors[:1])
+    assert lower < loss - 1
+    assert (both.own[:19].abs().sum(1) > 0).all()
+    assert (both.own[19] == 0).all()
+
+
 def test_eight_batches_of_one_are_one_of_eight(shop):
     head, model = head_of(shop), shop.model.eval()
     loss = DenseLoss(head, 2, vectors(), shop.sequences)
@@ -235,6 +293,12 @@ def state(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
+def learnt(index):
+    """What is trained of a dense index, by the names of the checkpoint."""
+    own = {} if index.own is None else {"own": index.own}
+    return {f"head.{name}": tensor for name, tensor in state(index.head).items()} | own
+
+
 def assert_same(one, other):
     assert one.keys() == other.keys()
     assert not [name for name in one if not torch.equal(one[name], other[name])]
@@ -253,11 +317,11 @@ def dense_loss(shop, model, head) -> float:
 def test_the_head_learns_with_the_model(make_shop, tmp_path, config):
     config = replace(config, epochs=15, dropout=0.0)
     shop = make_shop()
-    model, head = train(shop, config, tmp_path)
-    assert head is not None
+    model, dense = train(shop, config, tmp_path)
+    assert dense is not None
     untrained = make_shop()
     before = dense_loss(untrained, untrained.model, head_of(untrained))
-    assert dense_loss(shop, model, head) < 0.6 * before
+    assert dense_loss(shop, model, dense.head) < 0.6 * before
     assert log(tmp_path, "loss")[-1] < 0.75 * log(tmp_path, "loss")[0]
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert not hasattr(model, "dense_loss")
@@ -271,22 +335,22 @@ def test_no_weight_no_head(shop, tmp_path):
 
 @pytest.mark.parametrize(
     "config",
-    [FULL, LORA, replace(FULL, rows_first=0.5)],
-    ids=["full", "lora", "full, rows first"],
+    [FULL, LORA, replace(FULL, rows_first=0.5), OWN],
+    ids=["full", "lora", "full, rows first", "item vectors"],
 )
 def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, power_cut, config):
-    model, head = train(make_shop(), config, tmp_path / "one")
+    model, dense = train(make_shop(), config, tmp_path / "one")
     for stop in (24, 80):
         with power_cut(stop), pytest.raises(RuntimeError, match="power cut"):
             train(make_shop(), config, tmp_path / "two")
     assert last_checkpoint(tmp_path / "two") is not None
     again, resumed = train(make_shop(), config, tmp_path / "two")
-    assert_same(state(resumed), state(head))
+    assert_same(learnt(resumed), learnt(dense))
     assert_same(state(again), state(model))
     for name in ("loss", "eval_loss"):
         assert log(tmp_path / "two", name) == log(tmp_path / "one", name)
     finished, unchanged = train(make_shop(), config, tmp_path / "two")
-    assert_same(state(unchanged), state(head))
+    assert_same(learnt(unchanged), learnt(dense))
     assert_same(state(finished), state(model))
 
 
@@ -298,15 +362,15 @@ def overfit(**changes):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_patience_keeps_the_best_head_and_validation_is_without_it(make_shop, tmp_path, method):
     shop = make_shop()
-    model, head = train(shop, overfit(method=method), tmp_path)
+    model, dense = train(shop, overfit(method=method), tmp_path)
     losses = log(tmp_path, "eval_loss")
     assert len(losses) < 30
     last = last_checkpoint(tmp_path)
     best = json.loads((last / "trainer_state.json").read_text())["best_model_checkpoint"].rsplit("/", 1)[1]
     assert best != last.name
     kept, final = (load_file(tmp_path / name / HEAD) for name in (best, last.name))
-    assert_same(state(head), kept)
-    assert not torch.equal(final["query.weight"], kept["query.weight"])
+    assert_same(learnt(dense), kept)
+    assert not torch.equal(final["head.query.weight"], kept["head.query.weight"])
     batch = Collator(shop.renderer, 160, with_items=True)(
         validation_examples(shop.renderer, data(shop).validation.sample(8, 0))
     )
@@ -316,7 +380,7 @@ def test_patience_keeps_the_best_head_and_validation_is_without_it(make_shop, tm
         assert answer_loss(model(**batch), labels).item() == pytest.approx(min(losses), abs=1e-4)
     # A run that is over comes back with the same, though its last checkpoint is another.
     again = train(make_shop(), overfit(method=method), tmp_path)
-    assert_same(state(again[1]), kept)
+    assert_same(learnt(again[1]), kept)
     assert_same(state(again[0]), state(model))
     assert log(tmp_path, "eval_loss") == losses
 
@@ -347,9 +411,9 @@ def test_the_first_steps_for_the_rows_alone_train_no_head(shop, tmp_path):
 
 def test_runs_with_bfloat16_and_gradient_checkpointing(shop, tmp_path):
     config = replace(FULL, epochs=1, dtype="bfloat16", gradient_checkpointing=True)
-    _, head = train(shop, config, tmp_path)
-    assert {p.dtype for p in head.parameters()} == {torch.float32}
-    assert all(torch.isfinite(p).all() for p in head.parameters())
+    _, dense = train(shop, config, tmp_path)
+    assert {p.dtype for p in dense.head.parameters()} == {torch.float32}
+    assert all(torch.isfinite(p).all() for p in dense.head.parameters())
     assert np.isfinite(log(tmp_path, "loss")).all()
 
 
@@ -361,7 +425,11 @@ def test_a_head_without_vectors_is_refused(shop, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"weight": -1.0}, r"weight -1\.0: expected at least 0"), ({"dim": 0}, "dim 0: expected at least 1")],
+    [
+        ({"vector_dropout": 1.5}, r"vector_dropout 1\.5: expected"),
+        ({"weight": -1.0}, r"weight -1\.0: expected at least 0"),
+        ({"dim": 0}, "dim 0: expected at least 1"),
+    ],
 )
 def test_config_refuses(wrong, said):
     with pytest.raises(UserError, match=rf"train\.dense\.{said}"):
