@@ -64,6 +64,7 @@ class DenseLoss(nn.Module):
         self.vectors = vectors
         self.vector_dropout = vector_dropout
         known = np.unique(np.concatenate([np.empty(0, np.int64), *sequences]))
+        self.start = own
         self.own = None if own is None else nn.Parameter(torch.from_numpy(own[known].astype(np.float32)))
         self.register_buffer("texts", torch.from_numpy(vectors[known].astype(np.float32)), persistent=False)
         place = torch.full((len(vectors),), -1)
@@ -115,11 +116,11 @@ class DenseLoss(nn.Module):
         return total / min(DEPTHS, self.levels)
 
     def index(self) -> DenseIndex:
-        """The index of all N items by the trained head, on the CPU; cold items have their texts alone."""
+        """The index of all N items by the trained head, on the CPU. Items that did not compete keep their vectors."""
         own = None
-        if self.own is not None:
+        if self.own is not None and self.start is not None:
             place = self.place.cpu()
-            own = torch.zeros(len(place), self.own.shape[1])
+            own = torch.from_numpy(self.start.astype(np.float32))
             own[place >= 0] = self.own.detach().float().cpu()[place[place >= 0]]
         return DenseIndex.of(self.head.cpu().float(), self.vectors, own)
 

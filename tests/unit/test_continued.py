@@ -126,6 +126,35 @@ def test_training_goes_on_from_the_rows_and_the_head_of_the_bundle(
     assert going_on.train_counts.tolist() == np.maximum(counts, before).tolist()
 
 
+def test_items_keep_their_own_vectors(
+    folder: Path, prepared: Prepared, tokenizer: ItemTokenizer, tmp_path: Path
+) -> None:
+    """By their ids, in whatever row they are now; items that are new start from nothing."""
+    old = Recommender.from_pretrained(folder)
+    assert old.store.dense is not None
+    own = torch.arange(OLD * 8).reshape(OLD, 8) / 50.0
+    old.store = replace(old.store, dense=replace(old.store.dense, own=own))
+    old.save_pretrained(at := tmp_path / "model")
+    settings = config(at).train
+    with pytest.raises(UserError, match=r"train.dense.item_vectors false: .* has item vectors; set it to true"):
+        check_bundle(config(at))
+    with_own = replace(settings, dense=replace(settings.dense, item_vectors=True))
+    check_bundle(config(at, train=with_own))
+    going_on = recommender_to_train(config(at, train=with_own), tmp_path, tokenizer, prepared)
+    still = replace(with_own, learning_rate=1e-12, weight_decay=0.0, dropout=0.0)
+    vectors = tokenizer.embed(prepared.catalog)
+    few = prepared.split.train.sequences(prepared.catalog).train_sequences()[:2]
+    assert len(np.unique(np.concatenate(few))) < 18, "not every item has an event in the new log"
+    users = prepared.split.train.sequences(prepared.catalog).users[:2]
+    log = Interactions(prepared.split.train.frame.filter(pl.col("user_id").is_in(users)))
+    going_on.fit(log, None, TasksConfig(max_history=4), still, tmp_path / "train", vectors=vectors)
+    assert going_on.store.dense is not None
+    assert going_on.store.dense.own is not None
+    for row, item in enumerate(prepared.catalog.ids):
+        before = own[int(item[1:])] if int(item[1:]) < OLD else torch.zeros(8)
+        torch.testing.assert_close(going_on.store.dense.own[row], before, rtol=0, atol=1e-6)
+
+
 def test_a_folder_without_a_header_is_no_bundle(folder: Path, tmp_path: Path) -> None:
     assert bundle_of(config(folder)) == folder
     assert bundle_of(config(tmp_path)) is None
