@@ -1,5 +1,7 @@
 """Finds the device and the dtype for the configuration, also for `auto`, and this process among several."""
 
+import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,5 +54,31 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if dtype == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and bfloat16_is_faster() else torch.float32
+
+
+FASTER = 1.3
+"""A CPU computes in bfloat16 if it multiplies it at least this many times as fast as float32. Those with units for it
+reach 2 and more, but some that name such units have too few of them."""
+
+
+@cache
+def bfloat16_is_faster() -> bool:
+    """Whether this CPU multiplies matrices in bfloat16 faster: one with AMX does; one with AVX-512 bf16 is tried, which
+    takes some 50 ms of the first call of a process."""
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    # Others emulate bfloat16; torch before 2.9 does not say.
+    has_units = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return has_units and _seconds(torch.float32) > FASTER * _seconds(torch.bfloat16)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The shortest CPU time of ten products of matrices, so that other work on the machine does not decide."""
+    one = torch.ones(512, 512, dtype=dtype)
+    times = []
+    for _ in range(10):
+        started = time.process_time()
+        one @ one
+        times.append(time.process_time() - started)
+    return min(times)

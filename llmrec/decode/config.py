@@ -65,7 +65,7 @@ class DecodeConfig:
     batch_size: int = 32
     """Number of requests decoded together."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Data type of the computation. auto: bfloat16 on a GPU or a CPU with bfloat16 matrix units, else float32."""
+    """Data type of the computation. auto: bfloat16 where the hardware multiplies it faster, else float32."""
     device: str = "auto"
     """Device of the model: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
 

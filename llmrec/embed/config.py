@@ -53,7 +53,7 @@ class EmbedConfig:
     max_tokens: int | None = None
     """Maximum number of tokens of a text, the rest is cut off; unset: the model's own limit."""
     dtype: Precision = "auto"
-    """Data type in which the model computes; auto: bfloat16 on a GPU or a CPU with AMX, else float32."""
+    """Data type in which the model computes; auto: bfloat16 where the hardware multiplies it faster, else float32."""
     normalize: bool = True
     """Scale every vector to length 1."""
     cache: str | None = None

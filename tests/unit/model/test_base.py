@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrec import device
 from llmrec.config import Config
 from llmrec.errors import UserError
 from llmrec.model import quantized
@@ -148,7 +149,7 @@ def test_missing_checkpoint_is_named(tmp_path):
 )
 def test_the_type_of_frozen_weights(folder, monkeypatch, dtype, frozen, fast, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    monkeypatch.setattr(device, "bfloat16_is_faster", lambda: fast)
     found = weight_dtype(BaseConfig(dtype=dtype), frozen)
     assert found == expected
     assert {p.dtype for p in load_base(folder, dtype=found)[0].parameters()} == {expected}
