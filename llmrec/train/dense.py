@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from llmrec.device import resolve_dtype
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.model.adapter import TEMPERATURE, DenseHead
@@ -41,6 +42,7 @@ class DenseLoss(nn.Module):
         own: float32 [N, d], vectors of the items' own to start from, which are trained with the head; None: the head
             ranks items by their texts alone.
         vector_dropout: the share of the items that compete without their own vectors in a step.
+        dtype: the type in which texts are mapped; the head's weights and the cosines are float32.
 
     Attributes:
         items: int64 [B, T], `items` of the batch from a `Collator` with items. The caller sets it before each call.
@@ -57,12 +59,14 @@ class DenseLoss(nn.Module):
         sequences: Sequence[np.ndarray],
         own: np.ndarray | None = None,
         vector_dropout: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.head = head
         self.levels = levels
         self.vectors = vectors
         self.vector_dropout = vector_dropout
+        self.dtype = dtype
         known = np.unique(np.concatenate([np.empty(0, np.int64), *sequences]))
         self.start = own
         self.own = None if own is None else nn.Parameter(torch.from_numpy(own[known].astype(np.float32)))
@@ -110,8 +114,10 @@ class DenseLoss(nn.Module):
             texts, own, target = texts[chosen], None if own is None else own[chosen], target[: len(at)]
         if own is not None and self.vector_dropout:
             own = own * (torch.rand(len(own), 1, device=own.device) >= self.vector_dropout)
-        items = self.head.items(texts, own)
-        queries = self.head.queries(hidden[row[at]])
+        # Nearly all of the loss's time. The autocast of a training ends with the model's forward pass.
+        with torch.autocast(texts.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            items = self.head.items(texts, own).float()
+        queries = self.head.queries(hidden[row[at]].float())
         total = F.cross_entropy((queries @ items.T).float() / TEMPERATURE, target, reduction="sum")
         return total / min(DEPTHS, self.levels)
 
@@ -180,4 +186,5 @@ def dense_loss(
                     "to true."
                 )
             own = trained.own.cpu().numpy()
-    return DenseLoss(head, levels, vectors, sequences, own, dense.vector_dropout)
+    dtype = resolve_dtype(config.dtype, model.device)
+    return DenseLoss(head, levels, vectors, sequences, own, dense.vector_dropout, dtype)

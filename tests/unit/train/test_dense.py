@@ -190,10 +190,8 @@ def test_an_own_vector_is_added_to_the_text(shop):
         torch.testing.assert_close(loss(labels), -scores.log_softmax(1)[0, 3])
         index = loss.index()
         torch.testing.assert_close(index.vectors[known], torch.nn.functional.normalize(places, dim=1))
-        (
-            torch.testing.assert_close(index.vectors[4], head.items(torch.from_numpy(vectors()[4]))),
-            "a cold item: its text",
-        )
+        kept = head.items(torch.from_numpy(vectors()[4]), torch.from_numpy(own[4]))
+        torch.testing.assert_close(index.vectors[4], kept)  # an item that does not compete keeps the vector that it had
 
 
 def test_a_share_of_the_items_competes_without_its_own_vector(shop):
@@ -414,6 +412,14 @@ def test_runs_with_bfloat16_and_gradient_checkpointing(shop, tmp_path):
     _, dense = train(shop, config, tmp_path)
     assert {p.dtype for p in dense.head.parameters()} == {torch.float32}
     assert all(torch.isfinite(p).all() for p in dense.head.parameters())
+    assert np.isfinite(log(tmp_path, "loss")).all()
+
+
+def test_an_adapter_on_a_base_in_bfloat16_trains_a_head_in_float32(shop, tmp_path):
+    shop.model.to(torch.bfloat16)
+    _, dense = train(shop, replace(LORA, epochs=1, dtype="bfloat16", dense=OWN.dense), tmp_path)
+    assert dense.vectors.dtype == dense.own.dtype == torch.float32
+    assert {p.dtype for p in dense.head.parameters()} == {torch.float32}
     assert np.isfinite(log(tmp_path, "loss")).all()
 
 
