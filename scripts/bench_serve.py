@@ -7,8 +7,8 @@ Both servers answer the same requests, one server after the other, each in a pro
 requests going that need many searches (`exact` ones, or 500 answers for two phrasings where the ranking has no exact
 search), `--beside large` sends 10 MB again and again, `--beside stalled` holds 400 connections that send nothing. The
 factor is p95 with the disturber over p95 without. Memory is that of the server's processes after a tenth of the time,
-at its highest, and at the end; what they share counts once for each. Errors are broken connections and statuses from
-500.
+at its highest, and at the end; what they share counts once for each. `--memory-every 60` also prints it minute by
+minute. Errors are broken connections and statuses from 500.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--beside", choices=["slow", "large", "stalled"], nargs="*", default=[], help="further load")
     parser.add_argument("--server", choices=["plain", "llmrec"], nargs="*", default=["plain", "llmrec"])
     parser.add_argument("--workers", type=int, default=1, help="workers of `llmrec serve` (default 1)")
+    parser.add_argument("--memory-every", type=float, metavar="SECONDS", help="print the memory at these intervals")
     parser.add_argument("--plain-port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain_port:
@@ -62,13 +64,16 @@ def main() -> None:
                     alone = alone or p95
                     kinds = " ".join(f"{status}:{count}" for status, count in sorted(found.statuses.items()))
                     errors = sum(count for status, count in found.statuses.items() if status == 0 or status >= 500)
-                    first, last = found.memory[len(found.memory) // 10], found.memory[-1]
+                    memory = [mib for _, mib in found.memory]
+                    first, last = memory[len(memory) // 10], memory[-1]
                     print(
                         f"{name:<8} {clients:>7}  {beside or '-':<9} {len(found.seconds) / options.seconds:>11.1f} "
                         f"{p50:>8.0f} {p95:>8.0f} {p99:>8.0f} {p95 / alone:>7.2f} {errors:>7}  "
-                        f"{first:.0f} {max(found.memory):.0f} {last:.0f}  {kinds}",
+                        f"{first:.0f} {max(memory):.0f} {last:.0f}  {kinds}",
                         flush=True,
                     )
+                    if options.memory_every:
+                        print("memory MiB after", *found.memory_at(options.memory_every), flush=True)
         finally:
             process.terminate()
             process.wait()
@@ -108,18 +113,24 @@ class Found:
     Attributes:
         seconds: of each answered request.
         statuses: how often each came; 0 is a broken connection.
-        memory: of the server in MiB, once a second.
+        memory: seconds since the start, and MiB of the server then; about once a second.
     """
 
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
-    memory: list[float] = field(default_factory=list)
+    memory: list[tuple[float, float]] = field(default_factory=list)
+
+    def memory_at(self, interval: float) -> list[str]:
+        """The memory after each interval, as `60 s: 512`."""
+        times = [second for second, _ in self.memory]
+        ends = range(1, int((times[-1] + 1) / interval) + 1)
+        return [f"{end * interval:.0f} s: {self.memory[bisect_left(times, end * interval) - 1][1]:.0f}" for end in ends]
 
 
 async def measure(pid: int, port: int, ids: list[str], clients: int, seconds: float, beside: str) -> Found:
     """Ask for some time."""
-    found = Found()
-    end = time.perf_counter() + seconds
+    found, start = Found(), time.perf_counter()
+    end = start + seconds
 
     async def client(seed: int) -> None:
         rng = random.Random(seed)
@@ -148,7 +159,7 @@ async def measure(pid: int, port: int, ids: list[str], clients: int, seconds: fl
 
     async def weigh() -> None:
         while time.perf_counter() < end:
-            found.memory.append(resident(pid))
+            found.memory.append((time.perf_counter() - start, resident(pid)))
             await asyncio.sleep(1)
 
     stalled = [await asyncio.open_connection(HOST, port) for _ in range(400 if beside == "stalled" else 0)]

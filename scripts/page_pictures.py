@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-VISIT = "item=P00004&item=P00001&wish=something+to+grind+coffee"
+VISIT = "item=P00004&wish=something+to+grind+coffee"
 
 COLORS = 128
 """Number of colours of a picture, which keeps its file small."""
@@ -31,8 +31,9 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         where = f"{options.url}/#{options.visit}"
+        history = f"{options.url}/#{'&'.join(part for part in options.visit.split('&') if part.startswith('item='))}"
         picture(browser, where, options.out / "page_light.png", "light", 1280, 900, why=True)
-        picture(browser, where, options.out / "page_dark.png", "dark", 1280, 820, compare=True)
+        picture(browser, history, options.out / "page_dark.png", "dark", 1280, 820, compare=True)
         picture(browser, where, options.out / "page_phone.png", "light", 390, 1000, why=True, scroll="#answers")
         browser.close()
 

@@ -110,7 +110,7 @@ def parse_template(template: str, fields: list[str]) -> list[Slot]:
         literal = ""
     literal += template[place:]
     if not slots:
-        raise UserError(f"text template {template!r} names no field; known: {', '.join(fields)}")
+        raise UserError(f"--embed.template {template!r} names no field; expected {_known(fields)}.")
     slots[-1] = slots[-1]._replace(close=literal)
     return slots
 
@@ -119,8 +119,13 @@ def _what_is_wrong(template: str, place: int, fields: list[str]) -> str:
     """Why the brace at `place` begins no field."""
     name, closed, _ = template[place + 1 :].partition("}")
     if template[place] == "{" and closed:
-        return f"text template {template!r}: no field {name!r} in the catalogue; known: {', '.join(fields)}"
-    return f"text template {template!r} is malformed: a single {template[place]!r}; write fields as {{title}}"
+        return f"--embed.template {template!r}: no field {name!r} in the catalogue; expected {_known(fields)}."
+    return f"--embed.template {template!r} is malformed: a single {template[place]!r}; write fields as {{title}}."
+
+
+def _known(fields: list[str]) -> str:
+    """What a template may name."""
+    return f"some of {' '.join(f'{{{field}}}' for field in fields)}, or '' for all of them"
 
 
 def fill_template(slots: list[Slot], values: dict[str, str]) -> str:

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 
 GUIDE = Path(__file__).parents[2] / "docs" / "your_data.md"
-BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|yaml|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
 def test_bring_your_own_data(environment: dict[str, str], tmp_path: Path) -> None:
     blocks = BLOCK.findall(GUIDE.read_text(encoding="utf-8"))
-    assert [kind for kind, _ in blocks] == ["python", "bash", "bash", "bash"]
-    programs = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}
+    assert [kind for kind, _ in blocks] == ["python", "yaml", "bash", "bash", "bash"]
+    programs = {
+        "python": [sys.executable, "-c"],
+        "yaml": ["sh", "-c", 'printf %s "$0" > mine.yaml'],
+        "bash": ["bash", "-euo", "pipefail", "-c"],
+    }
     path = f"{Path(sys.executable).parent}:{environment['PATH']}"
     printed = []
     for kind, text in blocks:
@@ -29,7 +33,7 @@ def test_bring_your_own_data(environment: dict[str, str], tmp_path: Path) -> Non
         )
         assert result.returncode == 0, f"{text}\n{result.stderr}"
         printed.append(result.stdout)
-    _, inspected, shown, asked = printed
+    _, _, inspected, shown, asked = printed
     assert "read, users 900" in inspected
     assert "\u27e6<a_" in shown
     assert re.search(r"^llmrec +0\.\d", asked, re.MULTILINE), "the table"

@@ -5,7 +5,6 @@ python -m pytest -m slow tests/integration/test_page.py
 """
 
 import re
-import shutil
 import socket
 import threading
 import time
@@ -20,11 +19,9 @@ import torch
 
 pytest.importorskip("fastapi_offline", reason="the serve extra is not installed")
 pytest.importorskip("prometheus_client", reason="the serve extra is not installed")
-pytest.importorskip("playwright", reason="the browser extra is not installed")
-pytest.importorskip("axe_playwright_python", reason="the browser extra is not installed")
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
+import chromium
+from playwright.sync_api import Browser, Route, expect
 
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.data import Catalog
@@ -38,8 +35,6 @@ from llmrec.recommender.recommender import Recommender
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 180_000  # milliseconds, on a busy machine
-SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 TITLE = "Nova gentle soap"
 HTML = "<img src=x onerror='document.title=1'>"
 
@@ -92,47 +87,16 @@ def address(model: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium of the system; Playwright's own is not needed."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("chromium is not installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium.launched() as browser:
         yield browser
-        browser.close()
 
 
-class Visit:
-    """A page, what it asked for and what it complained about."""
-
-    def __init__(self, browser: Browser, address: str, size: str) -> None:
-        width, height = SIZES[size]
-        self.page: Page = browser.new_page(viewport={"width": width, "height": height}, has_touch=size == "phone")
-        self.page.set_default_timeout(PATIENCE)
-        expect.set_options(timeout=PATIENCE)
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        self.page.on("request", self._request)
-        self.page.on("console", lambda line: self.complaints.append(line.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(address)
-
-    def _request(self, request: Request) -> None:
-        self.requests.append(request.url)
+class Visit(chromium.Visit):
+    """A visit of the web page."""
 
     def check(self) -> None:
-        """No serious fault of accessibility in light and dark, nothing wider than the window, no image."""
-        for colors in ("light", "dark"):
-            self.page.emulate_media(color_scheme=colors, reduced_motion="reduce")
-            found = Axe().run(self.page).response["violations"]
-            faults = [
-                (each["id"], node["html"], node["failureSummary"])
-                for each in found
-                if each["impact"] in ("serious", "critical")
-                for node in each["nodes"]
-            ]
-            assert faults == [], colors
-        assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        """Neither a fault nor anything that a text of the catalogue put there."""
+        super().check()
         assert self.page.locator("img").count() == 0
         assert self.page.title() == "llmrec"
 
@@ -145,7 +109,7 @@ class Visit:
         return self.page.locator(within).get_by_role("button", name=name).first
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", chromium.SIZES)
 def test_a_whole_visit(browser: Browser, address: str, size: str) -> None:
     visit = Visit(browser, address, size)
     page = visit.page
@@ -170,9 +134,12 @@ def test_a_whole_visit(browser: Browser, address: str, size: str) -> None:
     expect(page.locator("#history li")).to_have_count(2)
 
     # A wish, and why the first item is there.
+    before = sum("v1/recommend" in url for url in visit.requests)
     page.get_by_label("Wish").fill("gentle balm")
     page.get_by_label("Wish").press("Enter")
     page.wait_for_function("location.hash.includes('gentle')")
+    page.wait_for_timeout(1000)  # longer than the pause in typing after which the page asks by itself
+    assert sum("v1/recommend" in url for url in visit.requests) == before + 1, "asked once"
     expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
     why = visit.button("Why?")
     expect(why).to_have_attribute("aria-expanded", "false")

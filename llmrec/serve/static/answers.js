@@ -9,7 +9,9 @@ const ABOUT = {
   beam: "The language model spells codes.",
   dense: "Its dense head compares vectors.",
   fusion: "All that the bundle knows, weighted.",
+  experts: "What others took next.",
 };
+const IN_WORDS = { ...ABOUT, experts: "They know no words; the model ranks." };
 let current = new AbortController();
 let sideBySide = false;
 
@@ -133,7 +135,7 @@ function columns(rankings, answers) {
   const places = answers.map(({ items }) => new Map(items.map((item) => [item.item_id, item.rank])));
   const made = el("div", { class: "columns" }, ...answers.map(({ items }, own) => el("section", { "aria-label": `Ranking ${rankings[own]}` },
     el("h3", {}, rankings[own], rankings[own] === model.ranking ? el("span", { class: "mark" }, "default") : null),
-    el("p", { class: "quiet" }, ABOUT[rankings[own]] ?? ""),
+    el("p", { class: "quiet" }, (visit.wish.trim() ? IN_WORDS : ABOUT)[rankings[own]] ?? ""),
     el("ol", {}, ...items.map((item) => el("li", { "data-id": item.item_id, class: item.item_id === visit.added?.item_id ? "new" : false },
       el("span", { class: "rank" }, String(item.rank)),
       el("div", {},

@@ -62,7 +62,9 @@ async function search() {
 $("search").addEventListener("input", later(150, search));
 arrows($("found"), ".pick", $("search"));
 $("found").addEventListener("keydown", (event) => event.key === "Escape" && $("search").focus());
-$("wish").addEventListener("input", later(400, () => update({ wish: $("wish").value })));
+$("wish").addEventListener("input", later(400, () => {
+  if ($("wish").value !== visit.wish) update({ wish: $("wish").value }); // Enter may have asked already
+}));
 $("wish").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey) return;
   event.preventDefault();
