@@ -20,6 +20,7 @@ from llmrec.embed import image as images
 from llmrec.errors import UserError
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
+from llmrec.recommender.store import ItemStore
 from llmrec.rundir import RunDirectory
 
 picture_shop = script("picture_shop")
@@ -162,9 +163,9 @@ def test_a_model_without_images_is_refused(
     with pytest.raises(
         UserError, match=r"embed\.image_encoder .*words: takes text, expected a model that takes images"
     ):
-        embed(faulty, settings(image_encoder=str(tmp_path / "words")))
+        embed(faulty, settings(dim=3, image_encoder=str(tmp_path / "words")))
     with pytest.raises(UserError, match=r"embed\.image_encoder nowhere: cannot be loaded as a sentence-transformers"):
-        embed(faulty, settings(image_encoder="nowhere"))
+        embed(faulty, settings(dim=3, image_encoder="nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -203,8 +204,11 @@ def test_new_items_with_images_and_a_bundle_of_somebody_else(
     np.testing.assert_allclose(own.embed(new), whole.vectors[600:], atol=1e-5)
     without = own.embed(Catalog(new.frame))
     np.testing.assert_array_equal(without[:, 12:], 0)
+    store = ItemStore.untrained(Catalog(known.frame), own).with_items(new)
+    codes = own.encode(whole.vectors[600:])
+    np.testing.assert_array_equal(store.item_tokenizer.codes[600:, :2], codes)
     others = ItemTokenizer.load(tmp_path / "tokenize", own=False)
-    with pytest.raises(UserError, match=r"image-encoder is missing: the bundle's items were embedded by '.*encoder'"):
+    with pytest.raises(UserError, match=r"image_encoder is missing: the bundle's items were embedded by '.*encoder'"):
         others.embed(new)
     confirmed = ItemTokenizer.load(tmp_path / "tokenize", own=False, image_encoder=str(shop / "encoder"))
     np.testing.assert_array_equal(confirmed.embed(new), own.embed(new))
