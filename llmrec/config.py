@@ -59,6 +59,11 @@ class Config:
             raise UserError("--evaluate.rankings experts: they are measured wherever there are any; leave it out.")
         if headless and self.evaluate.frontier:
             raise UserError(f"--evaluate.frontier true {headless}set it to false.")
+        if self.embed.reads_images and self.data.columns.image is None:
+            raise UserError(
+                f"--embed.vectors {self.embed.vectors}: image needs the images of the items; name their column in "
+                "--data.columns.image."
+            )
         if self.base.keep_layers and self.base.model is None:
             raise UserError(f"--base.keep_layers {self.base.keep_layers} cuts --base.model; name one, or set it to 0.")
         if not self.base.chat_template and self.base.model is None:
@@ -150,7 +155,13 @@ def with_new_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-ADDED = {"data.encoding": "auto", "data.quoting": "auto", "data.bad_rows": "fail", "embed.without_text": "fail"}
+ADDED = {
+    "data.columns.image": None,
+    "data.encoding": "auto",
+    "data.quoting": "auto",
+    "data.bad_rows": "fail",
+    "embed.without_text": "fail",
+}
 """Field -> the value that does what was done before the field existed. Such a field is left out of a stage's key.
 `data.unknown_share` must not be here: by this field, the data of version 0.1, whose times are in seconds, is redone."""
 
@@ -164,7 +175,7 @@ def with_old_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
         section: name of the section, such as `train`.
         values: field -> value as `dataclasses.asdict` gives them.
     """
-    old = {name: value for name, value in values.items() if ADDED.get(f"{section}.{name}", ...) != value}
+    old = _without_defaults(section, values)
     renamed = {new: name for name, new in RENAMED.items()}
     for new, name in renamed.items():
         of, *groups, field_name = new.split(".")
@@ -179,10 +190,20 @@ def with_old_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in old.items() if name not in groups_of or value != {}}
 
 
+def _without_defaults(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those of `ADDED` that have the value there; `prefix` is the dotted name of their group."""
+    return {
+        name: _without_defaults(f"{prefix}.{name}", value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if ADDED.get(f"{prefix}.{name}", ...) != value
+    }
+
+
 INPUTS = {
     "data.path": True,
     "data.items": True,
     "embed.model": True,
+    "embed.image_encoder": True,
     "embed.cache": False,
     "embed.vectors": False,
     "tokenize.file": False,

@@ -15,6 +15,7 @@ from llmrec.config import Config
 from llmrec.console import get_logger
 from llmrec.data.prepare import Prepared
 from llmrec.embed import Embeddings, Encoder, make_encoder
+from llmrec.embed.config import IMAGE, TEXT
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.model.tokens import ItemVocabulary
@@ -173,13 +174,18 @@ def check_bundle(config: Config) -> None:
             f"--{name} {_shown(own)}: {subject} with {name} {_shown(theirs)}; set it to {_shown(theirs)}, or name "
             "another base model."
         )
-    if len(config.embed.sources) != len(tokenizer.encoder.config.sources):
-        theirs = tokenizer.encoder.config.sources
+    theirs = tokenizer.encoder.config.sources
+    if _kinds(config.embed.sources) != _kinds(theirs):
         raise UserError(
             f"--embed.vectors {config.embed.vectors}: {subject} whose vectors came from "
             f"{', '.join(theirs) or 'its encoder alone'}; name as many sources, in the same order."
         )
     _check_head(config, folder, subject)
+
+
+def _kinds(sources: Sequence[str]) -> list[str]:
+    """The sources of vectors in their order; every file is the same."""
+    return [source if source in (TEXT, IMAGE) else "file" for source in sources]
 
 
 def _shown(value: Any) -> Any:

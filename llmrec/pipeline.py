@@ -31,13 +31,13 @@ from llmrec.continued import (
 )
 from llmrec.data.files import require_file
 from llmrec.data.filters import require_text
-from llmrec.data.prepare import load, prepare, save
+from llmrec.data.prepare import image_files, load, prepare, save
 from llmrec.data.readers import input_files
 from llmrec.expert_stages import experts_stage, teacher_stage
 from llmrec.intentions import Intentions, gather
 from llmrec.model.architecture import says_encoder_decoder
 from llmrec.rundir import CONFIG, RunDirectory
-from llmrec.stage import Stage, file_hashes, model_state
+from llmrec.stage import Stage, file_hashes, files_state, model_state
 from llmrec.train.config import check_encoder_decoder
 from llmrec.train.kernels import check_kernels
 
@@ -103,6 +103,8 @@ def embed_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.embed import embed, vector_files
 
     files = file_hashes([*vector_files(config.embed), *kept_files(config)]) if run.main else {}
+    if run.main and config.embed.reads_images:
+        files["images"] = files_state(image_files(run.path("data")))
 
     def make(out: Path) -> None:
         prepared = load(run.path("data"))

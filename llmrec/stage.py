@@ -144,6 +144,11 @@ def file_hashes(paths: Sequence[Path]) -> dict[str, str]:
     return {str(path): manifest.sha256(path) for path in paths}
 
 
+def files_state(paths: Sequence[Path]) -> str:
+    """One digest of the names, sizes and modification times of many files, too many to hash their content."""
+    return digest([(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths])
+
+
 def model_state(model: Path) -> dict[str, str]:
     """Path -> size and modification time of a model's file, or of each file in its folder: too large to hash."""
     return {

@@ -20,7 +20,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("nothing to do: give --items FILE, --remove ID ..., or both.")
     log_to_stderr()
     started = time.perf_counter()
-    catalog = None if options.items is None else _read(options.items, options.item_column, options.title_column)
+    columns = (options.item_column, options.title_column, options.image_column)
+    catalog = None if options.items is None else _read(options.items, *columns)
     from llmrec.model.tokens import token_names
     from llmrec.recommender import bundle
     from llmrec.recommender.store import ItemStore, change_items
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
         vectors = store.item_tokenizer.embed(catalog, options.vectors) if options.vectors else None
         return store.with_items(catalog, vectors, options.if_exists)
 
-    old, new = change_items(options.model, options.out, change, options.encoder)
+    old, new = change_items(options.model, options.out, change, options.encoder, image_encoder=options.image_encoder)
     removed = len(set(options.remove or ()))
     added = len(new.catalog) - len(old.catalog) + removed
     counts = {"added": added, "updated": (len(catalog) if catalog else 0) - added, "removed": removed}
@@ -67,6 +68,11 @@ def _parser() -> PlainParser:
         "bundle is not loaded",
     )
     parser.add_argument(
+        "--image-encoder",
+        metavar="DIR_OR_HUB_ID",
+        help="the model that embedded the images of the bundle's items; for safety, as with --encoder",
+    )
+    parser.add_argument(
         "--vectors",
         nargs="+",
         metavar="FILE",
@@ -75,6 +81,11 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--item-column", default="item_id", metavar="NAME", help="column of the ids (default item_id)")
     parser.add_argument("--title-column", default="title", metavar="NAME", help="column of the titles (default title)")
+    parser.add_argument(
+        "--image-column",
+        metavar="NAME",
+        help="column of the images, if the bundle's items were embedded with theirs: paths or data URIs",
+    )
     parser.add_argument(
         "--if-exists",
         choices=("refuse", "update"),
@@ -94,7 +105,7 @@ def _parser() -> PlainParser:
     return parser
 
 
-def _read(path: str, item_column: str, title_column: str) -> "Catalog":
+def _read(path: str, item_column: str, title_column: str, image_column: str | None) -> "Catalog":
     """Read the items of a file."""
     from llmrec.data import Catalog
     from llmrec.data.files import read_table, require_column
@@ -102,7 +113,9 @@ def _read(path: str, item_column: str, title_column: str) -> "Catalog":
     frame = read_table(path, "--items")
     require_column(frame, item_column, path, "--item-column")
     require_column(frame, title_column, path, "--title-column")
-    return Catalog.from_table(frame, path, item_column, title_column)
+    if image_column is not None:
+        require_column(frame, image_column, path, "--image-column")
+    return Catalog.from_table(frame, path, item_column, title_column, image_column)
 
 
 COMMAND = Command("add, change or remove items of a bundle, without training", main)

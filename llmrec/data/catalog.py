@@ -1,6 +1,6 @@
 """The catalogue: all items that can be recommended, with their texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -11,6 +11,7 @@ from llmrec.console import get_logger
 from llmrec.data.bad_rows import RowsError
 from llmrec.data.files import read_table, require_column
 from llmrec.data.ids import id_column
+from llmrec.data.images import image_sources
 from llmrec.data.text import fill_template, parse_template, plain_text
 from llmrec.errors import UserError
 
@@ -26,9 +27,13 @@ class Catalog:
     All other modules of llmrec identify an item by its row number in this frame.
     """
 
-    def __init__(self, frame: pl.DataFrame) -> None:
-        """`frame` must already have the form above; `from_frame` accepts other frames."""
+    def __init__(self, frame: pl.DataFrame, images: Mapping[str, str] | None = None) -> None:
+        """`frame` must already have the form above; `from_frame` accepts other frames.
+
+        `images` has the path or data URI of an item's image under the item's id, for the items that have one.
+        """
         self.frame = frame
+        self.images = images or {}
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame, source: str = "the items") -> Self:
@@ -57,24 +62,46 @@ class Catalog:
         return cls(pl.DataFrame([ids, title, *texts.values()]))
 
     @classmethod
-    def from_file(cls, path: str | Path, item_column: str = "item_id", title_column: str = "title") -> Self:
+    def from_file(
+        cls,
+        path: str | Path,
+        item_column: str = "item_id",
+        title_column: str = "title",
+        image_column: str | None = None,
+    ) -> Self:
         """Read a CSV, TSV, JSONL or parquet file (text files also .gz).
 
         Raises:
             UserError: for a missing or unreadable file, a missing column, or a frame that `from_frame` refuses.
         """
-        return cls.from_table(read_table(path), str(path), item_column, title_column)
+        return cls.from_table(read_table(path), str(path), item_column, title_column, image_column)
 
     @classmethod
-    def from_table(cls, frame: pl.DataFrame, source: str, item_column: str, title_column: str) -> Self:
+    def from_table(
+        cls, frame: pl.DataFrame, source: str, item_column: str, title_column: str, image_column: str | None = None
+    ) -> Self:
         """Build a catalogue from a frame whose columns of ids and titles have other names.
 
+        Args:
+            frame: one row per item.
+            source: the file that it comes from; paths of images are relative to its folder.
+            item_column: its column of ids.
+            title_column: its column of titles.
+            image_column: its column of images, as `image_sources` reads it, which is no text; None if it has none.
+
         Raises:
-            UserError: for a missing column, or a frame that `from_frame` refuses.
+            UserError: for a missing column, a column of images of another type, or a frame that `from_frame` refuses.
         """
         require_column(frame, item_column, source, "--data.columns.item")
         require_column(frame, title_column, source, "--data.columns.title")
-        return cls.from_frame(frame.rename(_renaming(frame, item_column, title_column)), source)
+        places = [""] * len(frame)
+        if image_column is not None:
+            require_column(frame, image_column, source, "--data.columns.image")
+            places = image_sources(frame[image_column], Path(source).absolute().parent, source)
+            frame = frame.drop(image_column)
+        catalog = cls.from_frame(frame.rename(_renaming(frame, item_column, title_column)), source)
+        catalog.images = {item: place for item, place in zip(catalog.ids, places, strict=True) if place}
+        return catalog
 
     def __len__(self) -> int:
         return self.frame.height
@@ -124,7 +151,11 @@ class Catalog:
 
     def take_rows(self, rows: Sequence[int] | pl.Series) -> "Catalog":
         """A catalogue of the given rows, in the given order."""
-        return Catalog(self.frame[rows])
+        return Catalog(self.frame[rows], self.images)
+
+    def filter(self, kept: pl.Series | pl.Expr) -> "Catalog":
+        """A catalogue of the rows where `kept`, bool [N] or an expression over the columns, is true, in their order."""
+        return Catalog(self.frame.filter(kept), self.images)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the frame to a parquet file."""

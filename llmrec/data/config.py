@@ -29,6 +29,9 @@ class ColumnsConfig:
     """Column of review texts; null if there is none."""
     title: str = "title"
     """Column of the items' titles."""
+    image: str | None = None
+    """Column of the items' images, for --embed.vectors "[text, image]": paths relative to the folder of the file, data
+    URIs, or images as bytes. It is no text of the items. null if there is none."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.columns")
@@ -151,6 +154,12 @@ class DataConfig:
                 f"--data.items {self.items}: --data.format {self.format} finds the items beside --data.path; "
                 "leave it out"
             )
+        with_columns = self.format == "recbole" or (self.format in ("table", "datasets") and self.items is not None)
+        if self.columns.image is not None and not with_columns:
+            raise UserError(
+                f"--data.columns.image {self.columns.image}: a column of the items of the formats table and datasets "
+                "(with --data.items) or recbole; leave it out, or convert the data to a table."
+            )
         sizes = ("synthetic_items", "synthetic_users", "user_core", "item_core", "min_length")
         check_fields(self, "data", at_least={0: ("seed",), 1: sizes}, shares=("valid_share", "test_share"))
         self._check_encoding()
@@ -202,6 +211,11 @@ class DataConfig:
             "rating": self.columns.rating,
             "review": self.columns.review,
         }
+
+    @property
+    def item_columns(self) -> tuple[str, str, str | None]:
+        """Columns of the items' ids, titles and images, None without images."""
+        return self.columns.item, self.columns.title, self.columns.image
 
     @property
     def source(self) -> str:

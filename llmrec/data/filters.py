@@ -137,7 +137,7 @@ def items_with_text(catalog: Catalog, policy: Literal["drop", "fail", "keep"], t
             f"{without_text(catalog, has_text, template)}; give them titles (--data.items, --data.columns.title), or "
             "use --data.empty_text drop or keep"
         )
-    return Catalog(catalog.frame.filter(has_text))
+    return catalog.filter(has_text)
 
 
 def with_text(catalog: Catalog, template: str) -> pl.Series:

@@ -4,6 +4,7 @@ After the split, a cold-start protocol can make further items or users cold: it 
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,15 @@ from llmrec.data.catalog import Catalog
 from llmrec.data.config import DataConfig
 from llmrec.data.files import read_json, read_table, require_column, require_file
 from llmrec.data.filters import Summary
+from llmrec.data.images import INLINE
 from llmrec.data.interactions import Interactions, Split, given_split, leave_one_out, timestamp_split
 from llmrec.data.readers import read
 from llmrec.data.sequences import TEST, TRAIN, VALID
 from llmrec.errors import UserError
 
 log = get_logger(__name__)
+
+IMAGES = "images.parquet"
 
 
 def hold_out(split: Split, config: DataConfig) -> Split:
@@ -133,7 +137,7 @@ class Prepared:
             return self
         trained = self._trained
         events = self.split.frame.filter(pl.col("item_id").is_in(trained.implode()))
-        catalog = Catalog(self.catalog.frame.filter(pl.col("item_id").is_in(trained.implode())))
+        catalog = self.catalog.filter(pl.col("item_id").is_in(trained.implode()))
         return Prepared(catalog, self.split.with_frame(events), self.summary)
 
     @property
@@ -144,8 +148,8 @@ class Prepared:
         """
         if not self._strict:
             return None
-        frame = self.catalog.frame.filter(~pl.col("item_id").is_in(self._trained.implode()))
-        return Catalog(frame) if len(frame) else None
+        cold = self.catalog.filter(~pl.col("item_id").is_in(self._trained.implode()))
+        return cold if len(cold) else None
 
     @property
     def _strict(self) -> bool:
@@ -206,7 +210,7 @@ def _filtered(
         )
     if config.unused_items == "drop":
         used = catalog.frame["item_id"].is_in(events.frame["item_id"].unique().implode())
-        catalog = Catalog(catalog.frame.filter(used))
+        catalog = catalog.filter(used)
         summary.add("unused items dropped", catalog, events)
     return catalog, events
 
@@ -230,12 +234,27 @@ def _chosen(catalog: Catalog, events: Interactions, config: DataConfig, summary:
 
 
 def save(prepared: Prepared, folder: str | Path) -> None:
-    """Write items.parquet, interactions.parquet (with `part`) and split.json into an existing folder."""
+    """Write items.parquet, interactions.parquet (with `part`) and split.json into an existing folder.
+
+    Also images.parquet, with the paths or data URIs of the items' images, if there are any.
+    """
     folder = Path(folder)
-    prepared.catalog.to_parquet(folder / "items.parquet")
+    catalog = prepared.catalog
+    catalog.to_parquet(folder / "items.parquet")
+    if images := {item: catalog.images[item] for item in catalog.ids if item in catalog.images}:
+        table = {"item_id": list(images), "image": list(images.values())}
+        pl.DataFrame(table).write_parquet(folder / IMAGES)
     prepared.split.frame.write_parquet(folder / "interactions.parquet")
     document = {"protocol": prepared.split.protocol, "steps": prepared.summary.to_dict()}
     (folder / "split.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The files of the items' images that are there, for the folder that `save` wrote; none if it is missing."""
+    if not (folder / IMAGES).is_file():
+        return []
+    places = read_table(folder / IMAGES, "the run's data")["image"]
+    return [Path(place) for place in places if not place.startswith(INLINE) and os.path.isfile(place)]
 
 
 def load(folder: str | Path) -> Prepared:
@@ -254,4 +273,8 @@ def load(folder: str | Path) -> Prepared:
         summary = Summary.from_dict(document["steps"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'split.json'}: not as prepare writes it ({error}); prepare again") from None
-    return Prepared(Catalog.from_parquet(folder / "items.parquet"), split, summary)
+    catalog = Catalog.from_parquet(folder / "items.parquet")
+    if (folder / IMAGES).is_file():
+        images = read_table(folder / IMAGES, "the run's data")
+        catalog.images = dict(zip(images["item_id"], images["image"], strict=True))
+    return Prepared(catalog, split, summary)

@@ -53,11 +53,7 @@ class AlignedEncoder(Encoder):
         return self
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        vectors = self.text_encoder.encode(texts)
-        vectors = vectors + vectors @ self.head
-        if self.config.normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors
+        return aligned(self.text_encoder.encode(texts), self.head, self.config.normalize)
 
     def save(self, folder: Path) -> None:
         self.text_encoder.save(folder)
@@ -67,6 +63,22 @@ class AlignedEncoder(Encoder):
         self.text_encoder.load(folder)
         self.head = load_file(folder / "alignment.safetensors")["head"]
         return self
+
+
+def without_log(config: AlignConfig) -> str:
+    """The message where there is no training log to align with."""
+    return (
+        f"--embed.align.epochs is {config.epochs}, but there is no log of training events to align with; give one, or "
+        "set it to 0"
+    )
+
+
+def aligned(vectors: np.ndarray, head: np.ndarray, normalize: bool) -> np.ndarray:
+    """x + x A for each row x of `vectors`, float32 [n, D], with A = `head` [D, D]; of length 1 with `normalize`."""
+    vectors = vectors + vectors @ head
+    if normalize:
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors
 
 
 def positive_pairs(behaviour: Behaviour, min_count: int, neighbours: int) -> np.ndarray:

@@ -8,6 +8,8 @@ from llmrec.errors import UserError
 
 TEXT = "text"
 """The source in `EmbedConfig.vectors` that stands for the encoder."""
+IMAGE = "image"
+"""The source in `EmbedConfig.vectors` that stands for the image encoder."""
 EncoderName = Literal["sentence-transformers", "minilm-offline", "tfidf-svd"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -71,47 +73,73 @@ class EmbedConfig:
     vectors: list[str] | str | None = None
     """File with vectors of the items, instead of those of the encoder: .parquet with a column `item_id` and a column of
     lists, or .npy or .safetensors with the ids in NAME.ids.txt beside it, one per line. A single file is taken as it
-    is. Several in a list are fused; `text` in the list stands for the vectors of the encoder."""
+    is. Several in a list are fused; `text` in the list stands for the vectors of the encoder, and `image` for those of
+    the image encoder."""
     vector_weights: list[float] = field(default_factory=list)
     """Weight of each source in `vectors`: its share of the squared distances is the square of it; empty: 1 for each."""
+    image_encoder: str | None = None
+    """Folder or Hub id of a sentence-transformers model that takes images, such as
+    sentence-transformers/clip-ViT-B-32, for the source `image` of `vectors`; --data.columns.image names the images."""
+    without_image: Literal["fail", "mean"] = "fail"
+    """Items without an image that can be read. fail: stop; mean: count them, and give them the mean vector of the
+    other images, which is zero after whitening, so that the other sources alone decide."""
 
     def __post_init__(self) -> None:
         at_least = {0: ("graph_trips",), 1: ("dim", "batch_size", "max_tokens")}
         check_fields(self, "embed", at_least=at_least, positive=("vector_weights",))
-        if self.sources and self.align.epochs:
-            raise UserError(
-                f"--embed.align.epochs {self.align.epochs}: aligns the vectors of the encoder only; set it to 0, or "
-                "leave out --embed.vectors."
-            )
         if self.sources and self.without_text != "fail":
             raise UserError(
                 f"--embed.without_text {self.without_text}: adds to the vectors of the encoder only; leave it out, or "
                 "leave out --embed.vectors."
             )
-        if self.vectors is not None and not self.files:
+        if self.vectors is not None and set(self.sources) <= {TEXT}:
             raise UserError(f"--embed.vectors {self.vectors}: names no file; give one, or leave it out.")
-        if self.sources.count(TEXT) > 1:
-            raise UserError(f"--embed.vectors {self.vectors}: names {TEXT} twice; name it once.")
+        for name in (TEXT, IMAGE):
+            if self.sources.count(name) > 1:
+                raise UserError(f"--embed.vectors {self.vectors}: names {name} twice; name it once.")
+        self._check_images()
         if self.vector_weights and len(self.vector_weights) != len(self.sources):
             raise UserError(
                 f"--embed.vector_weights has {len(self.vector_weights)} weights for {len(self.sources)} sources in "
                 "--embed.vectors; give one for each."
             )
 
+    def _check_images(self) -> None:
+        """Raise UserError if the settings of images do not fit `vectors`."""
+        if self.reads_images and self.image_encoder is None:
+            raise UserError(
+                f"--embed.vectors {self.vectors}: {IMAGE} needs a model; name one in --embed.image_encoder."
+            )
+        if not self.reads_images and self.image_encoder is not None:
+            raise UserError(
+                f"--embed.image_encoder {self.image_encoder}: --embed.vectors {self.vectors} does not name {IMAGE}; "
+                f'set it to "[{TEXT}, {IMAGE}]", or leave the encoder out.'
+            )
+        if self.without_image == "mean" and (not self.reads_images or len(self.sources) < 2):
+            raise UserError(
+                f"--embed.without_image mean: needs {IMAGE} and another source in --embed.vectors, which describes the "
+                "items without an image; name one, or set it to fail."
+            )
+
     @property
     def sources(self) -> list[str]:
-        """The sources of the vectors: files and `text`; empty if the encoder makes them."""
+        """The sources of the vectors: files, `text` and `image`; empty if the encoder makes them."""
         return [self.vectors] if isinstance(self.vectors, str) else list(self.vectors or ())
 
     @property
     def files(self) -> list[str]:
         """The sources that are files."""
-        return [source for source in self.sources if source != TEXT]
+        return [source for source in self.sources if source not in (TEXT, IMAGE)]
 
     @property
     def reads_texts(self) -> bool:
         """Whether an encoder makes the vectors, at least in part."""
         return not self.sources or TEXT in self.sources
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether an encoder makes vectors of the items' images."""
+        return IMAGE in self.sources
 
     @property
     def needs_log(self) -> bool:
@@ -120,7 +148,7 @@ class EmbedConfig:
 
     @property
     def names_a_model(self) -> bool:
-        """Whether `model` is loaded to embed further items."""
+        """Whether `model` is loaded to embed further items; `image_encoder` is if `reads_images`."""
         return self.encoder == "sentence-transformers" and self.reads_texts
 
     @property
@@ -130,8 +158,11 @@ class EmbedConfig:
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the vectors depend. A field that earlier versions lacked counts only if it is set."""
-        later = ("vectors", "vector_weights", "graph_trips")
-        return {name: value for name, value in asdict(self).items() if name not in later or value}
+        later = ("vectors", "vector_weights", "graph_trips", "image_encoder")
+        values = {name: value for name, value in asdict(self).items() if name not in later or value}
+        if not self.reads_images:
+            del values["without_image"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EmbedConfig":

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from llmrec.collaborative.behaviour import Behaviour, collaborative_vectors
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
-from llmrec.embed.align import AlignedEncoder
+from llmrec.embed.align import AlignedEncoder, without_log
 from llmrec.embed.config import TEXT, EmbedConfig
 from llmrec.embed.encoder import Encoder, item_texts
 from llmrec.embed.given import GivenVectors
@@ -171,29 +171,27 @@ def _encoded(
 ) -> Embeddings:
     """The embeddings of `embed` before they are smoothed; the arguments are the same."""
     fit_on = catalog if fit_on is None else fit_on
-    if config.sources:
-        given = fitted
-        if not isinstance(given, GivenVectors):
-            given = GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None).fit_catalog(fit_on)
-        return Embeddings(catalog.ids, given.of_items(catalog, config.files, "--embed.vectors"), given)
-    texts = _texts(fit_on, config)
     behaviour = None
     if log is not None and (config.align.epochs or config.without_text == "behaviour"):
         behaviour = Behaviour.from_log(log, fit_on.ids)
+    if config.sources:
+        given = fitted
+        if not isinstance(given, GivenVectors):
+            given = GivenVectors(config, _text_encoder(config) if TEXT in config.sources else None)
+            given.fit_catalog(fit_on, behaviour)
+        return Embeddings(catalog.ids, given.of_items(catalog, config.files, "--embed.vectors"), given)
+    texts = _texts(fit_on, config)
     # If no item has a text, the ids are the only words that the encoder can learn from.
     encoder = fitted or make_encoder(config).fit([text for text in texts if text] or fit_on.ids)
     if isinstance(encoder, AlignedEncoder) and fitted is None:
         if behaviour is None:
-            raise UserError(
-                f"--embed.align.epochs is {config.align.epochs}, but there is no log of training events to align "
-                "with; give one, or set it to 0"
-            )
+            raise UserError(without_log(config.align))
         encoder.align(texts, behaviour)
     if config.without_text == "behaviour" and behaviour is None and not all(texts):
         raise UserError("--embed.without_text behaviour needs the log of training events; give one, or use random")
     vectors = encoder.encode(texts)
     _replace_silent(vectors, texts, fit_on.ids, config, behaviour)
-    others = Catalog(catalog.frame.filter(~pl.col("item_id").is_in(fit_on.frame["item_id"].implode())))
+    others = catalog.filter(~pl.col("item_id").is_in(fit_on.frame["item_id"].implode()))
     if not len(others):
         return Embeddings(fit_on.ids, vectors, encoder)
     # Encoded in a separate call: the other items in a batch can change the last bits of a vector.

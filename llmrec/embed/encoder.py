@@ -181,13 +181,13 @@ class SentenceEncoder(Encoder):
                 cache.add(shard, np.concatenate(vectors))
         return cache.get(texts)
 
-    def _forward(self, texts: list[str]) -> np.ndarray:
-        """The vectors of n `texts` from the model, without the cache: float32 [n, D]."""
+    def _forward(self, inputs: Sequence[Any]) -> np.ndarray:
+        """The vectors of n texts (or images) from the model, without the cache: float32 [n, D]."""
         import torch
 
         with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             vectors = self._model.encode(
-                texts,
+                inputs,
                 batch_size=self.config.batch_size,
                 normalize_embeddings=self.config.normalize,
                 show_progress_bar=False,
@@ -217,16 +217,8 @@ class SentenceEncoder(Encoder):
         return resolve_dtype(self.config.dtype, self._model.device)
 
     def _load_model(self) -> "SentenceTransformer":
-        from sentence_transformers import SentenceTransformer
-
-        try:
-            return SentenceTransformer(self._name, **hub_options(self._name))
-        except Exception as error:  # the hub, the network and the files raise many types
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"--embed.model {self._name}: cannot be loaded as a sentence-transformers model ({reason}); "
-                "give a folder, or go offline with --embed.encoder minilm-offline or tfidf-svd"
-            ) from error
+        fix = "give a folder, or go offline with --embed.encoder minilm-offline or tfidf-svd"
+        return load_sentence_model(self._name, "--embed.model", fix)
 
     @cached_property
     def _cache(self) -> VectorCache:
@@ -240,6 +232,23 @@ class SentenceEncoder(Encoder):
             digest.update(f"{name} {tensor.dtype}".encode())
             digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
         return VectorCache(self.config.cache, digest.hexdigest()[:32])
+
+
+def load_sentence_model(name: str, flag: str, fix: str) -> "SentenceTransformer":
+    """The sentence-transformers model in a folder or on the Hub.
+
+    Raises:
+        UserError: it can't be loaded; the message names `flag` and says `fix`.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(name, **hub_options(name))
+    except Exception as error:  # the hub, the network and the files raise many types
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{flag} {name}: cannot be loaded as a sentence-transformers model ({reason}); {fix}"
+        ) from error
 
 
 class OfflineMiniLM(SentenceEncoder):

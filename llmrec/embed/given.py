@@ -1,10 +1,12 @@
-"""Vectors of one's own: read from files, checked, and fused if there are several sources.
+"""Vectors of several sources: read from files or made by encoders, checked, and fused.
 
     --embed.vectors image.npy                   the vectors of image.npy, as they are
     --embed.vectors "[text, image.npy]"         the encoder's vectors and those of image.npy, fused
+    --embed.vectors "[text, image]"             the encoder's vectors and those of the items' images, fused
 
 To fuse sources, each is whitened (zero mean, the same variance in every direction), scaled so that its weight decides
-its share of the squared distances, and concatenated.
+its share of the squared distances, and concatenated. Items that are taken together can then be moved closer together
+(`embed.align`), which QARM (arXiv 2411.11739) and OneRec (arXiv 2506.13695) do with vectors of texts and images.
 """
 
 from collections.abc import Sequence
@@ -17,13 +19,16 @@ import polars as pl
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from llmrec.collaborative.behaviour import Behaviour
 from llmrec.console import get_logger
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import read_table, require_column, require_file
 from llmrec.data.ids import id_column
 from llmrec.data.lines import read_lines
-from llmrec.embed.config import TEXT, EmbedConfig
+from llmrec.embed.align import aligned, learn_head, without_log
+from llmrec.embed.config import IMAGE, TEXT, EmbedConfig
 from llmrec.embed.encoder import Encoder, item_texts
+from llmrec.embed.image import ImageEncoder
 from llmrec.errors import UserError
 
 log = get_logger(__name__)
@@ -37,7 +42,7 @@ FILE = "fusion.safetensors"
 
 
 class GivenVectors(Encoder):
-    """Takes the place of a text encoder for vectors that come from files, at least in part.
+    """Takes the place of a text encoder for vectors that come from files or images, at least in part.
 
     Args:
         config: with `vectors`.
@@ -47,18 +52,34 @@ class GivenVectors(Encoder):
     def __init__(self, config: EmbedConfig, text_encoder: Encoder | None) -> None:
         super().__init__(config)
         self.text_encoder = text_encoder
+        self.image_encoder = ImageEncoder(config) if config.reads_images else None
         self.maps: list[Whitening] = []
+        self.head: np.ndarray | None = None
 
-    def fit_catalog(self, catalog: Catalog) -> Self:
-        """Fit the text encoder on the items' texts, and the whitening of each source on their vectors."""
+    def fit_catalog(self, catalog: Catalog, behaviour: Behaviour | None = None) -> Self:
+        """Fit the text encoder on the items' texts, the whitening of each source and the alignment on their vectors.
+
+        Args:
+            catalog: N items.
+            behaviour: events and co-occurrences of the same items, which only `config.align` reads.
+
+        Raises:
+            UserError: as for `of_items`; with `config.align`, there is no `behaviour`, or no item pair is frequent.
+        """
         if self.text_encoder is not None:
             self.text_encoder.fit(item_texts(catalog, self.config))
-        if len(self.config.sources) > 1:
-            parts = self._parts(catalog, self.config.files, "--embed.vectors")
+        if len(self.config.sources) == 1 and not self.config.align.epochs:
+            return self
+        parts = self._parts(catalog, self.config.files, "--embed.vectors", report=False)
+        if len(parts) > 1:
             self.maps = [
                 Whitening.fit(part, weight, source)
                 for part, weight, source in zip(parts, self.config.weights, self.config.sources, strict=True)
             ]
+        if self.config.align.epochs:
+            if behaviour is None:
+                raise UserError(without_log(self.config.align))
+            self.head = learn_head(self._fused(parts, "--embed.vectors"), behaviour, self.config.align)
         return self
 
     def of_items(self, catalog: Catalog, files: Sequence[str], flag: str) -> np.ndarray:
@@ -71,38 +92,49 @@ class GivenVectors(Encoder):
 
         Raises:
             UserError: the number of files differs, a file can't be read, lacks an item or has other dimensions than the
-                file of the fit, or `text` is a source and an item has no text.
+                file of the fit, `text` is a source and an item has no text, or `image` is one and `ImageEncoder`
+                raises it.
         """
         if len(files) != len(self.config.files):
             raise UserError(
                 f"{flag}: {len(files)} files, but the catalogue's vectors came from {len(self.config.files)}: "
                 f"{', '.join(self.config.files)}; give one for each, in this order."
             )
-        parts = self._parts(catalog, files, flag)
+        vectors = self._fused(self._parts(catalog, files, flag, report=True), flag)
+        return vectors if self.head is None else aligned(vectors, self.head, self.config.normalize)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Raise UserError: no text has a vector in this space."""
+        raise UserError(
+            f"the items' vectors came from {', '.join(self.config.sources)} (--embed.vectors), so texts have none; "
+            "give the vectors of new items, as add-items --vectors FILE does."
+        )
+
+    def _parts(self, catalog: Catalog, files: Sequence[str], flag: str, report: bool) -> list[np.ndarray]:
+        """The vectors of each source, not fused: float32 [n, D_s]; the row of an item without an image is NaN.
+
+        `report` logs how many items have no image.
+        """
+        left = iter(files)
+        parts = []
+        for source in self.config.sources:
+            if source == IMAGE:
+                assert self.image_encoder is not None, "image is a source"
+                parts.append(self.image_encoder.of_items(catalog, report))
+            elif source == TEXT:
+                assert self.text_encoder is not None, "text is a source"
+                parts.append(self.text_encoder.encode(item_texts(catalog, self.config)))
+            else:
+                parts.append(read_vectors(next(left), catalog.ids, flag))
+        return parts
+
+    def _fused(self, parts: Sequence[np.ndarray], flag: str) -> np.ndarray:
+        """The vectors float32 [n, D] of the `parts` of `_parts`."""
         if not self.maps:
             return parts[0]
         return np.concatenate(
             [each.apply(part, flag) for each, part in zip(self.maps, parts, strict=True)], axis=1, dtype=np.float32
         )
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Raise UserError: no text has a vector in this space."""
-        raise UserError(
-            f"the items' vectors came from {', '.join(self.config.files)} (--embed.vectors), so texts have none; give "
-            "the vectors of new items, as add-items --vectors FILE does."
-        )
-
-    def _parts(self, catalog: Catalog, files: Sequence[str], flag: str) -> list[np.ndarray]:
-        """The vectors of each source, not fused: float32 [n, D_s]."""
-        left = iter(files)
-        parts = []
-        for source in self.config.sources:
-            if source != TEXT:
-                parts.append(read_vectors(next(left), catalog.ids, flag))
-            else:
-                assert self.text_encoder is not None, "text is a source"
-                parts.append(self.text_encoder.encode(item_texts(catalog, self.config)))
-        return parts
 
     def save(self, folder: Path) -> None:
         if self.text_encoder is not None:
@@ -110,14 +142,17 @@ class GivenVectors(Encoder):
         tensors = {
             f"{place}.{name}": array for place, each in enumerate(self.maps) for name, array in vars(each).items()
         }
+        if self.head is not None:
+            tensors["head"] = self.head
         if tensors:
             save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / FILE)
 
     def load(self, folder: Path) -> Self:
         if self.text_encoder is not None:
             self.text_encoder.load(folder)
+        tensors = load_file(folder / FILE) if len(self.config.sources) > 1 or self.config.align.epochs else {}
+        self.head = tensors.get("head")
         if len(self.config.sources) > 1:
-            tensors = load_file(folder / FILE)
             self.maps = [
                 Whitening(tensors[f"{place}.mean"], tensors[f"{place}.matrix"])
                 for place in range(len(self.config.sources))
@@ -139,11 +174,17 @@ class Whitening:
 
     @classmethod
     def fit(cls, x: np.ndarray, weight: float, source: str) -> Self:
-        """Whiten `x`, float32 [N, D], by its principal directions; `source` names it in messages.
+        """Whiten `x`, float32 [N, D], by its principal directions, without the rows that are NaN.
+
+        `source` names it in messages.
 
         Raises:
-            UserError: all rows of `x` are equal.
+            UserError: all rows of `x` are equal or NaN.
         """
+        without = np.isnan(x[:, 0])
+        if without.all():
+            raise UserError(f"--embed.vectors {source}: no item has an image that can be read; leave this source out.")
+        x = x[~without] if without.any() else x
         mean = x.mean(axis=0, dtype=np.float64)
         centred = x - mean
         variances, directions = np.linalg.eigh(centred.T @ centred / len(x))
@@ -154,10 +195,12 @@ class Whitening:
         return cls(mean.astype(np.float32), (directions[:, kept] * scale).astype(np.float32))
 
     def apply(self, x: np.ndarray, flag: str) -> np.ndarray:
-        """Whiten `x`, float32 [n, D]; raises UserError if D is another."""
+        """Whiten `x`, float32 [n, D], where a row that is NaN counts as the mean; raises UserError if D is another."""
         if x.shape[1] != len(self.mean):
             raise UserError(f"{flag}: vectors of {x.shape[1]} dimensions, those of the fit have {len(self.mean)}.")
-        return np.asarray((x - self.mean) @ self.matrix, np.float32)
+        centred = x - self.mean
+        centred[np.isnan(x[:, 0])] = 0
+        return np.asarray(centred @ self.matrix, np.float32)
 
 
 def read_vectors(path: str | Path, item_ids: Sequence[str], flag: str) -> np.ndarray:

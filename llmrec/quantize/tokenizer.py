@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -47,8 +47,8 @@ class ItemTokenizer:
         level_sizes: the number of codes of each of the L' levels.
         quantizer: the fitted `Quantizer` of the first L levels; it does not include the dedup level.
         encoder: the encoder of the catalogue's texts, for further texts; None if `fit_embeddings` got no encoder.
-        encoder_allowed: whether the encoder may be loaded. False if its name comes from a bundle of somebody else and
-            the caller of `load` did not confirm it.
+        unconfirmed: the flag that must confirm a model before the encoder may be loaded; empty if none must. The name
+            of a model may come from a bundle of somebody else, and then the caller of `load` must give it too.
         catalog: the catalogue that `fit` got; not saved with the tokenizer.
     """
 
@@ -57,7 +57,7 @@ class ItemTokenizer:
     level_sizes: list[int]
     quantizer: Quantizer
     encoder: Encoder | None
-    encoder_allowed: bool = True
+    unconfirmed: Literal["", "--encoder", "--image-encoder"] = ""
     catalog: Catalog
 
     def __init__(
@@ -204,8 +204,8 @@ class ItemTokenizer:
         """Vectors (float32 [n, D]) of any n items, made as the fitted embeddings were.
 
         Args:
-            catalog: n items.
-            files: their vectors, for a tokenizer that was fitted on `embed.vectors`: one file for each of those.
+            catalog: n items, with their images if the tokenizer was fitted on images.
+            files: their vectors, for a tokenizer that was fitted on files in `embed.vectors`: one for each of those.
 
         Raises:
             UserError: there is no encoder, it can't or must not be loaded, an item has no text, or the files are not
@@ -215,10 +215,12 @@ class ItemTokenizer:
             return read_vectors(files[0], catalog.ids, "--vectors")
         if self.encoder is None:
             raise UserError("the item tokenizer was fitted on vectors, without an encoder; give the items' vectors")
-        if not self.encoder_allowed:
+        if self.unconfirmed:
+            config = self.encoder.config
+            model = config.model if self.unconfirmed == "--encoder" else config.image_encoder
             raise UserError(
-                f"--encoder is missing: the bundle's items were embedded by {self.encoder.config.model!r:.200}, and a "
-                "bundle of somebody else can name anything there; give --encoder with that name, or your own copy of "
+                f"{self.unconfirmed} is missing: the bundle's items were embedded by {model!r:.200}, and a bundle of "
+                f"somebody else can name anything there; give {self.unconfirmed} with that name, or your own copy of "
                 "it, to load it."
             )
         if isinstance(self.encoder, GivenVectors):
@@ -304,37 +306,46 @@ class ItemTokenizer:
         }
 
     @classmethod
-    def load(cls, folder: str | Path, own: bool = True, encoder: str | None = None) -> Self:
+    def load(
+        cls, folder: str | Path, own: bool = True, encoder: str | None = None, image_encoder: str | None = None
+    ) -> Self:
         """Read what `save` wrote.
 
         Args:
             folder: the folder with quantizer.json.
             own: whether the folder was made on this machine. If not, a sentence-transformers encoder is loaded only if
-                the caller names it in `encoder`.
+                the caller names it in `encoder`, and a model of images only if in `image_encoder`.
             encoder: folder or Hub id of the sentence-transformers encoder; it replaces the saved name.
+            image_encoder: the same for the model of the items' images.
 
         Raises:
-            UserError: the folder is not a saved tokenizer, its schema version differs, or `encoder` is given but the
-                saved encoder is not of sentence-transformers.
+            UserError: the folder is not a saved tokenizer, its schema version differs, `encoder` is given but the saved
+                encoder is not of sentence-transformers, or `image_encoder` is given but there is none.
         """
         folder = Path(folder)
         path = folder / "quantizer.json"
         if not path.is_file():
             raise UserError(f"{folder}: no quantizer.json, so not a saved item tokenizer; run `llmrec tokenize`")
         try:
-            tokenizer = cls._read(folder, json.loads(path.read_text("utf-8")), encoder)
+            tokenizer = cls._read(folder, json.loads(path.read_text("utf-8")), encoder, image_encoder)
         except Exception as error:  # json, polars, safetensors and quantizers raise many types on wrong files
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{folder}: not a saved item tokenizer ({reason}); run `llmrec tokenize`") from None
 
-        named = tokenizer.encoder is not None and tokenizer.encoder.config.names_a_model
+        config = None if tokenizer.encoder is None else tokenizer.encoder.config
+        named, shown = config is not None and config.names_a_model, config is not None and config.reads_images
         if encoder is not None and not named:
             raise UserError(f"--encoder {encoder}: this bundle embeds without sentence-transformers; leave it out.")
-        tokenizer.encoder_allowed = own or not named or encoder is not None
+        if image_encoder is not None and not shown:
+            raise UserError(f"--image-encoder {image_encoder}: this bundle embeds no images; leave it out.")
+        if not own and named and encoder is None:
+            tokenizer.unconfirmed = "--encoder"
+        elif not own and shown and image_encoder is None:
+            tokenizer.unconfirmed = "--image-encoder"
         return tokenizer
 
     @classmethod
-    def _read(cls, folder: Path, header: dict[str, Any], encoder: str | None) -> Self:
+    def _read(cls, folder: Path, header: dict[str, Any], encoder: str | None, image_encoder: str | None) -> Self:
         if header["schema"] != SCHEMA:
             raise UserError(f"{folder}: schema {header['schema']}, this llmrec reads {SCHEMA}; tokenize again")
         if header["config"]["levels"] > len(header["level_sizes"]):  # check before allocating anything of that size
@@ -343,6 +354,8 @@ class ItemTokenizer:
         embed_config = EmbedConfig.from_dict(header["embed"] | {"cache": None}) if header["embed"] else None
         if embed_config is not None and encoder is not None:
             embed_config = replace(embed_config, model=encoder)
+        if embed_config is not None and embed_config.reads_images and image_encoder is not None:
+            embed_config = replace(embed_config, image_encoder=image_encoder)
         tokenizer = cls.from_config(TokenizeConfig.from_dict(header["config"]), embed_config)
         tokenizer.encoder = make_encoder(embed_config).load(folder) if embed_config else None
         tensors = load_file(folder / "quantizer.safetensors")

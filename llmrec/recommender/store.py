@@ -67,7 +67,9 @@ class ItemStore:
         return cls(catalog, item_tokenizer, trie, np.zeros(len(catalog), np.int64))
 
     @classmethod
-    def load(cls, folder: Path, header: bundle.Header, encoder: str | None = None) -> Self:
+    def load(
+        cls, folder: Path, header: bundle.Header, encoder: str | None = None, image_encoder: str | None = None
+    ) -> Self:
         """The items of the bundle in `folder`.
 
         Raises:
@@ -75,7 +77,7 @@ class ItemStore:
         """
         index = bundle.read_index(folder)
         catalog, events = Catalog(bundle.catalog_frame(index)), index[bundle.EVENTS].to_numpy()
-        tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER, own=False, encoder=encoder)
+        tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER, False, encoder, image_encoder)
         if tokenizer.item_ids != catalog.ids:
             raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/{CODES} list other items.")
         if tokenizer.level_sizes != header.level_sizes:
@@ -105,7 +107,7 @@ class ItemStore:
     @cached_property
     def text_index(self) -> TextIndex:
         """What finds the items by words; its vectors come from the encoder of the item tokenizer."""
-        encoder = self.item_tokenizer.encoder if self.item_tokenizer.encoder_allowed else None
+        encoder = None if self.item_tokenizer.unconfirmed else self.item_tokenizer.encoder
         encode = None if encoder is None or isinstance(encoder, GivenVectors) else encoder.encode
         return TextIndex(lambda: self.catalog.texts(self.catalog.whole_text), encode)
 
@@ -217,7 +219,7 @@ class ItemStore:
             ours = self.catalog.frame[name]
             return pl.Series(name, [ours[row] if row >= 0 else "" for row in rows.tolist()], pl.String)
 
-        return Catalog(pl.DataFrame([column(name) for name in self.catalog.frame.columns]))
+        return Catalog(pl.DataFrame([column(name) for name in self.catalog.frame.columns]), catalog.images)
 
     def _vectors(self, added: Catalog, given: np.ndarray | None, wanted: np.ndarray) -> np.ndarray:
         """Vectors float32 [n, D] of the items in `added`: `given`, or else made by the encoder.
@@ -262,6 +264,7 @@ def change_items(
     encoder: str | None = None,
     by: str = "add-items",
     wait: bool = False,
+    image_encoder: str | None = None,
 ) -> tuple[ItemStore, ItemStore]:
     """Change the items of a bundle, in place or in a new folder. The change is atomic.
 
@@ -272,6 +275,7 @@ def change_items(
         encoder: as for `ItemTokenizer.load`.
         by: the command that makes the change; the manifest of a stage records it.
         wait: wait for another process that changes the bundle, instead of raising.
+        image_encoder: as for `ItemTokenizer.load`.
 
     Returns:
         The old store and the new one.
@@ -289,7 +293,7 @@ def change_items(
     if out is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"--out {out}: is there already; name a new folder.")
     with replacing(target, wait) as sibling:
-        old = ItemStore.load(folder, bundle.read_header(folder), encoder)
+        old = ItemStore.load(folder, bundle.read_header(folder), encoder, image_encoder)
         new = change(old)
         try:
             if out is None:  # hard links: the weights are not copied

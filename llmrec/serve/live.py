@@ -75,7 +75,7 @@ class AddItems:
             raise ApiError(409, "item_exists", message, "items")
         tokenizer = store.item_tokenizer
         by_hand = tokenizer.encoder is None or isinstance(tokenizer.encoder, GivenVectors)
-        if self.vectors is None and (by_hand or not tokenizer.encoder_allowed):
+        if self.vectors is None and (by_hand or tokenizer.unconfirmed):
             message = "vectors: this server has no encoder for the texts of items; give a vector for each item."
             raise ApiError(409, "no_encoder", message, "vectors")
         return store.with_items(self.catalog, self.vectors, self.if_exists)

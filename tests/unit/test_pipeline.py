@@ -11,6 +11,7 @@ import pytest
 from llmrec import pipeline
 from llmrec.config import INPUTS, Config, check_inputs
 from llmrec.data import DataConfig
+from llmrec.data.config import ColumnsConfig
 from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.intentions import IntentionsConfig
@@ -29,6 +30,7 @@ NO_FILES = {
     "data.columns.rating",
     "data.columns.review",
     "data.columns.title",
+    "data.columns.image",
     "embed.template",
     "intentions.url",
     "intentions.model",
@@ -65,6 +67,10 @@ def config(field: str, path: str) -> Config:
         "data.path": lambda: Config(data=replace(data, path=path)),
         "data.items": lambda: Config(data=replace(data, items=path)),
         "embed.model": lambda: Config(embed=EmbedConfig(model=path)),
+        "embed.image_encoder": lambda: Config(
+            data=replace(data, columns=ColumnsConfig(image="photo")),
+            embed=EmbedConfig(vectors="image", image_encoder=path),
+        ),
         "embed.cache": lambda: Config(embed=EmbedConfig(cache=path)),
         "embed.vectors": lambda: Config(embed=EmbedConfig(vectors=["text", path])),
         "tokenize.file": lambda: Config(tokenize=TokenizeConfig(file=path)),

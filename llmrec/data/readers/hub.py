@@ -42,7 +42,7 @@ def read(config: DataConfig) -> tuple[Catalog, Interactions]:
     if os.path.isfile(Path(config.items)):
         return read_items(Path(config.items), config), log
     frame = _load(config.items, "--data.items")
-    return Catalog.from_table(frame, config.items, config.columns.item, config.columns.title), log
+    return Catalog.from_table(frame, config.items, *config.item_columns), log
 
 
 def _parse(name: str) -> tuple[str, str | None, str | None]:

@@ -45,7 +45,7 @@ def read_items(path: Path, config: DataConfig) -> Catalog:
     """Read the table of items."""
     options = config.text_options
     return build(
-        lambda rows: Catalog.from_table(rows, str(path), config.columns.item, config.columns.title),
+        lambda rows: Catalog.from_table(rows, str(path), *config.item_columns),
         read_table(path, "--data.items", options),
         BadRows(path, options),
         lambda rows: row_places(path, rows, options),

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
-from llmrec.data import Catalog
-from llmrec.embed import EmbedConfig, Embeddings, embed, read_vectors, vector_files
+from llmrec.data import Catalog, Interactions
+from llmrec.embed import AlignConfig, EmbedConfig, Embeddings, GivenVectors, embed, read_vectors, vector_files
 from llmrec.errors import UserError
 from llmrec.quantize.tokenizer import ItemTokenizer
 
@@ -186,7 +186,7 @@ def test_new_items_come_in_the_space_of_the_fit(tiny_catalog: Catalog, tmp_path:
     np.testing.assert_allclose(loaded.embed(new, [later]), whole.vectors[12:], atol=1e-6)
     with pytest.raises(UserError, match=r"vectors: 0 files, but the catalogue's vectors came from 1: own\.npy"):
         loaded.embed(new)
-    with pytest.raises(UserError, match=r"came from own\.npy .* so texts have none"):
+    with pytest.raises(UserError, match=r"came from text, own\.npy .* so texts have none"):
         loaded.encoder.encode(["a mug"])
     wide = write(tmp_path / "wide.npy", new.ids, rng.normal(size=(8, 5)))
     with pytest.raises(UserError, match="vectors of 5 dimensions, those of the fit have 4"):
@@ -199,8 +199,28 @@ def test_equal_vectors_are_refused(tmp_path: Path, catalog: Catalog) -> None:
         embed(catalog, EmbedConfig(vectors=files))
 
 
-def test_alignment_is_of_the_encoder_alone() -> None:
-    from llmrec.embed import AlignConfig
+def test_fused_vectors_are_aligned(tmp_path: Path) -> None:
+    """Items of a pair differ in both sources; alignment makes them nearest neighbours, also after saving."""
+    rng = np.random.default_rng(0)
+    ids = [f"i{row:02}" for row in range(40)]
+    partner = np.arange(40) ^ 1
+    catalog = Catalog.from_frame(pl.DataFrame({"item_id": ids, "title": ids}))
+    files = [write(tmp_path / f"{name}.npy", ids, rng.normal(size=(40, 12))) for name in ("one", "other")]
+    bought = [ids[item] for pair in range(0, 40, 2) for item in (pair, pair + 1)]
+    events = pl.DataFrame({"user_id": [f"u{at // 2}" for at in range(80)], "item_id": bought * 2})
+    config = EmbedConfig(vectors=files, align=AlignConfig(epochs=100, learning_rate=0.03))
+    with pytest.raises(UserError, match="there is no log of training events to align with"):
+        embed(catalog, config)
+    aligned = embed(catalog, config, Interactions.from_frame(events))
 
-    with pytest.raises(UserError, match="aligns the vectors of the encoder only"):
-        EmbedConfig(vectors="v.npy", align=AlignConfig(epochs=1))
+    def nearest(x: np.ndarray) -> float:
+        cosine = x @ x.T / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(x, axis=1))
+        np.fill_diagonal(cosine, -1)
+        return float((cosine.argmax(axis=1) == partner).mean())
+
+    assert nearest(embed(catalog, EmbedConfig(vectors=files)).vectors) < 0.2
+    assert nearest(aligned.vectors) > 0.9
+    aligned.save(tmp_path / "embed")
+    again = Embeddings.load(tmp_path / "embed").encoder
+    assert isinstance(again, GivenVectors)
+    np.testing.assert_allclose(again.of_items(catalog, files, "--x"), aligned.vectors, atol=1e-6)
