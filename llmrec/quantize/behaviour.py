@@ -26,10 +26,18 @@ class BehaviourCodes:
     Attributes:
         codes: int32 [N, L]; the row of an item without such an ID is -1.
         level_sizes: the number of codes of each of the L levels.
+
+    Raises:
+        ValueError: a code is outside its level.
     """
 
     codes: np.ndarray
     level_sizes: list[int]
+
+    def __post_init__(self) -> None:
+        least = np.where(self.known, 0, -1)[:, None]
+        if (self.codes < least).any() or (self.codes >= np.where(self.known[:, None], self.level_sizes, 0)).any():
+            raise ValueError(f"codes of behaviour outside levels of {self.level_sizes} codes")
 
     @classmethod
     def fit(cls, config: TokenizeConfig, behaviour: Behaviour) -> Self:

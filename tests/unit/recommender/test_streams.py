@@ -28,9 +28,14 @@ SHOP = {"item_id": IDS, "title": [f"thing {row}" for row in range(37)]}
 
 
 @pytest.fixture(scope="module")
-def vectors() -> np.ndarray:
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def vectors(rng: np.random.Generator) -> np.ndarray:
     """Of texts: one direction for each kind, each closing item of behaviour near the others."""
-    vectors = np.random.default_rng(0).normal(scale=0.1, size=(37, 8)).astype(np.float32)
+    vectors = rng.normal(scale=0.1, size=(37, 8)).astype(np.float32)
     vectors[np.arange(27), TEXT] += 1
     vectors[CLOSERS, 4] += 1
     vectors[OWN, 5] += 1
@@ -39,19 +44,17 @@ def vectors() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def trained(vectors: np.ndarray) -> Recommender:
-    rng = np.random.default_rng(0)
+def trained(rng: np.random.Generator, vectors: np.ndarray) -> Recommender:
     sequences = [rng.permutation(np.flatnonzero(user % 3 == KIND))[:6] for user in range(60)]
-    sequences += [np.array([item, CLOSERS[KIND[item]]]) for item in np.setdiff1d(np.arange(27), HELD)] * 3
-    sequences += [np.array([item, LAST]) for item in OWN[:-2]] * 4
+    seen = np.setdiff1d(np.arange(27), HELD)
+    sequences += [np.array([item, CLOSERS[KIND[item]]]) for item in seen for _ in range(3)]
+    sequences += [np.array([item, LAST]) for item in OWN[:-2] for _ in range(4)]
     events = [(f"u{u}", IDS[item], time) for u, own in enumerate(sequences) for time, item in enumerate(own)]
     log = Interactions(pl.DataFrame(events, ["user_id", "item_id", "timestamp"], orient="row"))
     items = ItemTokenizer(levels=2, codes=7, behaviour=12).fit_embeddings(IDS, vectors, log=log)
     base = BaseConfig(hidden_size=32, layers=2, heads=2, vocabulary=300, context=128)
     recommender = Recommender.from_base(None, items, Catalog.from_frame(pl.DataFrame(SHOP)), base, max_history=6)
-    train = TrainConfig(
-        method="full", epochs=40, batch_size=16, learning_rate=5e-3, packing=False, evaluations=1, validation_users=1
-    )
+    train = TrainConfig(method="full", epochs=40, batch_size=16, learning_rate=5e-3, packing=False, evaluations=1)
     return recommender.fit(log, tasks=TasksConfig({"sequential": 1}, max_history=6, max_text_tokens=1), train=train)
 
 
