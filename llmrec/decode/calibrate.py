@@ -1,6 +1,5 @@
 """Learn the weights of the fusion on validation examples; `collaborative/fusion.py` has the formulas."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -165,7 +164,8 @@ def _gather(
 ) -> tuple[np.ndarray, np.ndarray, dict[Best, np.ndarray]]:
     """As `gather`, of n prompts with targets int64 [n]."""
     batches = list(method.search.batches(prompts))
-    found, ranks = [], defaultdict[Best, np.ndarray](lambda: np.full(len(prompts), np.inf))
+    names: list[Best] = ["beam"] if method.facts.behaviour is None else ["streams", "beam"]
+    found, ranks = [], {name: np.full(len(prompts), np.inf) for name in names}
     for chosen in track(batches, "calibrating the fusion", unit="batches"):
         prefilled = method.search.prefill([prompts[i] for i in chosen])
         scored = method.scored(prefilled, 2 * CUT, [filters[i] for i in chosen])
@@ -181,7 +181,7 @@ def _gather(
     for chosen, scored in found:
         items[chosen, : scored.items.shape[1]] = scored.items
         features[chosen, : scored.items.shape[1]] = scored.features
-    return items, features, dict(ranks)
+    return items, features, ranks
 
 
 def _fusion(ranker: ItemRanker) -> FusionRanking:

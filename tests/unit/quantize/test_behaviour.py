@@ -71,7 +71,7 @@ def test_they_are_saved_with_the_others(fitted: ItemTokenizer, tmp_path: Path) -
     assert loaded.config.behaviour == 8
     header = json.loads((tmp_path / "quantizer.json").read_text())
     (tmp_path / "quantizer.json").write_text(json.dumps(header | {"behaviour": [4, 3, 9]}))
-    with pytest.raises(UserError, match="not a saved item tokenizer .codes of behaviour outside levels of"):
+    with pytest.raises(UserError, match=r"not a saved item tokenizer .codes of behaviour outside levels of"):
         ItemTokenizer.load(tmp_path)
     del header["behaviour"]  # as of an older version
     (tmp_path / "quantizer.json").write_text(json.dumps(header))
