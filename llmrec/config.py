@@ -8,7 +8,7 @@ from typing import Any
 
 from llmrec.collaborative.config import ExpertsConfig
 from llmrec.data.config import DataConfig
-from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig
+from llmrec.decode.config import TWO_STREAMS, WITHOUT_HEAD, DecodeConfig
 from llmrec.embed.config import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
@@ -53,6 +53,17 @@ class Config:
             raise UserError(f"--decode.ranking {self.decode.ranking} {headless}choose beam or quota.")
         if headless and (others := [name for name in self.evaluate.rankings if name not in WITHOUT_HEAD]):
             raise UserError(f"--evaluate.rankings {others[0]} {headless}leave it out.")
+        two = [name for name in (self.decode.ranking, *self.evaluate.rankings) if name in TWO_STREAMS]
+        if two and not self.tokenize.behaviour:
+            raise UserError(
+                f"--decode.ranking or --evaluate.rankings {two[0]} needs codes of behaviour; set --tokenize.behaviour "
+                "64, or leave it out."
+            )
+        if self.tokenize.behaviour and not self.tasks.mixture.get("sequential"):
+            raise UserError(
+                f"--tokenize.behaviour {self.tokenize.behaviour}: the task sequential teaches the codes of behaviour; "
+                "give it a rate in --tasks.mixture, or set this to 0."
+            )
         if self.decode.ranking == "experts" and not self.experts.models:
             raise UserError("--decode.ranking experts: there are none; name them in --experts.models.")
         if "experts" in self.evaluate.rankings:

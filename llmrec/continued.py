@@ -80,16 +80,23 @@ def with_kept_codes(tokenizer: ItemTokenizer, embeddings: Embeddings, prepared: 
     new = np.array([item not in known for item in embeddings.item_ids], bool)
     every = tokenizer.with_items([item for item in embeddings.item_ids if item not in known], embeddings.vectors[new])
     index = {item: row for row, item in enumerate(every.item_ids)}
-    kept = every.with_codes(embeddings.item_ids, every.codes[[index[item] for item in embeddings.item_ids]])
+    rows = np.array([index[item] for item in embeddings.item_ids])
+    behaviour = None if every.behaviour is None else every.behaviour.of_rows(rows)
+    kept = every.with_codes(embeddings.item_ids, every.codes[rows], behaviour)
     kept.encoder, kept.embed_config = embeddings.encoder, embeddings.encoder.config
     log.info("%d items keep their semantic IDs, %d are new", len(new) - new.sum(), new.sum())
     return kept.measured(embeddings.vectors, prepared.split.train, prepared.catalog.frame["title"].to_list())
 
 
-def item_vocabulary(config: Config, tokenizer: "PreTrainedTokenizerBase", level_sizes: Sequence[int]) -> ItemVocabulary:
-    """The item tokens of the tokenizer of `base.model`: those of the bundle, or new ones, which are added."""
+def item_vocabulary(
+    config: Config, tokenizer: "PreTrainedTokenizerBase", level_sizes: Sequence[int], before: str = ""
+) -> ItemVocabulary:
+    """The item tokens of the tokenizer of `base.model`: those of the bundle, or new ones, which are added.
+
+    Their names begin with `before` and `base.token_prefix`.
+    """
     of = ItemVocabulary.add_to if bundle_of(config) is None else ItemVocabulary.of
-    return of(tokenizer, level_sizes, config.base.token_prefix)
+    return of(tokenizer, level_sizes, before + config.base.token_prefix)
 
 
 def user_tokens(config: Config, tokenizer: "PreTrainedTokenizerBase", items: ItemTokenizer) -> UserTokens | None:

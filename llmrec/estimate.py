@@ -90,7 +90,7 @@ def estimate(
     dtype = torch.float32 if full or config.base.dtype == "float32" else torch.bfloat16  # auto: on a GPU
     built = build_tasks(tasks, learned.catalog, learned.sequences, renderer, learned.users, learned.intentions)
     mixture = Mixture(built, tasks, config.train.epochs, config.train.batch_size, config.train.seed)
-    vocabulary, train = renderer.vocabulary, config.train
+    vocabulary, train = renderer.codes_of_both, config.train
     work = _work(mixture, make_collator(model, renderer, train), train, vocabulary)
     largest, usual = work.pop("largest"), work.pop("usual")
     levels = LevelSoftmax(trained, vocabulary) if train.softmax == "level" else None
@@ -158,6 +158,7 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
 
     from llmrec.tasks.config import load_templates, tokenizer_texts
     from llmrec.tasks.render import Renderer
+    from llmrec.tasks.streams import BEHAVIOUR
 
     templates = load_templates(config.tasks.prompts)
     if config.base.model is not None:
@@ -171,8 +172,13 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
     vocabulary = item_vocabulary(config, tokenizer, sizes)
     if config.tasks.user_tokens:
         notes.append("tokens of users are not counted, one per level in each prompt with a history")
+    second, most = None, config.tasks.max_history
+    if config.tokenize.behaviour:
+        notes.append("the codes of behaviour are taken to be as many as those of the texts, for all items")
+        named = item_vocabulary(config, tokenizer, sizes, BEHAVIOUR)
+        second = Renderer(tokenizer, named, codes, templates, most)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return model, Renderer(tokenizer, vocabulary, codes, templates, config.tasks.max_history)
+    return model, Renderer(tokenizer, vocabulary, codes, templates, most, behaviour=second)
 
 
 def _codes(config: Config, run: Path | None, learned: Learned, notes: list[str]) -> tuple[list[int], np.ndarray]:
@@ -208,7 +214,7 @@ def _parameters(trained: Any, renderer: "Renderer") -> dict[str, int]:
         "total": sum(p.numel() for p in trained.parameters()),
         "trainable": sum(trainable.values()),
         "adapter": sum(count for name, count in trainable.items() if "lora_" in name),
-        "item_tokens": len(renderer.vocabulary.all_ids),
+        "item_tokens": len(renderer.codes_of_both.all_ids),
     }
 
 

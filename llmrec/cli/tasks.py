@@ -48,6 +48,7 @@ def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[st
     from llmrec.tasks.config import load_templates
     from llmrec.tasks.mixture import build_tasks, show_tasks
     from llmrec.tasks.render import Renderer
+    from llmrec.tasks.streams import BEHAVIOUR
 
     pipeline.check(config, run, "base")
     pipeline.make_stages(config, run, "base")
@@ -58,7 +59,11 @@ def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[st
     vocabulary = item_vocabulary(config, tokenizer, items.level_sizes)
     templates = load_templates(config.tasks.prompts)
     users = user_tokens(config, tokenizer, items)
-    renderer = Renderer(tokenizer, vocabulary, items.codes, templates, config.tasks.max_history, users)
+    most, second = config.tasks.max_history, None
+    if items.behaviour is not None:
+        named = item_vocabulary(config, tokenizer, items.behaviour.level_sizes, BEHAVIOUR)
+        second = Renderer(tokenizer, named, items.behaviour.codes, templates, most)
+    renderer = Renderer(tokenizer, vocabulary, items.codes, templates, most, users, second)
     sequences = prepared.split.sequences(prepared.catalog)
     intentions, train = pipeline.load_intentions(config, run), sequences.train_sequences()
     tasks = build_tasks(config.tasks, prepared.catalog, train, renderer, sequences.users, intentions)

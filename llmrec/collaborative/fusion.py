@@ -29,7 +29,7 @@ LEAST = 20
 """Examples of a kind that weights are learnt from at least."""
 CUT = 10
 """Cut-off of the recall."""
-Best = Literal["fusion", "experts", "dense", "beam"]
+Best = Literal["fusion", "experts", "dense", "streams", "beam"]
 """Rankings of a bundle, of which validation chooses."""
 
 

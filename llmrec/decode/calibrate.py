@@ -1,6 +1,6 @@
 """Learn the weights of the fusion on validation examples; `collaborative/fusion.py` has the formulas."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from llmrec.decode.queries import Queries
 from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.rankings.fusion import FusionRanking
 from llmrec.decode.rankings.prompts import PromptRanking
-from llmrec.decode.search import Prompt
+from llmrec.decode.search import Prompt, Ranking
 
 log = get_logger(__name__)
 
@@ -38,9 +38,9 @@ def calibrate(
         their cold target there, cold items get the weights of warm items.
     """
     method, targets = _fusion(ranker), examples.targets
-    items, features, beam_ranks = gather(ranker, examples)
+    items, features, searched = gather(ranker, examples)
     is_cold = method.facts.is_cold
-    beams = float((beam_ranks[~is_cold[targets]] <= CUT).mean())
+    beams = float((searched["beam"][~is_cold[targets]] <= CUT).mean())
     experts = method.facts.experts
     least, share = floor * beams, 0.0 if experts is None else experts.config.warm_floor
     weights = fit_fusion(items, features, targets, is_cold, method.features, least, share)
@@ -49,7 +49,7 @@ def calibrate(
         return None
     if is_cold.any() and weights.cold == weights.warm:
         log.info("fusion: fewer than %d examples found a cold target: cold items weigh as warm ones", LEAST)
-    chances = compare_rankings(items, features, targets, is_cold, method.features, beam_ranks, (least, share))
+    chances = compare_rankings(items, features, targets, is_cold, method.features, searched, (least, share))
     best = max(chances, key=lambda name: chances[name])
     measured = {"beam_recall@10_warm": beams, **weights.measured} | {f"ndcg@10_{n}": v for n, v in chances.items()}
     log.info("fusion: %s", ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
@@ -67,14 +67,14 @@ def compare_rankings(
     targets: np.ndarray,
     is_cold: np.ndarray,
     names: Sequence[str],
-    beam_ranks: np.ndarray,
+    searched: Mapping[Best, np.ndarray],
     limits: tuple[float, float],
 ) -> dict[Best, float]:
     """NDCG@10 on n validation examples of what `ranking: auto` may mean, without any learned order.
 
-    The weights of a half of the examples rank the other half. Arguments are those of `fit_fusion`, and `beam_ranks`,
-    float64 [n], as `gather` gives them; `limits` are its least and share. Only the fusion is compared where a half has
-    too few examples to learn from.
+    The weights of a half of the examples rank the other half. Arguments are those of `fit_fusion`, and `searched`, the
+    ranks float64 [n] that `gather` gives; `limits` are its least and share. Only the fusion is compared where a half
+    has too few examples to learn from.
     """
     experts = [column for column, name in enumerate(names) if name.startswith("experts.")]
     columns: dict[Best, list[int]] = {"fusion": list(range(len(names)))}
@@ -92,8 +92,7 @@ def compare_rankings(
                 items[rest], weights.scores(features[rest][..., own], is_cold[items[rest]]), targets[rest]
             )
     ranks["dense"] = _ranks(items, features[..., list(names).index("dense")], targets)
-    ranks["beam"] = beam_ranks
-    return {name: float(ndcg(each, CUT).mean()) for name, each in ranks.items()}
+    return {name: float(ndcg(each, CUT).mean()) for name, each in (ranks | dict(searched)).items()}
 
 
 def _ranks(items: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -125,12 +124,13 @@ def _learned_order(
     return None if learned is None else learned.content
 
 
-def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.ndarray, dict[Best, np.ndarray]]:
     """The candidates of n examples; items of the history are left out unless they are the target.
 
     Returns:
         Candidates int64 [n, M] (-1 for none), their features float32 [n, M, F], and the target's rank by the beams
-        alone, float64 [n], inf if it is not among the first 10.
+        alone (`beam`) and by two streams, where there are two (`streams`), float64 [n], inf if it is not among the
+        first 10.
     """
     method, targets = _fusion(ranker), examples.targets
     prompts = [ranker.prompt_ids(history) for history in examples.histories]
@@ -161,15 +161,19 @@ def calibrate_prompts(ranker: ItemRanker, queries: Queries) -> FusionWeights | N
 
 def _gather(
     method: FusionRanking, prompts: Sequence[Prompt], targets: np.ndarray, filters: Sequence[Filter]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, dict[Best, np.ndarray]]:
     """As `gather`, of n prompts with targets int64 [n]."""
     batches = list(method.search.batches(prompts))
-    found, ranks = [], np.full(len(prompts), np.inf)
+    names: list[Best] = ["beam"] if method.facts.behaviour is None else ["streams", "beam"]
+    found, ranks = [], {name: np.full(len(prompts), np.inf) for name in names}
     for chosen in track(batches, "calibrating the fusion", unit="batches"):
         prefilled = method.search.prefill([prompts[i] for i in chosen])
         scored = method.scored(prefilled, 2 * CUT, [filters[i] for i in chosen])
-        hits = scored.beams.items[:, :CUT] == targets[chosen, None]
-        ranks[chosen] = np.where(hits.any(axis=1), 1.0 + hits.argmax(axis=1), np.inf)
+        lists: dict[Best, Ranking | None] = {"streams": scored.streams, "beam": scored.beams}
+        for name, ranking in lists.items():
+            if ranking is not None:
+                hits = ranking.items[:, :CUT] == targets[chosen, None]
+                ranks[name][chosen] = np.where(hits.any(axis=1), 1.0 + hits.argmax(axis=1), np.inf)
         found.append((chosen, scored))
     width = max((scored.items.shape[1] for _, scored in found), default=0)
     items = np.full((len(prompts), width), -1, np.int64)

@@ -9,11 +9,15 @@ from llmrec.errors import UserError
 
 Scoring = Literal["auto", "vocab", "level", "catalogue"]
 Constraint = Literal["trie", "level", "none"]
-RankingName = Literal["beam", "quota", "dense", "liger", "cascade", "specgr", "fusion", "experts", "session"]
-WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota", "experts", "session")
+RankingName = Literal[
+    "beam", "quota", "dense", "liger", "cascade", "specgr", "fusion", "experts", "session", "behaviour", "streams"
+]
+WITHOUT_HEAD: tuple[RankingName, ...] = ("beam", "quota", "experts", "session", "behaviour", "streams")
 """Rankings that need no dense head."""
 NEED_TREE: tuple[RankingName, ...] = ("cascade", "specgr", "fusion")
 """Rankings that score given codes, for which the model must take a tree attention mask."""
+TWO_STREAMS: tuple[RankingName, ...] = ("behaviour", "streams")
+"""Rankings that need the items' codes of behaviour."""
 
 
 @dataclass
@@ -41,9 +45,12 @@ class DecodeConfig:
     for requests in words, if it has been calibrated for them, of the model, the dense head, BM25 and the encoder.
     experts: by the experts of --experts.models alone, which do not wait for the model; requests in words as by fusion
     or, without its weights for them, by beam search. session (OneRec): the list's first items are generated one after
-    the other, each given those before it. auto: if the bundle has been calibrated, the one of fusion, experts, dense
-    and beam with the best NDCG@10 on validation; else beam. A cold item has no training events. All but beam, quota,
-    experts and session need --train.dense.weight."""
+    the other, each given those before it. streams (EAGER): by beam search in the codes of the texts and in those of
+    behaviour; each item has the better of its two log-probabilities. behaviour: in the codes of behaviour alone, which
+    cold items do not have. auto: if the bundle has been calibrated, the one of fusion, experts, dense, streams and beam
+    with the best NDCG@10 on validation; else streams, where there are two, or beam. A cold item has no training events.
+    behaviour and streams need --tokenize.behaviour, all others but beam, quota, experts and session
+    --train.dense.weight."""
     quota: float = 0.1
     """Ranking quota: share of a list that is for cold items, 0 to 1."""
     quota_prefix: int = 0

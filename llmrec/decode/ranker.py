@@ -25,6 +25,7 @@ from llmrec.decode.rankings.fusion import FusionRanking
 from llmrec.decode.rankings.hybrid import CascadeRanking, LigerRanking, QuotaRanking, SpecGRRanking
 from llmrec.decode.rankings.prompts import PromptRanking
 from llmrec.decode.rankings.session import SessionRanking
+from llmrec.decode.rankings.streams import BehaviourRanking, StreamsRanking
 from llmrec.decode.search import BeamSearch, NotNumbersError, Prompt, Ranking
 from llmrec.errors import UserError
 from llmrec.tasks.render import Renderer
@@ -41,6 +42,8 @@ METHODS: dict[RankingName, type[RankingMethod]] = {
     "fusion": FusionRanking,
     "experts": ExpertsRanking,
     "session": SessionRanking,
+    "behaviour": BehaviourRanking,
+    "streams": StreamsRanking,
 }
 
 
@@ -54,7 +57,8 @@ def make_ranking(
     """
     if name is None:
         ready = facts.fusion_weights is not None and facts.dense is not None and config.constraint == "trie"
-        auto: RankingName = facts.fusion_weights.best if facts.fusion_weights is not None and ready else "beam"
+        without: RankingName = "beam" if facts.behaviour is None or config.constraint != "trie" else "streams"
+        auto: RankingName = facts.fusion_weights.best if facts.fusion_weights is not None and ready else without
         name = auto if config.ranking == "auto" else config.ranking
     return METHODS[name](search, facts, config)
 

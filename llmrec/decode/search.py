@@ -176,7 +176,7 @@ class BeamSearch(ABC):
         self.pad_token_id = pad_token_id
         self._set_items(trie, is_cold)
 
-    def with_items(self, trie: ItemTrie, is_cold: np.ndarray) -> Self:
+    def with_items(self, trie: ItemTrie, is_cold: np.ndarray | None) -> Self:
         """The same search over other items, with the same level sizes; it shares the model, which is not tried again.
 
         Args:
@@ -186,6 +186,15 @@ class BeamSearch(ABC):
         other = copy.copy(self)
         other._set_items(trie, is_cold)
         return other
+
+    def in_other_codes(self, vocabulary: ItemVocabulary, trie: ItemTrie) -> Self:
+        """The same search over the same items in other codes; it shares the model, which is not tried again."""
+        other = self.with_items(trie, self.is_cold)
+        other._set_codes(vocabulary)
+        return other
+
+    def _set_codes(self, vocabulary: ItemVocabulary) -> None:
+        self.vocabulary = vocabulary
 
     def _set_items(self, trie: ItemTrie, is_cold: np.ndarray | None) -> None:
         self.trie = trie.to(self.device)

@@ -16,6 +16,7 @@ from llmrec.decode.encoded import open_context
 from llmrec.decode.filters import Restriction
 from llmrec.decode.search import BeamSearch, Offsets, PrefilledBatch, codes_of, require_numbers
 from llmrec.index.trie import ItemTrie
+from llmrec.model.tokens import ItemVocabulary
 
 
 @dataclass
@@ -59,8 +60,12 @@ class TreeSearch(BeamSearch):
         super().__init__(*args, **kwargs)
         self.body = Body(self.model, self.dtype)
         self.model = self.body.model
-        self.head = ItemHead(self.model, self.vocabulary, self.config.scoring, self.dtype)
-        self.code_of_token = torch.from_numpy(self.vocabulary.code_of_token(len(self.head.weight))).to(self.device)
+        self._set_codes(self.vocabulary)
+
+    def _set_codes(self, vocabulary: ItemVocabulary) -> None:
+        super()._set_codes(vocabulary)
+        self.head = ItemHead(self.model, vocabulary, self.config.scoring, self.dtype)
+        self.code_of_token = torch.from_numpy(vocabulary.code_of_token(len(self.head.weight))).to(self.device)
 
     def _set_items(self, trie: ItemTrie, is_cold: np.ndarray | None) -> None:
         super()._set_items(trie, is_cold)

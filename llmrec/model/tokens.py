@@ -72,6 +72,8 @@ class ItemVocabulary:
         Raises:
             UserError: the tokenizer lacks one of them.
         """
+        if sum(level_sizes) > len(tokenizer):  # checked before so many names are made
+            raise UserError(f"{sum(level_sizes)} item tokens, but the tokenizer has {len(tokenizer)} tokens in all.")
         names = token_names(level_sizes, prefix)
         vocabulary = tokenizer.get_vocab()
         missing = [name for level in names for name in level if name not in vocabulary]

@@ -30,7 +30,7 @@ FROZEN: tuple[Codebook, ...] = ("simvq", "fixed-linear")
 STOCHASTIC: tuple[Estimator, ...] = ("gumbel", "sq-vae")
 LATER = {
     *("file", "product_levels", "contrastive_of", "over_levels", "cluster", "correlation", "similarity_temperature"),
-    *("warmup", "schedule", "clip_norm", "measure_every", "keep"),
+    *("warmup", "schedule", "clip_norm", "measure_every", "keep", "behaviour"),
 }
 """Fields that earlier versions lacked."""
 DEFAULT_BEAMS: dict[Method, int] = {"rq-kmeans": 1, "aq": 8}
@@ -252,9 +252,17 @@ class TokenizeConfig:
     file: str | None = None
     """File with semantic IDs made elsewhere, which are taken as they are; `levels` and `codes` then come from it. An
     index.json of LC-Rec, LETTER or MiniOneRec, or a table with the columns `item_id` and `codes`."""
+    behaviour: int = 0
+    """Dimensions of the items' vectors of behaviour (which items occur together in the training log), of which a second
+    set of semantic IDs is made by the same method, levels and codes (EAGER, arXiv 2406.14017). The language model then
+    learns the task sequential in each of the two sets. An item without training events has no such ID. 0: one set."""
 
     def __post_init__(self) -> None:
-        at_least = {0: ("seed",), 1: ("levels", "iterations", "fit_rows", "beams", "product_levels"), 2: ("codes",)}
+        at_least = {
+            0: ("seed", "behaviour"),
+            1: ("levels", "iterations", "fit_rows", "beams", "product_levels"),
+            2: ("codes",),
+        }
         check_fields(self, "tokenize", at_least=at_least)
         if isinstance(self.codes, list) and len(self.codes) != self.levels:
             raise UserError(f"--tokenize.codes has {len(self.codes)} sizes, --tokenize.levels is {self.levels}")
@@ -336,7 +344,7 @@ class TokenizeConfig:
     @property
     def needs_log(self) -> bool:
         """Whether the semantic IDs depend on the training log."""
-        return self.collisions == "dedup-popularity" or self.needs_collaborative
+        return self.collisions == "dedup-popularity" or self.needs_collaborative or self.behaviour > 0
 
     @property
     def needs_collaborative(self) -> bool:

@@ -29,6 +29,7 @@ from llmrec.embed import (
 from llmrec.errors import UserError
 from llmrec.quantize.arrivals import place
 from llmrec.quantize.base import BLOCK, Quantizer
+from llmrec.quantize.behaviour import BehaviourCodes
 from llmrec.quantize.collisions import excess, resolve_collisions
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.methods import quantizer_class
@@ -36,6 +37,8 @@ from llmrec.quantize.report import Report, measure
 
 SCHEMA = 2
 CODES = "item_codes.parquet"
+SECOND = "behaviour"
+"""The column of the second codes in `CODES`, and the sizes of their levels in quantizer.json."""
 
 
 class ItemTokenizer:
@@ -47,6 +50,7 @@ class ItemTokenizer:
         level_sizes: the number of codes of each of the L' levels.
         quantizer: the fitted `Quantizer` of the first L levels; it does not include the dedup level.
         encoder: the encoder of the catalogue's texts, for further texts; None if `fit_embeddings` got no encoder.
+        behaviour: the items' second semantic IDs, if `config.behaviour` asks for them.
         unconfirmed: the flag that must confirm a model before the encoder may be loaded; empty if none must. The name
             of a model may come from a bundle of somebody else, and then the caller of `load` must give it too.
         catalog: the catalogue that `fit` got; not saved with the tokenizer.
@@ -57,6 +61,7 @@ class ItemTokenizer:
     level_sizes: list[int]
     quantizer: Quantizer
     encoder: Encoder | None
+    behaviour: BehaviourCodes | None = None
     unconfirmed: Literal["", "--encoder", "--image-encoder"] = ""
     catalog: Catalog
 
@@ -74,6 +79,7 @@ class ItemTokenizer:
         product_levels: int = TokenizeConfig.product_levels,
         rq_vae: RQVAEConfig | None = None,
         file: str | None = None,
+        behaviour: int = 0,
         embed: EmbedConfig | None = None,
     ) -> None:
         """The arguments are the fields of `TokenizeConfig`; `embed` configures how `fit` turns items into vectors."""
@@ -90,6 +96,7 @@ class ItemTokenizer:
             product_levels=product_levels,
             rq_vae=rq_vae or RQVAEConfig(),
             file=file,
+            behaviour=behaviour,
         )
         self.embed_config = embed or EmbedConfig()
 
@@ -172,6 +179,8 @@ class ItemTokenizer:
         self.codes, self.level_sizes = resolve_collisions(
             strategy, codes, self.quantizer.level_sizes, self.quantizer, embeddings, counts
         )
+        if self.config.behaviour and behaviour is not None:
+            self.behaviour = BehaviourCodes.fit(self.config, behaviour)
         figures = measure(
             embeddings, codes, self.codes, self.quantizer, self.config.seed, behaviour, self.item_ids, titles
         )
@@ -249,19 +258,23 @@ class ItemTokenizer:
         require_finite(item_ids, vectors)
         codes = self.quantizer.encode(vectors)
         new = place(self.config.collisions, self.codes, self.level_sizes, codes, self.quantizer, vectors)
-        return self.with_codes([*self.item_ids, *item_ids], np.concatenate([self.codes, new]))
+        behaviour = self.behaviour
+        if behaviour is not None:
+            behaviour = behaviour.of_rows(np.append(np.arange(len(self.codes)), np.full(len(new), -1)))
+        return self.with_codes([*self.item_ids, *item_ids], np.concatenate([self.codes, new]), behaviour)
 
     def without_items(self, item_ids: Collection[str]) -> Self:
         """A tokenizer without these items; the other items keep their codes and their order."""
         gone = set(item_ids)
         stays = np.array([item not in gone for item in self.item_ids], bool)
-        return self.with_codes([item for item in self.item_ids if item not in gone], self.codes[stays])
+        behaviour = None if self.behaviour is None else self.behaviour.of_rows(np.flatnonzero(stays))
+        return self.with_codes([item for item in self.item_ids if item not in gone], self.codes[stays], behaviour)
 
-    def with_codes(self, item_ids: list[str], codes: np.ndarray) -> Self:
-        """A copy of the tokenizer with other items and codes [n, L'], without `catalog`."""
+    def with_codes(self, item_ids: list[str], codes: np.ndarray, behaviour: BehaviourCodes | None) -> Self:
+        """A copy of the tokenizer with other items, codes [n, L'] and second codes, without `catalog`."""
         other = copy.copy(self)
         other.__dict__.pop("catalog", None)
-        other.item_ids, other.codes = item_ids, codes
+        other.item_ids, other.codes, other.behaviour = item_ids, codes, behaviour
         return other
 
     def report(self) -> Report:
@@ -293,8 +306,9 @@ class ItemTokenizer:
     def save_codes(self, folder: Path) -> None:
         """Write item_codes.parquet, the only file of `save` with data per item."""
         ids = pl.Series("item_id", self.item_ids, pl.String)
-        codes = pl.Series("codes", self.codes).arr.to_list()
-        pl.DataFrame([ids, codes]).write_parquet(folder / CODES)
+        codes = {"codes": self.codes} | ({} if self.behaviour is None else {SECOND: self.behaviour.codes})
+        columns = [pl.Series(name, array).arr.to_list() for name, array in codes.items()]
+        pl.DataFrame([ids, *columns]).write_parquet(folder / CODES)
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -302,6 +316,7 @@ class ItemTokenizer:
             "method": self.config.method,
             "config": self.quantizer.config(),
             "level_sizes": self.level_sizes,
+            **({} if self.behaviour is None else {SECOND: self.behaviour.level_sizes}),
             "embed": _portable(self.encoder.config) if self.encoder is not None else None,
         }
 
@@ -364,6 +379,8 @@ class ItemTokenizer:
         frame = read_stored(folder / CODES)
         tokenizer.item_ids = frame["item_id"].to_list()
         tokenizer.codes = frame["codes"].list.to_array(len(tokenizer.level_sizes)).to_numpy()
+        if sizes := header.get(SECOND):
+            tokenizer.behaviour = BehaviourCodes(frame[SECOND].list.to_array(len(sizes)).to_numpy(), sizes)
         tokenizer._report = Report(json.loads((folder / "report.json").read_text("utf-8")))
         return tokenizer
 
@@ -371,6 +388,8 @@ class ItemTokenizer:
 def _needs_log(config: TokenizeConfig) -> str:
     if config.collisions == "dedup-popularity":
         return "--tokenize.collisions dedup-popularity ranks items by the training log; pass log=, or choose dedup"
+    if config.behaviour:
+        return f"--tokenize.behaviour {config.behaviour} makes codes of the training log; pass log=, or set it to 0"
     return (
         f"--tokenize.rq_vae.loss.collaborative is {config.rq_vae.loss.collaborative}, which learns from the training "
         "log; pass log=, or set it to 0"

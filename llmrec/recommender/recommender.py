@@ -12,6 +12,7 @@ import numpy as np
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.teacher import Teacher
 from llmrec.data import Catalog, EvalExamples, Interactions
+from llmrec.decode.behaviour import BehaviourStream
 from llmrec.decode.calibrate import calibrate
 from llmrec.decode.choose import check_decoding, check_fit, check_rows, make_search
 from llmrec.decode.config import DecodeConfig, RankingName
@@ -38,6 +39,7 @@ from llmrec.recommender.store import IfExists, ItemStore
 from llmrec.recommender.weights import load_weights
 from llmrec.tasks.config import TasksConfig, Template, load_templates, tokenizer_texts
 from llmrec.tasks.render import Renderer
+from llmrec.tasks.streams import BEHAVIOUR
 from llmrec.tasks.users import UserTokens
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune
@@ -125,6 +127,9 @@ class Recommender:
         texts = catalog.texts(catalog.whole_text) if config.init_rows == "text" else []
         start = row_start(config.init_rows, tokenizer, vocabulary.all_ids, item_tokenizer, texts, config.seed)
         add_item_rows(model, vocabulary.all_ids, len(tokenizer), config.seed, start)
+        if (behaviour := item_tokenizer.behaviour) is not None:
+            second = ItemVocabulary.add_to(tokenizer, behaviour.level_sizes, BEHAVIOUR + config.token_prefix)
+            add_item_rows(model, second.all_ids, len(tokenizer), config.seed)
         if kwargs.get("user_tokens"):
             users = UserTokens.add_to(tokenizer, item_tokenizer, config.token_prefix).vocabulary
             same_codes = np.concatenate(vocabulary.ids[: len(users.ids)])
@@ -161,8 +166,11 @@ class Recommender:
         """Writes the prompts for this tokenizer and catalogue."""
         items, prefix = self.item_tokenizer, self.base.token_prefix
         vocabulary = ItemVocabulary.of(self.tokenizer, items.level_sizes, prefix)
-        users = UserTokens.of(self.tokenizer, items, prefix) if self.user_tokens else None
-        return Renderer(self.tokenizer, vocabulary, items.codes, self.templates, self.max_history, users)
+        users, second = UserTokens.of(self.tokenizer, items, prefix) if self.user_tokens else None, None
+        if items.behaviour is not None:
+            named = ItemVocabulary.of(self.tokenizer, items.behaviour.level_sizes, BEHAVIOUR + prefix)
+            second = Renderer(self.tokenizer, named, items.behaviour.codes, self.templates, self.max_history)
+        return Renderer(self.tokenizer, vocabulary, items.codes, self.templates, self.max_history, users, second)
 
     @property
     def decode_config(self) -> DecodeConfig:
@@ -203,11 +211,17 @@ class Recommender:
     def _ranker_of(self, search: BeamSearch, name: RankingName | None) -> ItemRanker:
         own, levels = self.store, self.item_tokenizer.quantizer.levels
         dense = None if own.dense is None else own.dense.to(search.device)
-        facts = ItemFacts(own.train_counts == 0, levels, dense, self.fusion_weights, own.experts, own.text_index)
+        renderer, stream = self.renderer, None
+        if renderer.behaviour is not None and own.behaviour_trie is not None:
+            other = search.in_other_codes(renderer.behaviour.vocabulary, own.behaviour_trie)
+            stream = BehaviourStream(other, renderer.behaviour)
+        facts = ItemFacts(
+            own.train_counts == 0, levels, dense, self.fusion_weights, own.experts, own.text_index, stream
+        )
         method = make_ranking(search, facts, search.config, name)
         auto = name is None and search.config.ranking == "auto"
         in_words = make_prompt_ranking(search, facts, method, auto)
-        return ItemRanker(self.renderer, search, context_length(self.model), method, in_words)
+        return ItemRanker(renderer, search, context_length(self.model), method, in_words)
 
     def fit(
         self,

@@ -105,6 +105,15 @@ class ItemStore:
         return ItemLookup(self.catalog)
 
     @cached_property
+    def behaviour_trie(self) -> ItemTrie | None:
+        """The trie of the semantic IDs of behaviour, without the items that have none; None if no item has one."""
+        second = self.item_tokenizer.behaviour
+        if second is None or not second.known.any():
+            return None
+        rows = np.flatnonzero(~second.known)
+        return ItemTrie.build(np.maximum(second.codes, 0), second.level_sizes).without_items(rows)
+
+    @cached_property
     def text_index(self) -> TextIndex:
         """What finds the items by words; its vectors come from the encoder of the item tokenizer."""
         encoder = None if self.item_tokenizer.unconfirmed else self.item_tokenizer.encoder

@@ -33,6 +33,7 @@ from llmrec.tasks.examples import (
     item_texts,
 )
 from llmrec.tasks.render import Example, Renderer, Task
+from llmrec.tasks.streams import BothStreams
 
 WINDOW = 64  # number of global batches whose examples are sorted by length together
 
@@ -162,8 +163,12 @@ class Collator:
         self.with_events = with_events
         self.pad = renderer.tokenizer.pad_token_id or 0
         self._is_item = np.zeros(len(renderer.tokenizer), dtype=bool)
-        self._is_item[renderer.vocabulary.all_ids] = True
-        self._levels = len(renderer.vocabulary.ids)
+        self._is_item[renderer.codes_of_both.all_ids] = True
+        self._begins, self._ends = np.zeros_like(self._is_item), np.zeros_like(self._is_item)
+        for stream in (renderer, renderer.behaviour):
+            if stream is not None:
+                self._begins[stream.vocabulary.ids[0]] = True
+                self._ends[stream.vocabulary.ids[-1]] = True
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Make one batch.
@@ -209,13 +214,14 @@ class Collator:
         """Labels int64 [T] of one example with token ids int64 [T]; its first `prompt` tokens are the prompt."""
         learnt = np.arange(len(ids)) >= max(prompt, 1)  # no position predicts the first token
         if example.every_item:
-            learnt[np.flatnonzero(self._is_item[ids[:prompt]])[example.given * self._levels :]] = True
+            spelt = np.flatnonzero(self._is_item[ids[:prompt]])
+            learnt[spelt[np.cumsum(self._begins[ids[spelt]]) > example.given]] = True
         return np.where(learnt, ids, IGNORE)
 
     def _at_items(self, labels: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
         """int64 [T]: the number of each target item at its first token, else -1; an item that was cut off has none."""
         tokens = np.flatnonzero((labels != IGNORE) & self._is_item[labels]) if numbers else np.empty(0, np.int64)
-        starts = tokens[:: self._levels][: len(tokens) // self._levels]
+        starts = tokens[self._begins[labels[tokens]]][: int(self._ends[labels[tokens]].sum())]
         found = np.full(len(labels), -1, np.int64)
         found[starts] = numbers[: len(starts)]
         return found
@@ -271,6 +277,12 @@ def build_tasks(
     most = config.max_text_tokens
     titles = catalog.texts("{title}")
 
+    def sequential() -> Task:
+        every_item, second = config.supervise == "every-item", renderer.behaviour
+        if second is None:
+            return Sequential(renderer, sequences, every_item)
+        return BothStreams.of(renderer, second, sequences, every_item)
+
     @cache
     def texts() -> list[list[str]]:
         return item_texts(catalog, renderer, most)
@@ -280,7 +292,7 @@ def build_tasks(
         return Requests(catalog, renderer, most, None if intentions is None else intentions.items)
 
     makers: dict[TaskName, Callable[[], Task]] = {
-        "sequential": lambda: Sequential(renderer, sequences, config.supervise == "every-item"),
+        "sequential": sequential,
         "titles-to-item": lambda: TitlesToItem(renderer, sequences, renderer.clip(titles, TITLE_TOKENS)),
         "next-text": lambda: NextText(renderer, sequences, texts()),
         "item-to-codes": lambda: ItemToCodes(renderer, texts()),

@@ -174,10 +174,12 @@ class Renderer:
     Args:
         tokenizer: with the item tokens.
         vocabulary: the item tokens.
-        codes: int [N, L], the semantic ID of every item.
+        codes: int [N, L], the semantic ID of every item; -1 in the row of an item that has none, of which nothing is
+            written.
         templates: task name -> template.
         max_history: a prompt shows at most this many items of a history, the most recent ones.
         users: the tokens of users, which begin each history; None: no such tokens.
+        behaviour: renders prompts in the items' codes of behaviour; None: they have no such codes.
     """
 
     def __init__(
@@ -188,6 +190,7 @@ class Renderer:
         templates: dict[str, Template],
         max_history: int,
         users: UserTokens | None = None,
+        behaviour: "Renderer | None" = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
@@ -195,7 +198,8 @@ class Renderer:
         self.templates = templates
         self.max_history = max_history
         self.users = users
-        self.item_text = [vocabulary.text(row) for row in codes]
+        self.behaviour = behaviour
+        self.item_text = [vocabulary.text(row) if row[0] >= 0 else "" for row in codes]
         self._chat = bool(tokenizer.chat_template)
         self._chat_formats: dict[int, list[str]] = {}
         # The beginning-of-sequence token, if the tokenizer puts it before plain text. A chat template writes its own.
@@ -206,9 +210,16 @@ class Renderer:
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
 
     @property
+    def codes_of_both(self) -> ItemVocabulary:
+        """The item tokens, and after their levels those of the tokens of behaviour."""
+        own = self.vocabulary
+        second = None if self.behaviour is None else self.behaviour.vocabulary
+        return own if second is None else ItemVocabulary([*own.names, *second.names], [*own.ids, *second.ids])
+
+    @property
     def new_ids(self) -> np.ndarray:
-        """int64 [M], the ids of all tokens that llmrec added to the tokenizer: those of items, then those of users."""
-        ids = self.vocabulary.all_ids
+        """int64 [M], the ids of all tokens that llmrec added to the tokenizer: of items, of behaviour, of users."""
+        ids = self.codes_of_both.all_ids
         return ids if self.users is None else np.concatenate([ids, self.users.vocabulary.all_ids])
 
     def clean(self, text: str) -> str:

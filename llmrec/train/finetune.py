@@ -251,16 +251,16 @@ def finetune(
         validation_collator=make_collator(model, renderer, unpacked),
         keeps_logits=_keeps_logits(model),
     )
-    vocabulary = renderer.vocabulary
+    vocabulary, both = renderer.vocabulary, renderer.codes_of_both
     distill = distill_loss(data.teacher, data.sequences, renderer.codes, vocabulary, config.distill.weight)
 
     def objective(trained: Any, dense: DenseLoss | None = None) -> Objective:
-        levels = LevelSoftmax(trained, vocabulary) if config.softmax == "level" else None
+        levels = LevelSoftmax(trained, both) if config.softmax == "level" else None
         return Objective(dense, config.dense.weight, distill, levels)
 
     alone = step * min(round(config.rows_first * len(mixture) / step), (len(mixture) - 1) // step)
     first, rest = (Subset[Example](cast(Any, mixture), part) for part in (range(alone), range(alone, len(mixture))))
-    if recompute_here(model, vocabulary, mixture, collate, config):
+    if recompute_here(model, both, mixture, collate, config):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with attention_kernel(model, config.attention):
         if config.packing:
@@ -324,7 +324,9 @@ def _learn(
         if config.method == "full" and config.dropout:
             hooks.callback(drop_out(model, config.dropout).remove)
         if config.method == "full" and config.code_dropout:
-            hooks.callback(CodeDropout(model, np.concatenate(renderer.vocabulary.ids[1:]), config.code_dropout).remove)
+            streams = [stream for stream in (renderer, renderer.behaviour) if stream is not None]
+            later = np.concatenate([ids for stream in streams for ids in stream.vocabulary.ids[1:]])
+            hooks.callback(CodeDropout(model, later, config.code_dropout).remove)
         learnt = learn(trained.train(), examples, config=config, folder=folder, objective=objective(trained, dense))
         return cast(Any, learnt)
 
@@ -337,7 +339,7 @@ def _keeps_logits(model: "PreTrainedModel") -> bool:
 
 
 def _check_context(renderer: Renderer, tasks: TasksConfig, context: int) -> None:
-    levels = len(renderer.vocabulary.ids)
+    levels = max(len(each.vocabulary.ids) for each in (renderer, renderer.behaviour) if each is not None)
     phrasings = max(
         len(renderer.encode_prompts([renderer.prompt(name, i, **dict.fromkeys(template.inputs, ""))])[0])
         for name, template in renderer.templates.items()

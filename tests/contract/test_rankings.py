@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from circle import experts_of
+from second_stream import second_renderer, stream_of
 from tolerances import SCORES
 
 from llmrec.collaborative.fusion import FusionWeights
-from llmrec.decode.config import DecodeConfig
+from llmrec.decode.config import TWO_STREAMS, DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import METHODS, ItemRanker, make_ranking
 from llmrec.decode.rankings.base import ItemFacts
@@ -19,9 +20,13 @@ from llmrec.decode.tree import TreeSearch
 from llmrec.index.dense import DenseIndex
 from llmrec.index.trie import ItemTrie
 from llmrec.model.adapter import DenseHead
+from llmrec.tasks.render import Renderer
 
 NEW = [3, 8, 9, 14]
+OLD = np.setdiff1d(np.arange(20), NEW)
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6, 8], [19, 1]]
+RANK_NEW = [name for name in METHODS if name != "behaviour"]
+"""Cold items have no codes of behaviour."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,19 @@ def facts_of():
 
 
 @pytest.fixture
-def setting(shop, facts_of):
+def second_of(shop):
+    """The second codes of the items in `rows`; their tokens are added once."""
+    second = second_renderer(shop, np.array(NEW))
+
+    def make(rows: np.ndarray) -> Renderer:
+        templates, most = second.templates, second.max_history
+        return Renderer(second.tokenizer, second.vocabulary, second.codes[rows], templates, most)
+
+    return make
+
+
+@pytest.fixture
+def setting(shop, facts_of, request):
     """Search, facts and prompts of the tiny shop; as many beams as items unless told otherwise."""
 
     def make(name, known=lambda facts: facts, trie=None, **changes):
@@ -48,7 +65,10 @@ def setting(shop, facts_of):
         if name == "experts":
             facts = replace(facts, experts=experts_of(facts))
         facts = known(facts)
+        second = request.getfixturevalue("second_of") if name in TWO_STREAMS else None
         search = TreeSearch(shop.model, shop.vocabulary, trie or shop.trie, config, is_cold=facts.is_cold)
+        if second is not None:
+            facts = replace(facts, behaviour=stream_of(search, second(np.arange(20) if trie is None else OLD)))
         prompts = [ItemRanker(shop.renderer, search, 160).prompt_ids(history) for history in HISTORIES]
         return make_ranking(search, facts, search.config, name), prompts
 
@@ -98,7 +118,7 @@ def test_offsets_are_added(setting, name) -> None:
             assert after[item] == pytest.approx(before[item] + offsets[item], abs=SCORES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RANK_NEW)
 def test_new_items_can_come_out(setting, name) -> None:
     """With enough room every method ranks new items, beside the others."""
     method, prompts = setting(name, quota=0.5, quota_prefix=1)
@@ -110,8 +130,7 @@ def test_new_items_can_come_out(setting, name) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_new_items_change_nothing_among_the_others(shop, setting, name, beams) -> None:
     """A catalogue of the others alone gives the same ranking as a filter that lets only them through."""
-    old = np.setdiff1d(np.arange(20), NEW)
-    trie = ItemTrie.build(shop.codes[old], shop.trie.level_sizes)
+    old, trie = OLD, ItemTrie.build(shop.codes[OLD], shop.trie.level_sizes)
     grown, prompts = setting(name, beams=beams)
 
     def smaller(facts: ItemFacts) -> ItemFacts:
@@ -135,7 +154,7 @@ def test_new_items_change_nothing_among_the_others(shop, setting, name, beams) -
     np.testing.assert_allclose(ranking.scores, expected.scores, atol=SCORES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RANK_NEW)
 def test_other_requests_filters_do_not_matter(setting, name) -> None:
     """Requests of which one may have new items only, another nothing, and another all."""
     method, prompts = setting(name, beams=4, quota_prefix=1)
@@ -160,7 +179,7 @@ def test_more_answers_than_items_are_padded(setting, name) -> None:
     assert np.isneginf(ranking.scores[:, 20:]).all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RANK_NEW)
 def test_catalogues_of_which_all_or_none_is_new(setting, name) -> None:
     method, prompts = setting(name, lambda facts: replace(facts, is_cold=np.zeros(20, bool)))
     assert (np.sort(method.rank(prompts, 20).items, axis=1) == np.arange(20)).all()

@@ -9,6 +9,7 @@ import torch
 
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import FusionWeights
+from llmrec.decode.behaviour import BehaviourStream
 from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
 from llmrec.decode.filters import Filter
 from llmrec.decode.search import BeamSearch, NotNumbersError, Offsets, PrefilledBatch, Ranking
@@ -30,6 +31,7 @@ class ItemFacts:
         fusion_weights: of the fusion, where it has been calibrated.
         experts: what else ranks the items, without the language model.
         texts: what finds the items by words, for a model that is asked in words.
+        behaviour: the model's second stream, where the items have codes of behaviour.
     """
 
     is_cold: np.ndarray
@@ -38,6 +40,7 @@ class ItemFacts:
     fusion_weights: FusionWeights | None = None
     experts: FusedExperts | None = None
     texts: TextIndex | None = None
+    behaviour: BehaviourStream | None = None
 
 
 class RankingMethod(ABC):

@@ -19,12 +19,14 @@ from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.decode.config import RankingName
 from llmrec.decode.filters import Filter
 from llmrec.decode.rankings.base import RankingMethod, allowed, as_array, candidates, top
+from llmrec.decode.rankings.streams import merged
 from llmrec.decode.search import Offsets, PrefilledBatch, Prompt, Ranking
 from llmrec.errors import UserError
 
 FEATURES = ("first_code", "later_codes", "dense", "text")
 """Of the language model: log-probability of the first code and of those after it, of the item by the dense head, and
-the cosine of the item's text with the history's. Those of the experts follow."""
+the cosine of the item's text with the history's. Those of the experts follow, and of a second stream its
+log-probability of the item."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,20 @@ class Scored:
         items: int64 [B, M], rows of the catalogue, -1 at the end.
         features: float32 [B, M, F], of `FusionRanking.features`.
         beams: the ranking of the beams alone.
+        streams: the ranking of two streams by the better log-probability, where there are two.
     """
 
     items: np.ndarray
     features: np.ndarray
     beams: Ranking
+    streams: Ranking | None = None
 
 
 class FusionRanking(RankingMethod):
-    """Candidates are the best of the beams, the dense head, the texts and the experts, warm and cold items apart."""
+    """Candidates are the best of the beams, the dense head, the texts and the experts, warm and cold items apart.
+
+    With a second stream also the best of its beams.
+    """
 
     name: RankingName = "fusion"
 
@@ -85,7 +92,8 @@ class FusionRanking(RankingMethod):
     def features(self) -> list[str]:
         """Names of the features of an item."""
         experts = [] if self.facts.experts is None else self.facts.experts.names
-        return [*FEATURES, *(f"experts.{name}" for name in experts)]
+        second = [] if self.facts.behaviour is None else ["behaviour"]
+        return [*FEATURES, *(f"experts.{name}" for name in experts), *second]
 
     @property
     def weights(self) -> FusionWeights:
@@ -125,7 +133,15 @@ class FusionRanking(RankingMethod):
             rankings.append(experts.fused(values))
             known += list(values)
         items = self._candidates(beams, rankings, width, mask, offsets)
-        return Scored(items, self._features(prefilled, items, known), beams)
+        stream = self.facts.behaviour
+        if stream is None:
+            return Scored(items, self._features(prefilled, items, known), beams)
+        reading = stream.read(prefilled.prompts)
+        second = stream.rank(reading, width, filters, offsets)
+        items = candidates(items, second.items)
+        features = self._features(prefilled, items, known)
+        features = np.append(features, stream.log_probabilities(reading, items)[..., None], axis=-1)
+        return Scored(items, features, beams, merged(beams, second, width))
 
     def _candidates(
         self, beams: Ranking, scores: Sequence[np.ndarray], width: int, mask: np.ndarray, offsets: Offsets | None

@@ -76,7 +76,7 @@ def test_candidates_are_those_of_a_ranking(three, ranker_of, cases_of, new_items
         assert items[row][there].tolist() == scored.items[0].tolist()
         np.testing.assert_allclose(features[row][there], scored.features[0], atol=SCORES)
         assert not set(items[row]) & set(history.tolist()) - {int(target)}
-        assert (beams[row] <= 3) == (target in beam.rank(prompt, 3, own).items[0])
+        assert (beams["beam"][row] <= 3) == (target in beam.rank(prompt, 3, own).items[0])
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.7, 1.0, 9.0])
@@ -141,7 +141,7 @@ def test_validation_chooses_what_ranks_unseen_examples_best(n, noise, best):
     items, features, targets, names = planted(n, noise)
     beams = np.full(n, np.inf)
     beams[: n // 10] = 1.0
-    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, beams, (0.0, 0.0))
+    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, {"beam": beams}, (0.0, 0.0))
     assert max(chances, key=lambda name: chances[name]) == best
     assert chances["beam"] == pytest.approx(0.1)
     own = features[..., noise]
@@ -153,8 +153,8 @@ def test_the_dense_head_or_the_beams_may_be_best():
     items, features, targets, names = planted(200, 1)
     none = np.zeros(40, bool)
     beams = np.ones(200)
-    assert compare_rankings(items, features, targets, none, names, beams, (0.0, 0.0))["beam"] == 1
-    few = compare_rankings(items[:10], features[:10], targets[:10], none, names, beams[:10], (0.0, 0.0))
+    assert compare_rankings(items, features, targets, none, names, {"beam": beams}, (0.0, 0.0))["beam"] == 1
+    few = compare_rankings(items[:10], features[:10], targets[:10], none, names, {"beam": beams[:10]}, (0.0, 0.0))
     assert few == {"fusion": 0.0}, "too few examples to learn from"
 
 

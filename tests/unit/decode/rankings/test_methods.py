@@ -3,18 +3,23 @@
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
+from second_stream import second_renderer, stream_of
 
 from llmrec.collaborative.config import ExpertsConfig
 from llmrec.collaborative.fusion import Best
 from llmrec.config import Config
-from llmrec.decode.config import WITHOUT_HEAD, DecodeConfig, RankingName
+from llmrec.decode.behaviour import BehaviourStream
+from llmrec.decode.config import TWO_STREAMS, WITHOUT_HEAD, DecodeConfig, RankingName
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.ranker import METHODS, make_ranking
 from llmrec.decode.tree import TreeSearch
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
 from llmrec.model.config import DenseConfig
+from llmrec.quantize.config import TokenizeConfig
+from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
 
 HEADED = [name for name in METHODS if name not in WITHOUT_HEAD]
@@ -47,20 +52,28 @@ def test_auto_is_the_fusion_where_it_is_calibrated(search, facts):
     assert names == {"all": "fusion", "no weights": "beam", "no head": "beam", "neither": "beam"}
 
 
+@pytest.fixture
+def stream(deep, search) -> BehaviourStream:
+    return stream_of(search, second_renderer(deep, np.array([3])))
+
+
 @pytest.mark.parametrize("best", get_args(Best))
-def test_auto_is_what_validation_found_best(search, facts, experts, best):
+def test_auto_is_what_validation_found_best(search, facts, experts, stream, best):
     known = replace(facts, experts=experts, fusion_weights=replace(facts.fusion_weights, best=best))
-    assert make_ranking(search, known, search.config).name == best
+    two = replace(known, behaviour=stream)
+    assert make_ranking(search, two, search.config).name == best
     assert make_ranking(search, replace(known, dense=None), search.config).name == "beam"
+    assert make_ranking(search, replace(two, dense=None), search.config).name == "streams"
 
 
-def test_auto_without_the_trie_is_the_beams(search, facts):
-    assert make_ranking(search, facts, DecodeConfig(constraint="level")).name == "beam"
+def test_auto_without_the_trie_is_the_beams(search, facts, stream):
+    for known in (facts, replace(facts, behaviour=stream, fusion_weights=None)):
+        assert make_ranking(search, known, DecodeConfig(constraint="level")).name == "beam"
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_configuration_names_one_and_an_argument_another(search, facts, experts, name):
-    facts = replace(facts, experts=experts)
+def test_the_configuration_names_one_and_an_argument_another(search, facts, experts, stream, name):
+    facts = replace(facts, experts=experts, behaviour=stream)
     assert make_ranking(search, facts, DecodeConfig(ranking=name)).name == name
     assert make_ranking(search, facts, DecodeConfig(ranking="beam"), name).name == name
 
@@ -88,6 +101,21 @@ def test_experts_that_are_not_there_are_refused_at_once(search, facts):
     refused(
         r"evaluate\.rankings experts: they are measured wherever there are any",
         lambda: Config(evaluate=EvaluateConfig(rankings=["experts"]), experts=models),
+    )
+
+
+@pytest.mark.parametrize("name", TWO_STREAMS)
+def test_a_stream_that_is_not_there_is_refused_at_once(search, facts, name):
+    refused(
+        rf"decode\.ranking {name}: this bundle has no codes of behaviour; train it with tokenize\.behaviour 64",
+        lambda: make_ranking(search, facts, DecodeConfig(ranking=name)),
+    )
+    for config in ({"decode": DecodeConfig(ranking=name)}, {"evaluate": EvaluateConfig(rankings=[name])}):
+        refused(rf"{name} needs codes of behaviour; set tokenize\.behaviour 64", lambda config=config: Config(**config))
+        Config(**config, tokenize=TokenizeConfig(behaviour=64))
+    refused(
+        r"tokenize\.behaviour 64: the task sequential teaches the codes of behaviour; give it a rate",
+        lambda: Config(tokenize=TokenizeConfig(behaviour=64), tasks=TasksConfig({"search": 1})),
     )
 
 
