@@ -151,7 +151,7 @@ class FusedExperts(BaselineSystem):
             parts.append(lists.where(found))
             hits.append(hit[found])
         share = self.config.warm_floor
-        return LearnedRanker.fit(Lists.joined(parts), np.concatenate(hits), self.config.seed, share)
+        return LearnedRanker.fit(Lists.joined(parts), np.concatenate(hits), self.config.seed, share, len(examples))
 
     def _lists(
         self, values: np.ndarray, scores: np.ndarray, histories: list[np.ndarray], seen: list[np.ndarray]

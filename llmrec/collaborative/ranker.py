@@ -110,11 +110,13 @@ class LearnedRanker:
     Args:
         texts: the boosters, as LightGBM writes them; their scores are added.
         bonus: added to the score of cold items.
+        gain: of NDCG@10, in the mean over validation examples, on lists that the booster has not seen.
     """
 
-    def __init__(self, texts: Sequence[str], bonus: float = 0.0) -> None:
+    def __init__(self, texts: Sequence[str], bonus: float = 0.0, gain: float = 0.0) -> None:
         self.texts = list(texts)
         self.bonus = bonus
+        self.gain = gain
 
     @cached_property
     def boosters(self) -> list[Any]:
@@ -130,7 +132,9 @@ class LearnedRanker:
             raise UserError(f"the learned ranker holds no model of LightGBM: {error}.") from None
 
     @classmethod
-    def fit(cls, lists: Lists, hits: np.ndarray, seed: int = 0, share: float = 0.97) -> Self | None:
+    def fit(
+        cls, lists: Lists, hits: np.ndarray, seed: int = 0, share: float = 0.97, examples: int | None = None
+    ) -> Self | None:
         """Learn from n lists that hold their target.
 
         Each fold of the lists is ordered by a booster that was learnt without it. On all of them together it is
@@ -141,6 +145,7 @@ class LearnedRanker:
             hits: bool [n, M], the targets, one per list.
             seed: of the folds and of the trees.
             share: least recall@10 of warm targets, as a share of the one that they have without any cold item.
+            examples: number of the validation examples that the lists come from; default: n.
 
         Returns:
             The ranker; None if it does not raise the NDCG@10 of lists that it has not seen by more than one standard
@@ -173,12 +178,13 @@ class LearnedRanker:
         gain = _ndcg(np.take_along_axis(hits, order, axis=1)) - _ndcg(hits)
         worth = gain.mean() > gain.std() / np.sqrt(len(gain))
         log.info("learned ranker: NDCG@10 %+.4f on %d lists%s", gain.mean(), len(gain), "" if worth else "; left out")
+        ranker.gain = float(gain.sum() / (examples or n))
         return ranker if worth else None
 
     @property
     def content(self) -> dict[str, Any]:
         """What JSON holds."""
-        return {"bonus": self.bonus, "boosters": self.texts}
+        return {"bonus": self.bonus, "gain": self.gain, "boosters": self.texts}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -189,9 +195,10 @@ class LearnedRanker:
             ValueError, KeyError, TypeError: the content is damaged.
         """
         bonus, texts = float(content["bonus"]), content["boosters"]
-        if not np.isfinite(bonus) or not isinstance(texts, list) or not texts:
-            raise ValueError("expected a finite bonus and boosters")
-        ranker = cls([str(text) for text in texts], bonus)
+        gain = float(content.get("gain", 0.0))  # bundles of 0.1 lack it
+        if not np.isfinite([bonus, gain]).all() or not isinstance(texts, list) or not texts:
+            raise ValueError("expected a finite bonus, a finite gain and boosters")
+        ranker = cls([str(text) for text in texts], bonus, gain)
         if find_spec("lightgbm") is not None:
             _ = ranker.boosters
         return ranker

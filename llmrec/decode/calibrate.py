@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 
@@ -49,16 +48,21 @@ def calibrate(
         return None
     if is_cold.any() and weights.cold == weights.warm:
         log.info("fusion: fewer than %d examples found a cold target: cold items weigh as warm ones", LEAST)
-    chances = compare_rankings(items, features, targets, is_cold, method.features, searched, (least, share))
+    learned, gains = None, dict[Best, float]()
+    if experts is not None and experts.config.learned:
+        learned = _learned_order(ranker, examples, items, features, weights, experts.config)
+    if learned is not None:
+        gains["fusion"] = learned.gain
+    if experts is not None and experts.ranker is not None:
+        gains["experts"] = experts.ranker.gain
+    chances = compare_rankings(items, features, targets, is_cold, method.features, searched, (least, share), gains)
     best = max(chances, key=lambda name: chances[name])
     measured = {"beam_recall@10_warm": beams, **weights.measured} | {f"ndcg@10_{n}": v for n, v in chances.items()}
     log.info("fusion: %s", ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
-    learned = None
-    if experts is not None and experts.config.learned:
-        learned = _learned_order(ranker, examples, items, features, weights, experts.config)
     prompts = calibrate_prompts(ranker, queries) if queries else None
     in_words = asdict(prompts) if prompts else None
-    return replace(weights, measured=measured, learned=learned, prompts=in_words, best=best)
+    order = None if learned is None else learned.content
+    return replace(weights, measured=measured, learned=order, prompts=in_words, best=best)
 
 
 def compare_rankings(
@@ -69,12 +73,13 @@ def compare_rankings(
     names: Sequence[str],
     searched: Mapping[Best, np.ndarray],
     limits: tuple[float, float],
+    gains: Mapping[Best, float],
 ) -> dict[Best, float]:
-    """NDCG@10 on n validation examples of what `ranking: auto` may mean, without any learned order.
+    """NDCG@10 on n validation examples of what `ranking: auto` may mean.
 
     The weights of a half of the examples rank the other half. Arguments are those of `fit_fusion`, and `searched`, the
-    ranks float64 [n] that `gather` gives; `limits` are its least and share. Only the fusion is compared where a half
-    has too few examples to learn from.
+    ranks float64 [n] that `gather` gives; `limits` are its least and share; `gains` are those of learned orders, which
+    are added. Only the fusion is compared where a half has too few examples to learn from.
     """
     experts = [column for column, name in enumerate(names) if name.startswith("experts.")]
     columns: dict[Best, list[int]] = {"fusion": list(range(len(names)))}
@@ -92,7 +97,8 @@ def compare_rankings(
                 items[rest], weights.scores(features[rest][..., own], is_cold[items[rest]]), targets[rest]
             )
     ranks["dense"] = _ranks(items, features[..., list(names).index("dense")], targets)
-    return {name: float(ndcg(each, CUT).mean()) for name, each in (ranks | dict(searched)).items()}
+    every = ranks | dict(searched)
+    return {name: float(ndcg(each, CUT).mean()) + gains.get(name, 0.0) for name, each in every.items()}
 
 
 def _ranks(items: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -110,8 +116,8 @@ def _learned_order(
     features: np.ndarray,
     weights: FusionWeights,
     config: ExpertsConfig,
-) -> dict[str, Any] | None:
-    """A learned order of the best candidates, as `FusionWeights.learned`; None if it would not help."""
+) -> LearnedRanker | None:
+    """A learned order of the best candidates; None if it would not help."""
     method, targets = _fusion(ranker), examples.targets
     lengths = np.array([len(ranker.renderer.shown(history)) for history in examples.histories])
     is_cold = method.facts.is_cold[items]
@@ -120,8 +126,7 @@ def _learned_order(
     listed = np.where(lists.items >= 0, np.take_along_axis(items, np.maximum(lists.items, 0), axis=1), -1)
     hits = listed == targets[:, None]
     found = hits.any(axis=1)
-    learned = LearnedRanker.fit(lists.where(found), hits[found], config.seed, config.warm_floor)
-    return None if learned is None else learned.content
+    return LearnedRanker.fit(lists.where(found), hits[found], config.seed, config.warm_floor, len(targets))
 
 
 def gather(ranker: ItemRanker, examples: EvalExamples) -> tuple[np.ndarray, np.ndarray, dict[Best, np.ndarray]]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmrec.collaborative.base import ndcg
 from llmrec.collaborative.ranker import LearnedRanker, Lists
 from llmrec.errors import UserError
 
@@ -34,13 +35,16 @@ def first(lists: Lists, hits: np.ndarray, ranker: LearnedRanker) -> np.ndarray:
 
 
 def test_a_learned_order_finds_what_the_fused_one_misses() -> None:
-    ranker = LearnedRanker.fit(*drawn(3000, 0))
+    ranker = LearnedRanker.fit(*drawn(3000, 0), examples=6000)
     assert ranker is not None
     lists, hits = drawn(300, 1)
     place = first(lists, hits, ranker)
-    assert (place == 0).mean() > 0.7 > 0.2 > (hits.argmax(axis=1) == 0).mean()
+    before = hits.argmax(axis=1)
+    assert (place == 0).mean() > 0.7 > 0.2 > (before == 0).mean()
     again = LearnedRanker.of(json.loads(json.dumps(ranker.content)))
     assert (first(lists, hits, again) == place).all()
+    gain = np.mean(ndcg(place + 1.0) - ndcg(before + 1.0))  # of lists; they come from half of the examples
+    assert again.gain == ranker.gain == pytest.approx(gain / 2, abs=0.05)
 
 
 def test_a_learned_order_that_does_not_help_is_left_out() -> None:

@@ -141,7 +141,7 @@ def test_validation_chooses_what_ranks_unseen_examples_best(n, noise, best):
     items, features, targets, names = planted(n, noise)
     beams = np.full(n, np.inf)
     beams[: n // 10] = 1.0
-    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, {"beam": beams}, (0.0, 0.0))
+    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, {"beam": beams}, (0.0, 0.0), {})
     assert max(chances, key=lambda name: chances[name]) == best
     assert chances["beam"] == pytest.approx(0.1)
     own = features[..., noise]
@@ -149,12 +149,21 @@ def test_validation_chooses_what_ranks_unseen_examples_best(n, noise, best):
     assert chances["dense"] == pytest.approx(np.mean([1 / np.log2(p + 2) if p < 10 else 0 for p in places]))
 
 
+def test_a_learned_order_counts_with_what_it_gained():
+    items, features, targets, names = planted(2000, 1)
+    rest = np.zeros(40, bool), names, {"beam": np.full(2000, np.inf)}, (0.0, 0.0)
+    plain = compare_rankings(items, features, targets, *rest, {})
+    ordered = compare_rankings(items, features, targets, *rest, {"experts": 0.3})
+    assert ordered == plain | {"experts": plain["experts"] + 0.3}
+    assert max(ordered, key=lambda name: ordered[name]) == "experts"
+
+
 def test_the_dense_head_or_the_beams_may_be_best():
     items, features, targets, names = planted(200, 1)
     none = np.zeros(40, bool)
     beams = np.ones(200)
-    assert compare_rankings(items, features, targets, none, names, {"beam": beams}, (0.0, 0.0))["beam"] == 1
-    few = compare_rankings(items[:10], features[:10], targets[:10], none, names, {"beam": beams[:10]}, (0.0, 0.0))
+    assert compare_rankings(items, features, targets, none, names, {"beam": beams}, (0.0, 0.0), {})["beam"] == 1
+    few = compare_rankings(items[:10], features[:10], targets[:10], none, names, {"beam": beams[:10]}, (0.0, 0.0), {})
     assert few == {"fusion": 0.0}, "too few examples to learn from"
 
 
