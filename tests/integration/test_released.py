@@ -35,7 +35,9 @@ def test_answers_are_those_of_the_released_version(name: str, whole: Recommender
     ranking, expected = name.split("/")[0], ANSWERS[name]
     recommender = adapter if ranking == "adapter" else whole
     recommender.decode_config = replace(
-        recommender.decode_config, ranking="auto" if ranking in ("adapter", "fusion") else ranking
+        recommender.decode_config,
+        ranking="auto" if ranking in ("adapter", "fusion") else ranking,
+        dtype="float32",
     )
     found = recommender.recommend(**expected["request"])
     assert [item.item_id for item in found] == [item_id for item_id, _ in expected["items"]]

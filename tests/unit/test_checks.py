@@ -105,8 +105,15 @@ def test_old_names_lead_back_to_new_ones(section: str) -> None:
     values = dataclasses.asdict(getattr(Config(), section))
     old = with_old_names(section, values)
     assert not {"lora", "dense", "columns", "cold"} & old.keys()
-    added = {key.split(".")[1]: value for key, value in ADDED.items() if key.split(".")[0] == section}
-    assert not added.keys() & old.keys()
-    assert {**with_new_names(section, old), **added} == values
+    again = with_new_names(section, old)
+    for key, value in ADDED.items():
+        of, *groups, name = key.split(".")
+        place: Any = again
+        for group in groups if of == section else ():
+            place = place.setdefault(group, {})
+        if of == section:
+            assert name not in place
+            place[name] = value
+    assert again == values
     assert with_old_names("data", {"quoting": "none"}) == {"quoting": "none"}
     assert with_old_names("data", {"cold": {"share": 0.1, "more": 1}}) == {"cold_share": 0.1, "cold": {"more": 1}}

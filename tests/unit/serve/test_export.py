@@ -37,6 +37,7 @@ def opinionated(recommender: Recommender, tmp_path: Path) -> Recommender:
     """The tiny recommender from a bundle, with large random weights and two items that were added to it."""
     recommender.save_pretrained(tmp_path / "bundle")
     own = Recommender.from_pretrained(tmp_path / "bundle")
+    own.decode_config = replace(own.decode_config, dtype="float32")
     torch.manual_seed(0)
     for parameter in own.model.parameters():
         if parameter.dim() > 1:
