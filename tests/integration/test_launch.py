@@ -69,6 +69,7 @@ def test_two_processes_killed_and_resumed_end_as_undisturbed(
     """The full mixture, packed; killed between two checkpoints, the launcher and both processes at once."""
     mixture = json.dumps(dict.fromkeys(TASKS, 0.5))
     flags = [*tiny_flags, "--tasks.mixture", mixture, "--intentions.source", "extract", "--train.method", method]
+    flags += ["--train.dtype", "float32", "--base.dtype", "float32"]
     flags += ["--train.epochs", "2", "--train.evaluations", "6", "--train.rows_first", "0.3"]
     flags += ["--data.synthetic_items", "100", "--data.synthetic_users", "100", "--embed.dim", "32"]
     environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
@@ -117,6 +118,7 @@ def test_two_processes_align_as_one_also_after_a_kill(
 ) -> None:
     """Killed after the second evaluation: the launcher and both processes at once."""
     flags = [*tiny_flags, *ALIGN[method], "--preference.examples", "96", "--preference.evaluations", "4"]
+    flags += ["--decode.dtype", "float32"]
     flags += ["--preference.learning_rate", "1e-3", "--preference.patience", "0", "--preference.validation_users", "40"]
     environment = {**environment, "CUDA_VISIBLE_DEVICES": ""}
 
