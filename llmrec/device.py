@@ -64,11 +64,11 @@ reach 2 and more, but some that name such units have too few of them."""
 
 @cache
 def bfloat16_is_faster() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 faster: one with AMX does; one with AVX-512 bf16 is tried, which
-    takes some 50 ms of the first call of a process."""
+    """Whether this CPU multiplies matrices in bfloat16 faster. One with AMX does. One with AVX-512 bf16 is tried, once
+    in a process. All others emulate bfloat16."""
     if torch.cpu._is_amx_tile_supported():
         return True
-    # Others emulate bfloat16; torch before 2.9 does not say.
+    # A version of torch without this function can't tell, and float32 stays.
     has_units = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return has_units and _seconds(torch.float32) > FASTER * _seconds(torch.bfloat16)
 

@@ -110,7 +110,7 @@ class LearnedRanker:
     Args:
         texts: the boosters, as LightGBM writes them; their scores are added.
         bonus: added to the score of cold items.
-        gain: of NDCG@10, in the mean over validation examples, on lists that the booster has not seen.
+        gain: what it adds to the mean NDCG@10 of the validation examples, measured on lists that it has not seen.
     """
 
     def __init__(self, texts: Sequence[str], bonus: float = 0.0, gain: float = 0.0) -> None:
@@ -195,7 +195,7 @@ class LearnedRanker:
             ValueError, KeyError, TypeError: the content is damaged.
         """
         bonus, texts = float(content["bonus"]), content["boosters"]
-        gain = float(content.get("gain", 0.0))  # bundles of 0.1 lack it
+        gain = float(content.get("gain", 0.0))  # earlier bundles lack it
         if not np.isfinite([bonus, gain]).all() or not isinstance(texts, list) or not texts:
             raise ValueError("expected a finite bonus, a finite gain and boosters")
         ranker = cls([str(text) for text in texts], bonus, gain)
