@@ -174,6 +174,7 @@ ADDED = {
     "embed.without_text": "fail",
     "train.dense.item_vectors": False,
     "train.dense.vector_dropout": 0.2,
+    "train.distill.dense_weight": 0.0,
 }
 """Field -> the value that does what was done before the field existed. Such a field is left out of a stage's key.
 `data.unknown_share` must not be here: by this field, the data of version 0.1, whose times are in seconds, is redone."""

@@ -285,6 +285,8 @@ class DistillConfig:
     weight: float = 0.0
     """Share of the experts in the loss of each item token of the task sequential; the token itself has the rest. 0: the
     experts do not teach."""
+    dense_weight: float = 0.0
+    """The same in the loss of the dense head, for the items of the task sequential."""
     experts: list[ExpertName] = field(default_factory=list)
     """The experts that teach, of those in experts.models. Default: all of them but the Transformers."""
     temperature: float = 1.0
@@ -300,10 +302,19 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_fields(
-            self, "train.distill", at_least={0: ("weight",), 1: ("top",), 2: ("folds",)}, positive=("temperature",)
+            self,
+            "train.distill",
+            at_least={0: ("weight", "dense_weight"), 1: ("top",), 2: ("folds",)},
+            positive=("temperature",),
         )
-        if self.weight > 1:
-            raise UserError(f"--train.distill.weight {self.weight}: expected a share from 0 to 1.")
+        for name in ("weight", "dense_weight"):
+            if (value := getattr(self, name)) > 1:
+                raise UserError(f"--train.distill.{name} {value}: expected a share from 0 to 1.")
+        if self.dense_weight and not self.weight:
+            raise UserError(
+                f"--train.distill.dense_weight {self.dense_weight} needs experts that teach; set "
+                "--train.distill.weight too, such as to 0.5, or this to 0."
+            )
 
     def taught_by(self, models: Sequence[ExpertName]) -> list[ExpertName]:
         """The experts that teach, in the order of `models`, the experts that there are.

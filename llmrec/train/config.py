@@ -89,6 +89,11 @@ class TrainConfig:
             raise UserError(
                 f"--train.batch_size {self.batch_size} is not a multiple of --train.accumulation {self.accumulation}."
             )
+        if self.distill.dense_weight and not self.dense.weight:
+            raise UserError(
+                f"--train.distill.dense_weight {self.distill.dense_weight} teaches a dense head, and there is none; "
+                "set --train.dense.weight, such as to 1, or this to 0."
+            )
         if self.method == "lora" and self.code_dropout:
             raise UserError(
                 f"--train.code_dropout {self.code_dropout} works with --train.method full only; set it to 0."

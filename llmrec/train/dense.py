@@ -3,11 +3,12 @@
 LIGER (arXiv 2411.18814): softmax cross-entropy with logits cos(query, vector of item) / temperature. The query comes
 from the hidden state; all items with training events compete. The loss is computed at two positions per target item:
 before its first code, and before its second code, as retrieval inside a first code needs it (COBRA, arXiv 2503.02453).
+A teacher's distribution over the items can stand beside the target (`train.distill.dense_weight`).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from llmrec.model.adapter import TEMPERATURE, DenseHead
 from llmrec.model.architecture import decoder_of, unwrapped
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
+from llmrec.train.distill import LEAST, DistillLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +45,9 @@ class DenseLoss(nn.Module):
             ranks items by their texts alone.
         vector_dropout: the share of the items that compete without their own vectors in a step.
         dtype: the type in which texts are mapped; the head's weights and the cosines are float32.
+        distill: has the teacher and the `events` of the batch; None: no teacher.
+        share: of the teacher in the loss of an item with an event. Before the second code, the teacher's distribution
+            is that of the items with the target's first code.
 
     Attributes:
         items: int64 [B, T], `items` of the batch from a `Collator` with items. The caller sets it before each call.
@@ -60,20 +65,26 @@ class DenseLoss(nn.Module):
         own: np.ndarray | None = None,
         vector_dropout: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        distill: DistillLoss | None = None,
+        share: float = 0.0,
     ) -> None:
         super().__init__()
+        self.distill = distill
+        self.share = share
         self.head = head
         self.levels = levels
         self.vectors = vectors
         self.vector_dropout = vector_dropout
         self.dtype = dtype
         known = np.unique(np.concatenate([np.empty(0, np.int64), *sequences]))
+        self.known = torch.from_numpy(known)
         self.start = own
         self.own = None if own is None else nn.Parameter(torch.from_numpy(own[known].astype(np.float32)))
         self.register_buffer("texts", torch.from_numpy(vectors[known].astype(np.float32)), persistent=False)
         place = torch.full((len(vectors),), -1)
         place[torch.from_numpy(known)] = torch.arange(len(known))
         self.register_buffer("place", place, persistent=False)
+        self.depths = min(DEPTHS, levels)
         self.items: torch.Tensor | None = None
         self._hidden: torch.Tensor | None = None
 
@@ -106,20 +117,71 @@ class DenseLoss(nn.Module):
         hidden = self._hidden[where]
         # `hidden` holds one row per predicting position, in order: row[p] is that of flat position p.
         row = where.flatten().cumsum(0) - 1
-        texts = self.texts
-        own: torch.Tensor | None = self.own
+        texts, own = self.texts, cast(torch.Tensor | None, self.own)
+        competing = torch.arange(len(texts), device=target.device)
         if len(texts) > COMPETING:
             chosen = torch.randint(len(texts), (COMPETING,), device=target.device)
-            chosen, target = torch.unique(torch.cat([target, chosen]), return_inverse=True)
-            texts, own, target = texts[chosen], None if own is None else own[chosen], target[: len(at)]
+            competing, target = torch.unique(torch.cat([target, chosen]), return_inverse=True)
+            texts, own, target = texts[competing], None if own is None else own[competing], target[: len(at)]
         if own is not None and self.vector_dropout:
             own = own * (torch.rand(len(own), 1, device=own.device) >= self.vector_dropout)
         # Nearly all of the loss's time. The autocast of a training ends with the model's forward pass.
         with torch.autocast(texts.device.type, self.dtype, enabled=self.dtype != torch.float32):
             items = self.head.items(texts, own).float()
         queries = self.head.queries(hidden[row[at]].float())
-        total = F.cross_entropy((queries @ items.T).float() / TEMPERATURE, target, reduction="sum")
-        return total / min(DEPTHS, self.levels)
+        logits = queries @ items.T / TEMPERATURE
+        total = F.cross_entropy(logits, target, reduction="sum")
+        if self.distill is not None and self.share:
+            expected = self._expected(self.distill, queries, items, logits, competing, at)
+            own_logits = logits.gather(1, target[:, None])[:, 0]
+            total = total + self.share * torch.where(expected.isnan(), 0, own_logits - expected).sum()
+        return total / self.depths
+
+    def _expected(
+        self,
+        distill: DistillLoss,
+        queries: torch.Tensor,
+        items: torch.Tensor,
+        logits: torch.Tensor,
+        competing: torch.Tensor,
+        at: torch.Tensor,
+    ) -> torch.Tensor:
+        """The mean logit by the teacher's distribution over K competing items, float [P]; NaN where it says nothing.
+
+        Args:
+            distill: has the teacher.
+            queries: float32 [P, d], of P positions, all depths of an item side by side.
+            items: float32 [K, d].
+            logits: float32 [P, K].
+            competing: int64 [K], rows of `texts`.
+            at: int64 [P], flat positions, as `_targets` gives them.
+        """
+        assert distill.events is not None, "the events of the batch are set"
+        events = distill.events.flatten()[at[:: self.depths] + 1].cpu()
+        rows = (events >= 0).nonzero()[:, 0]
+        shares = distill.shares(events[rows].numpy())
+        own = distill.first_codes(events[rows].numpy())[:, None]
+        column = torch.full((len(self.texts) + 1,), -1)
+        column[competing.cpu()] = torch.arange(len(competing))
+        column = column[self.place.cpu()[shares.items]]  # -1, the last one, for an item that does not compete
+        firsts = distill.codes[self.known[competing.cpu()], 0]
+        counts = torch.zeros(shares.even.shape[1]).index_add(0, firsts, torch.ones(len(firsts)))
+        sums = queries.new_zeros(len(counts), items.shape[1]).index_add(0, firsts.to(items.device), items)
+        found = torch.full((len(queries),), torch.nan, device=queries.device)
+        for depth in range(self.depths):
+            more, even = torch.where(column >= 0, shares.more, 0), shares.even
+            if depth:  # given the first code of the target
+                more, even = (
+                    torch.where(shares.firsts == own, more, 0),
+                    torch.zeros_like(even).scatter(1, own, even.gather(1, own)),
+                )
+            mass = (more.sum(dim=1) + even @ counts)[:, None]
+            more, even = (torch.where(mass > LEAST, each / mass.clamp(min=LEAST), torch.nan) for each in (more, even))
+            here = (rows * self.depths + depth).to(queries.device)
+            best = logits[here].gather(1, column.clamp(min=0).to(logits.device))
+            others = queries[here] @ sums.T / TEMPERATURE
+            found[here] = (more.to(best.device) * best).sum(dim=1) + (even.to(best.device) * others).sum(dim=1)
+        return found
 
     def index(self) -> DenseIndex:
         """The index of all N items by the trained head, on the CPU. Items that did not compete keep their vectors."""
@@ -140,7 +202,7 @@ class DenseLoss(nn.Module):
         first = (items >= 0).flatten().nonzero()[:, 0]
         place = self.place[items.flatten()[first]]
         first, place = first[place >= 0], place[place >= 0]
-        depths = torch.arange(min(DEPTHS, self.levels), device=items.device)
+        depths = torch.arange(self.depths, device=items.device)
         return (first[:, None] - 1 + depths).flatten(), place[:, None].expand(-1, len(depths)).flatten()
 
 
@@ -151,9 +213,10 @@ def dense_loss(
     levels: int,
     config: TrainConfig,
     trained: DenseIndex | None = None,
+    distill: DistillLoss | None = None,
 ) -> DenseLoss | None:
     """The loss and what it trains: a copy of the head and the item vectors of `trained`, or new ones, initialised with
-    the configuration's seed; None if its weight is 0.
+    the configuration's seed; None if its weight is 0. `distill` teaches with the configuration's `dense_weight`.
 
     Raises:
         UserError: there are no text vectors, or `trained` has other sizes than they and the configuration have, or item
@@ -187,4 +250,5 @@ def dense_loss(
                 )
             own = trained.own.cpu().numpy()
     dtype = resolve_dtype(config.dtype, model.device)
-    return DenseLoss(head, levels, vectors, sequences, own, dense.vector_dropout, dtype)
+    share = config.distill.dense_weight
+    return DenseLoss(head, levels, vectors, sequences, own, dense.vector_dropout, dtype, distill, share)

@@ -9,6 +9,7 @@ the target all its probability gives the usual loss.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,23 @@ from llmrec.tasks.mixture import predicting
 
 LEAST = 1e-6
 """Least probability of a prefix for which the teacher has a say about its next code: float16 knows nothing below."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The teacher's distributions over the items at E targets, p(i) = even[c] + (more, if i is one of the best).
+
+    Attributes:
+        items: int64 [E, top], the best.
+        firsts: int64 [E, top], their first codes.
+        more: float32 [E, top], what the best have above the `even` of their first code c.
+        even: float32 [E, C], what an item with this first code has that is not one of the best.
+    """
+
+    items: torch.Tensor
+    firsts: torch.Tensor
+    more: torch.Tensor
+    even: torch.Tensor
 
 
 class DistillLoss:
@@ -56,6 +74,7 @@ class DistillLoss:
         self.nodes = self.trie.paths(torch.arange(len(codes)))
         self.codes = torch.from_numpy(np.asarray(codes, np.int64))
         self.tokens = torch.from_numpy(vocabulary.all_ids)
+        self._sizes = torch.bincount(self.codes[:, 0]).float()
         self.targets = np.concatenate([np.empty(0, np.int32), *(sequence[1:] for sequence in sequences)])
         assert len(self.targets) == len(teacher) == first_target(sequences)[-1]
 
@@ -90,33 +109,43 @@ class DistillLoss:
         Returns:
             Per level, float32 [E, C_l]; a row is 0 if the teacher has nothing to say there.
         """
-        rows, target = self.teacher.rows[events], torch.from_numpy(self.targets[events]).long()
-        items, shares = (torch.from_numpy(rows[name].astype(kind)) for name, kind in _PARTS)
-        rest = torch.from_numpy(rows["rest"].astype(np.float32))
-        # The items of a first code that are not among the best share its rest evenly.
-        firsts = self.codes[items, 0]
-        others = self.trie.counts(0, torch.arange(len(self.trie.node_codes[0])))
-        sizes = torch.zeros(rest.shape[1]).index_put((self.trie.codes(0, torch.arange(len(others))),), others.float())
-        own = self.codes[target, 0][:, None]
-        among = firsts == own
-        even = rest.gather(1, own)[:, 0] / (sizes[own[:, 0]] - among.sum(dim=1)).clamp(min=1)
-        width = self.trie.level_sizes[0]
-        found = [torch.nn.functional.pad(rest, (0, width - rest.shape[1])).scatter_add(1, firsts, shares)]
-        more = torch.where(among, shares - even[:, None], 0)
+        shares, target = self.shares(events), torch.from_numpy(self.targets[events]).long()
+        own = self.first_codes(events)[:, None]
+        even, more = shares.even.gather(1, own)[:, 0], torch.where(shares.firsts == own, shares.more, 0)
+        width = self.trie.level_sizes[0] - shares.even.shape[1]
+        whole = torch.nn.functional.pad(shares.even * self._sizes, (0, width))
+        found = [whole.scatter_add(1, shares.firsts, shares.more).clamp(min=0)]
         for level in range(1, self.trie.levels):
             parents = self.nodes[level - 1][target]
-            below = self.nodes[level - 1][items] == parents[:, None]
+            below = self.nodes[level - 1][shares.items] == parents[:, None]
             example, children = self.trie.children(level, parents)
             q = torch.zeros(len(events), self.trie.level_sizes[level])
             q[example, self.trie.codes(level, children)] = even[example] * self.trie.counts(level, children)
-            found.append(q.scatter_add(1, self.codes[items, level], torch.where(below, more, 0)).clamp(min=0))
+            found.append(q.scatter_add(1, self.codes[shares.items, level], torch.where(below, more, 0)).clamp(min=0))
         totals = [q.sum(dim=1, keepdim=True) for q in found]
         return [
             torch.where(total > LEAST, q / total.clamp(min=LEAST), 0) for q, total in zip(found, totals, strict=True)
         ]
 
+    def shares(self, events: np.ndarray) -> Shares:
+        """The teacher's distributions over the items at E targets.
 
-_PARTS = (("items", np.int64), ("shares", np.float32))
+        Args:
+            events: int [E], as for `distributions`.
+        """
+        rows = self.teacher.rows[events]
+        items, shares, rest = (torch.from_numpy(rows[name].astype(kind)) for name, kind in _PARTS)
+        firsts = self.codes[items, 0]
+        best = torch.zeros_like(rest).scatter_add(1, firsts, torch.ones_like(shares))
+        even = rest / (self._sizes - best).clamp(min=1)
+        return Shares(items, firsts, shares - even.gather(1, firsts), even)
+
+    def first_codes(self, events: np.ndarray) -> torch.Tensor:
+        """The first codes of E targets, int64 [E]; `events` as for `distributions`."""
+        return self.codes[torch.from_numpy(self.targets[events]).long(), 0]
+
+
+_PARTS = (("items", np.int64), ("shares", np.float32), ("rest", np.float32))
 
 
 def distill_loss(

@@ -12,11 +12,13 @@ from llmrec.collaborative.config import DistillConfig
 from llmrec.collaborative.teacher import Teacher
 from llmrec.data.sequences import first_target
 from llmrec.errors import UserError
-from llmrec.model.config import AdapterConfig
+from llmrec.model.adapter import TEMPERATURE, DenseHead
+from llmrec.model.config import AdapterConfig, DenseConfig
 from llmrec.model.tokens import ItemVocabulary, token_names
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predicting
 from llmrec.train.config import TrainConfig
+from llmrec.train.dense import DenseLoss
 from llmrec.train.distill import DistillLoss, distill_loss
 from llmrec.train.finetune import TrainingData, finetune
 from llmrec.train.objective import Objective, answer_loss
@@ -114,9 +116,9 @@ def test_a_certain_teacher_gives_the_usual_loss(tmp_path):
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
-def batch_of(shop, packed: bool, tasks: TasksConfig = TASKS):
+def batch_of(shop, packed: bool, tasks: TasksConfig = TASKS, examples: int | None = None):
     mixture = Mixture(build_tasks(tasks, shop.catalog, shop.sequences, shop.renderer), tasks, 1, 4, seed=0)
-    chosen = [mixture[place] for place in range(len(mixture))]
+    chosen = [mixture[place] for place in range(len(mixture) if examples is None else examples)]
     return Collator(shop.renderer, 160, packed, with_items=True, with_events=True)(chosen)
 
 
@@ -160,6 +162,51 @@ def test_loss_is_that_of_a_loop_over_targets(shop, tmp_path, packed, keep):
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("most", [1000, 4], ids=["all compete", "a sample competes"])
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_what_the_teacher_adds_to_the_dense_loss_is_that_of_a_loop(shop, tmp_path, monkeypatch, packed, most):
+    """w * (cross-entropy of the teacher among the competing items - that of the target), at both depths."""
+    monkeypatch.setattr("llmrec.train.dense.COMPETING", most)
+    cold = [4, 7]
+    shop.sequences = [sequence[~np.isin(sequence, cold)] for sequence in shop.sequences]
+    distill = distill_loss(of_shop(shop, tmp_path), shop.sequences, shop.codes, shop.vocabulary, 0.6)
+    batch, model = batch_of(shop, packed, replace(TASKS, mixture={"sequential": 1.0}), 4), shop.model.eval()
+    texts = np.random.default_rng(3).normal(size=(len(shop.codes), 12)).astype(np.float32)
+    torch.manual_seed(2)
+    head = DenseHead(model.config.hidden_size, 12, 8)
+    inputs = {name: each for name, each in batch.items() if name in ("input_ids", "position_ids")}
+    totals = []
+    for share in (0.0, 0.6):
+        loss = DenseLoss(head, 2, texts, shop.sequences, distill=distill, share=share)
+        loss.items, distill.events = batch["items"], batch["events"]
+        with loss.watching(model):
+            hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]
+        torch.manual_seed(7)
+        totals.append(loss(batch["labels"]))
+    known = np.unique(np.concatenate(shop.sequences))
+    if len(known) > most:
+        torch.manual_seed(7)
+        drawn = known[torch.randint(len(known), (most,))]
+        known = np.union1d(drawn, batch["items"][batch["items"] >= 0].numpy())
+        assert len(known) < len(np.unique(np.concatenate(shop.sequences)))
+    places, expected = head.items(torch.from_numpy(texts[known])), 0.0
+    for row, place in (batch["events"] >= 0).nonzero().tolist():
+        event = int(batch["events"][row, place])
+        target = distill.targets[event]
+        q = over_items(distill.teacher.rows[event], shop.codes)[known]
+        for depth in range(2):
+            q = q * (shop.codes[known, 0] == shop.codes[target, 0]) if depth else q
+            log_p = (places @ head.queries(hidden[row, place - 1 + depth]) / TEMPERATURE).log_softmax(0)
+            if q.sum() > 1e-6:
+                taught = -(torch.tensor(q / q.sum(), dtype=torch.float32) * log_p).sum()
+                expected = expected + 0.6 * (taught + log_p[known.tolist().index(target)]) / 2
+    torch.testing.assert_close(totals[1] - totals[0], expected, rtol=1e-4, atol=1e-3)
+    ours = torch.autograd.grad(totals[1] - totals[0], list(head.parameters()))
+    theirs = torch.autograd.grad(expected, list(head.parameters()))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
 def test_where_the_teacher_says_nothing_the_loss_is_the_usual_one(shop, tmp_path):
     """The item was in the history before: the teacher gives it no probability."""
     shop.sequences = [np.array([3, 7, 3, 7])]
@@ -169,15 +216,19 @@ def test_where_the_teacher_says_nothing_the_loss_is_the_usual_one(shop, tmp_path
     assert [q.sum(dim=1).round().tolist() for q in distill.distributions(np.arange(3))] == [[1, 0, 0], [1, 0, 0]]
 
 
+TEXTS = np.random.default_rng(3).normal(size=(20, 12)).astype(np.float32)
+DENSE = replace(FULL, dense=DenseConfig(weight=1.0, dim=8), distill=replace(FULL.distill, dense_weight=0.5))
+
+
 def train(shop, folder, teacher, config=FULL):
-    data = TrainingData(shop.catalog, shop.sequences, teacher=teacher)
+    data = TrainingData(shop.catalog, shop.sequences, teacher=teacher, vectors=TEXTS)
     return finetune(shop.model, shop.renderer, data, TASKS, config, folder)[0]
 
 
 @pytest.mark.parametrize(
     "config",
-    [FULL, replace(FULL, method="lora", lora=AdapterConfig(rank=4), rows_first=0.5)],
-    ids=["full", "lora, rows first"],
+    [FULL, replace(FULL, method="lora", lora=AdapterConfig(rank=4), rows_first=0.5), DENSE],
+    ids=["full", "lora, rows first", "dense head"],
 )
 def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, power_cut, config):
     teacher = of_shop(make_shop(), tmp_path / "teacher")
@@ -190,6 +241,32 @@ def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, power_cut, conf
     assert not [name for name in whole if not torch.equal(whole[name], resumed[name])]
     other = train(make_shop(), tmp_path / "three", None, replace(config, distill=DistillConfig())).state_dict()
     assert [name for name in whole if not torch.equal(whole[name], other[name])], "the teacher changes the training"
+
+
+@pytest.mark.parametrize(
+    ("distill", "dense", "said"),
+    [
+        ({"dense_weight": 0.5}, 1.0, r"dense_weight 0\.5 needs experts that teach"),
+        ({"weight": 0.5, "dense_weight": 0.5}, 0.0, r"dense_weight 0\.5 teaches a dense head, and there is none"),
+        ({"weight": 0.5, "dense_weight": 1.5}, 1.0, r"dense_weight 1\.5: expected a share from 0 to 1"),
+    ],
+)
+def test_config_refuses(distill, dense, said):
+    with pytest.raises(UserError, match=rf"train\.distill\.{said}"):
+        TrainConfig(dense=DenseConfig(weight=dense), distill=DistillConfig(**distill))
+
+
+def test_the_teacher_of_the_dense_head_changes_the_training(make_shop, tmp_path):
+    """It changes the head; without its weight, the head is that of a distillation of the codes alone."""
+    teacher, shop = of_shop(make_shop(), tmp_path / "teacher"), make_shop()
+    data = TrainingData(shop.catalog, shop.sequences, teacher=teacher, vectors=TEXTS)
+    heads = []
+    for weight in (0.0, 0.5):
+        config = replace(DENSE, distill=replace(DENSE.distill, dense_weight=weight))
+        shop = make_shop()
+        index = finetune(shop.model, shop.renderer, data, TASKS, config, tmp_path / str(weight))[1]
+        heads.append(index.head.state_dict())
+    assert [name for name in heads[0] if not torch.equal(heads[0][name], heads[1][name])]
 
 
 def test_a_distillation_needs_its_own_teacher(shop, tmp_path):
