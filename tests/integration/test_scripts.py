@@ -6,6 +6,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -72,3 +73,47 @@ def test_the_tables_of_the_results_are_those_of_the_benchmarks() -> None:
     assert {found[1] for found in results.BLOCK.finditer(page)} == {
         path.stem for path in (results.DOCS / "results").glob("*.json")
     }
+
+
+def evaluated(run: Path, ranks: list[int | None], items: list[str], k: list[int]) -> Path:
+    """A run directory with the evaluation of one system, users in reverse order."""
+    folder = run / "evaluate"
+    folder.mkdir(parents=True)
+    users = [f"u{number}" for number in range(len(ranks))]
+    table = pl.DataFrame({"user_id": users, "system": "llmrec", "item_id": items, "rank": ranks})
+    table.reverse().write_parquet(folder / "per_user.parquet")
+    content = {"systems": {"llmrec": {"all": {f"recall@{cut}": 0.0 for cut in k}}}}
+    (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
+    return run
+
+
+def test_compare_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    """Recall@1 of the two seeds of b is 1/4 and 3/4, that of a 1/4; by user b - a is 0, .5, 0, .5."""
+    items = ["i1", "i2", "i3", "i4"]
+    a = evaluated(tmp_path / "a", [1, 2, None, 9], items, [1, 10])
+    first = evaluated(tmp_path / "b0", [1, 3, 40, 2], items, [1, 10])
+    second = evaluated(tmp_path / "b1", [1, 1, None, 1], items, [1, 10])
+    other = evaluated(tmp_path / "c", [1, 1, 1, 1], ["i1", "i2", "i3", "i5"], [1, 10])
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(SCRIPTS / "compare_runs.py"), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    found = run(f"a={a}", f"b={first},{second}", "--k", "1", "10")
+    assert found.returncode == 0, found.stderr
+    head, _, *rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in found.stdout.splitlines()]
+    assert head == ["recall@1", "recall@10", "ndcg@10"]
+    assert [row[:3] for row in rows[:2]] == [["a", "0.2500", "0.7500"], ["b", "0.5000", "0.7500"]]
+    assert rows[2][0] == "b - a"
+    assert rows[2][1].startswith("+0.2500 [+0.0000, +0.5000]")
+    for words, said in (
+        ((f"a={a}", f"c={other}", "--k", "10"), "other test cases than the first run"),
+        ((f"a={a}", "--k", "50"), "--k 50: "),
+        ((f"a={a}", "--system", "sasrec"), "expected one of llmrec"),
+        ((f"a={tmp_path / 'nothing'}",), "no evaluation there"),
+        (("a",), "expected NAME=RUN"),
+    ):
+        failed = run(*words)
+        assert failed.returncode == 2
+        assert said in failed.stderr
+        assert failed.stderr.count("\n") == 1
