@@ -132,9 +132,8 @@ class DenseLoss(nn.Module):
         logits = queries @ items.T / TEMPERATURE
         total = F.cross_entropy(logits, target, reduction="sum")
         if self.distill is not None and self.share:
-            expected = self._expected(self.distill, queries, items, logits, competing, at)
-            own_logits = logits.gather(1, target[:, None])[:, 0]
-            total = total + self.share * torch.where(expected.isnan(), 0, own_logits - expected).sum()
+            rows, expected = self._expected(self.distill, queries, items, logits, competing, at)
+            total = total + self.share * (logits[rows, target[rows]] - expected).sum()
         return total / self.depths
 
     def _expected(
@@ -145,8 +144,8 @@ class DenseLoss(nn.Module):
         logits: torch.Tensor,
         competing: torch.Tensor,
         at: torch.Tensor,
-    ) -> torch.Tensor:
-        """The mean logit by the teacher's distribution over K competing items, float [P]; NaN where it says nothing.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean logit by the teacher's distribution over K competing items.
 
         Args:
             distill: has the teacher.
@@ -155,6 +154,9 @@ class DenseLoss(nn.Module):
             logits: float32 [P, K].
             competing: int64 [K], rows of `texts`.
             at: int64 [P], flat positions, as `_targets` gives them.
+
+        Returns:
+            int64 [Q], the positions where the teacher says something, and float32 [Q], the mean logits there.
         """
         assert distill.events is not None, "the events of the batch are set"
         events = distill.events.flatten()[at[:: self.depths] + 1].cpu()
@@ -167,21 +169,21 @@ class DenseLoss(nn.Module):
         firsts = distill.codes[self.known[competing.cpu()], 0]
         counts = torch.zeros(shares.even.shape[1]).index_add(0, firsts, torch.ones(len(firsts)))
         sums = queries.new_zeros(len(counts), items.shape[1]).index_add(0, firsts.to(items.device), items)
-        found = torch.full((len(queries),), torch.nan, device=queries.device)
+        spoken, found = [], []
         for depth in range(self.depths):
             more, even = torch.where(column >= 0, shares.more, 0), shares.even
             if depth:  # given the first code of the target
-                more, even = (
-                    torch.where(shares.firsts == own, more, 0),
-                    torch.zeros_like(even).scatter(1, own, even.gather(1, own)),
-                )
-            mass = (more.sum(dim=1) + even @ counts)[:, None]
-            more, even = (torch.where(mass > LEAST, each / mass.clamp(min=LEAST), torch.nan) for each in (more, even))
-            here = (rows * self.depths + depth).to(queries.device)
-            best = logits[here].gather(1, column.clamp(min=0).to(logits.device))
+                more = torch.where(shares.firsts == own, more, 0)
+                even = torch.zeros_like(even).scatter(1, own, even.gather(1, own))
+            mass = more.sum(dim=1) + even @ counts
+            says = mass > LEAST
+            here = (rows[says] * self.depths + depth).to(queries.device)
+            more, even = ((each[says] / mass[says, None]).to(queries.device) for each in (more, even))
+            best = logits[here].gather(1, column[says].clamp(min=0).to(logits.device))
             others = queries[here] @ sums.T / TEMPERATURE
-            found[here] = (more.to(best.device) * best).sum(dim=1) + (even.to(best.device) * others).sum(dim=1)
-        return found
+            spoken.append(here)
+            found.append((more * best).sum(dim=1) + (even * others).sum(dim=1))
+        return torch.cat(spoken), torch.cat(found)
 
     def index(self) -> DenseIndex:
         """The index of all N items by the trained head, on the CPU. Items that did not compete keep their vectors."""
