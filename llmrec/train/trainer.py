@@ -137,6 +137,12 @@ class _Report(TrainerCallback):
             self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        # Before a checkpoint of this step is written, and in all processes, which see the same mean.
+        if not all(math.isfinite(logs.get(name, 0.0)) for name in ("loss", "eval_loss")):
+            raise UserError(
+                f"The loss of step {state.global_step} is not a finite number, at a learning rate of "
+                f"{args.learning_rate:g}; lower it, or set --train.dtype float32. The checkpoints before it are kept."
+            )
         if not state.is_world_process_zero:
             return
         seconds = round(time.perf_counter() - self.started, 1)
@@ -222,7 +228,7 @@ def run_trainer(
         `model`, or a copy of it if the training splits the weights over the processes.
 
     Raises:
-        UserError: `folder` holds checkpoints that another program made.
+        UserError: `folder` holds checkpoints that another program made, or the loss becomes infinite or NaN.
     """
     whole = model
     if spread_over_processes():
@@ -315,6 +321,7 @@ def _arguments(
         metric_for_best_model="eval_loss" if best else None,
         greater_is_better=False if best else None,
         restore_callback_states_from_checkpoint=best,  # a resumed run keeps its count of evaluations without progress
+        logging_nan_inf_filter=False,  # or a loss that is no number would be told as 0
         prediction_loss_only=True,
         remove_unused_columns=False,
         label_names=["labels"],

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tolerances import CURVES
 from transformers import TrainingArguments
 
@@ -20,7 +21,7 @@ from llmrec.tasks.mixture import Collator, validation_examples
 from llmrec.train import finetune as finetuning
 from llmrec.train.config import TrainConfig
 from llmrec.train.finetune import TrainingData, finetune, with_adapter
-from llmrec.train.objective import answer_loss
+from llmrec.train.objective import Objective, answer_loss
 from llmrec.train.trainer import claim, last_checkpoint, run_trainer
 
 TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
@@ -86,6 +87,28 @@ def test_resumed_run_equals_undisturbed_run(make_shop, tmp_path, power_cut, conf
     for part in [".", "rows"] if config.rows_first else ["."]:
         for name in ("loss", "eval_loss"):
             assert log(tmp_path / "two" / part, name) == log(tmp_path / "one" / part, name)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_training(make_shop, tmp_path, monkeypatch, wrong):
+    """The checkpoint before stays, and is the last one: the run goes on from there."""
+    calls, whole = [], weights(train(make_shop(), FULL, tmp_path / "whole", validation=False))
+    loss = Objective.__call__
+
+    def later(*arguments, **named):
+        calls.append(1)
+        return loss(*arguments, **named) * (wrong if len(calls) > 12 else 1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "__call__", later)
+        with pytest.raises(UserError, match=r"step \d+ is not a finite number, at a learning rate of 0\.002") as caught:
+            train(make_shop(), FULL, tmp_path / "run", validation=False)
+    assert "\n" not in str(caught.value)
+    kept = last_checkpoint(tmp_path / "run")
+    assert kept is not None
+    assert 0 < int(kept.name.split("-")[1]) <= 12
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(kept / "model.safetensors").values())
+    assert_same(weights(train(make_shop(), FULL, tmp_path / "run", validation=False)), whole)
 
 
 def test_checkpoints_of_another_program_stay(shop, tmp_path):
