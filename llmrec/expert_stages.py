@@ -57,7 +57,7 @@ def teacher_stage(config: Config, run: RunDirectory) -> None:
         Teacher.make(fused.of_rows(rows), sequences, codes[:, 0], settings, out, validation)
 
     if settings.weight:
-        own = {name: value for name, value in asdict(settings).items() if name != "weight"}
+        own = {name: value for name, value in asdict(settings).items() if name not in ("weight", "dense_weight")}
         teaching = config.experts.only(settings.taught_by(config.experts.models))
         # Its inputs are those of the experts that teach, not the whole stage `experts`: the others change nothing here.
         reads = ["data", "tokenize", *(["embed"] if teaching.by_text else [])]

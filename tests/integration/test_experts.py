@@ -136,11 +136,12 @@ def test_experts_teach_the_language_model(run: Path, tiny_flags: list[str], llmr
     assert first.stderr.index("teacher: done in") < first.stderr.index("train: started")
     assert {path.name for path in (folder / "teacher").iterdir()} == {"teacher.npy", "teacher.json", "manifest.json"}
     trained = (folder / "train" / "bundle" / "model.safetensors").read_bytes()
-    second = llmrec("train", "--run", folder, *flags, "--train.distill.weight", "0.9")
+    flags += ["--train.distill.weight", "0.9", "--train.dense.weight", "1", "--train.distill.dense_weight", "0.5"]
+    second = llmrec("train", "--run", folder, *flags)
     assert second.returncode == 0, second.stderr
     assert "teacher: unchanged" in second.stderr
     assert (folder / "train" / "bundle" / "model.safetensors").read_bytes() != trained
-    fewer = ["--experts.models", "[decayed-markov, smoothed-markov, text, item-knn]", "--train.distill.weight", "0.9"]
+    fewer = ["--experts.models", "[decayed-markov, smoothed-markov, text, item-knn]"]
     third = llmrec("train", "--run", folder, *flags, *fewer)
     assert third.returncode == 0, third.stderr
     assert "experts: done in" in third.stderr
