@@ -308,8 +308,8 @@ class TokenizeConfig:
         flag = f"--tokenize.collaborative {self.collaborative}"
         if self.behaviour:
             raise UserError(
-                f"{flag} joins behaviour with the texts, and --tokenize.behaviour {self.behaviour} makes semantic IDs of "
-                "behaviour alone; set one of the two to 0."
+                f"{flag} joins behaviour with the texts, and --tokenize.behaviour {self.behaviour} makes semantic IDs "
+                "of behaviour alone; set one of the two to 0."
             )
         if self.file is not None:
             raise UserError(f"{flag}: --tokenize.file {self.file} has the semantic IDs already; leave one of them out.")

@@ -71,7 +71,7 @@ class JoinedVectors:
 
         flag = f"--tokenize.collaborative {config.collaborative}"
         vectors = collaborative_vectors(behaviour, config.collaborative, config.seed, "--tokenize.collaborative")
-        known = vectors.any(axis=1)
+        known = np.asarray(vectors.any(axis=1))
         rows = sample(np.flatnonzero(known), config.fit_rows, config.seed)
         if len(rows) < 2:
             raise UserError(
@@ -91,7 +91,7 @@ class JoinedVectors:
         by = config.collaborative_weight * np.sqrt(len(mean)) / spread_of_factors
         regression = RidgeCV(PENALTIES * len(rows), fit_intercept=False).fit(texts * scale, factors * by)
         log.info(
-            "%d of %d items have behaviour; for the others it is predicted from their texts (ridge penalty %g per item)",
+            "%d of %d items have behaviour; the others get it predicted from their texts (ridge penalty %g per item)",
             known.sum(),
             len(known),
             regression.alpha_ / len(rows),
