@@ -6,8 +6,8 @@
 x is the text vector of an item, and v its row of `collaborative_vectors`, a factorization of the co-occurrences in the
 training log. Items that are taken together are then near, and get near codes. An item without v (cold, or added later)
 gets the value that ridge regression predicts from its text, a map from attributes to factors (Gantner et al., ICDM
-2010). Mean, scale and regression are fitted on the items with v alone, so that no other item changes them. Neither part
-is whitened: whitened text vectors lost neighbours that users take together (docs/tokenizers.md).
+2010). Mean, scale and regression are fitted on the items with v alone, so that no other item changes them. Each part is
+scaled as a whole and not whitened, which would give a direction in which texts hardly differ the weight of all others.
 """
 
 from dataclasses import dataclass, replace
