@@ -81,8 +81,7 @@ def with_kept_codes(tokenizer: ItemTokenizer, embeddings: Embeddings, prepared: 
     every = tokenizer.with_items([item for item in embeddings.item_ids if item not in known], embeddings.vectors[new])
     index = {item: row for row, item in enumerate(every.item_ids)}
     rows = np.array([index[item] for item in embeddings.item_ids])
-    behaviour = None if every.behaviour is None else every.behaviour.of_rows(rows)
-    kept = every.with_codes(embeddings.item_ids, every.codes[rows], behaviour)
+    kept = every.take_rows(rows)
     kept.encoder, kept.embed_config = embeddings.encoder, embeddings.encoder.config
     log.info("%d items keep their semantic IDs, %d are new", len(new) - new.sum(), new.sum())
     return kept.measured(embeddings.vectors, prepared.split.train, prepared.catalog.frame["title"].to_list())

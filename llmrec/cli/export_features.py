@@ -47,7 +47,7 @@ def export(run: Path, options: Any) -> dict[str, Any]:
     prepared, tokenizer = load(run / "data"), ItemTokenizer.load(run / "tokenize")
     ids = prepared.catalog.ids
     vectors = Embeddings.load(run / "embed", ids).vectors
-    codes = item_codes(tokenizer, ids, vectors)
+    codes, vectors = item_codes(tokenizer, ids, vectors), tokenizer.inputs(ids, vectors)
     features = CodeFeatures(tuple(tokenizer.quantizer.level_sizes), options.rows)
     log = prepared.split.train.sequences(prepared.catalog)
     result: dict[str, Any] = {"items": len(ids), "users": len(log)}

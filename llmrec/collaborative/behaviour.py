@@ -60,7 +60,9 @@ LEAST_SHARE = 1e-6
 """A projected row is only rounding error if its length is not above this share of the original row's length."""
 
 
-def collaborative_vectors(behaviour: Behaviour, dim: int, seed: int) -> np.ndarray:
+def collaborative_vectors(
+    behaviour: Behaviour, dim: int, seed: int, flag: str = "--tokenize.rq_vae.latent"
+) -> np.ndarray:
     """Collaborative vectors of items: close if two items occur together more often than by chance.
 
     They are the rows of `positive_information`, projected to `dim` dimensions by a truncated SVD.
@@ -69,6 +71,7 @@ def collaborative_vectors(behaviour: Behaviour, dim: int, seed: int) -> np.ndarr
         behaviour: counts of N items.
         dim: number of dimensions.
         seed: seed of the SVD.
+        flag: the setting that gives `dim`, for the message.
 
     Returns:
         float32 [N, dim], rows of length 1. A row is zero if the item occurs with no other item more often than by
@@ -83,8 +86,7 @@ def collaborative_vectors(behaviour: Behaviour, dim: int, seed: int) -> np.ndarr
     n_items = len(behaviour.counts)
     if dim >= n_items:
         raise UserError(
-            f"{n_items} items cannot give collaborative vectors of {dim} dimensions; "
-            f"set --tokenize.rq_vae.latent below {n_items}"
+            f"{flag} {dim}: {n_items} items have collaborative vectors of fewer dimensions; set it below {n_items}."
         )
     information = positive_information(behaviour)
     vectors = np.zeros((n_items, dim), np.float32)

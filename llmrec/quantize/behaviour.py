@@ -51,12 +51,7 @@ class BehaviourCodes:
             UserError: there are no more items than dimensions, or fewer different vectors than codes.
         """
         counts = behaviour.counts
-        if config.behaviour >= len(counts):
-            raise UserError(
-                f"--tokenize.behaviour {config.behaviour}: {len(counts)} items have vectors of fewer dimensions; set "
-                f"it below {len(counts)}."
-            )
-        vectors = collaborative_vectors(behaviour, config.behaviour, config.seed)
+        vectors = collaborative_vectors(behaviour, config.behaviour, config.seed, "--tokenize.behaviour")
         known = np.asarray(vectors.any(axis=1))
         log.info("%d of %d items have semantic IDs of behaviour", known.sum(), len(known))
         # The vectors are those of LETTER's alignment already.

@@ -31,6 +31,7 @@ STOCHASTIC: tuple[Estimator, ...] = ("gumbel", "sq-vae")
 LATER = {
     *("file", "product_levels", "contrastive_of", "over_levels", "cluster", "correlation", "similarity_temperature"),
     *("warmup", "schedule", "clip_norm", "measure_every", "keep", "behaviour"),
+    *("collaborative", "collaborative_weight"),
 }
 """Fields that earlier versions lacked."""
 DEFAULT_BEAMS: dict[Method, int] = {"rq-kmeans": 1, "aq": 8}
@@ -256,10 +257,18 @@ class TokenizeConfig:
     """Dimensions of the items' vectors of behaviour (which items occur together in the training log), of which a second
     set of semantic IDs is made by the same method, levels and codes (EAGER, arXiv 2406.14017). The language model then
     learns the task sequential in each of the two sets. An item without training events has no such ID. 0: one set."""
+    collaborative: int = 0
+    """Dimensions of the items' vectors of behaviour (as for `behaviour`) that are joined with the text vectors before
+    they are quantized, so that items which are taken together get near semantic IDs. The behaviour of an item without
+    training events, and of one added later, is predicted from its text by ridge regression (Gantner et al., ICDM
+    2010). 0: the text vectors alone."""
+    collaborative_weight: float = 0.5
+    """Weight of these vectors, where that of the text vectors is 1: the shares of the two in the squared distances
+    between items are as the squares of the weights."""
 
     def __post_init__(self) -> None:
         at_least = {
-            0: ("seed", "behaviour"),
+            0: ("seed", "behaviour", "collaborative", "collaborative_weight"),
             1: ("levels", "iterations", "fit_rows", "beams", "product_levels"),
             2: ("codes",),
         }
@@ -284,8 +293,31 @@ class TokenizeConfig:
             raise UserError(f"--tokenize.product_levels does nothing for method {self.method}; leave it out")
         if self.method == "rq-vae":
             self._check_rq_vae()
+        if self.collaborative:
+            self._check_collaborative()
+        elif self.collaborative_weight != TokenizeConfig.collaborative_weight:
+            raise UserError(
+                f"--tokenize.collaborative_weight {self.collaborative_weight} does nothing without behaviour in the "
+                "vectors; set --tokenize.collaborative 64, or leave it out."
+            )
         if self.file is not None:
             self._check_file(self.file)
+
+    def _check_collaborative(self) -> None:
+        """Raise UserError for a setting that does not go with vectors of texts and behaviour."""
+        flag = f"--tokenize.collaborative {self.collaborative}"
+        if self.behaviour:
+            raise UserError(
+                f"{flag} joins behaviour with the texts, and --tokenize.behaviour {self.behaviour} makes semantic IDs "
+                "of behaviour alone; set one of the two to 0."
+            )
+        if self.file is not None:
+            raise UserError(f"{flag}: --tokenize.file {self.file} has the semantic IDs already; leave one of them out.")
+        if self.method == "rq-vae" and self.rq_vae.standardize:
+            raise UserError(
+                f"{flag}: --tokenize.rq_vae.standardize true gives every dimension the same variance, whatever "
+                "--tokenize.collaborative_weight is; set it to false, as the joined vectors are scaled already."
+            )
 
     def _check_file(self, file: str) -> None:
         """Raise UserError for a setting that would change the semantic IDs of a file, or do nothing."""
@@ -344,7 +376,8 @@ class TokenizeConfig:
     @property
     def needs_log(self) -> bool:
         """Whether the semantic IDs depend on the training log."""
-        return self.collisions == "dedup-popularity" or self.needs_collaborative or self.behaviour > 0
+        reads = self.behaviour > 0 or self.collaborative > 0
+        return self.collisions == "dedup-popularity" or self.needs_collaborative or reads
 
     @property
     def needs_collaborative(self) -> bool:

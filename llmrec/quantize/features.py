@@ -141,7 +141,7 @@ def item_codes(tokenizer: ItemTokenizer, item_ids: Sequence[str], vectors: np.nd
     known = {item: row for row, item in enumerate(tokenizer.item_ids)}
     rows = np.array([known.get(item, -1) for item in item_ids])
     codes = tokenizer.codes[rows, :levels].astype(np.int32)
-    codes[rows < 0] = tokenizer.quantizer.encode(vectors[rows < 0])
+    codes[rows < 0] = tokenizer.encode(vectors[rows < 0])
     return codes
 
 

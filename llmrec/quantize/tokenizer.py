@@ -32,6 +32,7 @@ from llmrec.quantize.base import BLOCK, Quantizer
 from llmrec.quantize.behaviour import BehaviourCodes
 from llmrec.quantize.collisions import excess, resolve_collisions
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
+from llmrec.quantize.joined import JoinedVectors
 from llmrec.quantize.methods import quantizer_class
 from llmrec.quantize.report import Report, measure
 
@@ -39,6 +40,8 @@ SCHEMA = 2
 CODES = "item_codes.parquet"
 SECOND = "behaviour"
 """The column of the second codes in `CODES`, and the sizes of their levels in quantizer.json."""
+JOINED = "collaborative"
+"""The column of the joined behaviour in `CODES`, and the prefix of its tensors in quantizer.safetensors."""
 
 
 class ItemTokenizer:
@@ -51,6 +54,8 @@ class ItemTokenizer:
         quantizer: the fitted `Quantizer` of the first L levels; it does not include the dedup level.
         encoder: the encoder of the catalogue's texts, for further texts; None if `fit_embeddings` got no encoder.
         behaviour: the items' second semantic IDs, if `config.behaviour` asks for them.
+        joined: makes the vectors that the quantizer gets, if `config.collaborative` asks for them; else None, and the
+            quantizer gets the items' embeddings.
         unconfirmed: the flag that must confirm a model before the encoder may be loaded; empty if none must. The name
             of a model may come from a bundle of somebody else, and then the caller of `load` must give it too.
         catalog: the catalogue that `fit` got; not saved with the tokenizer.
@@ -62,6 +67,7 @@ class ItemTokenizer:
     quantizer: Quantizer
     encoder: Encoder | None
     behaviour: BehaviourCodes | None = None
+    joined: JoinedVectors | None = None
     unconfirmed: Literal["", "--encoder", "--image-encoder"] = ""
     catalog: Catalog
 
@@ -80,6 +86,8 @@ class ItemTokenizer:
         rq_vae: RQVAEConfig | None = None,
         file: str | None = None,
         behaviour: int = 0,
+        collaborative: int = 0,
+        collaborative_weight: float = TokenizeConfig.collaborative_weight,
         embed: EmbedConfig | None = None,
     ) -> None:
         """The arguments are the fields of `TokenizeConfig`; `embed` configures how `fit` turns items into vectors."""
@@ -97,6 +105,8 @@ class ItemTokenizer:
             rq_vae=rq_vae or RQVAEConfig(),
             file=file,
             behaviour=behaviour,
+            collaborative=collaborative,
+            collaborative_weight=collaborative_weight,
         )
         self.embed_config = embed or EmbedConfig()
 
@@ -136,7 +146,8 @@ class ItemTokenizer:
 
         Args:
             item_ids: N ids.
-            embeddings: floats [N, D], may be memory-mapped; read in blocks, never copied as a whole.
+            embeddings: floats [N, D], may be memory-mapped; read in blocks, never copied as a whole but for
+                `config.collaborative`, which needs one copy.
             encoder: the encoder that made the embeddings.
             log: the training events. Required if the configuration needs them; the report uses them if given.
             titles: N titles, from which the report describes the first-level codes in words.
@@ -162,6 +173,9 @@ class ItemTokenizer:
         behaviour = Behaviour.from_log(log, self.item_ids) if log is not None else None
         collaborative = self._collaborative(behaviour)
         start, file = time.perf_counter(), self.config.file
+        if self.config.collaborative and behaviour is not None:
+            self.joined = JoinedVectors.fit(self.config, embeddings, behaviour)
+        embeddings = self.inputs(self.item_ids, embeddings)
         if file is None:
             self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings, collaborative)
             codes = None
@@ -204,10 +218,36 @@ class ItemTokenizer:
     def encode(self, embeddings: np.ndarray) -> np.ndarray:
         """Codes (int32 [n, L]) of any embeddings (float32 [n, D]), without resolving collisions.
 
+        With `config.collaborative`, they are the codes of items without training events.
+
         Raises:
             UserError: NaN or infinite values, or D differs from that of the fitted embeddings.
         """
-        return self.quantizer.encode(embeddings)
+        return self.quantizer.encode(self._as_new(embeddings))
+
+    @property
+    def dims(self) -> int:
+        """D, the number of dimensions of the items' embeddings."""
+        return self.quantizer.dims if self.joined is None else len(self.joined.mean)
+
+    def inputs(self, item_ids: Sequence[str], embeddings: np.ndarray) -> np.ndarray:
+        """What the quantizer gets for n items: `embeddings`, with `config.collaborative` joined with behaviour.
+
+        Args:
+            item_ids: of the n items; those that the tokenizer lacks count as items without training events.
+            embeddings: floats [n, D].
+
+        Raises:
+            UserError: D differs from that of the fitted embeddings.
+        """
+        if self.joined is None:
+            return embeddings
+        index = {item: row for row, item in enumerate(self.item_ids)}
+        return self.joined.join(embeddings, np.array([index.get(item, -1) for item in item_ids], np.int64))
+
+    def _as_new(self, embeddings: np.ndarray) -> np.ndarray:
+        """What the quantizer gets for items without training events."""
+        return embeddings if self.joined is None else self.joined.join(embeddings)
 
     def embed(self, catalog: Catalog, files: Sequence[str] = ()) -> np.ndarray:
         """Vectors (float32 [n, D]) of any n items, made as the fitted embeddings were.
@@ -256,25 +296,28 @@ class ItemTokenizer:
         if vectors.ndim != 2 or len(vectors) != len(item_ids):
             raise UserError(f"vectors of shape {vectors.shape} for {len(item_ids)} items; expected one row per item")
         require_finite(item_ids, vectors)
-        codes = self.quantizer.encode(vectors)
-        new = place(self.config.collisions, self.codes, self.level_sizes, codes, self.quantizer, vectors)
-        behaviour = self.behaviour
-        if behaviour is not None:
-            behaviour = behaviour.of_rows(np.append(np.arange(len(self.codes)), np.full(len(new), -1)))
-        return self.with_codes([*self.item_ids, *item_ids], np.concatenate([self.codes, new]), behaviour)
+        x = self._as_new(vectors)
+        codes = self.quantizer.encode(x)
+        new = place(self.config.collisions, self.codes, self.level_sizes, codes, self.quantizer, x)
+        rows = np.append(np.arange(len(self.codes)), np.full(len(new), -1))
+        return self._with([*self.item_ids, *item_ids], np.concatenate([self.codes, new]), rows)
 
     def without_items(self, item_ids: Collection[str]) -> Self:
         """A tokenizer without these items; the other items keep their codes and their order."""
         gone = set(item_ids)
-        stays = np.array([item not in gone for item in self.item_ids], bool)
-        behaviour = None if self.behaviour is None else self.behaviour.of_rows(np.flatnonzero(stays))
-        return self.with_codes([item for item in self.item_ids if item not in gone], self.codes[stays], behaviour)
+        return self.take_rows(np.flatnonzero([item not in gone for item in self.item_ids]))
 
-    def with_codes(self, item_ids: list[str], codes: np.ndarray, behaviour: BehaviourCodes | None) -> Self:
-        """A copy of the tokenizer with other items, codes [n, L'] and second codes, without `catalog`."""
+    def take_rows(self, rows: np.ndarray) -> Self:
+        """A tokenizer of the items in `rows`, int64 [n], in this order; they keep their codes."""
+        return self._with([self.item_ids[row] for row in rows.tolist()], self.codes[rows], rows)
+
+    def _with(self, item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> Self:
+        """A copy with other items and codes [n, L'], without `catalog`; `rows` are as for `BehaviourCodes.of_rows`."""
         other = copy.copy(self)
         other.__dict__.pop("catalog", None)
-        other.item_ids, other.codes, other.behaviour = item_ids, codes, behaviour
+        other.item_ids, other.codes = item_ids, codes
+        other.behaviour = None if self.behaviour is None else self.behaviour.of_rows(rows)
+        other.joined = None if self.joined is None else self.joined.of_rows(rows)
         return other
 
     def report(self) -> Report:
@@ -284,10 +327,8 @@ class ItemTokenizer:
     def measured(self, vectors: np.ndarray, log: Interactions, titles: Sequence[str]) -> Self:
         """The tokenizer with a report on its present items; the arguments are those of `fit_embeddings`."""
         other, codes = copy.copy(self), self.codes[:, : self.quantizer.levels]
-        behaviour = Behaviour.from_log(log, self.item_ids)
-        figures = measure(
-            vectors, codes, self.codes, self.quantizer, self.config.seed, behaviour, self.item_ids, titles
-        )
+        behaviour, x = Behaviour.from_log(log, self.item_ids), self.inputs(self.item_ids, vectors)
+        figures = measure(x, codes, self.codes, self.quantizer, self.config.seed, behaviour, self.item_ids, titles)
         other._report = Report({**self._report, **figures})
         return other
 
@@ -296,6 +337,8 @@ class ItemTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: np.ascontiguousarray(array) for name, array in self.quantizer.tensors().items()}
+        if self.joined is not None:
+            tensors |= {f"{JOINED}.{name}": array for name, array in self.joined.tensors().items()}
         save_file(tensors, folder / "quantizer.safetensors")
         _write_json(folder / "quantizer.json", self._header())
         self.save_codes(folder)
@@ -306,8 +349,9 @@ class ItemTokenizer:
     def save_codes(self, folder: Path) -> None:
         """Write item_codes.parquet, the only file of `save` with data per item."""
         ids = pl.Series("item_id", self.item_ids, pl.String)
-        codes = {"codes": self.codes} | ({} if self.behaviour is None else {SECOND: self.behaviour.codes})
-        columns = [pl.Series(name, array).arr.to_list() for name, array in codes.items()]
+        arrays = {"codes": self.codes} | ({} if self.behaviour is None else {SECOND: self.behaviour.codes})
+        arrays |= {} if self.joined is None else {JOINED: self.joined.behaviour}
+        columns = [pl.Series(name, array).arr.to_list() for name, array in arrays.items()]
         pl.DataFrame([ids, *columns]).write_parquet(folder / CODES)
 
     def _header(self) -> dict[str, Any]:
@@ -373,7 +417,9 @@ class ItemTokenizer:
             embed_config = replace(embed_config, image_encoder=image_encoder)
         tokenizer = cls.from_config(TokenizeConfig.from_dict(header["config"]), embed_config)
         tokenizer.encoder = make_encoder(embed_config).load(folder) if embed_config else None
-        tensors = load_file(folder / "quantizer.safetensors")
+        stored, start = load_file(folder / "quantizer.safetensors"), f"{JOINED}."
+        tensors = {name: array for name, array in stored.items() if not name.startswith(start)}
+        joined = {name.removeprefix(start): array for name, array in stored.items() if name.startswith(start)}
         tokenizer.quantizer = quantizer_class(header["method"]).from_state(header["config"], tensors)
         tokenizer.level_sizes = header["level_sizes"]
         frame = read_stored(folder / CODES)
@@ -381,6 +427,9 @@ class ItemTokenizer:
         tokenizer.codes = frame["codes"].list.to_array(len(tokenizer.level_sizes)).to_numpy()
         if sizes := header.get(SECOND):
             tokenizer.behaviour = BehaviourCodes(frame[SECOND].list.to_array(len(sizes)).to_numpy(), sizes)
+        if tokenizer.config.collaborative:
+            own = frame[JOINED].list.to_array(tokenizer.config.collaborative).to_numpy()
+            tokenizer.joined = JoinedVectors.from_tensors(joined, own)
         tokenizer._report = Report(json.loads((folder / "report.json").read_text("utf-8")))
         return tokenizer
 
@@ -390,6 +439,8 @@ def _needs_log(config: TokenizeConfig) -> str:
         return "--tokenize.collisions dedup-popularity ranks items by the training log; pass log=, or choose dedup"
     if config.behaviour:
         return f"--tokenize.behaviour {config.behaviour} makes codes of the training log; pass log=, or set it to 0"
+    if config.collaborative:
+        return f"--tokenize.collaborative {config.collaborative} needs the training log; pass log=, or set it to 0"
     return (
         f"--tokenize.rq_vae.loss.collaborative is {config.rq_vae.loss.collaborative}, which learns from the training "
         "log; pass log=, or set it to 0"

@@ -235,7 +235,7 @@ class ItemStore:
 
         The encoder makes vectors only for the rows `wanted`; all other rows are 0.
         """
-        dims = self.item_tokenizer.quantizer.dims
+        dims = self.item_tokenizer.dims
         if given is not None:
             if given.shape != (len(added), dims):
                 raise UserError(

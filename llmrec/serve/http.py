@@ -327,7 +327,7 @@ def _addition(new: schemas.NewItems, service: Service) -> AddItems:
         raise ApiError(422, "invalid_request", str(error), "items") from None
     if new.vectors is None:
         return AddItems(catalog, None, new.if_exists)
-    dims = service.recommender.item_tokenizer.quantizer.dims
+    dims = service.recommender.item_tokenizer.dims
     if len(new.vectors) != len(new.items) or any(len(vector) != dims for vector in new.vectors):
         message = f"vectors: expected {len(new.items)} of {dims} numbers, one for each item."
         raise ApiError(422, "invalid_request", message, "vectors")

@@ -125,7 +125,7 @@ def _make(folder: Path, protocol: str, regime: str) -> Prep:
     config = Config(
         data=DataConfig(**fields),
         embed=EmbedConfig(encoder="tfidf-svd", dim=16, align=AlignConfig(epochs=2, batch_size=16)),
-        tokenize=TokenizeConfig(codes=4, levels=2),
+        tokenize=TokenizeConfig(codes=4, levels=2, collaborative=8),
         intentions=IntentionsConfig(source="extract"),
         base=BaseConfig(hidden_size=32, layers=1, heads=2, vocabulary=400, context=192, pretrain_epochs=1),
         tasks=TasksConfig(mixture=dict.fromkeys(TASKS, 1.0)),
@@ -225,6 +225,20 @@ def test_strict_stages_are_those_of_a_shop_without_cold_items(strict: Prep, tmp_
     assert np.array_equal(embeddings.take_ids(catalog.ids).vectors, Embeddings.load(run.path("embed")).vectors)
 
 
+def test_catalogue_known_codes_learn_from_the_training_events_alone(open_to_all: Prep) -> None:
+    tokenizer, whole = ItemTokenizer.load(open_to_all.stage("tokenize")), load(open_to_all.stage("data"))
+    embeddings = Embeddings.load(open_to_all.stage("embed"), whole.catalog.ids)
+    train = Split(whole.split.frame.filter(part=TRAIN), {"kind": "train", "regime": "catalogue-known"}).train
+    alone = ItemTokenizer.from_config(open_to_all.config.tokenize).fit_embeddings(
+        whole.catalog.ids, embeddings.vectors, log=train
+    )
+    assert np.array_equal(tokenizer.codes, alone.codes)
+    assert np.array_equal(tokenizer.joined.behaviour, alone.joined.behaviour, equal_nan=True)
+    cold = np.isin(tokenizer.item_ids, list(open_to_all.cold))
+    assert not tokenizer.joined.known[cold].any()
+    assert tokenizer.joined.known[~cold].sum() >= 30
+
+
 def test_strict_intentions_are_of_known_items(strict: Prep) -> None:
     told = Intentions.load(strict.stage("intentions"))
     assert told.items
@@ -275,6 +289,10 @@ def test_strict_bundle_has_all_items(strict: Prep) -> None:
     assert bundle.catalog.ids[:items] == trained.catalog.ids
     assert set(bundle.catalog.ids[items:]) == strict.cold
     assert np.array_equal(bundle.item_tokenizer.codes[:items], trained.item_tokenizer.codes)
+    ids = bundle.catalog.ids[items:]
+    added = trained.item_tokenizer.with_items(ids, Embeddings.load(strict.stage("embed"), ids).vectors)
+    assert np.array_equal(bundle.item_tokenizer.codes, added.codes), "as items that are added later"
+    assert not bundle.item_tokenizer.joined.known[items:].any()
 
 
 @pytest.mark.usefixtures("fitted")

@@ -94,5 +94,5 @@ def test_a_log_without_pairs_gives_zeros():
 
 @pytest.mark.parametrize("dim", [4, 5])
 def test_too_many_dimensions_are_refused(dim):
-    with pytest.raises(UserError, match=rf"4 items cannot give .* of {dim} dimensions; set tokenize.* below 4"):
+    with pytest.raises(UserError, match=rf"latent {dim}: 4 items have .* of fewer dimensions; set it below 4"):
         collaborative_vectors(behaviour_of(np.ones((4, 4), np.int64)), dim, 0)
