@@ -306,7 +306,7 @@ def test_a_log_that_cannot_train_an_expert_is_named_by_its_flag(name: str) -> No
 def test_a_stopped_training_goes_on_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stopped: int
 ) -> None:
-    monkeypatch.setattr("llmrec.collaborative.sasrec.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("llmrec.collaborative.network.SAVE_SECONDS", 0.0)
     section = replace(getattr(EVERY, name), epochs=4, dropout=0.5)
     config = replace(EVERY, models=[name], **{name: section})
 
