@@ -210,12 +210,16 @@ class RPGConfig(NetworkConfig):
 
     section: ClassVar[str] = "evaluate.rpg"
 
-    hidden_size: int = 448
-    """Width of the codes' embeddings and the layers."""
+    hidden_size: int = 128
+    """Width of the codes' embeddings and the layers; the paper has 448."""
     heads: int = 4
     """Attention heads; they divide the width."""
-    batch_size: int = 256
+    dropout: float = 0.3
+    """Share of the activations that training drops."""
+    batch_size: int = 64
     """Users per step."""
+    learning_rate: float = 3e-3
+    """Step size of AdamW."""
     patience: int = 10
     """Passes after which it stops when the NDCG@10 of validation has not risen; up to three times as many if these have
     fewer than 1,500 steps."""
@@ -226,7 +230,7 @@ class RPGConfig(NetworkConfig):
     """Codes per item; each has a prediction head."""
     codes: int = 256
     """Number of different codes of each level."""
-    temperature: float = 0.03
+    temperature: float = 0.07
     """Divides the cosines of a head's state and the embeddings of its codes, before the softmax over the codes."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """RPG (Hou et al., KDD 2025, arXiv 2506.05781): all codes of the next item, predicted in parallel.
 
 An item has L codes of its text (OPQ, 16 to 64 codes), one from each of L sets of C codes. With an embedding e of each
-code, the item's vector is the mean of its codes' embeddings. A causal Transformer over items gives the state h of a
+code, the item's vector is the sum of its codes' embeddings. A causal Transformer over items gives the state h of a
 history, and the code c of level l has the probability
 
     p_l(c | h) = softmax over c of cos(h + SiLU(W_l h + b_l), e_lc) / temperature
@@ -10,8 +10,11 @@ The score of an item is the mean of log p_l over its L codes, and the loss is mi
 come from texts alone, so the same network ranks cold items and reads them in histories.
 
 All items are scored, by look-ups in a table of L x C log-probabilities per history. The paper's decoding over a graph
-of similar items approximates this, and is not needed here. The authors also raise the learning rate over 10,000 steps
-and drop no activations after a layer; here the schedule and the dropout are those of the other networks.
+of similar items approximates this, and is not needed here.
+
+Three things differ from the authors' code. They take the mean of the embeddings and raise the learning rate over 10,000
+steps; with a mean, which is L times as small, the positions drown the items in the short trainings of small logs. And
+the dropout is that of the other networks, after each part of a layer too.
 """
 
 import copy
@@ -204,7 +207,7 @@ class TextCodes(nn.Module):
 
 
 class CodeNetwork(nn.Module):
-    """Transformer over item vectors that are means of their codes' embeddings, with a prediction head per level.
+    """Transformer over item vectors that are sums of their codes' embeddings, with a prediction head per level.
 
     Args:
         text_codes: gives codes to items.
@@ -244,7 +247,7 @@ class CodeNetwork(nn.Module):
         ).to(device)
         # Padding is on the right: with the causal mask, no item sees it.
         rows = self._rows(tokens.clamp(min=0).flatten())
-        found = F.embedding_bag(rows, self.codewords, mode="mean").unflatten(0, tokens.shape)
+        found = F.embedding_bag(rows, self.codewords, mode="sum").unflatten(0, tokens.shape)
         states = self.dropout(found + self.positions[: tokens.shape[1]])
         mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=device)
         return self.layers(states, mask=mask, is_causal=True)[tokens >= 0]
