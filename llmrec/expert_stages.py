@@ -17,6 +17,7 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.collaborative.experts import Experts
     from llmrec.collaborative.fused import FusedExperts
     from llmrec.embed import Embeddings
+    from llmrec.quantize.classical.product import fit_opq
 
     by_text = config.experts.by_text
 
@@ -24,7 +25,7 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
         prepared = load(run.path("data"))
         catalog, split = prepared.catalog, prepared.split
         vectors = Embeddings.load(run.path("embed"), catalog.ids).vectors if by_text else None
-        experts = Experts(config.experts, vectors, split.validation_examples(catalog))
+        experts = Experts(config.experts, vectors, split.validation_examples(catalog), fit_opq)
         experts.checkpoint_in(out)
         fused = FusedExperts(config.experts, experts, split.calibration_examples(catalog))
         fused.fit(split.sequences(catalog).train_sequences(), len(catalog))

@@ -26,10 +26,10 @@ class TableConfig:
 
 
 @dataclass
-class SASRecConfig:
-    """The Transformer of the baselines sasrec and sasrec-knn, and its training."""
+class NetworkConfig:
+    """A network over the items of histories, and its training."""
 
-    section: ClassVar[str] = "evaluate.sasrec"
+    section: ClassVar[str]
     named_by: ClassVar[str] = "evaluate.baselines"
 
     hidden_size: int = 64
@@ -51,19 +51,39 @@ class SASRecConfig:
     patience: int = 5
     """Passes after which it stops when the NDCG@10 of validation has not risen; up to three times as many if these have
     fewer than 1,500 steps."""
+
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "layers", "heads", "max_history", "batch_size", "epochs", "patience")
+        check_fields(self, self.section, at_least={1: sizes}, positive=("learning_rate",), shares=("dropout",))
+        if self.hidden_size % self.heads:
+            raise UserError(
+                f"--{self.section}.heads {self.heads}: expected a divisor of hidden_size {self.hidden_size}"
+            )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs the items' text vectors."""
+        return True
+
+
+@dataclass
+class SASRecConfig(NetworkConfig):
+    """The Transformer of the baselines sasrec and sasrec-knn, and its training."""
+
+    section: ClassVar[str] = "evaluate.sasrec"
+
     start: Literal["random", "text"] = "random"
     """What the embeddings of the items start from. text: the principal components of their text vectors."""
     table: TableConfig = field(default_factory=TableConfig)
     """Item embeddings made of codewords, for catalogues whose embeddings are too large."""
 
     def __post_init__(self) -> None:
-        sizes = ("hidden_size", "layers", "heads", "max_history", "batch_size", "epochs", "patience")
-        check_fields(self, self.section, at_least={1: sizes}, positive=("learning_rate",), shares=("dropout",))
+        super().__post_init__()
         self._check_table()
-        if self.hidden_size % self.heads:
-            raise UserError(
-                f"--{self.section}.heads {self.heads}: expected a divisor of hidden_size {self.hidden_size}"
-            )
+
+    @property
+    def reads_text(self) -> bool:
+        return self.start == "text"
 
     def _check_table(self) -> None:
         table, name = self.table, f"--{self.section}.table"
@@ -184,12 +204,61 @@ class LISAConfig(SASRecConfig):
             )
 
 
+@dataclass
+class RPGConfig(NetworkConfig):
+    """The network of the baseline rpg, which predicts the codes of an item's text, and its training."""
+
+    section: ClassVar[str] = "evaluate.rpg"
+
+    hidden_size: int = 128
+    """Width of the codes' embeddings and the layers; the paper has 448."""
+    heads: int = 4
+    """Attention heads; they divide the width."""
+    dropout: float = 0.3
+    """Share of the activations that training drops."""
+    batch_size: int = 64
+    """Users per step."""
+    learning_rate: float = 3e-3
+    """Step size of AdamW."""
+    patience: int = 10
+    """Passes after which it stops when the NDCG@10 of validation has not risen; up to three times as many if these have
+    fewer than 1,500 steps."""
+    components: int = 128
+    """Principal components of the text vectors that are quantized, each with variance 1; fewer if the vectors have
+    fewer dimensions, or the log fewer items."""
+    levels: int = 32
+    """Codes per item; each has a prediction head."""
+    codes: int = 256
+    """Number of different codes of each level."""
+    temperature: float = 0.07
+    """Divides the cosines of a head's state and the embeddings of its codes, before the softmax over the codes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least = {1: ("components", "levels"), 2: ("codes",)}
+        check_fields(self, self.section, at_least=at_least, positive=("temperature",))
+        if self.levels > self.components:
+            raise UserError(
+                f"--{self.section}.levels {self.levels}: expected at most {self.components}, the components "
+                f"(--{self.section}.components), which are cut into one block per level."
+            )
+
+
 ExpertName = Literal[
-    "popularity", "decayed-markov", "smoothed-markov", "item-knn", "text", "last-text", "sasrec", "bsarec", "hstu"
+    "popularity",
+    "decayed-markov",
+    "smoothed-markov",
+    "item-knn",
+    "text",
+    "last-text",
+    "sasrec",
+    "bsarec",
+    "hstu",
+    "rpg",
 ]
-BY_TEXT: set[ExpertName] = {"smoothed-markov", "text", "last-text"}
+BY_TEXT: set[ExpertName] = {"smoothed-markov", "text", "last-text", "rpg"}
 """Experts that go by the items' text vectors; they alone know cold items."""
-NETWORKS: tuple[ExpertName, ...] = ("sasrec", "bsarec", "hstu")
+NETWORKS: tuple[ExpertName, ...] = ("sasrec", "bsarec", "hstu", "rpg")
 """Experts that are Transformers, trained here; each has a section of its name in the configuration."""
 
 
@@ -230,19 +299,30 @@ class HSTUExpertConfig(HSTUConfig):
 
 
 @dataclass
+class RPGExpertConfig(RPGConfig):
+    """The network of the expert rpg, which predicts the codes of an item's text, and its training."""
+
+    section: ClassVar[str] = "experts.rpg"
+    named_by: ClassVar[str] = "experts.models"
+
+
+@dataclass
 class ExpertsConfig:
     """Collaborative models and text neighbours that rank beside the language model."""
 
     models: list[ExpertName] = field(default_factory=list)
     """The experts. popularity: training events; decayed-markov: transitions over five steps; smoothed-markov: the same
     between text neighbours; item-knn: users in common; text, last-text: cosine of the text with the texts of the
-    history, or with that of its last item; sasrec, bsarec, hstu: Transformers over items, trained here."""
+    history, or with that of its last item; sasrec, bsarec, hstu: Transformers over items, trained here; rpg: one over
+    codes of the items' texts, which knows cold items too."""
     sasrec: SASRecExpertConfig = field(default_factory=SASRecExpertConfig)
     """The Transformer of the expert sasrec."""
     bsarec: BSARecExpertConfig = field(default_factory=BSARecExpertConfig)
     """The Transformer of the expert bsarec."""
     hstu: HSTUExpertConfig = field(default_factory=HSTUExpertConfig)
     """The network of the expert hstu."""
+    rpg: RPGExpertConfig = field(default_factory=RPGExpertConfig)
+    """The network of the expert rpg."""
     candidates: int = 50
     """The weights of the fusion are learnt among so many best items of each expert, warm and cold items apart."""
     examples: int = 6000
@@ -265,8 +345,8 @@ class ExpertsConfig:
     @property
     def by_text(self) -> bool:
         """Whether one of the experts goes by the items' text vectors, or starts from them."""
-        starts = {name for name in NETWORKS if getattr(self, name).start == "text"}
-        return not (BY_TEXT | starts).isdisjoint(self.models)
+        networks = {name for name in NETWORKS if getattr(self, name).reads_text}
+        return not (BY_TEXT | networks).isdisjoint(self.models)
 
     def only(self, names: Sequence[ExpertName]) -> Self:
         """The settings of a weighted sum of some of the experts."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmrec.collaborative.config import SASRecConfig
-from llmrec.collaborative.sasrec import TrainedBaseline
+from llmrec.collaborative.network import TrainedBaseline
 from llmrec.console import get_logger
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError

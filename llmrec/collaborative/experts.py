@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from scipy.special import log_softmax
 from sklearn.preprocessing import normalize
 
 from llmrec.collaborative.base import TEXT_DIRECTION, BaselineSystem, recent
@@ -18,11 +17,13 @@ from llmrec.collaborative.bsarec import BSARec
 from llmrec.collaborative.config import BY_TEXT, ExpertName, ExpertsConfig
 from llmrec.collaborative.counting import DecayedMarkov, ItemKNN, SmoothedMarkov, centred
 from llmrec.collaborative.hstu import HSTU
-from llmrec.collaborative.sasrec import SASRec, TrainedBaseline
+from llmrec.collaborative.network import TrainedNetwork
+from llmrec.collaborative.rpg import RPG, FitOPQ
+from llmrec.collaborative.sasrec import SASRec
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 
-TRAINED: dict[str, type[SASRec]] = {"sasrec": SASRec, "bsarec": BSARec, "hstu": HSTU}
+TRAINED: dict[str, type[TrainedNetwork]] = {"sasrec": SASRec, "bsarec": BSARec, "hstu": HSTU, "rpg": RPG}
 """Experts that are Transformers, trained here; each has a section of its name in the configuration."""
 FLOOR = 1e-3
 """Added to values before their logarithm."""
@@ -74,13 +75,20 @@ class Experts:
         config: which experts, and their settings.
         vectors: of the N items' texts, float [N, D].
         validation: examples that trained experts stop by.
+        fit_opq: what quantizes the texts for the expert rpg, `llmrec.quantize.classical.product.fit_opq`.
     """
 
-    def __init__(self, config: ExpertsConfig, vectors: np.ndarray | None, validation: EvalExamples) -> None:
+    def __init__(
+        self,
+        config: ExpertsConfig,
+        vectors: np.ndarray | None,
+        validation: EvalExamples,
+        fit_opq: FitOPQ | None = None,
+    ) -> None:
         self.names: list[ExpertName] = list(config.models)
         self.vectors = vectors
         self.systems: dict[ExpertName, BaselineSystem] = {
-            name: _make(name, config, vectors, validation) for name in self.names if name != "popularity"
+            name: _make(name, config, vectors, validation, fit_opq) for name in self.names if name != "popularity"
         }
         self.seconds: dict[str, float] = {}
         """How long each took to be fitted."""
@@ -98,7 +106,7 @@ class Experts:
     def checkpoint_in(self, folder: Path) -> None:
         """Let each training write its checkpoint NAME.checkpoint into a folder, and go on from the one there."""
         for name, system in self.systems.items():
-            if isinstance(system, TrainedBaseline):
+            if isinstance(system, TrainedNetwork):
                 system.checkpoint = folder / f"{name}.checkpoint"
 
     @property
@@ -129,9 +137,9 @@ class Experts:
         system = self.systems[name]
         if isinstance(system, DecayedMarkov):
             return np.log(system.expected(histories) + np.float32(FLOOR))
+        if isinstance(system, TrainedNetwork):
+            return system.values(histories)
         scores = system.scores(histories)
-        if name in TRAINED:
-            return np.asarray(log_softmax(scores, axis=1), np.float32)
         return np.log(np.maximum(scores, 0) + FLOOR) if name == "item-knn" else scores
 
     def with_items(self, vectors: np.ndarray) -> "Experts":
@@ -203,13 +211,19 @@ class Experts:
 
 
 def _make(
-    name: ExpertName, config: ExpertsConfig, vectors: np.ndarray | None, validation: EvalExamples
+    name: ExpertName,
+    config: ExpertsConfig,
+    vectors: np.ndarray | None,
+    validation: EvalExamples,
+    fit_opq: FitOPQ | None,
 ) -> BaselineSystem:
     if name in BY_TEXT:
         if vectors is None:
             raise UserError(f"--experts.models {name}: needs the vectors of the items' texts.")
         if name == "smoothed-markov":
             return SmoothedMarkov(vectors, validation=validation)
+        if name == "rpg":
+            return RPG(config.rpg, validation, config.seed, vectors, fit_opq)
         return TextExpert(vectors, name == "last-text")
     if name in TRAINED:
         return TRAINED[name](getattr(config, name), validation, config.seed, vectors)

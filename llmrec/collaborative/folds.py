@@ -6,13 +6,11 @@ from typing import Self
 
 import numpy as np
 from safetensors.numpy import load, save
-from scipy.special import log_softmax
 
 from llmrec.atomic import write_bytes
 from llmrec.collaborative.config import ExpertName
-from llmrec.collaborative.experts import TRAINED
 from llmrec.collaborative.fused import FusedExperts
-from llmrec.collaborative.sasrec import SASRec
+from llmrec.collaborative.network import TrainedNetwork
 from llmrec.console import get_logger
 from llmrec.data.sequences import EvalExamples
 
@@ -31,11 +29,11 @@ class Folds:
         models: k fitted models.
     """
 
-    def __init__(self, models: Sequence[SASRec]) -> None:
+    def __init__(self, models: Sequence[TrainedNetwork]) -> None:
         self.models = models
 
     def values(self, users: np.ndarray, histories: Sequence[np.ndarray]) -> np.ndarray:
-        """The log-softmax after B histories, of users int [B]: float32 [B, N].
+        """The values after B histories, of users int [B]: float32 [B, N].
 
         An item that the other folds lack has the least value of its row.
         """
@@ -43,7 +41,7 @@ class Folds:
         for fold, model in enumerate(self.models):
             rows = np.flatnonzero(users % len(self.models) == fold)
             if len(rows):
-                values = log_softmax(model.scores([histories[row] for row in rows.tolist()]), axis=1)
+                values = model.values([histories[row] for row in rows.tolist()])
                 least = np.where(np.isneginf(values), np.inf, values).min(axis=1, keepdims=True)
                 found[rows] = np.maximum(values, least)
         return found
@@ -61,17 +59,18 @@ class Folds:
         """Fit the models, except those that an interrupted call left in `folder`.
 
         Args:
-            name: of the Transformer, with its settings in `fused.config`.
-            fused: gives the settings and the text vectors of its N items.
+            name: of the Transformer.
+            fused: gives its settings and the text vectors of its N items.
             sequences: per user, int [n], training items, as rows of the experts' counts.
             validation: examples that the models stop by, with rows of the experts' counts.
             folds: k.
             folder: for one file per model.
         """
-        models, n_items = [], len(fused.experts.counts)
+        fitted, models, n_items = fused.experts.systems[name], [], len(fused.experts.counts)
+        assert isinstance(fitted, TrainedNetwork)
         for fold in range(folds):
             others = [sequence[: 0 if user % folds == fold else None] for user, sequence in enumerate(sequences)]
-            model = TRAINED[name](getattr(fused.config, name), validation, fused.config.seed, fused.experts.vectors)
+            model = fitted.untrained(validation, fused.experts.vectors)
             path = folder / fold_file(name, fold)
             if path.exists():
                 counts = np.bincount(np.concatenate(others), minlength=n_items)

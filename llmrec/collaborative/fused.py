@@ -259,8 +259,8 @@ def _ranker(path: Path) -> LearnedRanker | None:
 
 def _section(default: Any, raw: dict[str, Any]) -> Any:
     """The settings of one network: those of its file, in which a section inside may be missing."""
-    table = replace(default.table, **raw.get("table", {}))
-    return replace(default, **{**raw, "table": table})
+    inside = {"table": replace(default.table, **raw["table"])} if "table" in raw else {}
+    return replace(default, **{**raw, **inside})
 
 
 def gather(experts: Experts, examples: EvalExamples, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmrec.checks import check_fields
-from llmrec.collaborative.config import NETWORKS, BSARecConfig, HSTUConfig, LISAConfig, SASRecConfig
+from llmrec.collaborative.config import NETWORKS, BSARecConfig, HSTUConfig, LISAConfig, RPGConfig, SASRecConfig
 from llmrec.decode.config import RankingName
 from llmrec.errors import UserError
 
@@ -20,12 +20,13 @@ Baseline = Literal[
     "bsarec",
     "hstu",
     "lisa",
+    "rpg",
     "sasrec-knn",
     "cornac-sasrec",
     "cornac-tiger",
 ]
 TRAINED_BASELINES: set[Baseline] = {
-    *("sasrec", "bsarec", "hstu", "lisa"),
+    *("sasrec", "bsarec", "hstu", "lisa", "rpg"),
     *("sasrec-knn", "cornac-sasrec", "cornac-tiger"),
 }
 """Baselines that a seed changes."""
@@ -55,8 +56,9 @@ class EvaluateConfig:
     text-knn: items with texts like those of the history; sasrec: a Transformer over items (arXiv 1808.09781), trained
     here in minutes for 100,000 events on a CPU; bsarec: SASRec with a frequency filter (arXiv 2312.10325); hstu:
     attention with a gate and no softmax (arXiv 2402.17152), which gets no times of events; lisa: attention over codes
-    in linear time (arXiv 2105.14068), for very long histories; sasrec-knn: the ranking of
-    SASRec with a quota of cold items from text-knn; cornac-sasrec, cornac-tiger: SASRec and TIGER (arXiv 2305.05065) of
+    in linear time (arXiv 2105.14068), for very long histories; rpg: a Transformer that predicts the codes of an item's
+    text in parallel (arXiv 2506.05781), and ranks cold items too; sasrec-knn: the ranking of SASRec with a quota of
+    cold items from text-knn; cornac-sasrec, cornac-tiger: SASRec and TIGER (arXiv 2305.05065) of
     the package Cornac (the extra `benchmark`), TIGER for a GPU."""
 
     quotas: list[float] = field(default_factory=lambda: [0.1, 0.3])
@@ -73,6 +75,9 @@ class EvaluateConfig:
 
     lisa: LISAConfig = field(default_factory=LISAConfig)
     """The network of the baseline lisa."""
+
+    rpg: RPGConfig = field(default_factory=RPGConfig)
+    """The network of the baseline rpg."""
 
     rankings: list[RankingName] = field(default_factory=list)
     """Further rankings of the same model (see --decode.ranking), each a system beside llmrec."""
@@ -114,6 +119,6 @@ class EvaluateConfig:
     @property
     def reads_text(self) -> bool:
         """Whether one of the baselines goes by the items' text vectors, or starts from them."""
-        starts: set[str] = {name for name in (*NETWORKS, "lisa") if getattr(self, name).start == "text"}
-        starts |= {"sasrec-knn"} if "sasrec" in starts else set()
-        return not (READS_TEXT | starts).isdisjoint(self.baselines)
+        networks: set[str] = {name for name in (*NETWORKS, "lisa") if getattr(self, name).reads_text}
+        networks |= {"sasrec-knn"} if "sasrec" in networks else set()
+        return not (READS_TEXT | networks).isdisjoint(self.baselines)

@@ -14,6 +14,7 @@ from llmrec.collaborative.experts import TRAINED
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.collaborative.fusion import CUT
 from llmrec.collaborative.lisa import LISA
+from llmrec.collaborative.rpg import RPG
 from llmrec.console import get_logger, track
 from llmrec.data import Catalog, Split
 from llmrec.data.sequences import EvalExamples
@@ -33,6 +34,7 @@ from llmrec.evaluation.protocol import (
     select_cases,
 )
 from llmrec.evaluation.significance import compare_with_best, paired_difference
+from llmrec.quantize.classical.product import fit_opq
 from llmrec.recommender.recommender import Recommender
 
 log = get_logger(__name__)
@@ -137,6 +139,8 @@ def fit_baselines(
 
 
 def _make(name: str, config: EvaluateConfig, validation: EvalExamples, vectors: np.ndarray | None) -> BaselineSystem:
+    if name == "rpg":
+        return RPG(config.rpg, validation, config.seed, vectors, fit_opq)
     if name in TRAINED:
         return TRAINED[name](getattr(config, name), validation, config.seed, vectors)
     if name == "lisa":

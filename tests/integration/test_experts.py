@@ -11,7 +11,11 @@ import pytest
 
 from llmrec.collaborative.fused import ARRAYS, CONFIG, FusedExperts
 
-EXPERTS = ["--experts.models", "[decayed-markov,smoothed-markov,text,last-text,popularity,item-knn]"]
+SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "epochs": 2, "components": 16, "levels": 8, "codes": 16}
+EXPERTS = [
+    *("--experts.models", "[decayed-markov,smoothed-markov,text,last-text,popularity,item-knn,rpg]"),
+    *(word for name, value in SMALL.items() for word in (f"--experts.rpg.{name}", str(value))),
+]
 
 
 @pytest.fixture(scope="module")

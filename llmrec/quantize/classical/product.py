@@ -13,6 +13,7 @@ from llmrec.console import track
 from llmrec.errors import UserError
 from llmrec.quantize.base import Quantizer
 from llmrec.quantize.classical.kmeans import cluster_means, kmeans, nearest
+from llmrec.quantize.config import TokenizeConfig
 
 
 class ProductQuantizer(Quantizer):
@@ -99,3 +100,15 @@ class OptimizedProductQuantizer(ProductQuantizer):
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         return super()._decode(codes) @ self.rotation.T + self.mean
+
+
+def fit_opq(x: np.ndarray, levels: int, codes: int, seed: int) -> dict[str, np.ndarray]:
+    """What OPQ learns from `x` (float32 [N, D]), as `OptimizedProductQuantizer.tensors` gives it.
+
+    For the collaborative models, whose folder cannot import this one.
+
+    Raises:
+        UserError: as `Quantizer.fit`.
+    """
+    config = TokenizeConfig(method="opq", levels=levels, codes=codes, seed=seed)
+    return OptimizedProductQuantizer(config).fit(x).tensors()

@@ -10,12 +10,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from llmrec.collaborative.config import BSARecExpertConfig, ExpertsConfig, HSTUExpertConfig, SASRecExpertConfig
+from llmrec.collaborative.config import (
+    BSARecExpertConfig,
+    ExpertsConfig,
+    HSTUExpertConfig,
+    RPGExpertConfig,
+    SASRecExpertConfig,
+)
 from llmrec.collaborative.experts import FLOOR, TRAINED, Experts
 from llmrec.collaborative.fused import ARRAYS, CONFIG, RANKER, FusedExperts, gather
 from llmrec.collaborative.ranker import LISTED, LearnedRanker
 from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
+from llmrec.quantize.classical.product import fit_opq
 
 ITEMS, COLD = 40, [37, 38, 39]
 UNTRAINED = ["popularity", "decayed-markov", "smoothed-markov", "item-knn", "text", "last-text"]
@@ -25,6 +32,7 @@ EVERY = ExpertsConfig(
     sasrec=SASRecExpertConfig(**SMALL),
     bsarec=BSARecExpertConfig(**SMALL, frequencies=2),
     hstu=HSTUExpertConfig(**SMALL, negatives=16),
+    rpg=RPGExpertConfig(**SMALL, components=12, levels=4, codes=8),
     candidates=10,
 )
 RNG = np.random.default_rng(0)
@@ -50,7 +58,7 @@ def examples(n: int, seed: int, cold: float = 0.0) -> EvalExamples:
 
 @pytest.fixture(scope="module")
 def experts() -> Experts:
-    return Experts(EVERY, VECTORS, examples(60, 1)).fit(walks(200, 8, 0), ITEMS)
+    return Experts(EVERY, VECTORS, examples(60, 1), fit_opq).fit(walks(200, 8, 0), ITEMS)
 
 
 HISTORIES = [np.array([3, 4, 5]), np.array([30]), np.array([], np.int64), np.array([38, 7])]
@@ -61,7 +69,7 @@ def test_values_of_each_expert(experts: Experts) -> None:
     assert all(value.shape == (4, ITEMS) and not value[2].any() for value in values.values())
     assert experts.is_cold.nonzero()[0].tolist() == COLD
     for name, value in values.items():
-        assert value[:, COLD].any() == (name in ("smoothed-markov", "text", "last-text")), name
+        assert value[:, COLD].any() == (name in ("smoothed-markov", "text", "last-text", "rpg")), name
     np.testing.assert_allclose(values["popularity"][0, :37], np.log(experts.counts[:37]), rtol=1e-6)
     markov = experts.systems["decayed-markov"].expected(HISTORIES[:2])
     np.testing.assert_allclose(values["decayed-markov"][:2, :37], np.log(markov + FLOOR)[:, :37], rtol=1e-5)
@@ -70,7 +78,7 @@ def test_values_of_each_expert(experts: Experts) -> None:
     np.testing.assert_allclose(values["last-text"][0], unit @ unit[5], atol=1e-5)
     direction = 0.36 * unit[3] + 0.6 * unit[4] + unit[5]
     np.testing.assert_allclose(values["text"][0], unit @ direction / np.linalg.norm(direction), atol=1e-5)
-    for name in TRAINED:
+    for name in set(TRAINED) - {"rpg"}:  # whose log-probabilities are those of codes
         np.testing.assert_allclose(np.exp(values[name][0, :37]).sum(), 1, rtol=1e-4)
 
 
@@ -80,8 +88,10 @@ def test_later_items_are_known_by_their_text_and_change_nothing(experts: Experts
     np.testing.assert_allclose(after[:, :, :ITEMS], before, atol=2e-2)
     exact = [row for row, name in enumerate(experts.names) if name not in TRAINED]
     np.testing.assert_allclose(after[exact, :, :ITEMS], before[exact], atol=1e-5)
-    text = experts.names.index("text")
+    text, rpg = experts.names.index("text"), experts.names.index("rpg")
     np.testing.assert_allclose(after[text][:, ITEMS], after[text][:, 10], atol=1e-5)
+    np.testing.assert_array_equal(after[rpg][:, ITEMS], after[rpg][:, 10])
+    np.testing.assert_array_equal(after[rpg][:, :ITEMS], before[rpg])
     smoothed = experts.names.index("smoothed-markov")
     assert after[smoothed][0, ITEMS] != np.float32(np.log(FLOOR))
     # A history may hold a later item.
@@ -105,6 +115,10 @@ def test_a_new_text_is_known_at_once(experts: Experts) -> None:
         changed.values(HISTORIES)[text][:, 39], experts.values(HISTORIES)[text][:, 15], atol=1e-5
     )
     np.testing.assert_allclose(changed.values(HISTORIES)[text][:, :39], experts.values(HISTORIES)[text][:, :39])
+    rpg = experts.names.index("rpg")
+    expected = experts.values(HISTORIES)[rpg]
+    expected[:, 39] = expected[:, 15]
+    np.testing.assert_array_equal(changed.values(HISTORIES)[rpg], expected)
 
 
 def test_candidates_are_the_best_of_each_expert(experts: Experts) -> None:
@@ -129,7 +143,7 @@ def test_candidates_are_the_best_of_each_expert(experts: Experts) -> None:
 @pytest.fixture(scope="module")
 def fused() -> FusedExperts:
     config = replace(EVERY, models=UNTRAINED)
-    system = FusedExperts(config, Experts(config, VECTORS, examples(60, 1)), examples(1200, 2, cold=0.5))
+    system = FusedExperts(config, Experts(config, VECTORS, examples(60, 1), fit_opq), examples(1200, 2, cold=0.5))
     system.fit(walks(200, 8, 0), ITEMS)
     return system
 
@@ -151,7 +165,9 @@ def test_the_sum_without_an_expert_is_that_of_the_others(fused: FusedExperts) ->
     assert list(ranks) == ["experts", *UNTRAINED]
     assert ranks["experts"].tolist() == fused.ranks(cases, filter_seen=True).tolist()
     config = replace(EVERY, models=[name for name in UNTRAINED if name != "smoothed-markov"], candidates=ITEMS)
-    others = FusedExperts(config, Experts(config, VECTORS, examples(60, 1)), learnt).fit(walks(200, 8, 0), ITEMS)
+    others = FusedExperts(config, Experts(config, VECTORS, examples(60, 1), fit_opq), learnt).fit(
+        walks(200, 8, 0), ITEMS
+    )
     whole = copy.copy(fused)
     whole.config = replace(fused.config, candidates=ITEMS)
     found = whole.without_each(learnt, cases, filter_seen=True)["smoothed-markov"]
@@ -201,14 +217,14 @@ def test_a_wrong_setting_of_hstu_is_named_by_the_flag_of_the_expert() -> None:
 
 def test_text_experts_need_vectors() -> None:
     with pytest.raises(UserError, match=r"experts.models text: needs the vectors"):
-        Experts(replace(EVERY, models=["text"]), None, examples(60, 1))
+        Experts(replace(EVERY, models=["text"]), None, examples(60, 1), fit_opq)
 
 
 @pytest.mark.parametrize("models", [UNTRAINED, ["popularity", *TRAINED], ["popularity", "item-knn"]])
 def test_the_files_give_them_back(tmp_path: Path, models: list) -> None:
     config = replace(EVERY, models=models)
     vectors = VECTORS if config.by_text else None
-    system = FusedExperts(config, Experts(config, vectors, examples(60, 1)), examples(400, 2))
+    system = FusedExperts(config, Experts(config, vectors, examples(60, 1), fit_opq), examples(400, 2))
     system.fit(walks(200, 8, 0), ITEMS)
     system.save(tmp_path)
     again = FusedExperts.load(tmp_path)
@@ -298,7 +314,7 @@ def test_a_bundle_with_a_ranker_loads_without_lightgbm(
 def test_a_log_that_cannot_train_an_expert_is_named_by_its_flag(name: str) -> None:
     config = replace(EVERY, models=[name])
     with pytest.raises(UserError, match=rf"^experts\.models {name}: the log has no"):
-        Experts(config, VECTORS, examples(60, 1)).fit([np.array([0]), np.array([1])], ITEMS)
+        Experts(config, VECTORS, examples(60, 1), fit_opq).fit([np.array([0]), np.array([1])], ITEMS)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -306,12 +322,12 @@ def test_a_log_that_cannot_train_an_expert_is_named_by_its_flag(name: str) -> No
 def test_a_stopped_training_goes_on_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stopped: int
 ) -> None:
-    monkeypatch.setattr("llmrec.collaborative.sasrec.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("llmrec.collaborative.network.SAVE_SECONDS", 0.0)
     section = replace(getattr(EVERY, name), epochs=4, dropout=0.5)
     config = replace(EVERY, models=[name], **{name: section})
 
     def made(folder: Path | None) -> Experts:
-        experts = Experts(config, VECTORS, examples(60, 1))
+        experts = Experts(config, VECTORS, examples(60, 1), fit_opq)
         if folder is not None:
             experts.checkpoint_in(folder)
         return experts

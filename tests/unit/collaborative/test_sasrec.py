@@ -100,7 +100,7 @@ def test_the_same_seed_is_the_same_model_and_the_global_generator_is_left_alone(
 @pytest.mark.parametrize(("least", "epochs"), [(0, 5), (4, 6)])
 def test_training_stops_when_validation_rises_no_more(monkeypatch, least, epochs):
     """With validation ranks that are best after the second epoch, of one step, that epoch's weights come back."""
-    monkeypatch.setattr("llmrec.collaborative.sasrec.PATIENCE", least)
+    monkeypatch.setattr("llmrec.collaborative.network.PATIENCE", least)
     system = SASRec(SASRecConfig(hidden_size=4, epochs=50, patience=3), cases(3))
     figures, states = iter([5, 2, 2, 3, 4, 5, 1]), []
 
@@ -123,7 +123,7 @@ def test_embeddings_start_from_the_texts():
     system.items, system.places = np.arange(ITEMS), np.arange(ITEMS)
     system.network = system._make_network(ITEMS)
     before = system.network.items.weight.detach().clone()
-    system._start_from_texts()
+    system._start_from_texts(system.network)
     found = system.network.items.weight.detach()[:ITEMS]
     assert torch.allclose(found[3], found[7], atol=1e-6)
     assert found.std().item() == pytest.approx(0.02, rel=0.05)

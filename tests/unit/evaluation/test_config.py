@@ -47,7 +47,9 @@ def test_refused_values_of_sasrec_name_their_flag(field, value):
         SASRecConfig(**{field: value})
 
 
-@pytest.mark.parametrize(("baselines", "reads"), [(["sasrec"], False), (["text-knn"], True), (["sasrec-knn"], True)])
+@pytest.mark.parametrize(
+    ("baselines", "reads"), [(["sasrec"], False), (["text-knn"], True), (["sasrec-knn"], True), (["rpg"], True)]
+)
 def test_text_is_read_where_a_baseline_goes_by_it(baselines, reads):
     assert EvaluateConfig(baselines=baselines).reads_text == reads
 
