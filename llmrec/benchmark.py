@@ -185,7 +185,7 @@ def _fit(name: str, config: Config, children: Children, seed: int) -> None:
         else:
             pipeline.run(config, child, until=LEARNT[-1])
             # Experts may have taught the model; in its own ranking they have no part.
-            alone = replace(config.train, distill=replace(config.train.distill, weight=0.0))
+            alone = replace(config.train, distill=replace(config.train.distill, weight=0.0, dense_weight=0.0))
             pipeline.model_stage(replace(config, train=alone, experts=config.experts.only([])), child)
         rankings = [str(ranking) for ranking in config.evaluate.rankings] if name == ALONE else []
         _evaluate(child, config, ["data", "model"], rankings, partial(_generative, child, config, name))
