@@ -112,7 +112,7 @@ def test_another_baseline_leaves_the_others_as_they_are(folder: Path, llmrec: Ca
 def test_the_language_model_alone_and_with_the_experts(folder: Path, llmrec: Callable, words: list[str]) -> None:
     sizes = {"base.hidden_size": 64, "base.layers": 2, "base.heads": 2, "base.vocabulary": 800, "tokenize.codes": 32}
     training = {"train.epochs": 1, "train.evaluations": 1, "train.dense.weight": 1, "decode.beams": 10}
-    training["train.distill.weight"] = 0.5
+    training |= {"train.distill.weight": 0.5, "train.distill.dense_weight": 0.5}
     words = [*words, *EXPERTS, *flags(sizes | training), "--evaluate.baselines", "[markov]"]
     done = llmrec("benchmark", *words, "--run", folder, "--language-model", "--evaluate.rankings", "[beam]", "--json")
     assert done.returncode == 0, done.stderr
