@@ -47,6 +47,21 @@ def test_a_learned_order_finds_what_the_fused_one_misses() -> None:
     assert again.gain == ranker.gain == pytest.approx(gain / 2, abs=0.05)
 
 
+@pytest.mark.parametrize("cold", [0.0, 0.3])
+def test_all_boosters_have_the_same_number_of_trees(cold: float) -> None:
+    """So their scores are of one scale: one bonus fits them all, and none outvotes the others."""
+    ranker = LearnedRanker.fit(*drawn(3000, 2, cold, signal=1.0))
+    assert ranker is not None
+    trees = [booster.num_trees() for booster in ranker.boosters]
+    assert len(trees) == 4
+    assert len(set(trees)) == 1
+    assert trees[0] > 5
+    lists, _ = drawn(500, 6, cold, signal=1.0)
+    table = lists.features().reshape(500 * WIDTH, -1)
+    spread = [booster.predict(table).std() for booster in ranker.boosters]
+    assert max(spread) < 1.3 * min(spread)
+
+
 def test_a_learned_order_that_does_not_help_is_left_out() -> None:
     lists, _ = drawn(400, 0)
     hits = np.tile(np.arange(WIDTH) == 0, (400, 1))  # the fused order is right already
