@@ -281,7 +281,7 @@ class Recommender:
         return self
 
     def calibrate(
-        self, cases: EvalExamples, most: int = 10_000, seed: int = 0, intentions: Intentions | None = None
+        self, cases: EvalExamples, most: int = 25_000, seed: int = 0, intentions: Intentions | None = None
     ) -> Self:
         """Learn the weights of the fusion ranking from validation examples. After that, `ranking: auto` means fusion.
 
