@@ -366,7 +366,8 @@ class DistillConfig:
     """Share of the experts in the loss of each item token of the task sequential; the token itself has the rest. 0: the
     experts do not teach."""
     dense_weight: float = 0.0
-    """The same in the loss of the dense head, for the items of the task sequential."""
+    """Share of the experts in the loss of the dense head, for the items of the task sequential. 0: they do not teach
+    it; above 0 needs weight above 0."""
     experts: list[ExpertName] = field(default_factory=list)
     """The experts that teach, of those in experts.models. Default: all of them but the Transformers."""
     temperature: float = 1.0
