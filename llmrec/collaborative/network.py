@@ -156,6 +156,13 @@ class TrainedNetwork(TrainedBaseline):
     def _loss(self, batch: list[np.ndarray]) -> torch.Tensor:
         """The mean loss (scalar) of a batch of `_batches`."""
 
+    def _last_states(self, histories: list[np.ndarray]) -> torch.Tensor:
+        """States after B histories of known items, float [B, D]; the network reads their last `max_history` items."""
+        self.network.eval()
+        read = [history[-self.config.max_history :] for history in histories]
+        ends = np.cumsum([len(history) for history in read]) - 1
+        return self.network(read)[torch.from_numpy(ends)]
+
     def _train(self, sequences: list[np.ndarray], stop_by: EvalExamples) -> None:
         """Train until the validation NDCG@10 has not risen for `patience` epochs, and up to three times as many
         if these are fewer than `PATIENCE` steps.

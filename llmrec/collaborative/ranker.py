@@ -159,9 +159,9 @@ class LearnedRanker:
         """
         lightgbm = _lightgbm()
         n, rng = len(lists), np.random.default_rng(seed)
-        table = lists.features()
         if n < FOLDS:
             return None
+        table = lists.features()
         folds = [np.sort(fold) for fold in np.array_split(rng.permutation(n), FOLDS)]
         boosters, trees = _train(lightgbm, table, hits, folds, seed)
         scores = np.zeros(hits.shape)

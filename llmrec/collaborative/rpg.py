@@ -150,11 +150,8 @@ class RPG(TrainedNetwork):
 
     @torch.inference_mode()
     def _predict(self, histories: list[np.ndarray]) -> np.ndarray:
-        self.network.eval()
-        ends = np.cumsum([min(len(history), self.config.max_history) for history in histories]) - 1
         with self._autocast():
-            states = self.network([history[-self.config.max_history :] for history in histories])
-            shares = self.network.log_shares(states[torch.from_numpy(ends)])
+            shares = self.network.log_shares(self._last_states(histories))
         return self.network.scores(shares).cpu().numpy()
 
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -18,7 +18,6 @@ from llmrec.collaborative.code_table import CodeTable, quantile_codes, with_rare
 from llmrec.collaborative.config import SASRecConfig
 from llmrec.collaborative.network import TrainedNetwork
 from llmrec.console import get_logger
-from llmrec.data.sequences import EvalExamples
 from llmrec.errors import UserError
 
 log = get_logger(__name__)
@@ -40,11 +39,6 @@ class SASRec(TrainedNetwork):
 
     name = "sasrec"
     config: SASRecConfig
-
-    def __init__(
-        self, config: SASRecConfig, validation: EvalExamples, seed: int = 0, vectors: np.ndarray | None = None
-    ) -> None:
-        super().__init__(config, validation, seed, vectors)
 
     def _first_network(self, sequences: list[np.ndarray]) -> nn.Module:
         config, network = self.config, self._make_network(len(self.items))
@@ -117,11 +111,8 @@ class SASRec(TrainedNetwork):
 
     @torch.inference_mode()
     def _predict(self, histories: list[np.ndarray]) -> np.ndarray:
-        self.network.eval()
-        ends = np.cumsum([min(len(history), self.config.max_history) for history in histories]) - 1
         with self._autocast():
-            states = self.network([history[-self.config.max_history :] for history in histories])
-            return self.network.logits(states[torch.from_numpy(ends)]).float().cpu().numpy()
+            return self.network.logits(self._last_states(histories)).float().cpu().numpy()
 
 
 class _Network(nn.Module):

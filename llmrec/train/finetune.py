@@ -270,8 +270,8 @@ def finetune(
             if alone:
                 log.info("Training the rows of the item tokens alone in the first %d steps", alone // step)
                 _learn_rows(model, renderer.new_ids, first, config, folder / "rows", learn, objective)
-            parts = model, data.vectors, data.sequences, len(vocabulary.ids), config
-            dense = dense_loss(*parts, data.dense, distill)
+            levels = len(vocabulary.ids)
+            dense = dense_loss(model, data.vectors, data.sequences, levels, config, data.dense, distill)
             trained = _learn(model, renderer, rest, config, folder, learn, objective, dense).eval()
     return trained, None if dense is None else dense.index()
 
