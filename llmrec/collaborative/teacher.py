@@ -197,6 +197,8 @@ def _rows(
 
 
 def _digest(sequences: Sequence[np.ndarray], first_codes: np.ndarray) -> str:
+    """Of what the rows depend on; users without training events have none."""
+    sequences = [sequence for sequence in sequences if len(sequence)]
     lengths = np.array([len(sequence) for sequence in sequences])
     parts = [lengths, np.concatenate([np.empty(0, np.int64), *sequences]), first_codes]
     return hashlib.sha256(b"".join(np.asarray(part, np.int64).tobytes() for part in parts)).hexdigest()

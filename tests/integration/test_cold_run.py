@@ -19,6 +19,7 @@ COLD = {
     "data.regime": "strict",
     "base.init_rows": "codebook",
     "train.dense.weight": "1",
+    "train.distill.weight": "0.5",
     "experts.models": "[decayed-markov, smoothed-markov, text]",
     "tokenize.behaviour": "12",
     "decode.ranking": "fusion",

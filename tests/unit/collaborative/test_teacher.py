@@ -82,10 +82,15 @@ def test_killed_and_continued_is_undisturbed(tmp_path: Path, monkeypatch: pytest
     np.testing.assert_array_equal(continued.rows, whole.rows)
 
 
+def test_users_without_events_do_not_count(tmp_path: Path) -> None:
+    """A training does not list the users whose items are all cold; the teacher's stage does."""
+    made(tmp_path).check([sequence for sequence in SEQUENCES if len(sequence)], FIRST_CODES)
+
+
 def test_another_log_or_other_codes_are_refused(tmp_path: Path) -> None:
     teacher = made(tmp_path)
     teacher.check(SEQUENCES, FIRST_CODES)
-    for sequences, codes in ((SEQUENCES[1:], FIRST_CODES), (SEQUENCES, FIRST_CODES[::-1])):
+    for sequences, codes in ((SEQUENCES[2:], FIRST_CODES), (SEQUENCES, FIRST_CODES[::-1])):
         with pytest.raises(UserError, match="made for another log, catalogue or item tokenizer"):
             teacher.check(sequences, codes)
 
