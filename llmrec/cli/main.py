@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # transformers 5 warns about names that change in version 6. Only peft can change some of them.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|peft")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # transformers reads a GGUF file with a bar of tqdm
     try:
         for before, word in itertools.pairwise(arguments):
             if not os.path.lexists(word):  # the name of a file may hold any bytes

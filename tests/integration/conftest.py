@@ -83,11 +83,12 @@ def llmrec() -> Program:
 
 @pytest.fixture(scope="session")
 def llmrec_process(environment: dict[str, str]) -> Program:
-    """`llmrec_process(*words)` runs the program in a process of its own."""
+    """`llmrec_process(*words)` runs the program in a process of its own. A carriage return in its output stays one."""
 
     def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "llmrec", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(command, capture_output=True, check=False, env=environment)
+        return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
 

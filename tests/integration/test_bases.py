@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gguf_files import write_llama
 from loading import script
 
 from llmrec.data.synthetic import synthetic
@@ -47,6 +48,20 @@ def test_a_hybrid_base_runs_to_the_end(llmrec: Callable, flags: Callable[[str], 
     assert metrics["decode"]["scoring"] == "vocab"
     assert metrics["decode"]["invalid_rate"] == 0
     assert metrics["systems"]["llmrec"]["all"]["users"] == 20
+
+
+def test_a_gguf_file_runs_to_the_end_and_draws_no_bar(
+    llmrec_process: Callable, tiny_flags: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    write_llama(tmp_path / "tiny.gguf")
+    own = [word for field, value in FLAGS.items() for word in (f"--{field}", str(value))]
+    model = ["--base.model", tmp_path / "tiny.gguf", "--run", tmp_path / "run"]
+    result = llmrec_process("run", *tiny_flags, *own, *model)
+    assert result.returncode == 0, result.stderr
+    assert "\r" not in result.stderr, "a progress bar, though stderr is no terminal"
+    header = json.loads((tmp_path / "run" / "model" / "llmrec.json").read_text())
+    assert header["base_model"].endswith("tiny.gguf")
 
 
 @pytest.mark.parametrize(
