@@ -262,8 +262,14 @@ class SmoothedMarkov(DecayedMarkov):
         return text_neighbours(unit, self.settings.neighbours, self.settings.power, warm, first)
 
     def expected(self, histories: list[np.ndarray]) -> np.ndarray:
-        around = self._recent(histories) @ self.neighbours @ self.transitions
-        return np.asarray((around @ self.neighbours.T).todense(), np.float32)
+        return self.shared(self._recent(histories) @ self.neighbours @ self.transitions)
+
+    def shared(self, transitions: sparse.csr_matrix) -> np.ndarray:
+        """Transitions T [B, N] shared between the text neighbours of each item: T W^T, float32 [B, N].
+
+        Hardly an element is 0, so T is made dense: this takes a quarter of the time of a sparse product.
+        """
+        return np.asarray((self.neighbours @ transitions.T.toarray()).T, np.float32)
 
 
 def count_transitions(sequences: list[np.ndarray], n_items: int, settings: TransitionSettings) -> sparse.csr_matrix:

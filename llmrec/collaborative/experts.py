@@ -123,11 +123,13 @@ class Experts:
         asked = np.array([row for row, history in enumerate(histories) if len(history)], np.int64)
         if not len(asked):
             return values
-        known, is_cold = [self.rows[histories[row]] for row in asked], self.is_cold
+        known, cold = [self.rows[histories[row]] for row in asked], np.flatnonzero(self.is_cold)
+        all_rows = np.array_equal(self.rows, np.arange(len(self.counts)))  # a copy of each value saved
         for expert, name in enumerate(self.names):
-            values[expert, asked] = self._values(name, known)[:, self.rows]
+            own = self._values(name, known)
+            values[expert, asked] = own if all_rows else own[:, self.rows]
             if name not in BY_TEXT:
-                values[expert][:, is_cold] = 0
+                values[expert][:, cold] = 0
         return values
 
     def _values(self, name: ExpertName, histories: list[np.ndarray]) -> np.ndarray:

@@ -117,9 +117,7 @@ class HeldOutExperts:
         taken = sparse.csr_matrix((shares, (own.row, own.local)), (len(histories), len(own.items))) @ mine
         taken = sparse.csr_matrix((taken.data, own.items[taken.indices], taken.indptr), around.shape)
         result = scaled @ pairs - taken
-        if isinstance(system, SmoothedMarkov):
-            result = result @ system.neighbours.T
-        return np.asarray(result.todense(), np.float32)
+        return system.shared(result) if isinstance(system, SmoothedMarkov) else np.asarray(result.todense(), np.float32)
 
     def _similar(self, histories: list[np.ndarray], own: "_Own") -> np.ndarray:
         """As `scores` of item-kNN, when one user fewer has each of the user's items, and each pair of them."""
