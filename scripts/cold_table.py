@@ -2,8 +2,8 @@
 
     python scripts/cold_table.py RUN [RUN ...]
 
-Prints Markdown; where all runs have drawn their frontier, also what warm and cold targets get together as the bonus of
-new items moves by so much from each run's calibrated one, in a straight line between the frontiers' points. A user of
+Prints Markdown; where all runs have drawn their frontier, also which recall of cold targets goes with which recall of
+warm ones, in a straight line between the frontiers' points, with and without the language model. A user of
 two runs counts twice, since the runs ask for different items; brackets are bootstrap 95% intervals over users,
 milliseconds per user the median of the runs.
 """
@@ -24,7 +24,8 @@ from llmrec.evaluation.metrics import summarise
 
 SLICES = ("all", "warm", "cold")
 METRICS = ("recall@10", "ndcg@10")
-SHIFTS = (-1.0, -0.6, -0.4, -0.2, -0.1, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Of the best recall of warm targets: the columns of the frontiers."""
 
 
 def main() -> None:
@@ -55,26 +56,28 @@ def main() -> None:
     print(markdown([header, *rows]))
     frontiers = [run / "evaluate" / "frontier.json" for run in runs]
     if all(path.is_file() for path in frontiers):
-        print(f"\n{markdown(_frontier([json.loads(path.read_text()) for path in frontiers], first))}")
+        print(f"\n{markdown(_frontiers([json.loads(path.read_text()) for path in frontiers]))}")
     missing = sorted(set().union(*taken) - {row[0] for row in rows})
     if missing:
         print(f"cold_table: left out, as not all runs have them: {', '.join(missing)}", file=sys.stderr)
 
 
-def _frontier(curves: list[dict[str, Any]], ranks: pl.DataFrame) -> list[list[str]]:
-    """The curves of the runs as one, weighed by their targets, which stand in one system's `ranks`: a row per kind."""
-    rows = [["bonus moved by", *(f"{shift:+g}" for shift in SHIFTS)]]
-    for kind in ("warm", "cold"):
-        targets = _slices(ranks)[kind].group_by("run").len().sort("run")["len"].to_numpy()
-        found = [
-            np.interp(
-                np.add(SHIFTS, curve["calibrated"]["bonus"]),
-                [point["bonus"] for point in curve["points"]],
-                [point[kind] for point in curve["points"]],
-            )
-            for curve in curves
+def _frontiers(curves: list[dict[str, Any]]) -> list[list[str]]:
+    """A row per curve that all runs have: the mean recall of cold targets over the runs, weighed by their numbers."""
+    drawn = {"llmrec": curves}
+    if all("experts" in curve for curve in curves):
+        drawn["experts"] = [curve["experts"] for curve in curves]
+    best = {name: min(max(p["warm"] for p in curve["points"]) for curve in own) for name, own in drawn.items()}
+    levels = [share * max(best.values()) for share in SHARES]
+    rows = [["recall@10, warm", *(f"{level:.4f}" for level in levels)]]
+    for name, own in drawn.items():
+        cold = [
+            np.interp(levels, *([point[kind] for point in reversed(curve["points"])] for kind in ("warm", "cold")))
+            for curve in own
         ]
-        rows.append([f"recall@10, {kind}", *(f"{value:.4f}" for value in np.average(found, axis=0, weights=targets))])
+        mean = np.average(cold, axis=0, weights=[curve["targets"]["cold"] for curve in own])
+        within = [level <= best[name] + 1e-9 for level in levels]
+        rows.append([f"{name}, cold", *(f"{v:.4f}" if there else "" for v, there in zip(mean, within, strict=True))])
     return rows
 
 

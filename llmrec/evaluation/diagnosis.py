@@ -276,7 +276,7 @@ def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.nda
         train_counts: int [N], training events of each item.
 
     Returns:
-        As `frontier_of`.
+        As `frontier_of`; where the recommender has experts, their own curve, without the language model, as `experts`.
 
     Raises:
         UserError: the recommender is not calibrated, or there is no warm or no cold target.
@@ -292,22 +292,31 @@ def frontier(recommender: Recommender, cases: EvalExamples, train_counts: np.nda
     ranker = recommender.ranked_by("fusion")
     items, features, _ = gather(ranker, cases)
     bars = bonus_limits(recommender.fusion_weights, items, features, cases.targets, train_counts == 0)
-    return frontier_of(bars, cold, recommender.fusion_weights.bonus)
+    curve, experts = frontier_of(bars, cold, recommender.fusion_weights.bonus), recommender.store.experts
+    return curve if experts is None else curve | {"experts": experts.frontier(cases)}
 
 
 def write_frontier(curve: dict[str, Any], metrics: Metrics, directory: str | Path) -> None:
-    """Write frontier.json and frontier.png; the picture also shows each system of `metrics` as a point."""
+    """Write frontier.json and frontier.png; the picture also shows each system of `metrics` as a point.
+
+    Args:
+        curve: as `frontier` gives it.
+        metrics: of the same cases.
+        directory: for the files.
+    """
     from matplotlib.figure import Figure
 
     directory = Path(directory)
     (directory / "frontier.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")  # draws with Agg, no display
     axes = figure.subplots()
-    axes.plot([p["warm"] for p in curve["points"]], [p["cold"] for p in curve["points"]], color="tab:orange")
+    colours = {"llmrec": "tab:orange", "experts": "tab:blue"}
+    for name, own in {"llmrec": curve, "experts": curve.get("experts", {"points": []})}.items():
+        axes.plot([p["warm"] for p in own["points"]], [p["cold"] for p in own["points"]], color=colours[name])
     for name, entry in metrics["systems"].items():
         if "warm" in entry and "cold" in entry:
             at = entry["warm"]["recall@10"], entry["cold"]["recall@10"]
-            axes.plot(*at, marker="o", color="tab:orange" if name == "llmrec" else "tab:gray")
+            axes.plot(*at, marker="o", color=colours.get(name, "tab:gray"))
             axes.annotate(name, at, xytext=(4, 4), textcoords="offset points", fontsize="small")
     axes.set(xlabel="recall@10, warm targets", ylabel="recall@10, cold targets")
     axes.spines[["top", "right"]].set_visible(False)

@@ -69,9 +69,10 @@ def test_every_ranking_stands_in_one_table(cold_run: Path) -> None:
 def test_frontier_and_diagnosis_are_written(cold_run: Path) -> None:
     folder = cold_run / "evaluate"
     curve = json.loads((folder / "frontier.json").read_text())
-    llmrec = metrics(cold_run)["systems"]["llmrec"]
-    assert curve["calibrated"]["warm"] == pytest.approx(llmrec["warm"]["recall@10"], abs=0.03)
-    assert curve["calibrated"]["cold"] == pytest.approx(llmrec["cold"]["recall@10"], abs=0.03)
+    for name, own in {"llmrec": curve, "experts": curve["experts"]}.items():
+        system = metrics(cold_run)["systems"][name]
+        assert own["calibrated"]["warm"] == pytest.approx(system["warm"]["recall@10"], abs=0.03)
+        assert own["calibrated"]["cold"] == pytest.approx(system["cold"]["recall@10"], abs=0.03)
     for name in ("frontier.png", "diagnosis.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     told = json.loads((folder / "diagnosis.json").read_text())["targets"]
@@ -91,10 +92,15 @@ def test_runs_as_one_table(cold_run: Path) -> None:
         ]
     assert f"cold {2 * found['llmrec']['cold']['users']:,} users" in told
     assert told.startswith("leave-one-out, strict, full ranking over ")
-    calibrated = json.loads((cold_run / "evaluate" / "frontier.json").read_text())["calibrated"]
-    moved, *curve = [line.strip("| ").split(" | ") for line in told.splitlines()[-4:] if not line.startswith("| :")]
-    at = moved.index("+0")
-    assert [float(row[at]) for row in curve] == pytest.approx([calibrated["warm"], calibrated["cold"]], abs=0.05)
+    curve = json.loads((cold_run / "evaluate" / "frontier.json").read_text())
+    warm, *cold = [line.strip("| ").split(" | ") for line in told.splitlines()[-4:] if not line.startswith("| :")]
+    assert [row[0] for row in cold] == ["llmrec, cold", "experts, cold"]
+    for row, own in zip(cold, (curve, curve["experts"]), strict=True):
+        for level, found in list(zip(warm, row, strict=True))[1:]:
+            if found.strip():
+                below = [point["cold"] for point in own["points"] if point["warm"] < float(level) - 1e-4]
+                above = [point["cold"] for point in own["points"] if point["warm"] > float(level) + 1e-4]
+                assert min(below, default=1) + 1e-4 >= float(found) >= max(above, default=0) - 1e-4
 
 
 def test_held_out_items_are_new_in_the_bundle(cold_run: Path) -> None:

@@ -1,8 +1,9 @@
 """The curve of what warm and cold targets can both have: its ends, its direction, and the point on it."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ class Holder:
     fusion_weights: FusionWeights | None = WEIGHTS
     catalog: object = None
     ranker: object = None
+    store: object = field(default_factory=lambda: SimpleNamespace(experts=None))
 
     def ranked_by(self, name: str) -> ItemRanker:
         torch.manual_seed(1)
@@ -128,8 +130,12 @@ def test_what_has_no_curve_is_refused(shop):
     refused(said.format(40), Holder(shop), cases(), np.zeros(20, int))
 
 
-def test_the_files(shop, tmp_path):
-    curve = frontier(Holder(shop), cases(), COUNTS)
+@pytest.mark.parametrize("with_experts", [False, True])
+def test_the_files(shop, tmp_path, with_experts):
+    own = frontier(Holder(shop), cases(), COUNTS)
+    experts = SimpleNamespace(frontier=lambda given: own | {"targets": len(given)}) if with_experts else None
+    curve = frontier(Holder(shop, store=SimpleNamespace(experts=experts)), cases(), COUNTS)
+    assert curve == (own | {"experts": own | {"targets": 40}} if with_experts else own)
     system = {"warm": {"recall@10": 0.5}, "cold": {"recall@10": 0.25}}
     metrics = {"systems": {"llmrec": system, "beam": system, "popularity": {"all": {"recall@10": 0.1}}}}
     write_frontier(curve, metrics, tmp_path)
