@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from scipy.special import softmax
 
 from llmrec.collaborative.fused import FusedExperts
 from llmrec.data import Catalog
@@ -49,7 +50,7 @@ def list_ranked_hit(history: Sequence[str], items: Sequence[str], target: str | 
 
 
 class ExpertsReward:
-    """The experts' score of each item after the history: log-probabilities, but for a constant per history.
+    """The experts' probability of each item after the history: a softmax of their scores over the catalogue.
 
     Args:
         experts: fitted; their N items are those of the catalogue.
@@ -61,10 +62,10 @@ class ExpertsReward:
         self.catalog = catalog
 
     def __call__(self, history: Sequence[str], items: Sequence[str], target: str | None) -> list[float]:
-        """A score per item."""
+        """A probability per item."""
         seen, rows = ([self.catalog.index[item] for item in ids] for ids in (history, items))
-        scores = self.experts.fused(self.experts.values([np.array(seen)]))
-        return [float(score) for score in scores[0, rows]]
+        shares = softmax(self.experts.fused(self.experts.values([np.array(seen)]))[0])
+        return [float(share) for share in shares[rows]]
 
 
 RewardName = Literal["hit", "ranked-hit"]

@@ -87,7 +87,7 @@ def test_what_the_reward_of_a_list_does_wrong_is_one_line(reward, said):
     assert said in str(error.value)
 
 
-def test_experts_reward_an_item_by_their_score():
+def test_experts_reward_an_item_by_its_probability():
     """Customers go from item i to item i + 1, most often to b: after a, the experts give b the best reward."""
     log = [np.array([i, (i + 1) % 6]) for i in range(6) for _ in range(8)] + [np.array([0, 1])] * 20
     examples = EvalExamples(np.arange(30), [np.array([i % 6]) for i in range(30)], np.arange(1, 31) % 6)
@@ -95,7 +95,8 @@ def test_experts_reward_an_item_by_their_score():
     fused = FusedExperts(config, Experts(config, None, examples), examples).fit(log, 6)
     catalog = Catalog.from_frame(pl.DataFrame({"item_id": list("abcdef"), "title": list("abcdef")}))
     rewards = ExpertsReward(fused, catalog)(["f", "a"], ["c", "b", "e"], None)
-    assert rewards == fused.scores([np.array([5, 0])])[0, [2, 1, 4]].tolist()
+    shares = np.exp(fused.scores([np.array([5, 0])])[0].astype(np.float64))
+    assert rewards == pytest.approx(shares[[2, 1, 4]] / shares.sum())
     assert max(rewards) == rewards[1]
 
 
