@@ -52,8 +52,8 @@ class PreferenceConfig:
     """Method grpo: hit gives 1 for the item that the user took. ranked-hit also takes off something for each other item
     of a group with a hit, more at the top of the list (MiniOneRec). For lists of `session` items: 1 for a list that has
     that item, or its NDCG. experts gives the probability of the item by --experts.models; the prompts are then whole
-    training histories, and no answer is needed, so that none can have been learnt before. In Python, any function can be
-    the reward."""
+    training histories; no answer is needed, so none can have been learnt before. In Python, any function can be the
+    reward."""
     kl: float = 1e-3
     """Method grpo: weight of the divergence from the model before the alignment."""
     updates: int = 1
