@@ -39,7 +39,8 @@ def calibrate(
     method, targets = _fusion(ranker), examples.targets
     items, features, searched = gather(ranker, examples)
     is_cold = method.facts.is_cold
-    beams = float((searched["beam"][~is_cold[targets]] <= CUT).mean())
+    found = searched["beam"][~is_cold[targets]] <= CUT
+    beams = float(found.mean()) if len(found) else 0.0
     experts = method.facts.experts
     least, share = floor * beams, 0.0 if experts is None else experts.config.warm_floor
     weights = fit_fusion(items, features, targets, is_cold, method.features, least, share)
