@@ -66,8 +66,6 @@ class Config:
             )
         if self.decode.ranking == "experts" and not self.experts.models:
             raise UserError("--decode.ranking experts: there are none; name them in --experts.models.")
-        if self.preference.reward == "experts" and not self.experts.models:
-            raise UserError("--preference.reward experts: there are none; name them in --experts.models.")
         if "experts" in self.evaluate.rankings:
             raise UserError("--evaluate.rankings experts: they are measured wherever there are any; leave it out.")
         if headless and self.evaluate.frontier:

@@ -1,8 +1,7 @@
 """The stages of the collaborative experts: they are fitted, and they may teach the language model."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,9 +9,6 @@ from llmrec.config import Config
 from llmrec.data.prepare import load
 from llmrec.rundir import RunDirectory
 from llmrec.stage import Stage
-
-if TYPE_CHECKING:
-    from llmrec.recommender.store import ItemStore
 
 
 def experts_stage(config: Config, run: RunDirectory) -> None:
@@ -40,15 +36,6 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
     if config.experts.models:
         reads = ["data", *(["embed"] if by_text else [])]
         run.build(Stage("experts", asdict(config.experts), make, reads=reads, resumable=True))
-
-
-def with_experts(store: "ItemStore", run: RunDirectory) -> "ItemStore":
-    """The items of `store` with the experts that the run has fitted."""
-    from llmrec.collaborative.fused import FusedExperts
-
-    catalog = load(run.path("data")).catalog
-    rows = np.array([catalog.index[item] for item in store.catalog.ids])
-    return replace(store, experts=FusedExperts.load(run.path("experts")).of_rows(rows))
 
 
 def teacher_stage(config: Config, run: RunDirectory) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from llmrec.atomic import KEY, remove_inside
@@ -32,7 +33,7 @@ from llmrec.data.files import require_file
 from llmrec.data.filters import require_text
 from llmrec.data.prepare import image_files, load, prepare, save
 from llmrec.data.readers import input_files
-from llmrec.expert_stages import experts_stage, teacher_stage, with_experts
+from llmrec.expert_stages import experts_stage, teacher_stage
 from llmrec.intentions import Intentions, gather
 from llmrec.model.architecture import says_encoder_decoder
 from llmrec.rundir import CONFIG, RunDirectory
@@ -226,7 +227,6 @@ def preference_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.recommender.recommender import Recommender
 
     settings, files = config.preference, {}
-    by_experts = settings.reward == "experts"
     if settings.method == "none":
         return
     if run.main and settings.feedback is not None:
@@ -237,11 +237,7 @@ def preference_stage(config: Config, run: RunDirectory) -> None:
         trained = run.path("train") / "bundle"
         recommender = Recommender.from_pretrained(trained, config.decode, config.base.trust_remote_code)
         validation = prepared.split.validation_examples(prepared.catalog)
-        store = recommender.store
-        if by_experts:
-            recommender.store = with_experts(store, run)
         recommender.prefer(prepared.split.train, validation, config=settings, folder=out)
-        recommender.store = store  # the stage model gives the bundle its experts
         if run.main:
             remove_inside(out / "bundle", out, (KEY,))  # left by a killed process
             recommender.save_pretrained(out / "bundle")
@@ -249,8 +245,7 @@ def preference_stage(config: Config, run: RunDirectory) -> None:
     # The decoder that serves draws the lists that are learnt from.
     steers = {"preference": asdict(settings), "decode": asdict(config.decode)}
     spare = ("start.safetensors", "checkpoint.safetensors", "best.safetensors", "pairs.parquet")
-    reads = ["data", "train", *(["experts"] if by_experts else [])]
-    run.build(Stage("preference", steers, make, reads, files, resumable=True, together=True, spare=spare))
+    run.build(Stage("preference", steers, make, ["data", "train"], files, resumable=True, together=True, spare=spare))
 
 
 def model_stage(config: Config, run: RunDirectory) -> None:
@@ -259,6 +254,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     With `data.regime: strict`, this stage adds the cold items. For a model with a dense head, it calibrates the fusion
     on the validation part.
     """
+    from llmrec.collaborative.fused import FusedExperts
     from llmrec.decode.config import DecodeConfig
     from llmrec.decode.tree import TreeSearch
     from llmrec.embed import Embeddings
@@ -282,7 +278,9 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         if cold_items is not None:
             recommender.add_items(cold_items, Embeddings.load(run.path("embed"), cold_items.ids).vectors)
         if experts:
-            recommender.store = with_experts(recommender.store, run)
+            fitted = FusedExperts.load(run.path("experts"))
+            rows = np.array([prepared.catalog.index[item] for item in recommender.catalog.ids])
+            recommender.store = replace(recommender.store, experts=fitted.of_rows(rows))
         if cold_items is not None or experts:
             recommender.store.save(out)
         if dense and not isinstance(recommender.ranker.search, TreeSearch):

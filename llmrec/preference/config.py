@@ -23,8 +23,7 @@ class PreferenceConfig:
     list that the user saw), only the disliked items above the liked one count. Without a file, the items that users
     took in the training part are preferred."""
     examples: int = 20_000
-    """Most events of the training part (or liked items, or with reward experts users) to learn from, a random sample
-    drawn once."""
+    """Most events of the training part (or liked items) to learn from, a random sample drawn once."""
     epochs: int = 1
     """Passes over the examples."""
     batch_size: int = 32
@@ -48,12 +47,10 @@ class PreferenceConfig:
     session: int = 1
     """Method grpo: items of a list that is generated in one go, each given those before it, and rewarded as a whole
     (OneRec, arXiv 2502.18965). 1: single items. Answers come from such lists with --decode.ranking session."""
-    reward: Literal["hit", "ranked-hit", "experts"] = "ranked-hit"
+    reward: Literal["hit", "ranked-hit"] = "ranked-hit"
     """Method grpo: hit gives 1 for the item that the user took. ranked-hit also takes off something for each other item
     of a group with a hit, more at the top of the list (MiniOneRec). For lists of `session` items: 1 for a list that has
-    that item, or its NDCG. experts gives the probability of the item by --experts.models; the prompts are then whole
-    training histories; no answer is needed, so none can have been learnt before. In Python, any function can be the
-    reward."""
+    that item, or its NDCG. In Python, any function can be the reward."""
     kl: float = 1e-3
     """Method grpo: weight of the divergence from the model before the alignment."""
     updates: int = 1
@@ -101,12 +98,6 @@ class PreferenceConfig:
             raise UserError(
                 f"--preference.session {self.session} rewards lists, which --preference.method s-dpo does not; set "
                 "it to 1, or the method to grpo."
-            )
-        if self.reward == "experts" and (self.method == "s-dpo" or self.session > 1):
-            own = "--preference.method s-dpo" if self.method == "s-dpo" else f"--preference.session {self.session}"
-            raise UserError(
-                f"--preference.reward experts scores the items of method grpo one by one, which {own} does not have; "
-                "set the method to grpo and the session to 1, or the reward to ranked-hit."
             )
         if self.feedback is not None and self.method != "s-dpo":
             raise UserError(

@@ -27,7 +27,7 @@ class PreferenceExamples:
 
     Attributes:
         histories: n int arrays, rows of the catalogue, oldest first, none empty.
-        preferred: int64 [n], rows of the catalogue, none of them in its history; -1 where none is known.
+        preferred: int64 [n], rows of the catalogue, none of them in its history.
         disliked: n int arrays, rows of the catalogue; empty where nothing is known.
     """
 
@@ -58,13 +58,6 @@ def training_examples(sequences: Sequence[np.ndarray]) -> PreferenceExamples:
     ]
     preferred = np.array([item for _, item in found], np.int64)
     return PreferenceExamples([history for history, _ in found], preferred, [none] * len(found))
-
-
-def whole_histories(sequences: Sequence[np.ndarray]) -> PreferenceExamples:
-    """The whole training history of each user who has one; what comes next is not known."""
-    histories = [sequence for sequence in sequences if len(sequence)]
-    none = np.empty(0, np.int64)
-    return PreferenceExamples(histories, np.full(len(histories), -1), [none] * len(histories))
 
 
 def feedback_examples(

@@ -138,7 +138,7 @@ class GRPO(Objective):
         """bool [n, G]: where the groups that `draw` found have something."""
         return items >= 0
 
-    def reward_of(self, history: list[str], group: np.ndarray, target: str | None) -> np.ndarray:
+    def reward_of(self, history: list[str], group: np.ndarray, target: str) -> np.ndarray:
         """The rewards of what is in one group, float64 [G']."""
         ids = self.material.catalog.ids
         return rewards_of(self.reward, history, [ids[item] for item in group], target)
@@ -153,8 +153,7 @@ class GRPO(Objective):
         for at, row in enumerate(rows):
             group = self.items[at][there[at]]
             history = [ids[item] for item in examples.histories[row]]
-            preferred = examples.preferred[row]
-            rewards = self.reward_of(history, group, ids[preferred] if preferred >= 0 else None)
+            rewards = self.reward_of(history, group, ids[examples.preferred[row]])
             found[at, : len(group)] = rewards
             self.groups += 1
             self.constant += bool(len(group) < 2 or np.ptp(rewards) == 0)

@@ -11,24 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.special import softmax
 
-from llmrec.collaborative.fused import FusedExperts
-from llmrec.data import Catalog
 from llmrec.errors import UserError
 
-Reward = Callable[[Sequence[str], Sequence[str], str | None], Sequence[float] | float]
-"""(history, oldest first; items, the most likely first; the item that the user took, None if that is not known) -> a
-reward per item of a group; with --preference.session above 1, the items are an ordered list, and it has one reward. All
-items are ids."""
+Reward = Callable[[Sequence[str], Sequence[str], str], Sequence[float] | float]
+"""(history, oldest first; items, the most likely first; the item that the user took) -> a reward per item of a group;
+with --preference.session above 1, the items are an ordered list, and it has one reward. All items are ids."""
 
 
-def hit(history: Sequence[str], items: Sequence[str], target: str | None) -> list[float]:
+def hit(history: Sequence[str], items: Sequence[str], target: str) -> list[float]:
     """1 for the item that the user took, 0 for the others."""
     return [float(item == target) for item in items]
 
 
-def ranked_hit(history: Sequence[str], items: Sequence[str], target: str | None) -> list[float]:
+def ranked_hit(history: Sequence[str], items: Sequence[str], target: str) -> list[float]:
     """`hit`, and in a group with a hit -(1 / log2(rank + 2)) / sum for each other item, with ranks from 0.
 
     The sum is over all ranks of the group (MiniOneRec, arXiv 2510.24431).
@@ -39,33 +35,14 @@ def ranked_hit(history: Sequence[str], items: Sequence[str], target: str | None)
     return [1.0 if item == target else -weight / sum(weights) for item, weight in zip(items, weights, strict=True)]
 
 
-def list_hit(history: Sequence[str], items: Sequence[str], target: str | None) -> float:
+def list_hit(history: Sequence[str], items: Sequence[str], target: str) -> float:
     """1 for a list with the item that the user took, else 0."""
     return float(target in items)
 
 
-def list_ranked_hit(history: Sequence[str], items: Sequence[str], target: str | None) -> float:
+def list_ranked_hit(history: Sequence[str], items: Sequence[str], target: str) -> float:
     """1 / log2(rank + 2) for a list with the item that the user took at a rank, from 0; else 0: its NDCG."""
-    return max((1 / math.log2(rank + 2) for rank, item in enumerate(items) if item == target), default=0.0)
-
-
-class ExpertsReward:
-    """The experts' probability of each item after the history: a softmax of their scores over the catalogue.
-
-    Args:
-        experts: fitted; their N items are those of the catalogue.
-        catalog: the N items.
-    """
-
-    def __init__(self, experts: FusedExperts, catalog: Catalog) -> None:
-        self.experts = experts
-        self.catalog = catalog
-
-    def __call__(self, history: Sequence[str], items: Sequence[str], target: str | None) -> list[float]:
-        """A probability per item."""
-        seen, rows = ([self.catalog.index[item] for item in ids] for ids in (history, items))
-        shares = softmax(self.experts.fused(self.experts.values([np.array(seen)]))[0])
-        return [float(share) for share in shares[rows]]
+    return 1 / math.log2(list(items).index(target) + 2) if target in items else 0.0
 
 
 RewardName = Literal["hit", "ranked-hit"]
@@ -73,7 +50,7 @@ REWARDS: dict[RewardName, Reward] = {"hit": hit, "ranked-hit": ranked_hit}
 LIST_REWARDS: dict[RewardName, Reward] = {"hit": list_hit, "ranked-hit": list_ranked_hit}
 
 
-def rewards_of(reward: Reward, history: Sequence[str], items: Sequence[str], target: str | None) -> np.ndarray:
+def rewards_of(reward: Reward, history: Sequence[str], items: Sequence[str], target: str) -> np.ndarray:
     """The rewards of one group, float64 [G].
 
     Raises:
@@ -89,7 +66,7 @@ def rewards_of(reward: Reward, history: Sequence[str], items: Sequence[str], tar
     return found
 
 
-def list_reward_of(reward: Reward, history: Sequence[str], items: Sequence[str], target: str | None) -> float:
+def list_reward_of(reward: Reward, history: Sequence[str], items: Sequence[str], target: str) -> float:
     """The reward of one ordered list; errors as in `rewards_of`."""
     found, where = _called(reward, history, items, target, "list")
     if found.shape != () or not np.isfinite(found):
@@ -99,7 +76,7 @@ def list_reward_of(reward: Reward, history: Sequence[str], items: Sequence[str],
 
 
 def _called(
-    reward: Reward, history: Sequence[str], items: Sequence[str], target: str | None, what: str
+    reward: Reward, history: Sequence[str], items: Sequence[str], target: str, what: str
 ) -> tuple[np.ndarray, str]:
     """What the function returns, as float64, and how to speak of it in a message."""
     name = getattr(reward, "__name__", type(reward).__name__)

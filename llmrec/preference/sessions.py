@@ -47,7 +47,7 @@ class SessionGRPO(GRPO):
     def there(self, items: np.ndarray) -> np.ndarray:
         return super().there(items[:, :, 0])
 
-    def reward_of(self, history: list[str], group: np.ndarray, target: str | None) -> np.ndarray:
+    def reward_of(self, history: list[str], group: np.ndarray, target: str) -> np.ndarray:
         ids = self.material.catalog.ids
         lists = [[ids[item] for item in each if item >= 0] for each in group]
         return np.array([list_reward_of(self.reward, history, each, target) for each in lists])
@@ -86,7 +86,6 @@ def make_objective(material: Material, reward: Reward | None, folder: Path, step
     config = material.config
     if config.method == "s-dpo":
         return SDPO(material, folder, steps, PartialState().is_main_process)
-    if reward is None:
-        assert config.reward != "experts", "given by whoever has the experts"
-        reward = (LIST_REWARDS if config.session > 1 else REWARDS)[config.reward]
-    return SessionGRPO(material, reward) if config.session > 1 else GRPO(material, reward)
+    if config.session > 1:
+        return SessionGRPO(material, LIST_REWARDS[config.reward] if reward is None else reward)
+    return GRPO(material, REWARDS[config.reward] if reward is None else reward)

@@ -14,10 +14,10 @@ from llmrec.model.adapter import reopened
 from llmrec.model.architecture import context_length
 from llmrec.preference.align import Validation, align
 from llmrec.preference.config import PreferenceConfig
-from llmrec.preference.examples import feedback_examples, training_examples, whole_histories
+from llmrec.preference.examples import feedback_examples, training_examples
 from llmrec.preference.objectives import Material
 from llmrec.preference.policy import Policy
-from llmrec.preference.rewards import ExpertsReward, Reward
+from llmrec.preference.rewards import Reward
 from llmrec.recommender.trained import Trained
 from llmrec.train.trainer import spread_over_processes
 
@@ -50,9 +50,6 @@ def prefer(
         raise UserError("--preference.method none: expected s-dpo or grpo.")
     if reward is not None and config.method != "grpo":
         raise UserError(f"--preference.method {config.method} has no reward; set it to grpo.")
-    by_experts = config.reward == "experts" and reward is None
-    if by_experts and recommender.store.experts is None:
-        raise UserError("--preference.reward experts: the recommender has no experts; set it to ranked-hit.")
     if spread_over_processes():
         raise UserError(
             f"--preference.method {config.method} works where each process holds all weights, not under FSDP or "
@@ -72,10 +69,7 @@ def prefer(
     ranker = ItemRanker(renderer, policy, context_length(model))
     sequences = log.sequences(recommender.catalog)
     events = sequences.train_sequences()
-    if by_experts:
-        assert store.experts is not None
-        examples, reward = whole_histories(events), ExpertsReward(store.experts, recommender.catalog)
-    elif config.feedback is None:
+    if config.feedback is None:
         examples = training_examples(events)
     else:
         examples = feedback_examples(config.feedback, sequences.users, events, recommender.catalog)

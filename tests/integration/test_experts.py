@@ -45,25 +45,6 @@ def test_experts_rank_alone_and_fused_with_the_language_model(run: Path, tiny_ru
     assert "llmrec - experts" in (run / "evaluate" / "report.md").read_text()
 
 
-def test_experts_reward_the_language_model(
-    run: Path, tiny_flags: list[str], llmrec: Callable, fails: Callable[..., str], tmp_path: Path
-) -> None:
-    """From whole histories, without an answer, the model learns to put first what the experts would."""
-    flags = [*tiny_flags, "--preference.method", "grpo", "--preference.reward", "experts"]
-    line = fails("run", "--run", tmp_path / "none", *flags)
-    assert line == "llmrec: --preference.reward experts: there are none; name them in --experts.models."
-    folder = Path(shutil.copytree(run, tmp_path / "run"))
-    words = ["learning_rate", "3e-3", "patience", "0", "validation_users", "200", "group", "8", "batch_size", "16"]
-    flags += [word if at % 2 else f"--preference.{word}" for at, word in enumerate(words)]
-    done = llmrec("train", "--run", folder, *flags, *EXPERTS)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (folder / "preference" / "log.jsonl").read_text().splitlines()]
-    assert max(line["recall@10"] for line in lines) > lines[0]["recall@10"] + 0.03
-    assert lines[-1]["reward"] > lines[1]["reward"]
-    assert FusedExperts.load(folder / "model").names == FusedExperts.load(run / "model").names
-    assert not (folder / "preference" / "bundle" / CONFIG).exists()
-
-
 def test_added_items_are_ranked_by_their_texts(run: Path, llmrec: Callable, tmp_path: Path) -> None:
     model = Path(shutil.copytree(run / "model", tmp_path / "model"))
     index = pl.read_parquet(model / "item_index.parquet")

@@ -9,13 +9,7 @@ import pytest
 
 from llmrec.data import Catalog
 from llmrec.errors import UserError
-from llmrec.preference.examples import (
-    PreferenceExamples,
-    easy_negatives,
-    feedback_examples,
-    training_examples,
-    whole_histories,
-)
+from llmrec.preference.examples import PreferenceExamples, easy_negatives, feedback_examples, training_examples
 
 CATALOG = Catalog.from_frame(pl.DataFrame({"item_id": list("abcde"), "title": list("abcde")}))
 USERS = ["u", "v", "w"]
@@ -43,10 +37,6 @@ def triples(examples: PreferenceExamples) -> list[tuple[list[int], int, list[int
 def test_each_event_after_a_history_unless_it_repeats_an_item():
     examples = training_examples([np.array([3, 1, 3, 2]), np.array([4]), np.array([], np.int64)])
     assert triples(examples) == [([3], 1, []), ([3, 1, 3], 2, [])]
-
-
-def test_whole_histories_have_no_answer():
-    assert triples(whole_histories(SEQUENCES)) == [([0, 1], -1, []), ([2], -1, [])]
 
 
 def test_liked_items_against_those_that_the_same_user_disliked(feedback: Callable[..., PreferenceExamples]):

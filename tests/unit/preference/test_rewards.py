@@ -2,25 +2,10 @@
 
 import math
 
-import numpy as np
-import polars as pl
 import pytest
 
-from llmrec.collaborative.config import ExpertsConfig
-from llmrec.collaborative.experts import Experts
-from llmrec.collaborative.fused import FusedExperts
-from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
-from llmrec.preference.config import PreferenceConfig
-from llmrec.preference.rewards import (
-    ExpertsReward,
-    hit,
-    list_hit,
-    list_ranked_hit,
-    list_reward_of,
-    ranked_hit,
-    rewards_of,
-)
+from llmrec.preference.rewards import hit, list_hit, list_ranked_hit, list_reward_of, ranked_hit, rewards_of
 
 
 def test_hits():
@@ -85,22 +70,3 @@ def test_what_the_reward_of_a_list_does_wrong_is_one_line(reward, said):
         list_reward_of(reward, ["h"], ["a", "b"], "t")
     assert "\n" not in str(error.value)
     assert said in str(error.value)
-
-
-def test_experts_reward_an_item_by_its_probability():
-    """Customers go from item i to item i + 1, most often to b: after a, the experts give b the best reward."""
-    log = [np.array([i, (i + 1) % 6]) for i in range(6) for _ in range(8)] + [np.array([0, 1])] * 20
-    examples = EvalExamples(np.arange(30), [np.array([i % 6]) for i in range(30)], np.arange(1, 31) % 6)
-    config = ExpertsConfig(models=["decayed-markov", "popularity"])
-    fused = FusedExperts(config, Experts(config, None, examples), examples).fit(log, 6)
-    catalog = Catalog.from_frame(pl.DataFrame({"item_id": list("abcdef"), "title": list("abcdef")}))
-    rewards = ExpertsReward(fused, catalog)(["f", "a"], ["c", "b", "e"], None)
-    shares = np.exp(fused.scores([np.array([5, 0])])[0].astype(np.float64))
-    assert rewards == pytest.approx(shares[[2, 1, 4]] / shares.sum())
-    assert max(rewards) == rewards[1]
-
-
-@pytest.mark.parametrize("other", [{"method": "s-dpo"}, {"method": "grpo", "session": 3}], ids=str)
-def test_experts_reward_single_items_of_groups_only(other):
-    with pytest.raises(UserError, match="experts scores the items of method grpo one by one"):
-        PreferenceConfig(**other, reward="experts")
