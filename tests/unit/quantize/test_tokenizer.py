@@ -186,7 +186,7 @@ def test_what_needs_texts_says_so():
 
 def test_a_tokenizer_without_a_text_decoder_says_what_has_one():
     tokenizer = ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X)
-    with pytest.raises(UserError, match=r"method rq-kmeans without a text decoder .* loss\.words above 0"):
+    with pytest.raises(UserError, match=r"method rq-kmeans without a text decoder .*loss\.words above 0"):
         tokenizer.words_of(tokenizer.codes)
 
 
