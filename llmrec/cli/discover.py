@@ -85,7 +85,7 @@ def _lines(found: Sequence["Discovery"]) -> list[str]:
         if each.words:
             lines.append(f"     words  {', '.join(each.words)}")
         if each.text:
-            told = (f"{word.word} {word.probability:.2f}" for word in each.text)
+            told = (f"{word.word} {word.probability:.3f}" for word in each.text)
             lines.append(f"     text   {', '.join(told)}")
         if each.says:
             lines.append(f"     says   {each.says}")

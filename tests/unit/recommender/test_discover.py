@@ -218,7 +218,7 @@ def test_a_text_decoder_tells_the_words_of_free_codes(told, tmp_path, monkeypatc
     capsys.readouterr()
     assert main(["discover", "--model", str(tmp_path / "bundle"), "--history", "i1", "i2", "--k", "6"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    shown = [", ".join(f"{word.word} {word.probability:.2f}" for word in each.text) for each in found if each.text]
+    shown = [", ".join(f"{word.word} {word.probability:.3f}" for word in each.text) for each in found if each.text]
     assert [line.removeprefix("text   ") for line in lines if line.startswith("text")] == shown
 
 
