@@ -130,7 +130,8 @@ def tokenize_stage(config: Config, run: RunDirectory) -> None:
             tokenizer = ItemTokenizer.from_config(config.tokenize, config.embed)
             titles = prepared.catalog.frame["title"].to_list()
             items = (embeddings.item_ids, embeddings.vectors, embeddings.encoder)
-            tokenizer.fit_embeddings(*items, log=prepared.split.train, titles=titles)
+            texts = tokenizer.texts(prepared.catalog)
+            tokenizer.fit_embeddings(*items, log=prepared.split.train, titles=titles, texts=texts)
         tokenizer.save(out)
         save_picture(tokenizer.report(), out / "report.png", embeddings.vectors, tokenizer.codes[:, 0])
 

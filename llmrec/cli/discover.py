@@ -84,6 +84,9 @@ def _lines(found: Sequence["Discovery"]) -> list[str]:
         lines += [f"     near   {near.similarity:5.2f}  {near.item_id:<12}  {near.title}" for near in each.neighbours]
         if each.words:
             lines.append(f"     words  {', '.join(each.words)}")
+        if each.text:
+            told = (f"{word.word} {word.probability:.3f}" for word in each.text)
+            lines.append(f"     text   {', '.join(told)}")
         if each.says:
             lines.append(f"     says   {each.says}")
     return lines

@@ -5,7 +5,8 @@ A method is a subclass of `Quantizer` that implements the abstract methods, and 
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -36,6 +37,19 @@ class Some:
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:
         return as_matrix(self._x[self._rows[rows]])
+
+
+@dataclass(frozen=True)
+class LikelyWord:
+    """A word of the text that codes stand for.
+
+    Attributes:
+        word: in lower case.
+        probability: that a word of such a text is this one; over the whole vocabulary, the probabilities sum to 1.
+    """
+
+    word: str
+    probability: float
 
 
 class Quantizer(ABC):
@@ -72,25 +86,36 @@ class Quantizer(ABC):
         """
         return None
 
-    def fit(self, x: np.ndarray, collaborative: np.ndarray | None = None) -> Self:
+    @property
+    def word_perplexity(self) -> list[float] | None:
+        """How well the codes tell the words of the fitted texts; None for a method without a text decoder.
+
+        1 + L perplexities of a word: by the words' frequencies alone, and by the first 1, 2, ... L codes.
+        """
+        return None
+
+    def fit(self, x: np.ndarray, collaborative: np.ndarray | None = None, texts: Sequence[str] | None = None) -> Self:
         """Learn from the embeddings `x` and return self.
 
         Args:
             x: floats [N, D], may be memory-mapped. If N is above `fit_rows`, `fit` learns from a seeded sample of
                 `fit_rows` rows.
             collaborative: float32 [N, F], a row of zeros for each cold item; only for a method whose loss uses it.
+            texts: N texts, empty for an item without one; only for a method with a text decoder.
 
         Returns:
             The fitted quantizer itself.
 
         Raises:
-            UserError: `x` contains NaN or infinity, or has fewer distinct rows than `least_distinct`.
+            UserError: `x` contains NaN or infinity, or has fewer distinct rows than `least_distinct`; or the method
+                needs collaborative vectors or texts, and they are missing or unfit.
         """
         rows = sample(np.arange(len(x)), self._config.fit_rows, self._config.seed)
         require_finite_rows(x)
         learned_from = as_matrix(x if len(rows) == len(x) else x[rows])
         _require_distinct(learned_from, self.least_distinct, len(x))
-        self._fit(learned_from, collaborative if collaborative is None else collaborative[rows])
+        vectors = collaborative if collaborative is None else collaborative[rows]
+        self._fit(learned_from, vectors, texts if texts is None else [texts[row] for row in rows])
         return self
 
     def encode(self, x: np.ndarray) -> np.ndarray:
@@ -123,8 +148,7 @@ class Quantizer(ABC):
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != self.levels:
             raise ValueError(f"codes have shape {codes.shape}, expected [N, {self.levels}]")
-        if ((codes < 0) | (codes >= self.level_sizes)).any():
-            raise ValueError(f"a code lies outside its level's range; the level sizes are {self.level_sizes}")
+        self._require_in_range(codes)
         x = np.empty((len(codes), self.dims), np.float32)
         for start in range(0, len(codes), BLOCK):
             x[start : start + BLOCK] = self._decode(codes[start : start + BLOCK])
@@ -134,6 +158,20 @@ class Quantizer(ABC):
         """Reconstructions (float32 [B, D]) from the first m levels only, `codes` (integers [B, m], m <= L).
 
         None if the method can't reconstruct from a part of the levels.
+        """
+        return None
+
+    def words_of(self, codes: np.ndarray, most: int) -> list[list[LikelyWord]] | None:
+        """The words that best distinguish the texts of `codes` (integers [n, m], m <= L) from all texts.
+
+        The score of a word is p log(p / q), as in `telling_words`, with p its probability under the codes, and q its
+        share of the words of all fitted texts. A word needs a score above 0.
+
+        Returns:
+            Per tuple at most `most` words, best first; None for a method without a text decoder.
+
+        Raises:
+            ValueError: a code is outside its level's codebook.
         """
         return None
 
@@ -152,6 +190,11 @@ class Quantizer(ABC):
             errors = ((np.repeat(block, size, axis=0) - self._decode(every)) ** 2).sum(axis=1)
             costs[start : start + step] = errors.reshape(len(block), size)
         return costs
+
+    def _require_in_range(self, codes: np.ndarray) -> None:
+        """Raise ValueError if one of `codes` [n, m], m <= L, is outside its level's codebook."""
+        if ((codes < 0) | (codes >= self.level_sizes[: codes.shape[1]])).any():
+            raise ValueError(f"a code lies outside its level's range; the level sizes are {self.level_sizes}")
 
     def _require_dims(self, x: np.ndarray) -> None:
         """Raise UserError if `x` [N, D] does not have the D of `fit`."""
@@ -182,7 +225,7 @@ class Quantizer(ABC):
         """Everything that `fit` learned, as named arrays."""
 
     @abstractmethod
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
         """Learn from `x` (float32 [N, D]), which is finite and has at least `least_distinct` distinct rows."""
 
     @abstractmethod
@@ -288,7 +331,7 @@ class RandomCodes(Quantizer):
     def _restore(self, tensors: dict[str, np.ndarray]) -> None:
         self.mean = tensors["mean"]
 
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
         self.mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def _encode(self, x: np.ndarray) -> np.ndarray:

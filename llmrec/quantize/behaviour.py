@@ -54,8 +54,8 @@ class BehaviourCodes:
         vectors = collaborative_vectors(behaviour, config.behaviour, config.seed, "--tokenize.behaviour")
         known = np.asarray(vectors.any(axis=1))
         log.info("%d of %d items have semantic IDs of behaviour", known.sum(), len(known))
-        # The vectors are those of LETTER's alignment already.
-        alone = replace(config.rq_vae, loss=replace(config.rq_vae.loss, collaborative=0.0))
+        # The vectors are those of LETTER's alignment already, and these codes do not speak of texts.
+        alone = replace(config.rq_vae, loss=replace(config.rq_vae.loss, collaborative=0.0, words=0.0))
         own = replace(config, rq_vae=alone)
         try:
             quantizer = quantizer_class(own.method)(own).fit(vectors[known], None)

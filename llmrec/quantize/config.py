@@ -31,7 +31,7 @@ STOCHASTIC: tuple[Estimator, ...] = ("gumbel", "sq-vae")
 LATER = {
     *("file", "product_levels", "contrastive_of", "over_levels", "cluster", "correlation", "similarity_temperature"),
     *("warmup", "schedule", "clip_norm", "measure_every", "keep", "behaviour"),
-    *("collaborative", "collaborative_weight"),
+    *("collaborative", "collaborative_weight", "words", "siblings"),
 }
 """Fields that earlier versions lacked."""
 DEFAULT_BEAMS: dict[Method, int] = {"rq-kmeans": 1, "aq": 8}
@@ -77,15 +77,21 @@ class LossConfig:
     correlation: float = 0.0
     """Weight of the KL divergence between the similarities of the items of a batch and those of their codes' sums,
     after the correlation supervision of a recommender's embeddings (arXiv 2401.07257)."""
+    words: float = 0.0
+    """Weight of a text decoder, which must predict the words of each item's text from its first 1, 2, ... L codes,
+    after the text reconstruction of LMIndexer (arXiv 2310.07815)."""
+    siblings: float = 0.0
+    """Weight of LMIndexer's contrastive loss, which keeps apart what is left to tell of items with the same first
+    codes (arXiv 2310.07815)."""
     similarity_temperature: float = 0.1
-    """Temperature of the terms cluster and correlation, which compare cosines."""
+    """Temperature of the terms cluster, correlation and siblings, which compare cosines."""
 
     def __post_init__(self) -> None:
         weights = ("quantization", "contrastive", "collaborative", "diversity", "cohesion", "spread", "cluster")
         check_fields(
             self,
             "tokenize.rq_vae.loss",
-            at_least={0: (*weights, "correlation"), 2: ("diversity_groups",)},
+            at_least={0: (*weights, "correlation", "words", "siblings"), 2: ("diversity_groups",)},
             positive=("contrastive_temperature", "collaborative_temperature", "similarity_temperature"),
         )
         if self.reconstruction == "none" and not self.contrastive:
@@ -383,6 +389,11 @@ class TokenizeConfig:
     def needs_collaborative(self) -> bool:
         """Whether the quantizer also learns from collaborative vectors."""
         return self.method == "rq-vae" and self.rq_vae.loss.collaborative > 0
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether the quantizer also learns from the items' texts."""
+        return self.method == "rq-vae" and self.rq_vae.loss.words > 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TokenizeConfig":

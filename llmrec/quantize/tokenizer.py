@@ -28,13 +28,14 @@ from llmrec.embed import (
 )
 from llmrec.errors import UserError
 from llmrec.quantize.arrivals import place
-from llmrec.quantize.base import BLOCK, Quantizer
+from llmrec.quantize.base import BLOCK, LikelyWord, Quantizer
 from llmrec.quantize.behaviour import BehaviourCodes
 from llmrec.quantize.collisions import excess, resolve_collisions
 from llmrec.quantize.config import Collisions, Method, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.joined import JoinedVectors
 from llmrec.quantize.methods import quantizer_class
 from llmrec.quantize.report import Report, measure
+from llmrec.quantize.report.report import WORDS
 
 SCHEMA = 2
 CODES = "item_codes.parquet"
@@ -130,9 +131,9 @@ class ItemTokenizer:
         """
         embeddings = embed(catalog, self.embed_config, log)
         self.catalog = catalog
-        return self.fit_embeddings(
-            embeddings.item_ids, embeddings.vectors, embeddings.encoder, log, catalog.frame["title"].to_list()
-        )
+        titles = catalog.frame["title"].to_list()
+        items = (embeddings.item_ids, embeddings.vectors, embeddings.encoder)
+        return self.fit_embeddings(*items, log, titles, self.texts(catalog))
 
     def fit_embeddings(
         self,
@@ -141,6 +142,7 @@ class ItemTokenizer:
         encoder: Encoder | None = None,
         log: Interactions | None = None,
         titles: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
     ) -> Self:
         """Learn the semantic IDs of items with the given embeddings.
 
@@ -151,15 +153,15 @@ class ItemTokenizer:
             encoder: the encoder that made the embeddings.
             log: the training events. Required if the configuration needs them; the report uses them if given.
             titles: N titles, from which the report describes the first-level codes in words.
+            texts: N texts, as `texts` makes them. Required if the configuration needs them.
 
         Returns:
             The fitted tokenizer itself.
 
         Raises:
             UserError: a file of semantic IDs is wrong (as for `read_codes`), NaN or infinite values, fewer distinct
-                embeddings than codes, no log although the configuration
-                needs one, an item of the log that is not in `item_ids`, or more items than tuples of codes with
-                collisions `nearest-free`.
+                embeddings than codes, no log or texts although the configuration needs them, an item of the log that
+                is not in `item_ids`, or more items than tuples of codes with collisions `nearest-free`.
             ValueError: the number of rows of `embeddings` is not N.
         """
         if len(item_ids) != len(embeddings):
@@ -177,7 +179,7 @@ class ItemTokenizer:
             self.joined = JoinedVectors.fit(self.config, embeddings, behaviour)
         embeddings = self.inputs(self.item_ids, embeddings)
         if file is None:
-            self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings, collaborative)
+            self.quantizer = quantizer_class(self.config.method)(self.config).fit(embeddings, collaborative, texts)
             codes = None
         else:
             from llmrec.quantize.given import quantizer_of, read_codes
@@ -204,8 +206,39 @@ class ItemTokenizer:
             fit_seconds=fit_seconds,
             encode_items_per_second=_encoding_speed(self.quantizer, embeddings[:BLOCK]),
             training=self.quantizer.training,
+            word_perplexity=self.quantizer.word_perplexity,
         )
         return self
+
+    def texts(self, catalog: Catalog) -> list[str] | None:
+        """The N texts of `catalog` that the quantizer learns from, made as those that are embedded; an item may have
+        an empty one. None if the quantizer learns from none."""
+        if not self.config.needs_texts:
+            return None
+        return catalog.texts(self.embed_config.template or catalog.whole_text)
+
+    def words_of(self, codes: np.ndarray, most: int = WORDS) -> list[list[LikelyWord]]:
+        """What the tokenizer's text decoder says of codes, of which no item need have any.
+
+        Args:
+            codes: integers [n, m], semantic IDs or the first codes of some; a dedup level is left out.
+            most: largest number of words per tuple.
+
+        Returns:
+            Per tuple at most `most` words, those first that best distinguish its texts from all texts; see
+            `Quantizer.words_of`.
+
+        Raises:
+            UserError: the tokenizer has no text decoder.
+            ValueError: a code is outside its level's codebook.
+        """
+        words = self.quantizer.words_of(np.asarray(codes)[:, : self.quantizer.levels], most)
+        if words is None:
+            raise UserError(
+                f"a tokenizer of method {self.config.method} without a text decoder has no words for its codes; fit "
+                "one with method rq-vae and --tokenize.rq_vae.loss.words above 0"
+            )
+        return words
 
     def _collaborative(self, behaviour: Behaviour | None) -> np.ndarray | None:
         """Collaborative vectors [N, d], d = `rq_vae.latent`; None if the quantizer's loss does not use them."""

@@ -1,9 +1,10 @@
 """Item discovery: semantic IDs that no item has and that the model would recommend, described in words.
 
 A tuple of codes is free if no item of the catalogue has it. A free tuple that is likely after a user's history stands
-for an item that the catalogue lacks. Two things describe that item: the items whose reconstructions are nearest to the
-reconstruction of the tuple, and the answer of the model to the tuple's item tokens. The idea is from section 6.2 of the
-survey of vector quantization for recommenders (arXiv 2405.03110).
+for an item that the catalogue lacks. Up to three things describe that item: the items whose reconstructions are nearest
+to the reconstruction of the tuple, the answer of the model to the tuple's item tokens, and the words of the tokenizer's
+own text decoder, if it has one. The idea is from section 6.2 of the survey of vector quantization for recommenders
+(arXiv 2405.03110).
 """
 
 import copy
@@ -23,9 +24,9 @@ from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.architecture import cache_name, decoder_of, encoder_of
 from llmrec.model.forward import answer_states
-from llmrec.quantize.base import Quantizer
+from llmrec.quantize.base import LikelyWord, Quantizer
 from llmrec.quantize.report.figures import Reconstruction, blocks, unit
-from llmrec.quantize.report.report import telling_words
+from llmrec.quantize.report.report import WORDS, telling_words
 from llmrec.recommender.explain import say
 from llmrec.recommender.recommender import Recommender
 
@@ -57,6 +58,8 @@ class Discovery:
         neighbours: the nearest items, nearest first.
         words: the words that best distinguish the neighbours' titles from all titles, best first.
         says: the model's answer to the prompt `codes-to-item` for these tokens; None if the bundle lacks that prompt.
+        text: the words that best distinguish the text of such an item from all texts, best first, by the tokenizer's
+            text decoder (`ItemTokenizer.words_of`); None if it has none.
     """
 
     rank: int
@@ -66,6 +69,7 @@ class Discovery:
     neighbours: list[Neighbour]
     words: list[str]
     says: str | None
+    text: list[LikelyWord] | None
 
 
 def discover(
@@ -230,6 +234,7 @@ def _described(
     words = telling_words([*titles, *(titles[item] for item in near.ravel())], group, len(codes) + 1)[1:]
     vocabulary = recommender.renderer.vocabulary
     told = "codes-to-item" in recommender.templates
+    texts = recommender.item_tokenizer.quantizer.words_of(codes, WORDS)
     discoveries = []
     for row, tuple_ in enumerate(track(codes, "describing", unit="codes")):
         # The dedup level gets code 0, as for the first item with these codes.
@@ -247,6 +252,7 @@ def _described(
                 ],
                 words[row],
                 say(recommender, "codes-to-item", item=semantic_id) if told else None,
+                None if texts is None else texts[row],
             )
         )
     return discoveries

@@ -77,6 +77,7 @@ CONFIGS: dict[str, TokenizeConfig] = {
     "rq-vae, fewest collisions": rq_vae(epochs=80, measure_every=40, keep="fewest-collisions"),
     "rq-vae, clusters": rq_vae(loss=LossConfig(cluster=0.1)),
     "rq-vae, correlation": rq_vae(loss=LossConfig(correlation=0.5)),
+    "rq-vae, words": rq_vae(loss=LossConfig(words=0.1, siblings=0.1)),
 }
 """Every method, every way of fitting one, every codebook and every estimator."""
 
@@ -96,6 +97,13 @@ EXACT = tuple(name for name in CONFIGS if not name.startswith(("random", "rq-vae
 
 def make(config: TokenizeConfig) -> Quantizer:
     return quantizer_class(config.method)(config)
+
+
+def fit(config: TokenizeConfig, x: Any) -> Quantizer:
+    """The quantizer of `x`, whose items have texts of their extreme dimensions."""
+    rows = x.float().numpy() if isinstance(x, torch.Tensor) else x
+    texts = [f"item high{row.argmax()} low{row.argmin()}" for row in rows]
+    return make(config).fit(x, None, texts)
 
 
 def quick(config: TokenizeConfig) -> TokenizeConfig:
@@ -130,7 +138,7 @@ def config(name: str) -> TokenizeConfig:
 
 @pytest.fixture(scope="module")
 def fitted(config: TokenizeConfig) -> Quantizer:
-    return make(config).fit(planted())
+    return fit(config, planted())
 
 
 def test_every_choice_is_covered():
@@ -180,14 +188,12 @@ def test_more_levels_are_never_worse(name, config):
     errors = []
     for levels in (1, 2, 3):
         codes = config.codes[:levels] if isinstance(config.codes, list) else config.codes
-        errors.append(error(make(replace(config, levels=levels, codes=codes)).fit(planted()), planted()))
+        errors.append(error(fit(replace(config, levels=levels, codes=codes), planted()), planted()))
     assert errors[0] > errors[1] > errors[2] or errors[2] < 1e-8
 
 
 def test_same_seed_same_codes(config):
-    first, again, other = (
-        make(replace(quick(config), seed=seed)).fit(planted()).encode(planted()) for seed in (0, 0, 1)
-    )
+    first, again, other = (fit(replace(quick(config), seed=seed), planted()).encode(planted()) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -200,6 +206,7 @@ def test_state_round_trip(config, fitted):
     np.testing.assert_array_equal(again.encode(x), codes)
     np.testing.assert_array_equal(again.assign(x), fitted.assign(x))
     np.testing.assert_array_equal(again.decode(codes), fitted.decode(codes))
+    assert again.words_of(codes, 3) == fitted.words_of(codes, 3)
     assert again.config() == fitted.config()
 
 
@@ -228,7 +235,7 @@ def test_no_items_no_codes(fitted):
 
 def test_duplicates_share_their_codes(config):
     x = np.repeat(planted()[::4], 3, axis=0)
-    codes = make(quick(config)).fit(x).encode(x).reshape(-1, 3, config.levels)
+    codes = fit(quick(config), x).encode(x).reshape(-1, 3, config.levels)
     assert (codes == codes[:, :1]).all()
 
 
@@ -237,7 +244,7 @@ def test_other_float_types_count_by_their_values(config, kind):
     x = torch.from_numpy(planted()).to(getattr(torch, kind))
     given = x if kind == "bfloat16" else x.numpy()
     float32 = x.float().numpy()
-    quantizer, same = make(quick(config)).fit(given), make(quick(config)).fit(float32)
+    quantizer, same = fit(quick(config), given), fit(quick(config), float32)
     np.testing.assert_array_equal(quantizer.encode(given), same.encode(float32))
     np.testing.assert_array_equal(quantizer.assign(given), same.assign(float32))
 
@@ -247,7 +254,7 @@ def test_a_memory_mapped_catalogue_equals_one_in_memory(config, fitted, tmp_path
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     np.testing.assert_array_equal(fitted.encode(mapped), fitted.encode(planted()))
     np.testing.assert_array_equal(fitted.assign(mapped), fitted.assign(planted()))
-    quantizers = [make(quick(config)).fit(x) for x in (mapped, planted())]
+    quantizers = [fit(quick(config), x) for x in (mapped, planted())]
     np.testing.assert_array_equal(*(quantizer.encode(planted()) for quantizer in quantizers))
 
 
@@ -256,7 +263,7 @@ def test_too_few_distinct_embeddings_are_refused(config):
     few = needed - 1
     x = np.repeat(planted()[:few], 9, axis=0)
     with pytest.raises(UserError, match=rf"{9 * few} items with {few} distinct .* (set tokenize.codes|no codes can)"):
-        make(config).fit(x)
+        fit(config, x)
 
 
 @pytest.mark.parametrize(
@@ -266,13 +273,13 @@ def test_too_few_distinct_embeddings_are_refused(config):
 )
 def test_nothing_to_tell_apart_is_refused(config, x, found):
     with pytest.raises(UserError, match=found):
-        make(config).fit(x)
+        fit(config, x)
 
 
 def test_the_fewest_items_there_may_be(config):
     few = distinct_rows_needed(config)
     x = planted()[:: len(planted()) // few][:few]
-    quantizer = make(quick(config)).fit(x)
+    quantizer = fit(quick(config), x)
     assert_in_range(quantizer.encode(x), quantizer, few)
     assert np.isfinite(quantizer.decode(quantizer.encode(x))).all()
 
@@ -282,7 +289,7 @@ def test_the_fewest_items_there_may_be(config):
 def test_as_many_distinct_items_as_codes_are_told_apart(config, copies):
     """Copies may differ in codes that add nothing, of which rounding takes one; no two items ever share a code."""
     x = np.repeat(planted()[:: len(planted()) // CODES][:CODES], copies, axis=0)
-    quantizer = make(config).fit(x)
+    quantizer = fit(config, x)
     owners: dict[tuple[int, ...], set[int]] = {}
     for row, codes in enumerate(quantizer.encode(x).tolist()):
         owners.setdefault(tuple(codes), set()).add(row // copies)
@@ -294,7 +301,7 @@ def test_as_many_distinct_items_as_codes_are_told_apart(config, copies):
 def test_a_constant_dimension_is_harmless(name, config, fitted):
     x = planted()
     x[:, 3] = 7
-    quantizer = make(quick(config)).fit(x)
+    quantizer = fit(quick(config), x)
     # normalised codes do not say how long an item is; here the lengths are 7 to 7.1
     atol = 0.1 if config.method == "rq-kmeans-normalized" else 1e-3
     np.testing.assert_allclose(quantizer.decode(quantizer.encode(x))[:, 3], 7, atol=atol)
@@ -304,7 +311,7 @@ def test_a_constant_dimension_is_harmless(name, config, fitted):
 def test_values_that_are_not_finite_are_refused(config, fitted, bad):
     x = planted()
     x[5, 2] = bad
-    for use in (fitted.encode, fitted.assign, lambda x: make(config).fit(x)):
+    for use in (fitted.encode, fitted.assign, lambda x: fit(config, x)):
         with pytest.raises(UserError, match=r"row 5 .* NaN or infinity"):
             use(x)
 

@@ -4,6 +4,8 @@ It starts with residual k-means, then alternates between encoding by beam search
 codebooks.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from llmrec.console import get_logger, track
@@ -24,8 +26,8 @@ LEAST_GAIN = 1e-4
 class AdditiveQuantizer(RQKMeans):
     """Approximates x by the sum of one code per level, found by beam search."""
 
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
-        super()._fit(x, collaborative)
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
+        super()._fit(x, collaborative, texts)
         best = codebooks = self.codebooks
         lowest = np.inf
         for turn in track(range(self._config.iterations + 1), self._config.method, unit="rounds"):

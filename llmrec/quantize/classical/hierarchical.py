@@ -4,7 +4,7 @@ The tree is like that of the identifiers of DSI (arXiv 2202.06991) and, with bal
 (arXiv 2406.14017). Here all paths have L steps. If a node has at most C distinct items, each gets its own child.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class HierarchicalKMeans(Quantizer):
         """Set `_first`, the number of each node's first child."""
         self._first = 1 + np.cumsum(self.children, dtype=np.int64) - self.children
 
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
         centroids, children = [x.mean(axis=0, keepdims=True)], []
         members = [np.arange(len(x))]  # the rows of each node at the present depth
         for level in track(range(self.levels), self._config.method, unit="levels"):

@@ -5,6 +5,8 @@ all levels quantize directions, and the codes do not say how long the residuals 
 level's residual is taken to be as long as the mean |r| of the fitted items at that level.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from llmrec.console import track
@@ -35,7 +37,7 @@ class NormalizedRQKMeans(Quantizer):
         self.codebooks = [tensors[f"codebook.{level}"] for level in range(self.levels)]
         self.scales = tensors["scales"]
 
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
         config, scales = self._config, []
         self.codebooks = []
         residual = x

@@ -7,6 +7,8 @@ input; it alternates between the rotation and the codebooks. The levels have equ
 does not refine the codes before it, but splits the dimensions into other blocks.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from llmrec.console import track
@@ -32,7 +34,7 @@ class ProductQuantizer(Quantizer):
     def _restore(self, tensors: dict[str, np.ndarray]) -> None:
         self.codebooks = [tensors[f"codebook.{level}"] for level in range(self.levels)]
 
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
         config = self._config
         if x.shape[1] < config.levels:
             raise UserError(
@@ -75,12 +77,12 @@ class OptimizedProductQuantizer(ProductQuantizer):
         super()._restore(tensors)
         self.mean, self.rotation = tensors["mean"], tensors["rotation"]
 
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
         """Start with PQ and R = I. No step increases the error, so it is at most the error of PQ of x - mean."""
         self.mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.rotation = np.eye(x.shape[1], dtype=np.float32)
         centred = x - self.mean
-        super()._fit(centred, collaborative)
+        super()._fit(centred, collaborative, texts)
         for _ in track(range(self._config.iterations), self._config.method, unit="rounds"):
             self.improve(centred)
 

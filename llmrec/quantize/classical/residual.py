@@ -200,7 +200,7 @@ class RQKMeans(Quantizer):
     def _encoder(self) -> SumEncoder:
         return SumEncoder(self.codebooks)
 
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
         config = self._config
         self.__dict__.pop("_encoder", None)
         self.codebooks = []

@@ -4,6 +4,7 @@ The first levels describe what items share, from coarse to fine. The last ones s
 of dimensions, which are all quantized at once instead of one after the other.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -39,14 +40,14 @@ class ResidualProductQuantizer(Quantizer):
         for part, half in (("residual.", self._residual), ("product.", self._product)):
             half._restore({name.removeprefix(part): array for name, array in tensors.items() if name.startswith(part)})
 
-    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None) -> None:
+    def _fit(self, x: np.ndarray, collaborative: np.ndarray | None, texts: Sequence[str] | None) -> None:
         if x.shape[1] < self._product.levels:
             raise UserError(
                 f"--tokenize.product_levels is {self._product.levels}, but embeddings of {x.shape[1]} dimensions have "
                 "too few for one block per level; choose fewer, or method rq-kmeans"
             )
-        self._residual._fit(x, None)
-        self._product._fit(self._left(x, self._residual._encode(x)), None)
+        self._residual._fit(x, None, None)
+        self._product._fit(self._left(x, self._residual._encode(x)), None, None)
 
     def _left(self, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """`x` [B, D] minus the reconstruction by the residual levels, whose `codes` are [B, L - product_levels]."""

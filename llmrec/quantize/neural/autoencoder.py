@@ -14,6 +14,7 @@ from llmrec.quantize.classical.kmeans import balanced_kmeans, kmeans
 from llmrec.quantize.config import FSQ, TokenizeConfig
 from llmrec.quantize.neural.codebooks import Codebook, GridBound, MovableCodebook, PlacedCodebook, build_codebooks
 from llmrec.quantize.neural.estimators import JOINS, SQVAE, build_sampler
+from llmrec.quantize.neural.words import WordDecoder
 
 
 class Quantized(NamedTuple):
@@ -37,12 +38,13 @@ class ResidualAutoencoder(nn.Module):
     Args:
         dims: D, the dimensions of an item's embedding.
         config: sizes of the levels and, in `rq_vae`, of the network.
+        vocabulary: the words of the text decoder; empty without one.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, dims: int, config: TokenizeConfig) -> None:
+    def __init__(self, dims: int, config: TokenizeConfig, vocabulary: Sequence[str] = ()) -> None:
         super().__init__()
         settings = config.rq_vae
         widths = [dims, *settings.hidden, settings.latent]
@@ -52,6 +54,7 @@ class ResidualAutoencoder(nn.Module):
         self.codebooks = cast(Sequence[Codebook], nn.ModuleList(build_codebooks(config)))
         self.sampler = build_sampler(settings, config.levels, dims)
         self.head = nn.Linear(settings.latent, dims) if settings.loss.contrastive_of == "latents" else None
+        self.words = WordDecoder(settings.latent, vocabulary) if vocabulary else None
         self.join = JOINS.get(settings.estimator)
         self.latent = settings.latent
         self.beta = settings.beta
@@ -104,6 +107,21 @@ class ResidualAutoencoder(nn.Module):
             vectors.append(code)
         joined = total if self.join is None else self.join(z, total)
         return Quantized(torch.stack(indices, dim=1), joined, vectors, loss)
+
+    def prefixes(self, z: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+        """Return the sums of the vectors of the first 1, 2, ... L codes, with the gradient of the estimator.
+
+        Args:
+            z: latents, float32 [B, d].
+            vectors: of their codes, L tensors float32 [B, d].
+
+        Returns:
+            float32 [B, L, d]; its last level is `Quantized.joined`.
+        """
+        sums = torch.stack(list(vectors), dim=1).cumsum(1)
+        if self.join is None:
+            return sums
+        return self.join(z.repeat_interleave(len(vectors), dim=0), sums.flatten(0, 1)).view_as(sums)
 
     def sum_of_codes(self, index: Tensor) -> Tensor:
         """Return the sum, float32 [B, d], of the vectors of the codes `index`, int64 [B, l], of the first l levels."""

@@ -1,8 +1,9 @@
-"""The loss of an RQ-VAE: reconstruction, quantization, and seven optional terms.
+"""The loss of an RQ-VAE: reconstruction, quantization, and nine optional terms.
 
 The optional terms are contrastive reconstruction (CoST, arXiv 2404.14774), collaborative alignment and diversity
-(LETTER, arXiv 2405.07314), cohesion and spread (R3-VAE, arXiv 2604.11440), the contrast of clusters (arXiv 2109.13921)
-and the supervision of correlations (arXiv 2401.07257).
+(LETTER, arXiv 2405.07314), cohesion and spread (R3-VAE, arXiv 2604.11440), the contrast of clusters (arXiv 2109.13921),
+the supervision of correlations (arXiv 2401.07257), and the words of texts and the contrast of siblings (LMIndexer,
+arXiv 2310.07815).
 """
 
 import torch
@@ -13,6 +14,7 @@ from llmrec.quantize.classical.kmeans import balanced_assignment, balanced_kmean
 from llmrec.quantize.config import LossConfig
 from llmrec.quantize.neural.autoencoder import Quantized, ResidualAutoencoder
 from llmrec.quantize.neural.estimators import SQVAE, log_likelihood
+from llmrec.quantize.neural.words import word_loss
 
 
 def contrastive_reconstruction(x: Tensor, reconstruction: Tensor, temperature: float) -> Tensor:
@@ -166,6 +168,28 @@ def correlation(x: Tensor, quantized: Tensor, temperature: float) -> Tensor:
     return (target.exp() * (target - found)).sum(1).mean()
 
 
+def sibling_contrast(residuals: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """Return the contrastive loss of items against those that have the same codes up to a level (scalar).
+
+    r_l is what the first l codes leave of the latent, l = 0, 1, ... L - 1, and the siblings of item i at l are the
+    items of the batch with the same first l codes (at l = 0, all), with i itself. The loss is the mean over items and l
+    of -log softmax_j(cos(r_l of i, r_l of j) / temperature) at j = i, with j over the siblings.
+
+    LMIndexer compares the inner products of a language model's states, and draws four siblings per item.
+
+    Args:
+        residuals: r_l, floats [B, L, d].
+        codes: int64 [B, L].
+        temperature: above 0.
+    """
+    unit = F.normalize(residuals, dim=2).transpose(0, 1)
+    scores = unit @ unit.mT / temperature
+    same = (codes.T[:, :, None] == codes.T[:, None]).cumprod(0).bool()[:-1]
+    siblings = torch.cat([torch.ones_like(scores[:1], dtype=torch.bool), same])
+    log_shares = scores.masked_fill(~siblings, torch.finfo(scores.dtype).min).log_softmax(2)
+    return -log_shares.diagonal(dim1=1, dim2=2).mean()
+
+
 def _similarities(vectors: Tensor, temperature: float) -> Tensor:
     """log softmax_j(cos(v_i, v_j) / temperature) of the rows of `vectors`, floats [B, d], j not i: floats [B, B]."""
     unit = F.normalize(vectors, dim=1)
@@ -198,12 +222,13 @@ class Loss:
                 for codebook in self._model.codebooks
             ]
 
-    def __call__(self, x: Tensor, collaborative: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, collaborative: Tensor | None, words: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the loss (scalar) and the codes, int64 [B, L], of a batch of standardised items.
 
         Args:
             x: standardised items, float32 [B, D].
             collaborative: collaborative vectors of the same items, float32 [B, d]; None leaves that term out.
+            words: shares of the words in the texts of the same items, float32 [B, V]; None leaves that term out.
         """
         settings, model = self._settings, self._model
         z = model.encode(x)
@@ -227,6 +252,14 @@ class Loss:
             loss = loss + settings.cluster * term
         if settings.correlation:
             loss = loss + settings.correlation * correlation(x, quantized.joined, settings.similarity_temperature)
+        if words is not None and model.words is not None:
+            told = model.words(model.prefixes(z, quantized.vectors))
+            loss = loss + settings.words * word_loss(told, words)
+        if settings.siblings:
+            vectors = torch.stack(quantized.vectors, dim=1).detach()
+            left = z[:, None] - (vectors.cumsum(1) - vectors)
+            term = sibling_contrast(left, quantized.codes, settings.similarity_temperature)
+            loss = loss + settings.siblings * term
         return loss, quantized.codes
 
     def _reconstruction(self, x: Tensor, z: Tensor, reconstruction: Tensor) -> Tensor:

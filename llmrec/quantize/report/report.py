@@ -84,6 +84,10 @@ def _typical(x: Rows, group: np.ndarray, groups: int, item_ids: Sequence[str]) -
     return typical
 
 
+WORD = r"(?u)\b[^\W\d_]\w+\b"
+"""Pattern of a word: two or more letters or digits, of which the first is a letter."""
+
+
 def telling_words(titles: Sequence[str], group: np.ndarray, groups: int) -> list[list[str]]:
     """Find the words that best distinguish the titles of each group from all titles.
 
@@ -101,7 +105,7 @@ def telling_words(titles: Sequence[str], group: np.ndarray, groups: int) -> list
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    vectorizer = CountVectorizer(binary=True, token_pattern=r"(?u)\b[^\W\d_]\w+\b", dtype=np.float32)
+    vectorizer = CountVectorizer(binary=True, token_pattern=WORD, dtype=np.float32)
     try:
         has = vectorizer.fit_transform(titles)
     except ValueError:  # sklearn raises it if no title has a word
@@ -182,6 +186,12 @@ class Report(dict[str, Any]):
                 for epoch, rate in zip(training["epochs"], training["collision_rate"], strict=True)
             )
             lines.append(f"collisions by epoch {curve}; kept {training['kept']}")
+        if perplexity := self.get("word_perplexity"):
+            unigram, *by_level = (f"{value:.1f}" for value in perplexity)
+            lines.append(
+                f"words of the texts  perplexity {unigram} by frequency, {', '.join(by_level)} by the first codes of "
+                "each length"
+            )
         lines.append(
             f"time                {self['fit_seconds']:.1f} s to fit, "
             f"{self['encode_items_per_second']:.0f} items/s to encode"

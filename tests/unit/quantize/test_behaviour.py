@@ -9,7 +9,7 @@ import pytest
 
 from llmrec.data import Interactions
 from llmrec.errors import UserError
-from llmrec.quantize.config import TokenizeConfig
+from llmrec.quantize.config import LossConfig, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
 
 IDS = [f"i{row}" for row in range(24)]
@@ -52,6 +52,13 @@ def test_items_nobody_took_have_none_and_all_others_one_of_their_own(fitted: Ite
     assert len(np.unique(second.codes[:22], axis=0)) == 22
     assert (second.codes[:22] < second.level_sizes).all()
     assert (second.codes[:22] >= 0).all()
+
+
+def test_codes_of_behaviour_learn_from_no_texts(log: Interactions, vectors: np.ndarray) -> None:
+    network = RQVAEConfig(hidden=[8], latent=4, epochs=5, loss=LossConfig(words=1.0))
+    tokenizer = ItemTokenizer("rq-vae", levels=2, codes=4, behaviour=8, rq_vae=network)
+    texts = [f"group{group}" for group in GROUPS]
+    assert tokenizer.fit_embeddings(IDS, vectors, log=log, texts=texts).behaviour.known.sum() == 22
 
 
 def test_without_the_option_nothing_changes(fitted: ItemTokenizer, log: Interactions, vectors: np.ndarray) -> None:

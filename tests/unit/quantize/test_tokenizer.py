@@ -146,7 +146,7 @@ def test_collaborative_vectors_reach_the_quantizer(monkeypatch):
     given = {}
     fit = RQKMeans.fit
 
-    def spy(self, x, collaborative=None):
+    def spy(self, x, collaborative=None, texts=None):
         given["vectors"] = collaborative
         return fit(self, x)
 
@@ -156,6 +156,38 @@ def test_collaborative_vectors_reach_the_quantizer(monkeypatch):
     assert given["vectors"].shape == (90, 4)
     assert given["vectors"][2].any()
     assert not given["vectors"][3].any()
+
+
+def test_the_texts_of_a_catalogue_reach_the_text_decoder(tmp_path):
+    network = RQVAEConfig(hidden=[8], latent=4, epochs=20, loss=LossConfig(words=1.0))
+    embed = EmbedConfig("tfidf-svd", dim=6, template="{title}")
+    tokenizer = ItemTokenizer("rq-vae", levels=2, codes=4, rq_vae=network, embed=embed).fit(shop())
+    words = tokenizer.words_of(tokenizer.codes)  # with the dedup level
+    assert words == tokenizer.words_of(tokenizer.codes[:, :2])
+    told = {each.word for found in words for each in found}
+    assert told
+    assert told <= {word for title in shop().frame["title"] for word in title.split()}, "no brands: of the template"
+    first = tokenizer.words_of(tokenizer.codes[:, :1], 1)
+    assert {len(found) for found in first} <= {0, 1}
+    report = tokenizer.report()
+    assert report["word_perplexity"][0] > report["word_perplexity"][2]
+    assert f"by frequency, {report['word_perplexity'][1]:.1f}, {report['word_perplexity'][2]:.1f} by" in str(report)
+    tokenizer.save(tmp_path)
+    again = ItemTokenizer.load(tmp_path)
+    assert again.words_of(tokenizer.codes) == words
+    assert again.report() == report
+
+
+def test_what_needs_texts_says_so():
+    network = RQVAEConfig(hidden=[8], latent=4, loss=LossConfig(words=0.5))
+    with pytest.raises(UserError, match=r"loss\.words needs the items' texts, but fit was given none"):
+        ItemTokenizer("rq-vae", levels=2, codes=8, rq_vae=network).fit_embeddings(IDS, X)
+
+
+def test_a_tokenizer_without_a_text_decoder_says_what_has_one():
+    tokenizer = ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X)
+    with pytest.raises(UserError, match=r"method rq-kmeans without a text decoder .*loss\.words above 0"):
+        tokenizer.words_of(tokenizer.codes)
 
 
 def test_a_memory_mapped_array_gives_the_same(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tolerances import SCORES, SUMS
 
+from llmrec.cli.main import main
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.generate import GenerateSearch
 from llmrec.decode.search import NotNumbersError
@@ -16,6 +17,7 @@ from llmrec.decode.tree import TreeSearch
 from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.model.config import BaseConfig
+from llmrec.quantize import LossConfig, RQVAEConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender.discover import discover, free_tuples, nearest_items
 from llmrec.recommender.recommender import Recommender
@@ -28,6 +30,16 @@ EVERY = np.array(list(itertools.product(range(4), range(5))))
 def sparse(tiny_catalog) -> Recommender:
     """20 items on 6 x 6 tuples and a dedup level; an unfitted model."""
     tokenizer = ItemTokenizer(levels=2, codes=6, embed=EmbedConfig(encoder="tfidf-svd", dim=8)).fit(tiny_catalog)
+    config = BaseConfig(hidden_size=32, layers=1, heads=4, vocabulary=320, context=160)
+    return Recommender.from_base(None, tokenizer, config=config, decode_config=DecodeConfig(dtype="float32", beams=36))
+
+
+@pytest.fixture(scope="module")
+def told(tiny_catalog) -> Recommender:
+    """The same items, with a tokenizer that has a text decoder."""
+    network = RQVAEConfig(hidden=[16], latent=8, epochs=20, loss=LossConfig(words=1.0))
+    embed = EmbedConfig(encoder="tfidf-svd", dim=8)
+    tokenizer = ItemTokenizer("rq-vae", levels=2, codes=6, rq_vae=network, embed=embed).fit(tiny_catalog)
     config = BaseConfig(hidden_size=32, layers=1, heads=4, vocabulary=320, context=160)
     return Recommender.from_base(None, tokenizer, config=config, decode_config=DecodeConfig(dtype="float32", beams=36))
 
@@ -192,6 +204,27 @@ def test_the_model_is_asked_for_the_free_tokens(sparse, monkeypatch):
     monkeypatch.setattr(sparse.ranker.search.model, "generate", listening)
     found = discover(sparse, [["i1"]], k=2)
     assert [each.semantic_id in prompt for each, prompt in zip(found, asked, strict=True)] == [True, True]
+
+
+def test_a_text_decoder_tells_the_words_of_free_codes(told, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(told.templates, "codes-to-item")  # saves its time
+    found = discover(told, [["i1", "i2"]], k=6)
+    words = told.item_tokenizer.words_of(np.array([each.codes for each in found]))
+    assert [each.text for each in found] == words
+    assert any(words)
+    told.save_pretrained(tmp_path / "bundle")
+    again = discover(Recommender.from_pretrained(tmp_path / "bundle"), [["i1", "i2"]], k=6)
+    assert [(each.codes, each.text) for each in again] == [(each.codes, each.text) for each in found]
+    capsys.readouterr()
+    assert main(["discover", "--model", str(tmp_path / "bundle"), "--history", "i1", "i2", "--k", "6"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    shown = [", ".join(f"{word.word} {word.probability:.3f}" for word in each.text) for each in found if each.text]
+    assert [line.removeprefix("text   ") for line in lines if line.startswith("text")] == shown
+
+
+def test_a_tokenizer_without_a_text_decoder_tells_no_text(sparse, monkeypatch):
+    monkeypatch.delitem(sparse.templates, "codes-to-item")  # saves its time
+    assert discover(sparse, [["i1"]], k=1)[0].text is None
 
 
 def test_words_alone_and_words_with_histories(sparse):

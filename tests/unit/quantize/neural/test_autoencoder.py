@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from llmrec.quantize import RQVAEConfig, TokenizeConfig
+from llmrec.quantize.config import LossConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
 from llmrec.quantize.neural.codebooks import LearnedCodebook
 
@@ -29,6 +30,10 @@ def of_codebook(codebook: str, **settings) -> ResidualAutoencoder:
     return module(codebook=codebook, init="none" if codebook == "simvq" else "kmeans++", **settings)
 
 
+HEADED = {"loss": LossConfig(contrastive=1, contrastive_of="latents")}
+"""The teacher that estimator none needs."""
+
+
 def tables(model: ResidualAutoencoder) -> list[torch.Tensor]:
     return [codebook.effective().detach() for codebook in model.codebooks]
 
@@ -43,6 +48,25 @@ def test_commitment_of_every_level_reaches_the_encoder():
         residual = residual - codes[quantized.codes[:, level]]
         expected += model.beta * 2 * residual / residual.numel()
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("estimator", ["straight-through", "rotation", "reflection", "none"])
+def test_each_prefix_has_the_gradient_of_the_estimator(estimator):
+    model = module(estimator=estimator, **(HEADED if estimator == "none" else {}))
+    z = torch.randn(9, 4, requires_grad=True)
+    quantized = model.quantize(z)
+    prefixes, weights = model.prefixes(z, quantized.vectors), torch.randn(9, 4)
+    for level in range(3):
+        alone = model.join(z, sum(quantized.vectors[: level + 1]))
+        torch.testing.assert_close(prefixes[:, level], alone)
+        if estimator != "none":
+            found, expected = (
+                torch.autograd.grad((value * weights).sum(), z, retain_graph=True)[0]
+                for value in (prefixes[:, level], alone)
+            )
+            torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(prefixes[:, -1], quantized.joined)
+    assert prefixes.requires_grad == (estimator != "none")
 
 
 def test_each_codebook_learns_from_its_own_level_alone():

@@ -15,8 +15,10 @@ from llmrec.quantize.neural.objectives import (
     diversity,
     group_codes,
     latent_reconstruction,
+    sibling_contrast,
     spread,
 )
+from llmrec.quantize.neural.words import word_loss
 
 X = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
 CF = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
@@ -26,7 +28,8 @@ def linear(**loss) -> tuple[ResidualAutoencoder, Loss]:
     """Encoder and decoder are the identity on 4 dimensions; two levels of six random codes."""
     torch.manual_seed(0)
     network = RQVAEConfig(hidden=[], latent=4, loss=LossConfig(**loss))
-    model = ResidualAutoencoder(4, TokenizeConfig("rq-vae", levels=2, codes=6, rq_vae=network))
+    vocabulary = ["ash", "oak", "elm"] if network.loss.words else []
+    model = ResidualAutoencoder(4, TokenizeConfig("rq-vae", levels=2, codes=6, rq_vae=network), vocabulary)
     with torch.no_grad():
         for codebook in model.codebooks:
             codebook.codes.normal_()
@@ -188,3 +191,29 @@ def test_only_an_attached_target_sends_gradients_to_the_latents(target_detach):
     z = X.clone().requires_grad_()
     latent_reconstruction(model, z, torch.zeros(9, 4, requires_grad=True), target_detach).backward()
     assert (z.grad is None) == target_detach
+
+
+def test_the_text_decoder_reads_every_prefix_of_the_codes():
+    model, compute = linear(words=0.5)
+    first, second = model.quantize(X).vectors
+    shares = torch.eye(3).repeat(3, 1)
+    told = torch.stack([model.words(first), model.words(first + second)], dim=1)
+    found = (compute(X, None, shares)[0] - compute(X, None)[0]).item()
+    assert found == pytest.approx(0.5 * word_loss(told, shares).item(), rel=1e-4)
+
+
+def test_the_words_teach_the_encoder_and_the_decoder():
+    model, compute = linear(quantization=0.0, words=1.0)
+    plain, without = linear(quantization=0.0, words=1.0)
+    compute(X, None, torch.eye(3).repeat(3, 1))[0].backward()
+    without(X, None)[0].backward()
+    assert (model.encoder[0].weight.grad != plain.encoder[0].weight.grad).any()
+    assert model.words.linear.weight.grad.abs().sum() > 0
+
+
+def test_siblings_are_told_apart_by_what_their_common_codes_leave():
+    model, _ = linear()
+    quantized = model.quantize(X)
+    left = torch.stack([X, X - quantized.vectors[0]], dim=1)
+    term = sibling_contrast(left, quantized.codes, 0.2).item()
+    assert value(siblings=2.0, similarity_temperature=0.2) - value() == pytest.approx(2 * term, rel=1e-4)

@@ -38,6 +38,8 @@ SOUND = {
     ),
     "letter": replace(SMALL, loss=LossConfig(collaborative=0.1, diversity=0.01, diversity_groups=2)),
     "clusters": replace(SMALL, loss=LossConfig(cluster=0.1, correlation=0.1)),
+    "lmindexer": replace(SMALL, loss=LossConfig(words=0.1, siblings=0.1)),
+    "lmindexer gumbel": replace(SMALL, estimator="gumbel", loss=LossConfig(words=0.1, siblings=0.1)),
     "cohesion-spread": replace(SMALL, loss=LossConfig(cohesion=0.1, spread=0.05)),
 }
 
@@ -46,7 +48,7 @@ def fit(network: RQVAEConfig, x: np.ndarray = X, codes: int | list[int] | None =
     if codes is None:
         codes = {"fsq": 8, "fsq-symmetric": 9}.get(network.codebook, 5)
     config = TokenizeConfig("rq-vae", levels=levels, codes=codes, rq_vae=network)
-    return RQVAE(config).fit(x, x[:, : network.latent])
+    return RQVAE(config).fit(x, x[:, : network.latent], [f"high{row.argmax()}" for row in x])
 
 
 @pytest.mark.parametrize("network", SOUND.values(), ids=SOUND)
