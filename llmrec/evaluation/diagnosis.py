@@ -310,9 +310,12 @@ def write_frontier(curve: dict[str, Any], metrics: Metrics, directory: str | Pat
     (directory / "frontier.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")  # draws with Agg, no display
     axes = figure.subplots()
-    colours = {"llmrec": "tab:orange", "experts": "tab:blue"}
-    for name, own in {"llmrec": curve, "experts": curve.get("experts", {"points": []})}.items():
-        axes.plot([p["warm"] for p in own["points"]], [p["cold"] for p in own["points"]], color=colours[name])
+    colours, curves = {"llmrec": "tab:orange", "experts": "tab:blue"}, {"fusion": curve}
+    if "experts" in curve:
+        curves["experts alone"] = curve["experts"]
+    for (name, own), colour in zip(curves.items(), colours.values(), strict=False):
+        axes.plot([p["warm"] for p in own["points"]], [p["cold"] for p in own["points"]], color=colour, label=name)
+    axes.legend(frameon=False, fontsize="small", title="as the bonus of cold items rises", title_fontsize="small")
     for name, entry in metrics["systems"].items():
         if "warm" in entry and "cold" in entry:
             at = entry["warm"]["recall@10"], entry["cold"]["recall@10"]
