@@ -425,8 +425,8 @@ class RefineConfig:
     """Weight of the preference-semantic alignment: the hidden state must find the reconstruction of the item among
     those of its batch. 0: left out."""
     temperature: float = 0.1
-    """Temperature of the code distributions, in units of the mean squared distance of a level's residuals to its codes;
-    with a lower one they come closer to the single nearest code."""
+    """Temperature of the code distributions, in units of the mean squared distance of the items' residuals to the codes
+    of a level; with a lower one they come closer to the single nearest code."""
     tokenizer_epochs: int = 10
     """Passes of the tokenizer over the pairs of a history and the next item, in each round."""
     learning_rate: float = 1e-3

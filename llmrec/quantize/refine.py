@@ -72,30 +72,32 @@ def chain(z: Tensor, codebooks: Sequence[Codebook]) -> Chain:
     return Chain(torch.stack(codes, dim=1), residuals, total)
 
 
-def code_distributions(
-    residuals: Sequence[Tensor], codebooks: Sequence[Tensor], widths: Sequence[float]
-) -> list[Tensor]:
-    """log softmax_k(-|r_l - c_lk|^2 / width_l) of each level: L tensors float32 [B, C_l].
+def code_distances(residuals: Sequence[Tensor], codebooks: Sequence[Tensor]) -> list[Tensor]:
+    """|r_l - c_lk|^2 of each level: L tensors float32 [B, C_l].
 
     Args:
         residuals: r_l, L tensors float32 [B, d].
         codebooks: c_l, L tensors float32 [C_l, d].
-        widths: one number above 0 per level.
     """
-    return [
-        F.log_softmax(-squared_distances(residual, codes) / width, dim=1)
-        for residual, codes, width in zip(residuals, codebooks, widths, strict=True)
-    ]
+    return [squared_distances(residual, codes) for residual, codes in zip(residuals, codebooks, strict=True)]
 
 
-def sequence_item_alignment(items: Sequence[Tensor], states: Sequence[Tensor]) -> Tensor:
+def sequence_item_alignment(items: Sequence[Tensor], states: Sequence[Tensor], temperature: float) -> Tensor:
     """KL(p, q) + KL(q, p), summed over levels, mean over the batch (scalar).
 
+    p = softmax_k(-distance / (temperature * mean distance of the items at that level)) is the code distribution of an
+    item, and q that of the state before it, by the same mean. So nothing is gained by a smaller scale of all.
+
     Args:
-        items: log p, the code distributions of the items, L tensors float32 [B, C_l].
-        states: log q, those of the states before them, of the same shapes.
+        items: distances of the items, L tensors float32 [B, C_l].
+        states: distances of the projected states, of the same shapes.
+        temperature: above 0.
     """
-    terms = [((p.exp() - q.exp()) * (p - q)).sum(1).mean() for p, q in zip(items, states, strict=True)]
+    terms = []
+    for mine, theirs in zip(items, states, strict=True):
+        width = temperature * mine.mean()
+        p, q = F.log_softmax(-mine / width, dim=1), F.log_softmax(-theirs / width, dim=1)
+        terms.append(((p.exp() - q.exp()) * (p - q)).sum(1).mean())
     return torch.stack(terms).sum()
 
 
@@ -327,7 +329,6 @@ class _Alignment(nn.Module):
         self._settings = settings
         with torch.no_grad():
             z = torch.cat([network.encode(block) for block in items.split(BLOCK)])
-            self._widths = [settings.temperature * width for width in _mean_distances(z, network.codebooks)]
         self.to_latents = _ridge(states, z[targets])
         self.to_items = _ridge(states, items[targets])
 
@@ -339,29 +340,15 @@ class _Alignment(nn.Module):
         found, loss = chain(z, network.codebooks), z.new_zeros(())
         if settings.sequence_item:
             codebooks = [codebook.effective() for codebook in network.codebooks]
-            own = code_distributions(found.residuals, codebooks, self._widths)
-            residuals = chain(self.to_latents(states), network.codebooks).residuals
-            theirs = code_distributions(residuals, codebooks, self._widths)
-            loss = loss + settings.sequence_item * sequence_item_alignment(own, theirs)
+            own = code_distances(found.residuals, codebooks)
+            theirs = code_distances(chain(self.to_latents(states), network.codebooks).residuals, codebooks)
+            loss = loss + settings.sequence_item * sequence_item_alignment(own, theirs, settings.temperature)
         if settings.preference_semantic:
             # Straight through: the gradient goes to the codes and to the latents.
             reconstruction = network.decode(found.total + z - z.detach())
             term = preference_semantic_alignment(self.to_items(states), reconstruction, targets, SIMILARITY)
             loss = loss + settings.preference_semantic * term
         return loss
-
-
-def _mean_distances(z: Tensor, codebooks: Sequence[Codebook]) -> list[float]:
-    """The mean squared distance of the residuals of `z`, float32 [N, d], to all codes of each level."""
-    residuals = chain(z, codebooks).residuals
-    return [
-        float(
-            torch.cat(
-                [squared_distances(block, codebook.effective()).mean(1) for block in residual.split(BLOCK)]
-            ).mean()
-        )
-        for residual, codebook in zip(residuals, codebooks, strict=True)
-    ]
 
 
 def _ridge(states: Tensor, values: Tensor) -> nn.Linear:
