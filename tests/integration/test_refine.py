@@ -41,7 +41,7 @@ def test_a_run_with_two_rounds(llmrec: Program, run_copy: Path, tiny_flags: list
     assert all(f"{stage}: unchanged" in again.stderr for stage in ("refine", "model", "evaluate"))
 
     old = pl.read_parquet(run_copy / "model" / "item_index.parquet").row(0, named=True)
-    fields = {name: [old[f"fields.{name}"]] for name in ("description", "brand", "category")}
+    fields = {name.removeprefix("fields."): [text] for name, text in old.items() if name.startswith("fields.")}
     table = tmp_path / "new.csv"
     pl.DataFrame({"item_id": ["NEW"], "title": [old["title"]], **fields}).write_csv(table)
     assert llmrec("add-items", "--model", run_copy / "model", "--items", table).returncode == 0

@@ -170,20 +170,23 @@ def test_the_codes_group_items_as_behaviour_does(method: str) -> None:
     np.testing.assert_array_equal(restored.encode(x), codes)
 
 
-def test_without_alignments_a_perfect_fit_stays() -> None:
-    """Every item is the sum of two codes, so no loss has a gradient."""
+@pytest.mark.parametrize("levels", [1, 2])
+def test_without_alignments_a_perfect_fit_stays(levels: int) -> None:
+    """Every item is the sum of its codes. With one level no loss has a gradient; with two, the first codebook follows
+    the mean of each batch, and the codes stay all the same."""
     rng = np.random.default_rng(3)
-    quantizer = RQKMeans(TokenizeConfig(levels=2, codes=4))
+    quantizer = RQKMeans(TokenizeConfig(levels=levels, codes=4))
     # Whole numbers, whose sums and differences are exact.
-    quantizer.codebooks = [(rng.permuted(np.arange(24)) * scale).reshape(4, 6).astype(np.float32) for scale in (16, 1)]
-    codes = np.array([[first, second] for first in range(4) for second in range(4)], np.int32)
+    scales = (16, 1)[:levels]
+    quantizer.codebooks = [(rng.permuted(np.arange(24)) * scale).reshape(4, 6).astype(np.float32) for scale in scales]
+    codes = np.array(list(np.ndindex(*[4] * levels)), np.int32)
     x = quantizer.decode(codes)
     states = rng.normal(size=(50, 5)).astype(np.float32)
-    after = refined(quantizer, x, states, rng.integers(16, size=50), PLAIN, seed=0)
+    after = refined(quantizer, x, states, rng.integers(len(x), size=50), PLAIN, seed=0)
     np.testing.assert_array_equal(after.encode(x), codes)
-    for old, new in zip(quantizer.codebooks, after.codebooks, strict=True):
-        np.testing.assert_allclose(new, old, atol=1e-6)
     np.testing.assert_array_equal(after.shift(x), x)
+    if levels == 1:
+        np.testing.assert_array_equal(after.codebooks, quantizer.codebooks)
 
 
 def test_without_alignments_hardly_an_item_moves() -> None:
