@@ -48,7 +48,7 @@ BENCHMARK = pipeline.BENCHMARK
 EXPERTS, ALONE = FusedExperts.name, "language-model"
 """Contenders beside the baselines, and `OURS`: the experts without a language model, the language model without
 experts, and both."""
-LEARNT = ("tokenize", "teacher", "intentions", "base", "train", "preference")
+LEARNT = ("tokenize", "teacher", "intentions", "base", "train", "refine", "preference")
 """Stages of the language model alone that it shares with everything fused."""
 MASKED, KEPT = "metrics.json", "seen_kept.json"
 FIGURES = ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "mrr@10")

@@ -15,7 +15,7 @@ from llmrec.evaluation.config import EvaluateConfig
 from llmrec.intentions.intentions import IntentionsConfig
 from llmrec.model.config import BaseConfig
 from llmrec.preference.config import PreferenceConfig
-from llmrec.quantize.config import TokenizeConfig
+from llmrec.quantize.config import RefineConfig, TokenizeConfig
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig, check_encoder_decoder
 
@@ -40,6 +40,8 @@ class Config:
     """Training tasks and prompts."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training method and schedule."""
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    """Tokenizer and language model trained in turns, after the training."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     """Preference alignment after the training."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -84,6 +86,8 @@ class Config:
                 "--data.regime strict gives cold items their codes only after the training, --tokenize.file "
                 f"{self.tokenize.file} has them already; set --data.regime catalogue-known."
             )
+        if self.refine.rounds:
+            self._check_refine()
         if self.train.distill.weight:
             self.train.distill.taught_by(self.experts.models)
         if self.base.model is None and self.base.architecture == "t5":
@@ -93,6 +97,15 @@ class Config:
             raise UserError(
                 f"--evaluate.{asked} goes by items, which --decode.constraint {self.decode.constraint} does not know; "
                 "set it to trie."
+            )
+
+    def _check_refine(self) -> None:
+        """Raise UserError for a setting that does not go with a refined tokenizer."""
+        self.refine.check(self.tokenize)
+        if self.train.distill.weight:
+            raise UserError(
+                f"--refine.rounds {self.refine.rounds} gives the items other semantic IDs, and --train.distill.weight "
+                f"{self.train.distill.weight} has teachers for the first ones; set one of the two to 0."
             )
 
 

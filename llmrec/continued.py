@@ -155,6 +155,8 @@ def check_bundle(config: Config) -> None:
         raise UserError(
             f"--data.regime strict: {subject}, which knows the cold items too; set --data.regime catalogue-known."
         )
+    if config.refine.rounds:
+        raise UserError(f"--refine.rounds {config.refine.rounds}: {subject}, whose semantic IDs are kept; set it to 0.")
     if config.tokenize.file is not None:
         raise UserError(
             f"--tokenize.file {config.tokenize.file}: {subject}, whose semantic IDs are kept; leave it out."

@@ -1,6 +1,7 @@
 """The whole pipeline makes a bundle and its metrics from a catalogue and a log of interactions.
 
-    data -> embed -> tokenize -> experts -> teacher -> intentions -> base -> train -> preference -> model -> evaluate
+    data -> embed -> tokenize -> experts -> teacher -> intentions -> base -> train -> refine -> preference -> model
+    -> evaluate
 
 Each stage reads folders of the run directory and writes one; `RunDirectory.build` skips finished stages. The stages
 before `model` learn from `Prepared.for_training`. With `data.regime: strict` it lacks the cold items; the model stage
@@ -36,6 +37,7 @@ from llmrec.data.readers import input_files
 from llmrec.expert_stages import experts_stage, teacher_stage
 from llmrec.intentions import Intentions, gather
 from llmrec.model.architecture import says_encoder_decoder
+from llmrec.refine_stages import refine_stage, trained_stage
 from llmrec.rundir import CONFIG, RunDirectory
 from llmrec.stage import Stage, file_hashes, files_state, model_state
 from llmrec.train.config import check_encoder_decoder
@@ -227,7 +229,7 @@ def preference_stage(config: Config, run: RunDirectory) -> None:
     `bundle/`; no stage if `preference.method` is none."""
     from llmrec.recommender.recommender import Recommender
 
-    settings, files = config.preference, {}
+    settings, files, before = config.preference, {}, trained_stage(config)
     if settings.method == "none":
         return
     if run.main and settings.feedback is not None:
@@ -235,7 +237,7 @@ def preference_stage(config: Config, run: RunDirectory) -> None:
 
     def make(out: Path) -> None:
         prepared = load(run.path("data")).for_training
-        trained = run.path("train") / "bundle"
+        trained = run.path(before) / "bundle"
         recommender = Recommender.from_pretrained(trained, config.decode, config.base.trust_remote_code)
         validation = prepared.split.validation_examples(prepared.catalog)
         recommender.prefer(prepared.split.train, validation, config=settings, folder=out)
@@ -246,7 +248,7 @@ def preference_stage(config: Config, run: RunDirectory) -> None:
     # The decoder that serves draws the lists that are learnt from.
     steers = {"preference": asdict(settings), "decode": asdict(config.decode)}
     spare = ("start.safetensors", "checkpoint.safetensors", "best.safetensors", "pairs.parquet")
-    run.build(Stage("preference", steers, make, ["data", "train"], files, resumable=True, together=True, spare=spare))
+    run.build(Stage("preference", steers, make, ["data", before], files, resumable=True, together=True, spare=spare))
 
 
 def model_stage(config: Config, run: RunDirectory) -> None:
@@ -264,7 +266,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 
     strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
     experts = bool(config.experts.models)
-    last = "train" if config.preference.method == "none" else "preference"
+    last = trained_stage(config) if config.preference.method == "none" else "preference"
 
     def make(out: Path) -> None:
         bundle, prepared = run.path(last) / "bundle", load(run.path("data"))
@@ -375,6 +377,7 @@ STAGES = {
     "intentions": intentions_stage,
     "base": base_stage,
     "train": train_stage,
+    "refine": refine_stage,
     "preference": preference_stage,
     "model": model_stage,
     "evaluate": evaluate_stage,

@@ -1,4 +1,4 @@
-"""Semantic IDs for items that are added to a catalogue: near to their codes, and not taken by another item."""
+"""Semantic IDs where the levels stand: for items that are added to a catalogue, and for items with new codes."""
 
 import math
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmrec.errors import UserError
-from llmrec.quantize.collisions import nearest_free_codes
+from llmrec.quantize.collisions import nearest_free_codes, resolve_collisions
 from llmrec.quantize.config import Collisions
 
 if TYPE_CHECKING:
@@ -44,6 +44,42 @@ def place(
     shelves = _Shelves(taken, level_sizes, codes[:, 0], quantizer)
     placed = [shelves.put(tuple(own), vector) for own, vector in zip(codes.tolist(), x, strict=True)]
     return np.array(placed, np.int32).reshape(len(codes), len(level_sizes))
+
+
+def within_levels(
+    strategy: Collisions,
+    codes: np.ndarray,
+    level_sizes: list[int],
+    quantizer: "Quantizer",
+    x: np.ndarray,
+    counts: np.ndarray | None = None,
+) -> np.ndarray:
+    """The semantic IDs (int32 [N, L']) of all items for new `codes`, in levels of the old sizes.
+
+    Collisions are resolved as usual. If more items have the same codes than the dedup level has ranks, those beyond it
+    are placed as added items are.
+
+    Args:
+        strategy: how collisions are resolved.
+        codes: codes of the quantizer, int32 [N, L].
+        level_sizes: the size of each of the L' levels; L' is L, or L + 1 with a dedup level.
+        quantizer: made the codes.
+        x: embeddings of the items, floats [N, D].
+        counts: training events per item, int64 [N]; only for `dedup-popularity`.
+
+    Raises:
+        UserError: no semantic ID is free.
+    """
+    found, sizes = resolve_collisions(strategy, codes, quantizer.level_sizes, quantizer, x, counts)
+    missing = len(level_sizes) - len(sizes)
+    if missing > 0:  # no collision is left, so every item has rank 0
+        found = np.pad(found, ((0, 0), (0, missing)))
+    ranked = found[:, len(level_sizes) :]  # a dedup level that the tokenizer lacks
+    fits = (found[:, : len(level_sizes)] < level_sizes).all(axis=1) & ~ranked.any(axis=1)
+    found = np.ascontiguousarray(found[:, : len(level_sizes)], np.int32)
+    if not fits.all():
+        found[~fits] = place(strategy, found[fits], level_sizes, codes[~fits], quantizer, x[~fits])
+    return found
 
 
 class _Shelves:

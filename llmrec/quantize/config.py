@@ -1,4 +1,4 @@
-"""The `tokenize` section of the configuration."""
+"""The `tokenize` and `refine` sections of the configuration."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,6 +35,8 @@ LATER = {
 }
 """Fields that earlier versions lacked."""
 DEFAULT_BEAMS: dict[Method, int] = {"rq-kmeans": 1, "aq": 8}
+REFINED: tuple[Method, ...] = ("kmeans", "rq-kmeans", "rq-vae")
+"""Methods that `refine` can train further."""
 
 
 @dataclass
@@ -415,3 +417,65 @@ def grid_size(settings: RQVAEConfig) -> int:
     for values in settings.grid:
         size *= values if settings.codebook == "fsq" else 2 * (values // 2) + 1
     return size
+
+
+@dataclass
+class RefineConfig:
+    """Rounds in which tokenizer and language model are trained in turns, after the training (ETEGRec, arXiv
+    2409.05546)."""
+
+    rounds: int = 0
+    """Rounds. In each, the tokenizer is trained while the language model is frozen, the items get new semantic IDs, and
+    the language model is trained further on these. 0: the semantic IDs stay as they are."""
+    epochs: int = 2
+    """Passes over the task mixture in each round; all else of the training is as in `train`."""
+    sequence_item: float = 0.1
+    """Weight of the sequence-item alignment: the divergence between the code distributions of an item and of the
+    language model's hidden state after the history before it. 0: left out."""
+    preference_semantic: float = 0.1
+    """Weight of the preference-semantic alignment: the hidden state must find the reconstruction of the item among
+    those of its batch. 0: left out."""
+    temperature: float = 0.1
+    """Temperature of the code distributions, in units of the mean squared distance of the items' residuals to the codes
+    of a level; with a lower one they come closer to the single nearest code."""
+    tokenizer_epochs: int = 10
+    """Passes of the tokenizer over the pairs of a history and the next item, in each round."""
+    learning_rate: float = 1e-3
+    """Step size of the tokenizer at the start of a round; it falls linearly to 0."""
+    examples: int = 50_000
+    """Largest number of pairs, drawn at random from the training log."""
+
+    def __post_init__(self) -> None:
+        at_least = {
+            0: ("rounds", "sequence_item", "preference_semantic"),
+            1: ("epochs", "tokenizer_epochs", "examples"),
+        }
+        check_fields(self, "refine", at_least=at_least, positive=("temperature", "learning_rate"))
+
+    def check(self, tokenize: TokenizeConfig) -> None:
+        """Check that the tokenizer of `tokenize` can be refined.
+
+        Raises:
+            UserError: its codes are no sums of residual codes with distances, or come from a file.
+        """
+        flag = f"--refine.rounds {self.rounds}"
+        if tokenize.method not in REFINED:
+            raise UserError(
+                f"{flag} trains codes of residuals, and --tokenize.method {tokenize.method} has others; choose "
+                f"{' or '.join(REFINED)}, or set this to 0."
+            )
+        if tokenize.method == "rq-vae" and tokenize.rq_vae.codebook in FSQ:
+            raise UserError(
+                f"{flag} goes by the distances to the codes, and --tokenize.rq_vae.codebook {tokenize.rq_vae.codebook} "
+                "is a grid without any; choose another codebook, or set this to 0."
+            )
+        if tokenize.needs_texts:
+            raise UserError(
+                f"{flag} moves the codes and does not train the text decoder of --tokenize.rq_vae.loss.words "
+                f"{tokenize.rq_vae.loss.words}; set one of the two to 0."
+            )
+        if tokenize.file is not None:
+            raise UserError(
+                f"{flag} gives the items other semantic IDs, and --tokenize.file {tokenize.file} says which they have; "
+                "leave it out, or set this to 0."
+            )

@@ -27,7 +27,7 @@ from llmrec.embed import (
     require_finite,
 )
 from llmrec.errors import UserError
-from llmrec.quantize.arrivals import place
+from llmrec.quantize.arrivals import place, within_levels
 from llmrec.quantize.base import BLOCK, LikelyWord, Quantizer
 from llmrec.quantize.behaviour import BehaviourCodes
 from llmrec.quantize.collisions import excess, resolve_collisions
@@ -364,6 +364,23 @@ class ItemTokenizer:
         figures = measure(x, codes, self.codes, self.quantizer, self.config.seed, behaviour, self.item_ids, titles)
         other._report = Report({**self._report, **figures})
         return other
+
+    def requantized(self, quantizer: Quantizer, vectors: np.ndarray, log: Interactions, titles: Sequence[str]) -> Self:
+        """The tokenizer with another quantizer of as many codes, which gives its items new semantic IDs, and a new
+        report. The levels keep their sizes, so that a language model has a row for each code.
+
+        Args:
+            quantizer: as `llmrec.quantize.refine.refined` gives it.
+            vectors: as for `fit_embeddings`, and so are `log` and `titles`.
+
+        Raises:
+            UserError: no semantic ID is free.
+        """
+        other, x = copy.copy(self), self.inputs(self.item_ids, vectors)
+        counts, codes = Behaviour.from_log(log, self.item_ids).counts, quantizer.assign(x)
+        other.quantizer = quantizer
+        other.codes = within_levels(self.config.collisions, codes, self.level_sizes, quantizer, x, counts)
+        return other.measured(vectors, log, titles)
 
     def save(self, folder: str | Path) -> None:
         """Write quantizer.safetensors, quantizer.json, item_codes.parquet, report.json, and the encoder's files."""

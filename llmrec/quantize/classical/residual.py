@@ -7,9 +7,11 @@ with all codebooks and a table of the products between codebooks. Large codebook
 the square of C; then each level is searched with the residuals x - p.
 """
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -180,21 +182,74 @@ ROUNDING = 4 * np.finfo(np.float32).eps
 """If |residual| / |x| is below this, the residual is only rounding error and is set to 0."""
 
 
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """Moves a vector before it is encoded: x + max(0, x @ inner + bias) @ outer. `quantize/refine.py` learns it.
+
+    Attributes:
+        inner: float32 [D, H].
+        bias: float32 [H].
+        outer: float32 [H, D].
+
+    Raises:
+        ValueError: the shapes do not fit together, or a number is not finite.
+    """
+
+    inner: np.ndarray
+    bias: np.ndarray
+    outer: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.inner.ndim != 2 or self.outer.shape != self.inner.T.shape or self.bias.shape != self.outer.shape[:1]:
+            raise ValueError(f"a shift of inner {self.inner.shape}, bias {self.bias.shape}, outer {self.outer.shape}")
+        if not all(np.isfinite(each).all() for each in (self.inner, self.bias, self.outer)):
+            raise ValueError("a shift with numbers that are not finite")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The moved vectors, float32 [N, D], of `x`, floats [N, D]; in blocks."""
+        moved = np.empty(x.shape, np.float32)
+        inner, bias, outer = (each.astype(np.float64) for each in (self.inner, self.bias, self.outer))
+        for start in range(0, len(x), BLOCK):
+            # In float64, so that a vector does not depend on the others of its block.
+            block = as_matrix(x[start : start + BLOCK], start).astype(np.float64)
+            moved[start : start + BLOCK] = block + np.maximum(block @ inner + bias, 0) @ outer
+        return moved
+
+
+SHIFT = "shift."
+"""Begins the names of the tensors of a `Shift`."""
+
+
 class RQKMeans(Quantizer):
     """Residual k-means: approximates x by the sum of one centroid per level."""
 
     codebooks: list[np.ndarray]
     """Centroids of each level, L arrays of float32 [C_l, D]."""
+    shift: Shift | None = None
+    """Moves each vector before it is encoded; None: nothing does."""
 
     @property
     def dims(self) -> int:
         return self.codebooks[0].shape[1]
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return {f"codebook.{level}": codebook for level, codebook in enumerate(self.codebooks)}
+        shift = {} if self.shift is None else {SHIFT + name: array for name, array in vars(self.shift).items()}
+        return {f"codebook.{level}": codebook for level, codebook in enumerate(self.codebooks)} | shift
 
     def _restore(self, tensors: dict[str, np.ndarray]) -> None:
         self.codebooks = [tensors[f"codebook.{level}"] for level in range(self.levels)]
+        shift = {name.removeprefix(SHIFT): array for name, array in tensors.items() if name.startswith(SHIFT)}
+        self.shift = Shift(**shift) if shift else None
+
+    def trained(self, codebooks: list[np.ndarray], shift: Shift) -> Self:
+        """The same quantizer with other codebooks (L arrays of float32 [C_l, D]) and another shift."""
+        other = copy.copy(self)
+        other.__dict__.pop("_encoder", None)
+        other.codebooks, other.shift = codebooks, shift
+        return other
+
+    def _moved(self, x: np.ndarray) -> np.ndarray:
+        return x if self.shift is None else self.shift(x)
 
     @cached_property
     def _encoder(self) -> SumEncoder:
@@ -232,6 +287,7 @@ class RQKMeans(Quantizer):
             return self.encode(x)
         self._require_dims(x)
         require_finite_rows(x)
+        x = self._moved(x)
         codes = np.empty((len(x), self.levels), np.int32)
         for level, codebook in enumerate(self.codebooks):
             codes[:, level] = balanced_assignment(Residual(x, codes[:, :level], self.codebooks), codebook)
@@ -241,10 +297,10 @@ class RQKMeans(Quantizer):
         return decode_sum(codes, self.codebooks)
 
     def last_level_costs(self, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-        return costs_of_last(x, codes, self.codebooks)
+        return costs_of_last(self._moved(x), codes, self.codebooks)
 
     def _encode(self, x: np.ndarray) -> np.ndarray:
-        return self._encoder.encode(x, self._config.encoding_beams)
+        return self._encoder.encode(self._moved(x), self._config.encoding_beams)
 
     def _decode(self, codes: np.ndarray) -> np.ndarray:
         return decode_sum(codes, self.codebooks)
