@@ -16,7 +16,7 @@ from llmrec.quantize import LossConfig, Quantizer, RQVAEConfig, TokenizeConfig, 
 from llmrec.quantize.arrivals import within_levels
 from llmrec.quantize.classical.residual import RQKMeans, Shift
 from llmrec.quantize.collisions import excess
-from llmrec.quantize.config import LossConfig, RefineConfig
+from llmrec.quantize.config import RefineConfig
 from llmrec.quantize.neural.codebooks import LearnedCodebook
 from llmrec.quantize.refine import (
     chain,
