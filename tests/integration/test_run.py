@@ -87,6 +87,7 @@ def test_config_yaml_is_the_resolved_configuration(tiny_run: Path, llmrec: Progr
         "base",
         "tasks",
         "train",
+        "refine",
         "preference",
         "decode",
         "evaluate",
