@@ -38,6 +38,7 @@ WHOLE = {
     "rundir",
     "continued",
     "expert_stages",
+    "refine_stages",
     "pipeline",
     "children",
     "comparison",
