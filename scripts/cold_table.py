@@ -64,7 +64,7 @@ def main() -> None:
 
 def _frontiers(curves: list[dict[str, Any]]) -> list[list[str]]:
     """A row per curve that all runs have: the mean recall of cold targets over the runs, weighed by their numbers."""
-    drawn = {"llmrec": curves}
+    drawn = {"fusion": curves}
     if all("experts" in curve for curve in curves):
         drawn["experts"] = [curve["experts"] for curve in curves]
     best = {name: min(max(p["warm"] for p in curve["points"]) for curve in own) for name, own in drawn.items()}

@@ -124,7 +124,7 @@ class Experts:
         if not len(asked):
             return values
         known, cold = [self.rows[histories[row]] for row in asked], np.flatnonzero(self.is_cold)
-        all_rows = np.array_equal(self.rows, np.arange(len(self.counts)))  # a copy of each value saved
+        all_rows = np.array_equal(self.rows, np.arange(len(self.counts)))  # then no value is copied
         for expert, name in enumerate(self.names):
             own = self._values(name, known)
             values[expert, asked] = own if all_rows else own[:, self.rows]

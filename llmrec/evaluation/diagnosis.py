@@ -310,11 +310,12 @@ def write_frontier(curve: dict[str, Any], metrics: Metrics, directory: str | Pat
     (directory / "frontier.json").write_text(json.dumps(curve, indent=1) + "\n", encoding="utf-8")
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")  # draws with Agg, no display
     axes = figure.subplots()
-    colours, curves = {"llmrec": "tab:orange", "experts": "tab:blue"}, {"fusion": curve}
+    colours, curves = {"llmrec": "tab:orange", "experts": "tab:blue"}, [("fusion", "llmrec", curve)]
     if "experts" in curve:
-        curves["experts alone"] = curve["experts"]
-    for (name, own), colour in zip(curves.items(), colours.values(), strict=False):
-        axes.plot([p["warm"] for p in own["points"]], [p["cold"] for p in own["points"]], color=colour, label=name)
+        curves.append(("experts alone", "experts", curve["experts"]))
+    for label, name, own in curves:
+        warm, cold = ([point[kind] for point in own["points"]] for kind in ("warm", "cold"))
+        axes.plot(warm, cold, color=colours[name], label=label)
     axes.legend(frameon=False, fontsize="small", title="as the bonus of cold items rises", title_fontsize="small")
     for name, entry in metrics["systems"].items():
         if "warm" in entry and "cold" in entry:

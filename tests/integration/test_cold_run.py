@@ -94,7 +94,7 @@ def test_runs_as_one_table(cold_run: Path) -> None:
     assert told.startswith("leave-one-out, strict, full ranking over ")
     curve = json.loads((cold_run / "evaluate" / "frontier.json").read_text())
     warm, *cold = [line.strip("| ").split(" | ") for line in told.splitlines()[-4:] if not line.startswith("| :")]
-    assert [row[0] for row in cold] == ["llmrec, cold", "experts, cold"]
+    assert [row[0] for row in cold] == ["fusion, cold", "experts, cold"]
     for row, own in zip(cold, (curve, curve["experts"]), strict=True):
         for level, found in list(zip(warm, row, strict=True))[1:]:
             if found.strip():
