@@ -73,7 +73,7 @@ class SASRec(TrainedNetwork):
             network.items.weight[: len(known), :width] = torch.from_numpy(START * found / (found.std() + 1e-9))
 
     def _make_network(self, n_items: int) -> Any:
-        return _Network(n_items, self.config)
+        return SASRecNetwork(n_items, self.config)
 
     def _codes(self, sequences: list[np.ndarray]) -> np.ndarray:
         """Codes of the M warm items from the training sequences, int64 [M, L]."""
@@ -115,7 +115,7 @@ class SASRec(TrainedNetwork):
             return self.network.logits(self._last_states(histories)).float().cpu().numpy()
 
 
-class _Network(nn.Module):
+class SASRecNetwork(nn.Module):
     """Post-norm Transformer over normalised embeddings, as in BERT; the item embeddings are also the output layer.
 
     Args:

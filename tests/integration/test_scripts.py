@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -12,7 +13,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def document(environment: dict[str, str], name: str, *words: str) -> dict[str, dict[str, float]]:
+def document(environment: dict[str, str], name: str, *words: str) -> dict[str, dict[str, Any]]:
     """What `python scripts/NAME WORDS --json` prints."""
     command = [sys.executable, str(SCRIPTS / name), *words, "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -59,6 +60,13 @@ def test_bench_lookup(environment: dict[str, str]) -> None:
     names = ["flat", "ours, pq", "ours, rq-kmeans", "faiss PQ", *(f"faiss IVF-PQ, {n} of 8 cells" for n in (1, 8, 64))]
     assert list(found["results"]) == names
     assert found["results"]["ours, pq"]["bytes_per_item"] < found["results"]["flat"]["bytes_per_item"]
+
+
+@pytest.mark.slow
+def test_bench_history(environment: dict[str, str]) -> None:
+    found = document(environment, "bench_history.py", "--lengths", "8", "16", "--items", "30", "--rounds", "1")
+    assert {model: list(costs) for model, costs in found.items()} == {"sasrec": ["8", "16"], "lisa": ["8", "16"]}
+    assert set(found["lisa"]["16"]) == {"step", "answer", "memory"}
 
 
 def test_the_tables_of_the_results_are_those_of_the_benchmarks() -> None:
