@@ -1,5 +1,8 @@
 """A learned order of the best items of a ranking: LambdaRank (Burges 2010) with LightGBM's trees.
 
+The trees start from the fused scores, which a conditional logit has learnt, and correct them. With few lists they
+correct little; trees that start from nothing would have to learn the fused order first.
+
 ranker = LearnedRanker.fit(lists, hits, seed=0, share=0.97)
 ranker.order(lists)    # int64 [n, M], the places of each list in their new order
 """
@@ -26,12 +29,15 @@ LISTED = 100
 """Items that are ordered."""
 ROUNDS = 500
 """Most trees of a booster."""
+FURTHEST = 50.0
+"""Most that an item starts behind the first one of its list, where the trees start from log-odds."""
 WAIT = 30
 """Trees without a gain after which the boosters stop."""
+LEAVES = (4, 15)
+"""Leaves of a tree, small and large: the folds choose. Few lists want small trees."""
 SETTINGS = {
     "objective": "lambdarank",
     "learning_rate": 0.05,
-    "num_leaves": 15,
     "min_data_in_leaf": 200,
     "feature_fraction": 0.7,
     "bagging_fraction": 0.8,
@@ -93,6 +99,11 @@ class Lists:
         """The lists of all parts, which have one M."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
+    def starts(self) -> np.ndarray:
+        """What the trees correct, float32 [n, M]: the fused scores relative to the first, at least -`FURTHEST`."""
+        first = np.where(np.isfinite(self.fused[:, :1]), self.fused[:, :1], 0)
+        return np.maximum(self.fused - first, -FURTHEST)
+
     def features(self) -> np.ndarray:
         """What the trees see: float32 [n, M, 3 F + 4]."""
         n, size = self.items.shape
@@ -113,12 +124,14 @@ class LearnedRanker:
         texts: the boosters, as LightGBM writes them; their scores are added.
         bonus: added to the score of cold items.
         gain: what it adds to the mean NDCG@10 of the validation examples, measured on lists that it has not seen.
+        start: weight of `Lists.starts` in the score of each booster; 0 for boosters that were learnt without.
     """
 
-    def __init__(self, texts: Sequence[str], bonus: float = 0.0, gain: float = 0.0) -> None:
+    def __init__(self, texts: Sequence[str], bonus: float = 0.0, gain: float = 0.0, start: float = 1.0) -> None:
         self.texts = list(texts)
         self.bonus = bonus
         self.gain = gain
+        self.start = start
 
     @cached_property
     def boosters(self) -> list[Any]:
@@ -161,12 +174,12 @@ class LearnedRanker:
         n, rng = len(lists), np.random.default_rng(seed)
         if n < FOLDS:
             return None
-        table = lists.features()
+        table, starts = lists.features(), lists.starts()
         folds = [np.sort(fold) for fold in np.array_split(rng.permutation(n), FOLDS)]
-        boosters, trees = _train(lightgbm, table, hits, folds, seed)
-        scores = np.zeros(hits.shape)
+        boosters, trees = _train(lightgbm, table, starts, hits, folds, seed)
+        scores = starts.astype(float)
         for fold, booster in zip(folds, boosters, strict=True):
-            scores[fold] = _predict(booster, table[fold], trees)
+            scores[fold] += _predict(booster, table[fold], trees)
         ranker = cls([booster.model_to_string(num_iteration=trees) for booster in boosters])
         cold_target = (lists.is_cold & hits).any(axis=1)
         if cold_target.any():
@@ -184,7 +197,7 @@ class LearnedRanker:
     @property
     def content(self) -> dict[str, Any]:
         """What JSON holds."""
-        return {"bonus": self.bonus, "gain": self.gain, "boosters": self.texts}
+        return {"bonus": self.bonus, "gain": self.gain, "start": self.start, "boosters": self.texts}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -195,10 +208,10 @@ class LearnedRanker:
             ValueError, KeyError, TypeError: the content is damaged.
         """
         bonus, texts = float(content["bonus"]), content["boosters"]
-        gain = float(content.get("gain", 0.0))  # earlier bundles lack it
-        if not np.isfinite([bonus, gain]).all() or not isinstance(texts, list) or not texts:
-            raise ValueError("expected a finite bonus, a finite gain and boosters")
-        ranker = cls([str(text) for text in texts], bonus, gain)
+        gain, start = (float(content.get(name, 0.0)) for name in ("gain", "start"))  # earlier bundles lack them
+        if not np.isfinite([bonus, gain, start]).all() or not isinstance(texts, list) or not texts:
+            raise ValueError("expected a finite bonus, gain and start, and boosters")
+        ranker = cls([str(text) for text in texts], bonus, gain, start)
         if find_spec("lightgbm") is not None:
             _ = ranker.boosters
         return ranker
@@ -215,25 +228,31 @@ class LearnedRanker:
         """The places of n lists in their new order, int64 [n, M]; ties stay as they are, places without item last."""
         table = lists.features()
         scores = np.sum([_predict(booster, table) for booster in self.boosters], axis=0)
+        scores += len(self.texts) * self.start * lists.starts()
         return _order(lists, scores + lists.is_cold * self.bonus)
 
 
 def _train(
-    lightgbm: Any, table: np.ndarray, hits: np.ndarray, folds: Sequence[np.ndarray], seed: int
+    lightgbm: Any, table: np.ndarray, starts: np.ndarray, hits: np.ndarray, folds: Sequence[np.ndarray], seed: int
 ) -> tuple[list[Any], int]:
-    """A booster per fold (rows of the table), learnt without it, and the number of their trees that counts.
+    """A booster per fold (rows of the table), learnt from `starts` without it, and the number of trees that counts.
 
-    All have the same number, the one with the largest mean NDCG@10 of the folds: boosters that stop one by one have
-    scores of different scales, so that no bonus fits all, and the longest one outvotes the others.
+    The folds choose the size of the trees and their number, the same for all, by the mean NDCG@10: boosters that stop
+    one by one have scores of different scales, so that no bonus fits all, and the longest one outvotes the others.
     """
     n, size, width = table.shape
-    data = lightgbm.Dataset(table.reshape(-1, width), hits.ravel().astype(int), group=[size] * n)
+    labels = hits.ravel().astype(int)
+    data = lightgbm.Dataset(table.reshape(-1, width), labels, group=[size] * n, init_score=starts.ravel())
     rows = np.arange(n * size).reshape(n, size)
     splits = [(np.delete(rows, fold, axis=0).ravel(), rows[fold].ravel()) for fold in folds]
     stopping: list[Any] = [lightgbm.early_stopping(WAIT, verbose=False)]
-    settings = {**SETTINGS, "seed": seed}
-    found = lightgbm.cv(settings, data, ROUNDS, folds=splits, callbacks=stopping, return_cvbooster=True)["cvbooster"]
-    return found.boosters, found.best_iteration
+    tried = []
+    for leaves in LEAVES:
+        settings = {**SETTINGS, "num_leaves": leaves, "seed": seed}
+        found = lightgbm.cv(settings, data, ROUNDS, folds=splits, callbacks=stopping, return_cvbooster=True)
+        tried.append((max(found["valid ndcg@10-mean"]), found["cvbooster"]))
+    best = max(tried, key=lambda each: each[0])[1]
+    return best.boosters, best.best_iteration
 
 
 def _predict(booster: Any, table: np.ndarray, trees: int | None = None) -> np.ndarray:

@@ -47,6 +47,37 @@ def test_a_learned_order_finds_what_the_fused_one_misses() -> None:
     assert again.gain == ranker.gain == pytest.approx(gain / 2, abs=0.05)
 
 
+def test_the_trees_correct_the_fused_order() -> None:
+    """Few lists, whose fused order is nearly right: the trees learn what it misses, and lose nothing of it."""
+
+    def nearly(n: int, seed: int) -> tuple[Lists, np.ndarray]:
+        lists, hits = drawn(n, seed, signal=1.0)
+        scores = 6 * hits + np.random.default_rng(seed).normal(scale=2, size=hits.shape)
+        order = np.argsort(-scores, axis=1)
+        fused, hits = (np.take_along_axis(part, order, axis=1) for part in (scores.astype(np.float32), hits))
+        values = np.take_along_axis(lists.values, order[..., None], axis=1)
+        return Lists(lists.items, values, fused, lists.is_cold, lists.lengths), hits
+
+    ranker = LearnedRanker.fit(*nearly(500, 0))
+    assert ranker is not None
+    lists, hits = nearly(2000, 1)
+    after, before = ndcg(first(lists, hits, ranker) + 1.0).mean(), ndcg(hits.argmax(axis=1) + 1.0).mean()
+    assert after > before + 0.01
+    ranker.start = 0.0
+    assert ndcg(first(lists, hits, ranker) + 1.0).mean() < after - 0.1, "the fused score is a part of the learned one"
+
+
+def test_boosters_of_earlier_bundles_start_from_nothing() -> None:
+    ranker = LearnedRanker.fit(*drawn(1000, 0))
+    assert ranker is not None
+    content = {name: value for name, value in ranker.content.items() if name != "start"}
+    lists, _ = drawn(50, 1)
+    earlier = LearnedRanker.of(content)
+    table = lists.features().reshape(50 * WIDTH, -1)
+    alone = np.sum([booster.predict(table) for booster in earlier.boosters], axis=0).reshape(50, WIDTH)
+    assert (earlier.order(lists) == np.argsort(-alone, axis=1, kind="stable")).all()
+
+
 @pytest.mark.parametrize("cold", [0.0, 0.3])
 def test_all_boosters_have_the_same_number_of_trees(cold: float) -> None:
     """So their scores are of one scale: one bonus fits them all, and none outvotes the others."""
