@@ -15,7 +15,7 @@ import torch
 
 from llmrec.collaborative.base import TEXT_DIRECTION
 from llmrec.collaborative.fusion import FusionWeights
-from llmrec.collaborative.ranker import LearnedRanker, Lists
+from llmrec.collaborative.ranker import LISTED, LearnedRanker, Lists
 from llmrec.decode.config import RankingName
 from llmrec.decode.filters import Filter
 from llmrec.decode.rankings.base import RankingMethod, allowed, as_array, candidates, top
@@ -132,7 +132,8 @@ class FusionRanking(RankingMethod):
             values = experts.values(histories)
             rankings.append(experts.fused(values))
             known += list(values)
-        items = self._candidates(beams, rankings, width, mask, offsets)
+        listed = LISTED if experts is not None and experts.config.learned else 0
+        items = self._candidates(beams, rankings, width, mask, offsets, listed)
         stream = self.facts.behaviour
         if stream is None:
             return Scored(items, self._features(prefilled, items, known), beams)
@@ -144,14 +145,24 @@ class FusionRanking(RankingMethod):
         return Scored(items, features, beams, merged(beams, second, width))
 
     def _candidates(
-        self, beams: Ranking, scores: Sequence[np.ndarray], width: int, mask: np.ndarray, offsets: Offsets | None
+        self,
+        beams: Ranking,
+        scores: Sequence[np.ndarray],
+        width: int,
+        mask: np.ndarray,
+        offsets: Offsets | None,
+        listed: int = 0,
     ) -> np.ndarray:
         """The beams and the best of each of several scores of all items, float32 [B, N], warm and cold items apart:
-        int64 [B, M], -1 at the end of a row. `mask`, bool [B, N], has the items that may come out."""
+        int64 [B, M], -1 at the end of a row. `mask`, bool [B, N], has the items that may come out.
+
+        The `listed` best of the last score come too, so that a learned order reaches as deep as in the experts alone.
+        """
         bonus = 0.0 if offsets is None else offsets.items
-        found = [beams.items]
+        open_scores = [np.where(mask, each + bonus, -np.inf) for each in scores]
+        found = [beams.items, top(open_scores[-1], listed).items]
         for side in (self.facts.is_cold, ~self.facts.is_cold):
-            found += [top(np.where(mask & side, each + bonus, -np.inf), width).items for each in scores]
+            found += [top(np.where(side, each, -np.inf), width).items for each in open_scores]
         return candidates(*found)
 
     def _features(self, prefilled: PrefilledBatch, items: np.ndarray, scores: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,17 +9,18 @@ from llmrec.collaborative.ranker import LearnedRanker
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import make_ranking
-from llmrec.decode.search import Prompt
+from llmrec.decode.rankings import fusion
+from llmrec.decode.search import Offsets, Prompt
 from llmrec.decode.tree import TreeSearch
 
 
 @pytest.fixture
 def ranking_of(deep, facts, experts):
     """`ranking_of(name)`, for batches of two."""
-    config = DecodeConfig(beams=6, dtype="float32", batch_size=2)
-    search = TreeSearch(deep.model, deep.vocabulary, deep.trie, config, is_cold=facts.is_cold)
 
-    def make(name="experts"):
+    def make(name="experts", beams=6):
+        config = DecodeConfig(beams=beams, dtype="float32", batch_size=2)
+        search = TreeSearch(deep.model, deep.vocabulary, deep.trie, config, is_cold=facts.is_cold)
         return make_ranking(search, replace(facts, experts=experts), config, name)
 
     return make
@@ -71,3 +72,20 @@ def test_a_learned_order_counts(ranking_of, experts, prompts, monkeypatch) -> No
     monkeypatch.setattr(experts, "ranker", Reversed([]))
     after = ranking_of().rank(prompts[:1], 3)
     assert not set(before.items[0]) & set(after.items[0]), "the best have become the last"
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_fusion_reaches_as_deep_as_a_learned_order_of_the_experts(
+    deep, ranking_of, experts, prompts, monkeypatch, learned
+) -> None:
+    monkeypatch.setattr(fusion, "LISTED", 15)
+    monkeypatch.setattr(experts, "config", replace(experts.config, learned=learned))
+    method = ranking_of("fusion", beams=2)
+    filters = [Filter(excluded=np.array([row])) for row in range(4)]
+    offsets = np.linspace(-3, 3, 20).astype(np.float32)
+    scored = method.scored(method.search.prefill(prompts), 2, filters, Offsets(deep.trie, offsets))
+    scores = experts.fused(experts.values([prompt.history for prompt in prompts])) + offsets
+    for row in range(4):
+        best = [item for item in np.argsort(-scores[row], kind="stable").tolist() if item != row][:15]
+        assert (set(best) <= set(scored.items[row].tolist())) is learned
+        assert row not in scored.items[row]
