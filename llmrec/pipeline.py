@@ -334,10 +334,11 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
         recommender = Recommender.from_pretrained(run.path("model"), config.decode, config.base.trust_remote_code)
         settings, items, split = config.evaluate, recommender.catalog.ids, load(run.path("data")).split
         if lost := sorted(set(split.frame["item_id"]).difference(items)):
+            bundle = run.path("model")
             raise UserError(
-                f"--run {run.folder}: the bundle in {run.path('model')} lacks {len(lost):,} items of the log, such as "
-                f"{lost[0]!r}, which `llmrec add-items --remove` took out; add them again, or delete {run.path('model')}, "
-                "which is then made again without training, with the items that the run began with."
+                f"--run {run.folder}: {bundle} lacks {len(lost):,} items of the log, such as {lost[0]!r}, which "
+                f"`llmrec add-items --remove` took out; add them again, or delete {bundle}, which is then made again "
+                "without training, with the items that the run began with."
             )
         curve = diagnosis = None
         if settings.frontier or settings.diagnose:

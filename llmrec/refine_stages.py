@@ -22,8 +22,8 @@ def trained_stage(config: Config) -> str:
 
 
 def refined_tokenizers(folder: Path) -> dict[int, Path]:
-    """Round -> the folder of its tokenizer, in a run directory. Empty if its configuration has no rounds, or they are not
-    finished; without the folders of earlier rounds that the user deleted."""
+    """Round -> the folder of its tokenizer, in a run directory. Empty if its configuration has no rounds, or they are
+    not finished; without the folders of earlier rounds that the user deleted."""
     config = yaml.safe_load((folder / CONFIG).read_text("utf-8")) if (folder / CONFIG).is_file() else {}
     stage = folder / "refine"
     manifest = read_manifest(stage) if config.get("refine", {}).get("rounds") else None

@@ -48,7 +48,7 @@ class Summary:
         self.steps.append(Step(step, users, items, len(log), dropped, len(catalog)))
         if not len(log):
             if before is None:
-                raise UserError("the log has no events; expected one per row below the names of the columns (--data.path)")
+                raise UserError("the log has no events; expected one per row below the column names (--data.path)")
             raise UserError(f"step {step!r} left no interactions ({self}); loosen its setting under --data")
 
     def __str__(self) -> str:

@@ -49,8 +49,8 @@ def calibrate(
         return None
     if is_cold.any() and weights.cold == weights.warm:
         log.info(
-            "fusion: fewer than %d examples found a cold target: cold items weigh as warm ones; more examples have one with "
-            "--data.cold.simulated_share 0.02",
+            "fusion: fewer than %d examples found a cold target: cold items weigh as warm ones; more examples have one "
+            "with --data.cold.simulated_share 0.02",
             LEAST,
         )
     learned, gains = None, dict[Best, float]()

@@ -66,10 +66,10 @@ def feedback_examples(
     """Each liked item that is not in the history of its user, against the items that the same user disliked.
 
     Args:
-        path: a table (CSV, TSV, JSONL or parquet) with columns user_id, item_id and liked (0 or 1, false or true), and perhaps
-            position (1 for the top of the list that the user saw): then only the disliked items above a liked one
-            count, for a user reads from the top and may not have seen the others (Joachims et al. 2005, "click > skip
-            above").
+        path: a table (CSV, TSV, JSONL or parquet) with columns user_id, item_id and liked (0 or 1, false or true), and
+            perhaps position (1 for the top of the list that the user saw): then only the disliked items above a liked
+            one count, for a user reads from the top and may not have seen the others (Joachims et al. 2005, "click >
+            skip above").
         users: ids of U users.
         sequences: per user, int [n], training items in time order.
         catalog: the items.

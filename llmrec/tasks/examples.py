@@ -192,7 +192,8 @@ class Requests:
     A request for an item is one of:
 
     - an intention that the item meets;
-    - one of its short fields that has a letter (title, brand, category, colour, but no price), or all of these together;
+    - one of its short fields (title, brand, category, colour; a number such as a price is none), or all of them
+      together;
     - some words of its whole text, in their order, like a query of a person who remembers a few facts.
 
     `Renderer.request` cleans each of them.

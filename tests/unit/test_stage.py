@@ -52,7 +52,5 @@ def test_a_stage_that_is_made_again_says_which_settings_differ() -> None:
         ("teacher", {"distill": {"top": 10}}, {"distill": {"top": 100}}, "--train.distill.top 10 (was 100)"),
     ],
 )
-def test_the_settings_are_named_by_their_flags(
-    name: str, own: dict[str, Any], old: dict[str, Any], said: str
-) -> None:
+def test_the_settings_are_named_by_their_flags(name: str, own: dict[str, Any], old: dict[str, Any], said: str) -> None:
     assert Stage(name, own, lambda folder: None).again({"config": old}) == f" again, for {said}"

@@ -64,8 +64,9 @@ def test_an_item_that_was_liked_once_is_not_disliked(feedback: Callable[..., Pre
 def test_liked_may_be_true_or_false(feedback: Callable[..., PreferenceExamples], tmp_path: Path):
     numbers = triples(feedback([("u", "c", 1), ("u", "d", 0)]))
     assert triples(feedback([("u", "c", "True"), ("u", "d", "FALSE")])) == numbers
-    pl.DataFrame({"user_id": ["u", "u"], "item_id": ["c", "d"], "liked": [True, False]}).write_parquet(tmp_path / "f.parquet")
-    assert triples(feedback_examples(tmp_path / "f.parquet", USERS, SEQUENCES, CATALOG)) == numbers
+    table = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["c", "d"], "liked": [True, False]})
+    table.write_parquet(tmp_path / "feedback.parquet")
+    assert triples(feedback_examples(tmp_path / "feedback.parquet", USERS, SEQUENCES, CATALOG)) == numbers
 
 
 @pytest.mark.parametrize(
