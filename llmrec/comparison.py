@@ -31,11 +31,14 @@ SHARED = ("data", "embed")
 DOWNSTREAM = ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10")
 
 
-def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, downstream: bool) -> Comparison:
+def compare(
+    config: Config, contenders: Mapping[str, Config], run: RunDirectory, seeds: int, downstream: bool
+) -> Comparison:
     """Fit each contender with `seeds` different seeds and collect the figures.
 
     Args:
-        contenders: name -> configuration; they differ only in their `tokenize` sections.
+        config: of the run directory, which records it.
+        contenders: name -> configuration; they differ from it only in their `tokenize` sections.
         run: the run directory whose data and embeddings all contenders use; missing stages are run first.
         seeds: number of fits per contender. Fit i adds i = 0, 1, ... to the configured seeds of tokenizer, base model
             and training.
@@ -52,7 +55,7 @@ def compare(contenders: Mapping[str, Config], run: RunDirectory, seeds: int, dow
     for name in contenders:  # claim all folders before any computation
         for offset in range(seeds):
             children.open(name, offset)
-    pipeline.run(next(iter(contenders.values())), run, until="embed")
+    pipeline.run(config, run, until="embed")
     methods: dict[str, dict[str, Any]] = {}
     for name, config in contenders.items():
         runs = []

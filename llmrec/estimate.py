@@ -62,9 +62,10 @@ def estimate(
         gpu_memory: GiB of the GPU, for `--train.gradient_checkpointing auto`; None: those of this machine's GPU.
 
     Returns:
-        `base`, `method`, `parameters`, `data`, `epochs`, `steps`, `per_epoch` (examples and tokens),
-        `gradient_checkpointing` (whether it is on), `bytes` (on one GPU), `operations` (of the whole training),
-        `seconds` (None without `tflops`) and `notes` (on what is left out or assumed).
+        `base`, `method`, `parameters`, `data`, `epochs` and `steps` (of the first training, and of all rounds of
+        `refine` together: `refine_epochs`, `refine_steps`), `per_epoch` (examples and tokens),
+        `gradient_checkpointing` (whether it is on), `bytes` (on one GPU), `operations` (of all trainings), `seconds`
+        (None without `tflops`) and `notes` (on what is left out or assumed).
 
     Raises:
         UserError: the data or the base model can't be read, or the method does not fit the model.
@@ -104,7 +105,12 @@ def estimate(
     train = replace(train, gradient_checkpointing=recompute(train, needed(False)["total"], room))
     if config.train.gradient_checkpointing == "auto":
         notes.append(_checkpointing_note(room, needed(False)["total"], needed(True)["total"]))
-    tokens = work["per_epoch"]["padded_tokens"] * train.epochs
+    refine, refine_steps = config.refine, 0
+    if refine.rounds:
+        again = Mixture(built, tasks, refine.epochs, train.batch_size, train.seed)
+        refine_steps = refine.rounds * -(-len(again) // train.batch_size)
+        notes.append("the trainings of the tokenizer in the rounds of --refine.rounds are not counted")
+    tokens = work["per_epoch"]["padded_tokens"] * (train.epochs + refine.rounds * refine.epochs)
     total = operations(model, trained, train, usual, levels) * tokens // usual.size
     return {
         "base": config.base.model or f"a {config.base.architecture} made here",
@@ -112,6 +118,8 @@ def estimate(
         "parameters": _parameters(trained, renderer),
         "data": {"source": learned.source, "items": len(learned.catalog), "users": len(learned.sequences)},
         **work,
+        "refine_epochs": refine.rounds * refine.epochs,
+        "refine_steps": refine_steps,
         "gradient_checkpointing": train.gradient_checkpointing,
         "bytes": needed(train.gradient_checkpointing is True),
         "operations": total,

@@ -34,6 +34,7 @@ from llmrec.data.files import require_file
 from llmrec.data.filters import require_text
 from llmrec.data.prepare import image_files, load, prepare, save
 from llmrec.data.readers import input_files
+from llmrec.errors import UserError
 from llmrec.expert_stages import experts_stage, teacher_stage
 from llmrec.intentions import Intentions, gather
 from llmrec.model.architecture import says_encoder_decoder
@@ -332,12 +333,19 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
     def make(out: Path) -> None:
         recommender = Recommender.from_pretrained(run.path("model"), config.decode, config.base.trust_remote_code)
         settings, items, split = config.evaluate, recommender.catalog.ids, load(run.path("data")).split
-        curve = lost = None
+        if lost := sorted(set(split.frame["item_id"]).difference(items)):
+            bundle = run.path("model")
+            raise UserError(
+                f"--run {run.folder}: {bundle} lacks {len(lost):,} items of the log, such as {lost[0]!r}, which "
+                f"`llmrec add-items --remove` took out; add them again, or delete {bundle}, which is then made again "
+                "without training, with the items that the run began with."
+            )
+        curve = diagnosis = None
         if settings.frontier or settings.diagnose:
             sequences = split.sequences(recommender.catalog)
             cases, counts = select_cases(sequences, settings), sequences.train_counts(len(items))
             curve = frontier(recommender, cases, counts) if settings.frontier else None
-            lost = diagnose(recommender, cases, counts, settings) if settings.diagnose else None
+            diagnosis = diagnose(recommender, cases, counts, settings) if settings.diagnose else None
         vectors = Embeddings.load(run.path("embed"), items).vectors if settings.reads_text else None
         evaluation = evaluate(recommender, split, settings, vectors)
         asked = None
@@ -348,8 +356,8 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
         write_report(evaluation.metrics, evaluation.per_user, out, asked)
         if curve is not None:
             write_frontier(curve, evaluation.metrics, out)
-        if lost is not None:
-            write_diagnosis(lost, out)
+        if diagnosis is not None:
+            write_diagnosis(diagnosis, out)
 
     run.build(Stage("evaluate", steers, make, reads=reads, spare=("report.html",)))
 

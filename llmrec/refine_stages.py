@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from llmrec.atomic import KEY, remove_inside
+import yaml
+
+from llmrec.atomic import KEY, read_manifest, remove_inside
 from llmrec.config import Config
 from llmrec.console import get_logger
 from llmrec.data.prepare import load
-from llmrec.rundir import RunDirectory
+from llmrec.rundir import CONFIG, RunDirectory
 from llmrec.stage import Stage, file_hashes
 
 log = get_logger(__name__)
@@ -17,6 +19,19 @@ log = get_logger(__name__)
 def trained_stage(config: Config) -> str:
     """The name of the stage whose bundle has the trained model: `refine`, or `train` if there are no rounds."""
     return "refine" if config.refine.rounds else "train"
+
+
+def refined_tokenizers(folder: Path) -> dict[int, Path]:
+    """Round -> the folder of its tokenizer, in a run directory. Empty if its configuration has no rounds, or they are
+    not finished; without the folders of earlier rounds that the user deleted."""
+    config = yaml.safe_load((folder / CONFIG).read_text("utf-8")) if (folder / CONFIG).is_file() else {}
+    stage = folder / "refine"
+    manifest = read_manifest(stage) if config.get("refine", {}).get("rounds") else None
+    if manifest is None:
+        return {}
+    last = manifest["config"]["refine"]["rounds"]
+    found = {number: stage / f"tokenize-{number}" for number in range(1, last)}
+    return {number: path for number, path in found.items() if path.is_dir()} | {last: stage / "bundle" / "quantizer"}
 
 
 def refine_stage(config: Config, run: RunDirectory) -> None:

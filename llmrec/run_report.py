@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from llmrec.evaluation.report import (
 from llmrec.quantize.base import sample
 from llmrec.quantize.report import MAP_ITEMS, Report, map_picture
 from llmrec.recommender.bundle import FUSION, readable
+from llmrec.refine_stages import refined_tokenizers
 from llmrec.rundir import CONFIG, RunDirectory
 from llmrec.stage import differences
 
@@ -55,6 +57,7 @@ FILES = {
     "tokenize/report.json": "the semantic IDs in numbers",
     "tokenize/item_codes.parquet": "the codes of each item",
     "train/log.jsonl": "the losses",
+    "refine": "per round the refined tokenizer, its report and the losses",
     "data/items.parquet": "the catalogue after the filters",
     "data/interactions.parquet": "the interactions after the filters, with their part of the split",
     CONFIG: "the whole configuration; `llmrec run --config` takes it",
@@ -96,8 +99,10 @@ def run_report(folder: Path, stages: Sequence[str]) -> str:
     if not manifests:
         raise UserError(f"--run {folder}: no finished stage there; start one with `llmrec run`.")
     metrics = _json(folder / "evaluate" / "metrics.json") if "evaluate" in manifests else {}
-    report = _json(folder / "tokenize" / "report.json") if "tokenize" in manifests else {}
-    losses = _lines(folder / "train" / "log.jsonl") if "train" in manifests else []
+    rounds = refined_tokenizers(folder) if "refine" in manifests else {}
+    first = {0: folder / "tokenize"} if "tokenize" in manifests else {}
+    losses = {"": folder / "train"} if "train" in manifests else {}
+    losses |= {f", round {number}": folder / "refine" / f"round-{number}" for number in rounds}
     page = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_clean
     ).from_string(Path(__file__).with_suffix(".html").read_text("utf-8"))
@@ -106,9 +111,9 @@ def run_report(folder: Path, stages: Sequence[str]) -> str:
         versions=next(reversed(manifests.values()))["packages"],
         results=_results(folder, metrics) if metrics else None,
         slices=_slices(metrics) if metrics else None,
-        training=_training(losses) if losses else None,
+        training=_training({name: _lines(path / "log.jsonl") for name, path in losses.items()}) if losses else None,
         fusions=_fusions(folder, manifests),
-        codes=_codes(folder, report, manifests) if "level_sizes" in report else None,  # older runs have other figures
+        codes=_codes(folder, first | rounds, manifests) if first else None,
         data=_data(folder) if "data" in manifests else None,
         settings=_settings(folder / CONFIG),
         stages=_stages(manifests),
@@ -200,16 +205,19 @@ def _slices(metrics: dict[str, Any]) -> dict[str, Any] | None:
     return {"picture": slice_bars(metrics, ["all", *names], other), "rows": slice_rows(metrics, own)} if names else None
 
 
-def _training(log: list[dict[str, Any]]) -> dict[str, Any]:
+def _training(logs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """The curves and the table of the losses; None if there are none. `logs`: end of the losses' names -> lines."""
     losses = {"Training loss": "loss", "Validation loss": "eval_loss"}
     rows = [["loss", "first", "last", "lowest", "at step"]]
-    for name, key in losses.items():
+    pictures = []
+    for (suffix, log), (name, key) in product(logs.items(), losses.items()):
         points = [(line[key], line["step"]) for line in log if key in line]
         if points:
             lowest, step = min(points)
-            rows.append([name, f"{points[0][0]:.4f}", f"{points[-1][0]:.4f}", f"{lowest:.4f}", f"{step:,}"])
-    pictures = [(name, loss_curve(log, key, name.lower())) for name, key in losses.items()]
-    return {"pictures": [(name, picture) for name, picture in pictures if picture is not None], "rows": rows}
+            rows.append([name + suffix, f"{points[0][0]:.4f}", f"{points[-1][0]:.4f}", f"{lowest:.4f}", f"{step:,}"])
+        pictures.append((name + suffix, loss_curve(log, key, name.lower())))
+    shown = [(name, picture) for name, picture in pictures if picture is not None]
+    return {"pictures": shown, "rows": rows} if any(logs.values()) else None
 
 
 def _fusions(folder: Path, manifests: Mapping[str, Any]) -> list[tuple[str, Rows]]:
@@ -232,7 +240,13 @@ def _weight_rows(weights: FusionWeights) -> Rows:
     return [*rows, ["added to cold items", "", f"{weights.bonus:+.3f}"]]
 
 
-def _codes(folder: Path, report: dict[str, Any], manifests: Mapping[str, Any]) -> dict[str, Any]:
+def _codes(folder: Path, tokenizers: Mapping[int, Path], manifests: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The semantic IDs that the model has, those of the last round. `tokenizers`: round -> folder, 0 for the first fit.
+    None for a run of an older llmrec, whose report has other figures."""
+    reports = {number: _json(path / "report.json") for number, path in tokenizers.items()}
+    last, report = max(reports.items())
+    if "level_sizes" not in report:
+        return None
     columns = {"codes": "level_sizes", "used": "usage", "perplexity": "perplexity", "distortion": "distortion_by_level"}
     values = [report[key] or ["-"] * report["levels"] for key in columns.values()]
     rows = [["level", *columns]]
@@ -250,16 +264,26 @@ def _codes(folder: Path, report: dict[str, Any], manifests: Mapping[str, Any]) -
     ]
     return {
         "headline": Report(report).headline,
-        "map": _map(folder, report) if "embed" in manifests else None,
+        "map": _map(folder, tokenizers[last], report) if "embed" in manifests else None,
         "rows": rows,
+        "rounds": _rounds(reports) if last else None,
         "collisions": f"{report['collision_rate']:.2%}",
         "largest": largest,
     }
 
 
-def _map(folder: Path, report: dict[str, Any]) -> str:
+def _rounds(reports: Mapping[int, dict[str, Any]]) -> Rows:
+    """A row per tokenizer: the first one, and that of each round."""
+    rows = [["tokenizer", "least used level", "collisions", "neighbours kept (Jaccard@20)"]]
+    for number, report in reports.items():
+        figures = [f"{min(report['usage']):.1%}", f"{report['collision_rate']:.2%}"]
+        rows.append([f"round {number}" if number else "first", *figures, f"{report['neighbour_jaccard@20']:.4f}"])
+    return rows
+
+
+def _map(folder: Path, tokenizer: Path, report: dict[str, Any]) -> str:
     """The map of the items."""
-    items = pl.read_parquet(folder / "tokenize" / "item_codes.parquet")
+    items = pl.read_parquet(tokenizer / "item_codes.parquet")
     items = items[sample(np.arange(len(items)), MAP_ITEMS, seed=0)]
     vectors = Embeddings.load(folder / "embed", items["item_id"].to_list()).vectors
     return as_uri("png", map_picture(Report(report), vectors, items["codes"].list.first().to_numpy()))

@@ -7,15 +7,15 @@ import hashlib
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llmrec import manifest
-from llmrec.config import with_new_names, with_old_names
+from llmrec.config import Config, with_new_names, with_old_names
 
 KEY_SCHEMA = 1
 """Version of the data that a key is the digest of. A new version changes all keys, so all stages are made again."""
@@ -81,19 +81,33 @@ class Stage:
     def again(self, found: Mapping[str, Any] | None) -> str:
         """The end of the line `train: started`: ` again, for --train.epochs 14 (was 12); ...`.
 
-        Only settings under the name of their section count. Empty if none differs.
+        A setting that a manifest lacks has its default. Empty if none differs.
 
         Args:
             found: the manifest of the finished stage that will be replaced; None if there is none.
         """
-        before = {} if found is None else found["config"]
+        if found is None:
+            return ""
+        defaults = asdict(Config())
+        own, before = (self._sections(config, defaults) for config in (self.config, found["config"]))
         changed = [
-            f"--{section}.{name} {own} (was {old})"
-            for section, fields in self.config.items()
-            if isinstance(fields, dict) and isinstance(before.get(section), dict)
-            for name, (own, old) in differences(fields, with_new_names(section, before[section])).items()
+            f"--{section}.{name} {here} (was {there})"
+            for section in own.keys() & before.keys()
+            for name, (here, there) in differences(
+                defaults[section] | own[section], defaults[section] | with_new_names(section, before[section])
+            ).items()
+            if name.partition(".")[0] in defaults[section]
         ]
-        return f" again, for {', '.join(changed)}" + (f"; {self.instead}" if self.instead else "") if changed else ""
+        words = f" again, for {', '.join(sorted(changed))}"
+        return words + (f"; {self.instead}" if self.instead else "") if changed else ""
+
+    def _sections(self, config: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+        """The settings of the stage by section; `known`: names of the sections. Settings without one are of the section
+        that has the name of the stage; those of a teacher are of `train`."""
+        named = {name: each for name, each in config.items() if name in known and isinstance(each, dict)}
+        if "distill" in config:
+            named["train"] = {"distill": config["distill"]}
+        return named or ({self.name: config} if self.name in known else {})
 
     def manifest(self, folder: Path, inputs: Mapping[str, str], seconds: float) -> dict[str, Any]:
         """The manifest for the finished stage in `folder`; `seconds` is how long `make` took."""

@@ -35,7 +35,9 @@ def main(arguments: Sequence[str]) -> None:
     with open_run(options.run) as run:
         found = benchmark.benchmark(config, run, options.seeds, options.language_model, options.redo)
         if run.main:
-            tables = [report.rows(found), report.cost_rows(found), report.paired_rows(found)]
+            tables = [report.rows(found), report.cost_rows(found)]
+            if len(paired := report.paired_rows(found)) > 1:
+                tables.append(paired)
             text = "\n\n".join([*map(plain, tables), f"JSON, Markdown and picture: {run.path('benchmark')}"])
             say(*([json.dumps(found)] if options.json else text.split("\n")))
 

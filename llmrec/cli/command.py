@@ -180,11 +180,10 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
     """Move every `--config FILE` to the front, so that flags override the file in any order; return all words.
 
     If FILE does not exist, the shipped file of that name is used: `--config configs/quickstart.yaml` works in any
-    directory. Without any, and without a flag of `data`, the configuration of the run directory counts, if it has one:
-    nobody who leaves these out wants its data made again by the defaults.
+    directory.
     """
     configs, others = [], []
-    words = iter(arguments)
+    words = iter(with_config_of_run(arguments))
     for word in words:
         if word != "--config" and not word.startswith("--config="):
             others.append(word)
@@ -196,11 +195,17 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
         if not os.path.isfile(path):
             raise UserError(f"--config {name}: no such file.")
         configs += ["--config", _read_yaml(path)]
-    names_data = any(word.startswith("--data.") for word in others)
-    if not configs and not names_data and (own := _config_of_run(others)) is not None:
-        log.warning("No --config: going on with %s.", own)
-        configs = ["--config", _read_yaml(own)]
     return configs + [_with_new_name(word) for word in others]
+
+
+def with_config_of_run(arguments: Sequence[str]) -> list[str]:
+    """`arguments`, after a `--config` that names the configuration of the run directory, if it has one and they have
+    neither a `--config` nor a flag of `data`: nobody who leaves these out wants its data made again by the defaults."""
+    named = any(word == "--config" or word.startswith(("--config=", "--data.")) for word in arguments)
+    if named or (own := _config_of_run(arguments)) is None:
+        return list(arguments)
+    log.warning("No --config: going on with %s.", own)
+    return ["--config", str(own), *arguments]
 
 
 def _config_of_run(words: Sequence[str]) -> Path | None:
@@ -235,8 +240,9 @@ def _read_yaml(path: Path) -> str:
     """
     import yaml
 
-    from llmrec.config import RENAMED, with_new_names
+    from llmrec.config import RENAMED, Config, with_new_names
 
+    known = Config.__dataclass_fields__
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
@@ -250,13 +256,15 @@ def _read_yaml(path: Path) -> str:
     ) as error:  # ValueError: not UTF-8, or an impossible date
         raise UserError(f"--config {path}: malformed YAML: {error}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: found {content!r:.40}, expected sections such as `train:`.")
+        found = "nothing" if content is None else f"{content!r:.40}"
+        raise UserError(f"--config {path}: found {found}, expected sections such as `train:`.")
     for name, fields in content.items():
         for key in (name, *(fields if isinstance(fields, dict) else ())):
             if not isinstance(key, str):
                 raise UserError(f"--config {path}: found the key {key!r:.40}, expected names of sections and fields.")
         if not isinstance(fields, dict) and name not in ("run", "json"):
-            raise UserError(f"--config {path}: {name}: found {fields!r:.40}, expected fields below it.")
+            expected = "fields below it" if name in known else f"one of the sections {', '.join(known)}"
+            raise UserError(f"--config {path}: {name}: found {fields!r:.40}, expected {expected}.")
     keys = [f"{name}.{field}" for name, fields in content.items() if isinstance(fields, dict) for field in fields]
     if old := [f"{key} (now {RENAMED[key]})" for key in keys if key in RENAMED]:
         log.warning("%s: old names, which go with version 0.3: %s.", path, ", ".join(old))

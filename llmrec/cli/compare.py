@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from llmrec.cli.command import Command, config_parser, parse
+from llmrec.cli.command import Command, config_parser, parse, with_config_of_run
 from llmrec.cli.stages import configuration
 from llmrec.console import log_to_stderr, say
 from llmrec.errors import UserError
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         "--seeds", type=int, default=1, metavar="N", help="fit each tokenizer N times, with different seeds"
     )
     parser.add_argument("--downstream", action="store_true", help="also train and evaluate a recommender on each")
+    arguments = with_config_of_run(arguments)  # once for all tokenizers, whose own `--config` comes after it
     options = parse(parser, arguments)
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: expected at least 1")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     from llmrec.console import plain
 
     with open_run(options.run) as run:
-        result = comparison.compare(contenders, run, options.seeds, options.downstream)
+        result = comparison.compare(configuration(options), contenders, run, options.seeds, options.downstream)
         if run.main:
             table = f"{plain(comparison.rows(result))}\n\nJSON, Markdown and picture: {run.path('compare')}"
             say(*([json.dumps(result)] if options.json else table.split("\n")))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmrec.cli.command import Command, PlainParser, add_model_flags, load_model
 from llmrec.console import say
-from llmrec.errors import UserError
+from llmrec.errors import UserError, system_words
 
 if TYPE_CHECKING:
     from llmrec.recommender.discover import Discovery
@@ -47,7 +47,8 @@ def _parser() -> PlainParser:
     who.add_argument(
         "--histories",
         metavar="FILE",
-        help="several users: the item ids of one user per line, separated by spaces or commas",
+        help="several users: the item ids of one user per line, separated by spaces or commas, or a JSON list if ids "
+        "contain these",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="the request in plain words")
     parser.add_argument("--k", type=int, default=10, help="number of results (default 10)")
@@ -65,9 +66,15 @@ def _histories(options: Namespace) -> list[list[str]]:
         return [options.history] if options.history else []
     path = Path(options.histories)
     try:
-        histories = [line.replace(",", " ").split() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--histories {path}: can't be read ({system_words(error)}).") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"--histories {path}: can't be read as text: {error}.") from None
+    from llmrec.serve.predict import history_of
+
+    texts = [line if line.lstrip().startswith("[") else line.replace(",", " ") for line in lines]
+    histories = [history_of(text, f"--histories {path}, line {number}:") for number, text in enumerate(texts, 1)]
     if not histories:
         raise UserError(f"--histories {path}: empty, expected one person's item ids per line.")
     if [] in histories:

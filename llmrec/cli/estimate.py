@@ -51,6 +51,7 @@ def _text(found: dict[str, Any], tflops: float | None) -> str:
 
     parameters, data, epoch, memory = (found[part] for part in ("parameters", "data", "per_epoch", "bytes"))
     about = "about " if epoch["sampled"] else ""
+    further = f", {found['refine_epochs']} more with {found['refine_steps']:,} steps in the rounds of --refine.rounds"
     lines = [
         f"{found['base']}, method {found['method']}",
         f"parameters   {parameters['total']:,}, trainable {parameters['trainable']:,} "
@@ -58,7 +59,8 @@ def _text(found: dict[str, Any], tflops: float | None) -> str:
         f"data         {data['items']:,} items, {data['users']:,} users: {data['source']}",
         f"an epoch     {epoch['examples']:,} examples, {about}{epoch['tokens']:,} tokens "
         f"({epoch['padded_tokens']:,} with padding), {epoch['learnt_tokens']:,} of them learnt",
-        f"all          {found['epochs']} epochs, {found['steps']:,} steps, {found['operations']:.2e} operations",
+        f"all          {found['epochs']} epochs, {found['steps']:,} steps{further if found['refine_steps'] else ''}, "
+        f"{found['operations']:.2e} operations",
         f"memory       {readable(memory['total'])} and the CUDA context on one GPU, gradient checkpointing "
         f"{'on' if found['gradient_checkpointing'] else 'off'}, activations estimated: "
         + ", ".join(f"{name.replace('_', ' ')} {readable(size)}" for name, size in memory.items() if name != "total"),

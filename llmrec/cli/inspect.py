@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(content))
         return
-    report = content.pop("tokenize", None)
+    report, rounds = content.pop("tokenize", None), content.pop("refine", {})
     if options.model:
         from llmrec.recommender.bundle import readable
 
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> None:
     _print(content)
     if report:
         _print_report(report)
+    for number, refined in rounds.items():
+        _print_report(refined, f"tokenize, refined in round {number}")
 
 
 def _write_report(run: str | None, path: Path) -> None:
@@ -62,9 +64,11 @@ def _write_report(run: str | None, path: Path) -> None:
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """The finished stages with their seconds and memory, sizes of the data, the tokenizer's report, the metrics."""
+    """The finished stages with their seconds and memory, sizes of the data, the tokenizer's report (and `refine`, those
+    of the refined ones, by round), the metrics."""
     from llmrec.data.prepare import load
     from llmrec.pipeline import FOLDERS
+    from llmrec.refine_stages import refined_tokenizers
 
     if not os.path.isdir(folder):
         raise UserError(f"--run {folder}: no such folder.")
@@ -84,6 +88,8 @@ def describe_run(folder: Path) -> dict[str, Any]:
         content["data"]["steps"] = prepared.summary.to_dict()
     if "tokenize" in manifests:
         content["tokenize"] = _json(folder / "tokenize" / "report.json")
+    if rounds := refined_tokenizers(folder):
+        content["refine"] = {number: _json(path / "report.json") for number, path in rounds.items()}
     if "evaluate" in manifests:
         metrics = _json(folder / "evaluate" / "metrics.json")
         content["evaluate"] = _figures(metrics)
@@ -132,14 +138,14 @@ def _json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if os.path.exists(path) else {}
 
 
-def _print_report(figures: dict[str, Any]) -> None:
-    """Print the tokenizer's report: its table, and the words that describe the first codes."""
+def _print_report(figures: dict[str, Any], name: str = "tokenize") -> None:
+    """Print a tokenizer's report under `name`: its table, and the words that describe the first codes."""
     from llmrec.quantize.report import Report
 
     if "level_sizes" not in figures:  # before schema 2 of the tokenizer
         raise UserError("the item tokenizer in there was made by an older llmrec; run `llmrec tokenize` again")
     report = Report(figures)
-    say("tokenize", *textwrap.indent(str(report), "  ").split("\n"))
+    say(name, *textwrap.indent(str(report), "  ").split("\n"))
     if words := report.words():
         say("  what the first codes stand for", *textwrap.indent(words, "    ").split("\n"))
 

@@ -44,6 +44,10 @@ def require_folder(path: str | Path, flag: str = "--data.path") -> Path:
     return path
 
 
+SAME_NAME = "; it names the column of item ids in the events and in the items alike"
+"""Hint for `require_column`: one field of the configuration names a column of two tables."""
+
+
 def require_column(frame: pl.DataFrame, column: str, source: str | Path, flag: str, hint: str = "") -> None:
     """If `frame` does not have `column`, raise a UserError that names `flag` and ends with `hint`."""
     if column not in frame.columns:

@@ -47,6 +47,8 @@ class Summary:
         dropped = before.interactions - len(log) if before else 0
         self.steps.append(Step(step, users, items, len(log), dropped, len(catalog)))
         if not len(log):
+            if before is None:
+                raise UserError("the log has no events; expected one per row below the column names (--data.path)")
             raise UserError(f"step {step!r} left no interactions ({self}); loosen its setting under --data")
 
     def __str__(self) -> str:

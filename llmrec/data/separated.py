@@ -325,7 +325,10 @@ class SeparatedFile:
         records = self._good_records(bad)
         header = next(records, None)
         if header is None:
-            raise UserError(f"{self.path}: no line of column names; expected one with {self.separator!r} between them")
+            empty = " as the file is empty" if not self._text.strip() else ""
+            raise UserError(
+                f"{self.path}: no line of column names{empty}; expected one with {self.separator!r} between them"
+            )
         schema = {str(place): pl.String for place in range(len(header.fields))}
         blocks = [pl.DataFrame(schema=schema)]
         while block := [record.fields for record in islice(records, _BLOCK)]:

@@ -48,7 +48,11 @@ def calibrate(
         log.warning("the fusion is not calibrated: fewer than %d validation examples found their target", LEAST)
         return None
     if is_cold.any() and weights.cold == weights.warm:
-        log.info("fusion: fewer than %d examples found a cold target: cold items weigh as warm ones", LEAST)
+        log.info(
+            "fusion: fewer than %d examples found a cold target: cold items weigh as warm ones; more examples have one "
+            "with --data.cold.simulated_share 0.02",
+            LEAST,
+        )
     learned, gains = None, dict[Best, float]()
     if experts is not None and experts.config.learned:
         learned = _learned_order(ranker, examples, items, features, weights, experts.config)

@@ -66,10 +66,10 @@ def feedback_examples(
     """Each liked item that is not in the history of its user, against the items that the same user disliked.
 
     Args:
-        path: a table (CSV, TSV, JSONL or parquet) with columns user_id, item_id and liked (0 or 1), and perhaps
-            position (1 for the top of the list that the user saw): then only the disliked items above a liked one
-            count, for a user reads from the top and may not have seen the others (Joachims et al. 2005, "click > skip
-            above").
+        path: a table (CSV, TSV, JSONL or parquet) with columns user_id, item_id and liked (0 or 1, false or true), and
+            perhaps position (1 for the top of the list that the user saw): then only the disliked items above a liked
+            one count, for a user reads from the top and may not have seen the others (Joachims et al. 2005, "click >
+            skip above").
         users: ids of U users.
         sequences: per user, int [n], training items in time order.
         catalog: the items.
@@ -83,6 +83,9 @@ def feedback_examples(
         require_column(table, name, source, why)
     if not len(table):
         raise UserError(f"{source}: no rows below the names of the columns; expected one per item that a user judged.")
+    if table["liked"].dtype == pl.String:
+        words = pl.col("liked").str.to_lowercase()
+        table = table.with_columns(words.replace({"true": "1", "false": "0"}))
     liked = _numbers(table, "liked", "0 or 1", source).to_list()
     if wrong := [row for row, value in enumerate(liked) if value not in (0, 1)]:
         raise UserError(f"{source}: row {wrong[0] + 1} has liked {table['liked'][wrong[0]]!r:.80}, expected 0 or 1.")

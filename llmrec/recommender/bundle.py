@@ -134,7 +134,9 @@ def parse_header(folder: Path) -> Header:
     """
     path = folder / HEADER
     if not path.is_file():
-        raise UserError(f"{folder}: no llmrec bundle there ({HEADER} is missing).")
+        inside = folder / "model"
+        hint = f"; name {inside}, the one of this run" if (inside / HEADER).is_file() else ""
+        raise UserError(f"{folder}: no llmrec bundle there ({HEADER} is missing){hint}.")
     raw = read_object(path)
     if raw.get("schema") not in SCHEMAS:
         raise UserError(f"{path}: schema {raw.get('schema')!r:.80}, but this llmrec reads schema 1 and {SCHEMA}.")

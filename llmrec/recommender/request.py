@@ -71,6 +71,9 @@ class Request:
             object.__setattr__(self, name, None if ids is None and name != "exclude" else list(ids or ()))
         for name in ("where", "max_per_field"):
             object.__setattr__(self, name, dict(getattr(self, name) or {}))
+        for name, text in self.where.items():
+            if not isinstance(text, str):
+                raise UserError(f"--where {name}: found {text!r:.80}, expected one text.")
         check_fields(self, "", at_least={1: ("k", "max_per_code", "phrasings")})
         for name, most in self.max_per_field.items():
             if not isinstance(most, int) or most < 1:

@@ -94,6 +94,14 @@ def make_app(service: Service, token: str | None = None, patient: bool = False) 
     return app
 
 
+WRONG = {
+    "unexpected_keyword_argument": f"no such field; known are {', '.join(sorted(schemas.FIELDS))}",
+    "extra_forbidden": "no such field",
+    "sequence_str": "found one text, expected a list of texts",
+}
+"""Type of an error of pydantic -> what it means, where its own words speak of Python."""
+
+
 def _add_errors(app: FastAPI, service: Service) -> None:
     def respond(request: HTTPRequest, error: ApiError) -> JSONResponse:
         service.metrics.refused.labels(error.code).inc()
@@ -111,7 +119,7 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         if first["type"] == "json_invalid":
             return respond(request, ApiError(400, "not_json", "The body is not JSON."))
         parts = [str(part) for part in first["loc"][1:] if part not in ("one", "list")]
-        cause = first.get("ctx", {}).get("error")
+        cause = first.get("ctx", {}).get("error") or WRONG.get(first["type"])
         if isinstance(cause, UserError):
             parts, message = [*parts, *([cause.field] if cause.field else [])], str(cause)
         else:

@@ -340,16 +340,26 @@ def _user(record: Mapping[str, Any], where: str) -> User:
     history, prompt = record.get("history"), record.get("prompt")
     if not isinstance(prompt, str | None):
         raise UserError(f"{where}: prompt {prompt!r:.80}: expected a text, or nothing.")
-    if isinstance(history, str):
-        try:
-            history = json.loads(history) if history.lstrip().startswith("[") else history.split()
-        except (ValueError, RecursionError):
-            raise UserError(f"{where}: history {history!r:.80}: malformed JSON; expected a list of ids.") from None
-    if not isinstance(history, list | None):
-        raise UserError(f"{where}: history {history!r:.80}: expected a list of item ids.")
-    items = [_id(item, f"{where}: history") for item in history or ()]
+    items = history_of(history, f"{where}: history")
     wish = prompt if prompt is not None and prompt.strip() else None
     return User(_id(record.get("user_id"), f"{where}: user_id"), items, wish)
+
+
+def history_of(value: Any, where: str) -> list[str]:
+    """The ids of a history: a list, or a text of ids with spaces between them, or of a JSON list; none for None.
+
+    Raises:
+        UserError: `value` is nothing of these; `where` begins the message.
+    """
+    ids = value
+    if isinstance(value, str):
+        try:
+            ids = json.loads(value) if value.lstrip().startswith("[") else value.split()
+        except (ValueError, RecursionError):
+            raise UserError(f"{where} {value!r:.80}: malformed JSON; expected a list of ids.") from None
+    if not isinstance(ids, list | None):
+        raise UserError(f"{where} {value!r:.80}: expected a list of item ids.")
+    return [_id(item, where) for item in ids or ()]
 
 
 def _id(value: Any, where: str) -> str:

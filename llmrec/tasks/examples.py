@@ -192,7 +192,8 @@ class Requests:
     A request for an item is one of:
 
     - an intention that the item meets;
-    - one of its short fields (title, brand, category, colour), or all of them together;
+    - one of its short fields (title, brand, category, colour; a number such as a price is none), or all of them
+      together;
     - some words of its whole text, in their order, like a query of a person who remembers a few facts.
 
     `Renderer.request` cleans each of them.
@@ -216,7 +217,10 @@ class Requests:
     ) -> None:
         fields = [renderer.clip(catalog.texts("{" + field + "}"), max_tokens) for field in catalog.fields]
         told = [[renderer.request(text) for text in texts if text] for texts in zip(*fields, strict=True)]
-        self.ways = [[text for text in texts if len(text.split()) <= self.SHORT] for texts in told]
+        self.ways = [
+            [text for text in texts if len(text.split()) <= self.SHORT and any(map(str.isalpha, text))]
+            for texts in told
+        ]
         for texts in self.ways:
             if len(texts) > 1:
                 texts.append(" ".join(texts))

@@ -172,3 +172,11 @@ def test_killed_for_good(
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[0] == ("2 added" if expected == 20 else "2 updated")
     assert sorted(os.listdir(model.parent)) == ["model", "new.csv"]
+
+
+def test_an_evaluation_without_some_items_says_what_to_do(fails: Callable[..., str], run_copy: Path) -> None:
+    bought = pl.read_parquet(run_copy / "data" / "interactions.parquet")["item_id"][0]
+    assert main(["add-items", "--model", str(run_copy / "model"), "--remove", bought]) == 0
+    line = fails("evaluate", "--run", run_copy, "--evaluate.k", "[10]")
+    assert f"{run_copy / 'model'} lacks 1 items of the log, such as '{bought}'" in line
+    assert f"delete {run_copy / 'model'}" in line

@@ -121,6 +121,20 @@ def test_configuration_files(text: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert "--config" in refused(["run", "--run", "run", "--config", str(path)], capsys) or "train" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs: 3", "epochs: found 3, expected one of the sections data, embed, tokenize,"),
+        ("train: 3", "train: found 3, expected fields below it."),
+        ("", "found nothing, expected sections such as `train:`."),
+    ],
+)
+def test_what_is_no_section(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path.parent / f"{tmp_path.name}.yaml"
+    path.write_text(text)
+    assert said in refused(["run", "--run", "run", "--config", str(path)], capsys)
+
+
 def test_configurations_that_are_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = tmp_path.parent / f"{tmp_path.name}.pipe"
     os.mkfifo(pipe)

@@ -126,3 +126,17 @@ def test_a_tokenizer_of_your_own(llmrec: Program, tiny_flags: list[str], compare
     assert result.returncode == 0, result.stderr
     settings = json.loads(result.stdout)["methods"]["mine"]["tokenize"]
     assert (settings["method"], settings["levels"], settings["codes"]) == ("opq", 2, 32)
+
+
+def test_without_a_configuration_that_of_the_run_counts_for_presets_too(
+    llmrec: Program, run_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, and it stays as it is: no tokenizer gets the settings of another one."""
+    before = (run_copy / "config.yaml").read_text()
+    result = llmrec("compare-tokenizers", "--run", run_copy, "--methods", "kmeans,random", "--json")
+    assert result.returncode == 0, result.stderr
+    assert caplog.text.count("No --config: going on with") == 1
+    assert "data: started" not in result.stderr
+    assert (run_copy / "config.yaml").read_text() == before
+    methods = json.loads(result.stdout)["methods"]
+    assert [methods[name]["tokenize"]["method"] for name in methods] == ["kmeans", "random"]

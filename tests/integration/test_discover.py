@@ -56,6 +56,8 @@ def test_lines_for_people(tiny_run: Path, index: pl.DataFrame, capsys: Capture) 
         ("", "empty, expected one person's item ids per line"),
         ("{0} {1}\n\n{0}\n", "line 2: no item ids"),
         ("{0}\n{1} nope\n", "--histories, line 2 nope: no such item"),
+        ('["{0}"]\n["{0}", "no pe"]\n', "--histories, line 2 no pe: no such item"),
+        ('["{0}"]\n["{0}\n', "malformed JSON; expected a list of ids"),
     ],
 )
 def test_a_faulty_segment_names_the_line(
@@ -74,7 +76,7 @@ def test_a_faulty_segment_names_the_line(
     [
         ([], "nothing to go by"),
         (["--prompt", "a mug", "--beams", "0"], "--beams 0: expected at least 1."),
-        (["--histories", "no/such/file"], "can't be read as text"),
+        (["--histories", "no/such/file"], "can't be read (no/such/file: No such file or directory)"),
         (["--history", "a", "--histories", "b"], "not allowed with argument"),
     ],
 )

@@ -38,6 +38,7 @@ from llmrec.recommender.request import Request
         (lambda: Request(prompt="a", k=0), "k 0: expected at least 1."),
         (lambda: Request(prompt="a", max_per_code=0), "max_per_code 0: expected at least 1."),
         (lambda: Request(history="B001"), "history 'B001': found one text, expected a list of item ids."),
+        (lambda: Request([], where={"brand": ["Alba"]}), "where brand: found ['Alba'], expected one text."),
         (lambda: Request(), "history and prompt are both missing"),
     ],
 )

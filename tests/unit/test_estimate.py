@@ -25,7 +25,7 @@ from llmrec.model.base import make_base, skeleton
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.quantize.collisions import SMALLEST_LEVEL
-from llmrec.quantize.config import TokenizeConfig
+from llmrec.quantize.config import RefineConfig, TokenizeConfig
 from llmrec.resources import resource_folder
 from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks
@@ -289,6 +289,19 @@ def test_a_base_made_here(run: Path, prepared: Prepared, items: ItemTokenizer) -
     real = Recommender.from_base(None, items, prepared.catalog, BASE)
     found = estimate(config, run, 10, 10, None)["parameters"]
     assert (found["total"], found["trainable"]) == counts(real.model)
+
+
+def test_the_rounds_of_refine_are_counted(run: Path) -> None:
+    def found(**refine: int) -> dict[str, Any]:
+        refining = RefineConfig(**refine)
+        config = Config(data=DATA, base=BASE, tokenize=TOKENIZE, train=TrainConfig(epochs=2), refine=refining)
+        return estimate(config, run, 10, 10, 1.0)
+
+    alone, refined = found(), found(rounds=3, epochs=2)
+    assert (alone["refine_epochs"], alone["refine_steps"]) == (0, 0)
+    assert (refined["refine_epochs"], refined["refine_steps"]) == (6, 3 * alone["steps"])
+    assert (refined["epochs"], refined["steps"]) == (2, alone["steps"])
+    assert refined["operations"] == pytest.approx(4 * alone["operations"], rel=1e-3)
 
 
 def test_without_data_there_are_users_made_up(base: Path) -> None:

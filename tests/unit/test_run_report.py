@@ -142,6 +142,56 @@ def test_what_is_out_of_date_is_left_out(run: Path) -> None:
     assert "llmrec serve" not in page.text
 
 
+def refine(run: Path) -> None:
+    """Give the run two finished rounds of `refine`: copies of its tokenizer with fewer collisions, and other losses."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "refine": {"rounds": 2}}))
+    stage = run / "refine"
+    for number, name in ((1, "tokenize-1"), (2, "bundle/quantizer")):
+        shutil.copytree(run / "tokenize", stage / name)
+        report = json.loads((stage / name / "report.json").read_text())
+        (stage / name / "report.json").write_text(json.dumps({**report, "collision_rate": number / 100}))
+        (stage / f"round-{number}").mkdir()
+        lines = [{"step": step, "loss": 70.0 + number - step} for step in (1, 2)]
+        (stage / f"round-{number}" / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    made = {"stage": "refine", "key": "0", "inputs": {}, "config": {"refine": {"rounds": 2}}}
+    train = json.loads((run / "train" / "manifest.json").read_text())
+    (stage / "manifest.json").write_text(json.dumps({**train, **made}))
+
+
+def test_the_semantic_ids_are_those_of_the_last_round(run: Path) -> None:
+    refine(run)
+    page = Page(run_report(run, FOLDERS))
+    check(page)
+    assert "2.00% of the items share all their codes" in page.text
+    text = run_report(run, FOLDERS)
+    shares = re.findall(r'<th scope="row">(first|round \d)</th><td>[\d.]+%</td><td>([\d.]+)%</td>', text)
+    assert [(name, float(share)) for name, share in shares][1:] == [("round 1", 1), ("round 2", 2)]
+    assert shares[0][0] == "first"
+    assert re.search(r"Training loss, round 2</th><td>71.0000</td><td>70.0000</td>", text)
+    shutil.rmtree(run / "refine" / "tokenize-1")  # the user may delete it
+    assert "round 1</th><td>1" not in run_report(run, FOLDERS)
+    assert "2.00% of the items share all their codes" in run_report(run, FOLDERS)
+
+
+def test_inspect_shows_each_tokenizer(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refine(run)
+    assert main(["inspect", "--run", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^tokenize.*$", text, re.MULTILINE) == [
+        "tokenize",
+        "tokenize, refined in round 1",
+        "tokenize, refined in round 2",
+    ]
+    assert main(["inspect", "--run", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: report["collision_rate"] for name, report in found["refine"].items()} == {"1": 0.01, "2": 0.02}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "refine": {"rounds": 0}}))
+    assert main(["inspect", "--run", str(run), "--json"]) == 0
+    assert "refine" not in json.loads(capsys.readouterr().out)
+
+
 def test_no_finished_stage(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished stage there"):
         run_report(tmp_path, FOLDERS)

@@ -134,3 +134,5 @@ def test_summary_counts_and_names_the_emptying_step():
     assert str(summary) == "read: 2 events; known: −1"
     with pytest.raises(UserError, match="step '5-core' left no interactions"):
         summary.add("5-core", catalog, log([]))
+    with pytest.raises(UserError, match=r"^the log has no events; expected one per row"):
+        Summary().add("read", catalog, log([]))

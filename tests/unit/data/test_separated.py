@@ -184,7 +184,8 @@ def test_capital_suffixes():
         (b"a,b\n1,\xc3\xa9\n2,\xe9\n", {}, r"line 3: the byte 0xe9 is no text in utf-8; name .*--data\.encoding"),
         (b"a,b\n1,x\n2,\x81\n", {}, r"line 3: the byte 0x81 is no text in cp1252"),
         ("a,b\n1,Я\n", {"encoding": "ascii"}, r"line 2: the byte 0xd0 is no text in ascii"),
-        ("", {}, r"no line of column names"),
+        ("", {}, r"no line of column names as the file is empty"),
+        ("\n", {}, r"no line of column names as the file is empty"),
     ],
 )
 def test_mistakes_have_their_line_and_the_fix(data, options, message):

@@ -61,6 +61,14 @@ def test_an_item_that_was_liked_once_is_not_disliked(feedback: Callable[..., Pre
     assert triples(feedback([("u", "c", 0), ("u", "c", 1), ("u", "d", 0)])) == [([0, 1], 2, [3])]
 
 
+def test_liked_may_be_true_or_false(feedback: Callable[..., PreferenceExamples], tmp_path: Path):
+    numbers = triples(feedback([("u", "c", 1), ("u", "d", 0)]))
+    assert triples(feedback([("u", "c", "True"), ("u", "d", "FALSE")])) == numbers
+    table = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["c", "d"], "liked": [True, False]})
+    table.write_parquet(tmp_path / "feedback.parquet")
+    assert triples(feedback_examples(tmp_path / "feedback.parquet", USERS, SEQUENCES, CATALOG)) == numbers
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

@@ -47,6 +47,13 @@ def test_damaged_headers_are_named(tmp_path: Path, content: str | None, words: s
         bundle.read_header(tmp_path)
 
 
+def test_a_run_directory_names_its_bundle(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    bundle.write_header(HEADER, tmp_path / "model")
+    with pytest.raises(UserError, match=r"no llmrec bundle there .*; name .*/model, the one of this run\.$"):
+        bundle.read_header(tmp_path)
+
+
 def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     (tmp_path / bundle.INDEX).write_bytes(b"not parquet")
     with pytest.raises(UserError, match=bundle.INDEX):

@@ -255,6 +255,13 @@ def test_what_is_wrong_is_named(client: TestClient) -> None:
     many = client.post("/v1/recommend", json={"history": ["i1"], "k": 2000}).json()["error"]
     assert many == {"code": "too_large", "message": "k: 2,000 answers, expected at most 1,000.", "field": "k"}
     assert client.post("/v1/recommend", content="{}").status_code == 415
+    for path, body, message in (
+        ("recommend", {"histroy": ["i1"]}, "histroy: no such field; known are allow, empty_history,"),
+        ("recommend", {"history": "i1"}, "history: found one text, expected a list of texts."),
+        ("items", {"items": [{"item_id": "i9", "name": "Mug"}]}, "items.0.name: no such field."),
+    ):
+        error = client.post(f"/v1/{path}", json=body).json()["error"]
+        assert error["message"].startswith(message), error
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,13 @@ def test_items_without_text_have_no_text_rows(shop):
     assert len(PersonalSearch(shop.renderer, [np.array([0, 2]), np.array([2, 1])], requests)) == 1
 
 
+def test_a_number_alone_is_no_request(shop):
+    frame = pl.DataFrame({"item_id": ["x"], "title": ["Soap 7"], "price": ["15.53"], "brand": ["3M"]})
+    requests = Requests(Catalog(frame), shop.renderer, 16)
+    assert requests.ways == [["soap 7", "3m", "soap 7 3m"]]
+    assert requests.words == [["soap", "7", "15.53", "3m"]]
+
+
 def test_long_fields_are_asked_for_in_some_words_only(shop):
     requests = Requests(shop.catalog, shop.renderer, 64)
     assert requests.ways[0] == ["alba shampoo 0", "alba", "alba shampoo 0 alba"]
