@@ -206,9 +206,7 @@ class ItemStore:
     def semantic_ids(self, rows: Iterable[int], names: Sequence[Sequence[str]]) -> dict[str, str]:
         """Item id -> semantic ID for the items in `rows`; `names[l][c]` is the token of code c of level l."""
         ids, codes = self.catalog.frame["item_id"], self.item_tokenizer.codes
-        return {
-            ids[row]: "".join(level[code] for level, code in zip(names, codes[row], strict=True)) for row in rows
-        }
+        return {ids[row]: "".join(level[code] for level, code in zip(names, codes[row], strict=True)) for row in rows}
 
     def _with_our_fields(self, catalog: Catalog, rows: np.ndarray) -> Catalog:
         """The items of `catalog` with the fields of this store, in the order of this store's fields.

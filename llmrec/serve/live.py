@@ -70,10 +70,12 @@ class AddItems:
             ApiError: an item is there already, or the items have no vectors and this server has no encoder.
             UserError: as `ItemStore.with_items`.
         """
-        rows = rows_of(store.catalog.frame["item_id"], self.catalog.ids)
-        there = np.flatnonzero(rows >= 0)
+        ids = self.catalog.ids
+        there = np.flatnonzero(rows_of(store.catalog.frame["item_id"], ids) >= 0)
         if len(there) and self.if_exists == "refuse":
-            message = f"items: {self.catalog.ids[there[0]]!r:.80} is in the catalogue already; leave it out, or say if_exists update."
+            message = (
+                f"items: {ids[there[0]]!r:.80} is in the catalogue already; leave it out, or say if_exists update."
+            )
             raise ApiError(409, "item_exists", message, "items")
         tokenizer = store.item_tokenizer
         by_hand = tokenizer.encoder is None or isinstance(tokenizer.encoder, GivenVectors)
