@@ -89,7 +89,7 @@ def test_a_part_in_another_order_is_in_memory_once(tmp_path):
 @pytest.mark.parametrize("chosen", ["None", "ids[::-1]"])
 def test_the_file_is_not_in_memory_beside_the_vectors(tmp_path, chosen):
     """safetensors maps the file, whose pages count as memory of the process until it is closed."""
-    vectors = np.ones((60_000, 384), np.float32)
+    vectors = np.ones((100_000, 384), np.float32)
     ids = [str(row) for row in range(len(vectors))]
     Embeddings(ids, vectors, embed(CATALOG, EmbedConfig("tfidf-svd", dim=2)).encoder).save(tmp_path)
     code = f"""
@@ -102,7 +102,7 @@ assert Embeddings.load(Path({str(tmp_path)!r}), {chosen}).vectors.sum() == {vect
 print(peak() - before)
 """
     grown = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
-    assert vectors.nbytes * 0.9 < int(grown) < vectors.nbytes * 1.6
+    assert vectors.nbytes * 0.9 < int(grown) < vectors.nbytes * 1.8
 
 
 SILENT = Catalog.from_frame(
