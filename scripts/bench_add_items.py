@@ -97,9 +97,9 @@ def made_up(items: int) -> ItemStore:
 
 
 def bench_arrival(items: int, rounds: int = 9) -> dict[str, Any]:
-    """Add one item after the other to a store of `items`; medians of the seconds and of the growth of the memory."""
+    """Add one item after the other to a store of `items`; medians of the seconds."""
     store, rng = made_up(items), np.random.default_rng(1)
-    taken: dict[str, list[tuple[float, float, float]]] = {}
+    taken: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds):
         x, new, tokenizer = rng.standard_normal((1, 16), np.float32), f"new-{number}", store.item_tokenizer
         catalog = Catalog(pl.DataFrame({"item_id": [new], "title": ["a title"]}))
@@ -110,22 +110,15 @@ def bench_arrival(items: int, rounds: int = 9) -> dict[str, Any]:
             "store": partial(store.with_items, catalog, x),
         }
         for name, way in ways.items():
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            held, started, used = memory("VmRSS"), perf_counter(), process_time()
+            started, used = perf_counter(), process_time()
             result = way()
-            seconds, cpu_seconds = perf_counter() - started, process_time() - used
-            taken.setdefault(name, []).append((seconds, cpu_seconds, memory("VmHWM") - held))
+            taken.setdefault(name, []).append((perf_counter() - started, process_time() - used))
         store = result
     figures: dict[str, Any] = {"items": items}
     for name, rows in taken.items():
-        for what, values in zip(("seconds", "cpu_seconds", "peak_mebibytes"), zip(*rows, strict=True), strict=True):
+        for what, values in zip(("seconds", "cpu_seconds"), zip(*rows, strict=True), strict=True):
             figures[f"{name}_{what}"] = round(median(values), 4)
     return figures
-
-
-def memory(field: str) -> float:
-    """MiB of this process, from a `field` of Linux's /proc/self/status."""
-    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
 
 def main() -> None:

@@ -250,7 +250,8 @@ def _print(result: dict[str, Any]) -> None:
     if memory := result.get("memory"):
         print(
             f"{memory['items']:,} items: {memory['seconds']:.0f} s to fit, peak {memory['peak_gib']:.2f} GiB, "
-            f"of which {memory['vectors_gib']:.2f} are the vectors; loading these takes {memory['load_growth']:.2f} times that"
+            f"of which {memory['vectors_gib']:.2f} are the vectors; "
+            f"loading them takes {memory['load_growth']:.2f} times as much"
         )
 
 

@@ -378,7 +378,7 @@ def _sorted_rows(codes: np.ndarray, level_sizes: Sequence[int]) -> np.ndarray:
 def _parts_of(bounds: np.ndarray) -> np.ndarray:
     """Return the part of each element, int32 [n], where `bounds` [parts + 1] cut range(n) into non-empty parts.
 
-    [0, 2, 5] gives [0, 0, 1, 1, 1]. For many short parts, this takes a third of the time of np.repeat.
+    [0, 2, 5] gives [0, 0, 1, 1, 1]. For many short parts, this takes half the time of np.repeat.
     """
     parts = np.zeros(bounds[-1], np.int32)
     parts[bounds[1:-1]] = 1
