@@ -3,7 +3,7 @@
 import copy
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -338,8 +338,11 @@ class ItemTokenizer:
         x = self._as_new(vectors)
         codes = self.quantizer.encode(x)
         new = place(self.config.collisions, self.codes, self.level_sizes, codes, self.quantizer, x)
-        rows = np.append(np.arange(len(self.codes)), np.full(len(new), -1))
         ids = pl.concat([self.ids, _series(item_ids)], rechunk=self.ids.n_chunks() >= CHUNKS)
+
+        def rows() -> np.ndarray:
+            return np.append(np.arange(len(self.codes)), np.full(len(new), -1))
+
         return self._with(ids, np.concatenate([self.codes, new]), rows)
 
     def without_items(self, item_ids: Collection[str]) -> Self:
@@ -349,16 +352,19 @@ class ItemTokenizer:
 
     def take_rows(self, rows: np.ndarray) -> Self:
         """A tokenizer of the items in `rows`, int64 [n], in this order; they keep their codes."""
-        return self._with(self.ids.gather(rows), self.codes[rows], rows)
+        return self._with(self.ids.gather(rows), self.codes[rows], lambda: rows)
 
-    def _with(self, ids: pl.Series, codes: np.ndarray, rows: np.ndarray) -> Self:
-        """A copy with other items and codes [n, L'], without `catalog`; `rows` are as for `BehaviourCodes.of_rows`."""
+    def _with(self, ids: pl.Series, codes: np.ndarray, rows: Callable[[], np.ndarray]) -> Self:
+        """A copy with other items and codes [n, L'], without `catalog`.
+
+        `rows` makes the rows for `BehaviourCodes.of_rows`; it is called only if the items have more than codes.
+        """
         other = copy.copy(self)
         for name in ("catalog", "item_ids"):
             other.__dict__.pop(name, None)
         other.ids, other.codes = ids, codes
-        other.behaviour = None if self.behaviour is None else self.behaviour.of_rows(rows)
-        other.joined = None if self.joined is None else self.joined.of_rows(rows)
+        other.behaviour = None if self.behaviour is None else self.behaviour.of_rows(rows())
+        other.joined = None if self.joined is None else self.joined.of_rows(rows())
         return other
 
     def report(self) -> Report:
