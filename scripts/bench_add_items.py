@@ -4,8 +4,11 @@
     python scripts/bench_add_items.py --made-up 10000000 [--json]
 
 Works in a copy of the bundle, with an empty embedding cache. Without `--items` the new items are old ones, each with a
-third of its title's words from another's. The codes of the old items must be as they were. `--made-up` measures only
-how long one new item takes to get a semantic ID, in a catalogue of N made-up ones: 3 x 256 codes and a dedup level.
+third of its title's words from another's. The codes of the old items must be as they were.
+
+`--made-up` measures what one new item costs without files, in a catalogue of N made-up ones with 3 x 256 codes and a
+dedup level: `place` finds its semantic ID, `tokenizer` is the tokenizer with the item, `store` is all data about items,
+the trie included.
 """
 
 import argparse
@@ -16,6 +19,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -24,9 +29,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from llmrec.quantize import TokenizeConfig, quantizer_class
+from llmrec.data import Catalog
+from llmrec.quantize import ItemTokenizer
 from llmrec.quantize.arrivals import place
 from llmrec.recommender import bundle
+from llmrec.recommender.store import ItemStore
 
 SHARE = 3
 """One of so many words of a title comes from another's."""
@@ -76,23 +83,42 @@ def bench(model: Path, items: Path | None, n: int, threads: int) -> dict[str, An
         }
 
 
-def bench_placement(items: int, rounds: int = 9) -> dict[str, Any]:
-    """Place one item among `items` distinct semantic IDs; medians of the seconds over the rounds."""
-    config = TokenizeConfig(levels=3, codes=256, iterations=2)
+def made_up(items: int) -> ItemStore:
+    """A store of `items` with distinct semantic IDs, in no order."""
     rng = np.random.default_rng(0)
-    quantizer = quantizer_class("rq-kmeans")(config).fit(rng.standard_normal((1000, 16), np.float32))
-    sizes = [256, 256, 256, 8]
-    numbers = np.arange(items) * (np.prod(sizes) // items)
-    taken = np.column_stack(np.unravel_index(numbers, sizes)).astype(np.int32)
-    seconds, cpu_seconds = [], []
-    for _ in range(rounds):
-        x = rng.standard_normal((1, 16), np.float32)
-        codes = quantizer.encode(x)
-        started, used = perf_counter(), process_time()
-        place("dedup", taken, sizes, codes, quantizer, x)
-        seconds.append(perf_counter() - started)
-        cpu_seconds.append(process_time() - used)
-    return {"items": items, "seconds": round(median(seconds), 4), "cpu_seconds": round(median(cpu_seconds), 4)}
+    tokenizer = ItemTokenizer(levels=3, codes=256, iterations=2)
+    tokenizer.fit_embeddings([str(row) for row in range(1000)], rng.standard_normal((1000, 16), np.float32))
+    tokenizer.level_sizes = [256, 256, 256, 8]
+    numbers = rng.permutation(items) * (np.prod(tokenizer.level_sizes) // items)
+    codes = np.column_stack(np.unravel_index(numbers, tokenizer.level_sizes))
+    tokenizer.ids, tokenizer.codes = pl.Series("item_id", np.arange(items)).cast(pl.String), codes.astype(np.int32)
+    titles = pl.Series("title", ["one title for all of them"]).new_from_index(0, items)
+    return ItemStore.untrained(Catalog(pl.DataFrame([tokenizer.ids, titles])), tokenizer)
+
+
+def bench_arrival(items: int, rounds: int = 9) -> dict[str, Any]:
+    """Add one item after the other to a store of `items`; medians of the seconds."""
+    store, rng = made_up(items), np.random.default_rng(1)
+    taken: dict[str, list[tuple[float, float]]] = {}
+    for number in range(rounds):
+        x, new, tokenizer = rng.standard_normal((1, 16), np.float32), f"new-{number}", store.item_tokenizer
+        catalog = Catalog(pl.DataFrame({"item_id": [new], "title": ["a title"]}))
+        own = ("dedup", tokenizer.codes, tokenizer.level_sizes, tokenizer.quantizer.encode(x), tokenizer.quantizer, x)
+        ways: dict[str, Callable[[], Any]] = {
+            "place": partial(place, *own),
+            "tokenizer": partial(tokenizer.with_items, [new], x),
+            "store": partial(store.with_items, catalog, x),
+        }
+        for name, way in ways.items():
+            started, used = perf_counter(), process_time()
+            result = way()
+            taken.setdefault(name, []).append((perf_counter() - started, process_time() - used))
+        store = result
+    figures: dict[str, Any] = {"items": items}
+    for name, rows in taken.items():
+        for what, values in zip(("seconds", "cpu_seconds"), zip(*rows, strict=True), strict=True):
+            figures[f"{name}_{what}"] = round(median(values), 4)
+    return figures
 
 
 def main() -> None:
@@ -107,10 +133,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.made_up:
-        figures = bench_placement(options.made_up)
+        figures = bench_arrival(options.made_up)
     else:
         figures = bench(options.model, options.items, options.n, options.threads)
-    print(json.dumps(figures) if options.json else "\n".join(f"{name:<20} {value}" for name, value in figures.items()))
+    print(json.dumps(figures) if options.json else "\n".join(f"{name:<24} {value}" for name, value in figures.items()))
     if not figures.get("old_codes_unchanged", True):
         sys.exit("the codes of old items have changed")
 

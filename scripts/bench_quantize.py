@@ -5,7 +5,8 @@
 All three quantize the same float32 vectors to the same number of codes, greedily, with the same number of k-means
 iterations: `faiss.ResidualQuantizer` with one beam, its default training and its lookup tables, and `ResidualVQ` with
 its k-means initialisation over all rows. Encoding is timed in rounds that take turns; the medians are reported. The
-peak memory is that of a process that makes the vectors and fits an `ItemTokenizer` on them, its report included.
+peak memory is that of a process that makes the vectors and fits an `ItemTokenizer` on them, its report included; the
+growth of a process that loads them from `Embeddings` in another order is given in multiples of the vectors.
 
 Needs the `test` extra, for vector-quantize-pytorch.
 """
@@ -13,13 +14,13 @@ Needs the `test` extra, for vector-quantize-pytorch.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # three OpenMP runtimes share the cores here
@@ -27,6 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 import numpy as np
 
+from llmrec.embed import EmbedConfig, Embeddings, make_encoder
 from llmrec.quantize import ItemTokenizer, TokenizeConfig, quantizer_class
 from llmrec.quantize.report.figures import distortion
 
@@ -146,6 +148,22 @@ def bench(x: np.ndarray, levels: int, codes: int, iterations: int, rounds: int) 
     }
 
 
+def peak_bytes() -> int:
+    """Of the memory of this process, on Linux; `resource` would tell the peak of the parent if that was higher."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+
+def load_worker(folder: Path, items: int, dims: int) -> None:
+    """Load `items` vectors in another order in this process, or write them for it; print by how much memory grew."""
+    ids = [f"i{row}" for row in range(items)]
+    if not folder.exists():
+        Embeddings(ids, clustered(items, dims), make_encoder(EmbedConfig("minilm-offline"))).save(folder)
+        return
+    before = peak_bytes()
+    vectors = Embeddings.load(folder, ids[::-1]).vectors
+    print(json.dumps({"load_growth": (peak_bytes() - before) / vectors.nbytes}))
+
+
 def memory_worker(items: int, dims: int, levels: int, codes: int) -> None:
     """Fit a tokenizer on `items` vectors in this process and print what it took."""
     x = clustered(items, dims)
@@ -155,10 +173,16 @@ def memory_worker(items: int, dims: int, levels: int, codes: int) -> None:
         "items": items,
         "seconds": time.perf_counter() - start,
         "vectors_gib": x.nbytes / 2**30,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_bytes() / 2**30,
         "distortion": tokenizer.report()["distortion"],
     }
     print(json.dumps(figures))
+
+
+def worker(words: list[Any]) -> dict[str, float]:
+    """What this script prints in a process of its own; nothing is no figure."""
+    done = subprocess.run([sys.executable, __file__, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout or "{}")
 
 
 def main() -> None:
@@ -174,11 +198,15 @@ def main() -> None:
     parser.add_argument("--memory-items", type=int, default=0, help="measure the peak memory of a fit on so many")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--memory-worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--load-worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.codes & (options.codes - 1):
         parser.error(f"--codes {options.codes}: faiss packs codes in whole bits; give a power of two")
     if options.memory_worker:
         memory_worker(options.items, options.dims, options.levels, options.codes)
+        return
+    if options.load_worker:
+        load_worker(options.load_worker, options.items, options.dims)
         return
     if options.embeddings:
         from safetensors.numpy import load_file
@@ -197,12 +225,11 @@ def main() -> None:
         **bench(x, options.levels, options.codes, options.iterations, options.rounds),
     }
     if options.memory_items:
-        words = ["--memory-worker", "--items", options.memory_items, "--dims", options.dims]
-        words += ["--levels", options.levels, "--codes", options.codes]
-        worker = subprocess.run(
-            [sys.executable, __file__, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True
-        )
-        result["memory"] = json.loads(worker.stdout)
+        size = ["--items", options.memory_items, "--dims", options.dims]
+        result["memory"] = worker(["--memory-worker", *size, "--levels", options.levels, "--codes", options.codes])
+        with TemporaryDirectory() as parent:
+            for _ in ("write", "load"):
+                result["memory"] |= worker(["--load-worker", Path(parent) / "embed", *size])
     if options.json:
         print(json.dumps(result))
         return
@@ -223,7 +250,8 @@ def _print(result: dict[str, Any]) -> None:
     if memory := result.get("memory"):
         print(
             f"{memory['items']:,} items: {memory['seconds']:.0f} s to fit, peak {memory['peak_gib']:.2f} GiB, "
-            f"of which {memory['vectors_gib']:.2f} are the vectors"
+            f"of which {memory['vectors_gib']:.2f} are the vectors; "
+            f"loading them takes {memory['load_growth']:.2f} times as much"
         )
 
 

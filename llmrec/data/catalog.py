@@ -1,10 +1,12 @@
 """The catalogue: all items that can be recommended, with their texts."""
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import polars as pl
 
 from llmrec.console import get_logger
@@ -19,6 +21,10 @@ log = get_logger(__name__)
 
 _NOT_PLAIN = r"[<&]|^\s|\s$|\s\s|[^\S ]"
 """Pattern of the texts that `plain_text` may change."""
+
+
+CHUNKS = 64
+"""Most chunks of rows in a column that items are added to; more make every search slow."""
 
 
 class Catalog:
@@ -115,9 +121,9 @@ class Catalog:
         return self.frame["item_id"].to_list()
 
     @cached_property
-    def index(self) -> dict[str, int]:
-        """Item id -> row."""
-        return {item: row for row, item in enumerate(self.ids)}
+    def index(self) -> ChainMap[str, int]:
+        """Item id -> row; the first map has only items that `with_items` has added."""
+        return ChainMap({}, {item: row for row, item in enumerate(self.ids)})
 
     @property
     def fields(self) -> list[str]:
@@ -156,6 +162,28 @@ class Catalog:
     def filter(self, kept: pl.Series | pl.Expr) -> "Catalog":
         """A catalogue of the rows where `kept`, bool [N] or an expression over the columns, is true, in their order."""
         return Catalog(self.frame.filter(kept), self.images)
+
+    def with_items(self, items: "Catalog", rows: np.ndarray) -> "Catalog":
+        """A catalogue with `items`, which have the same columns in the same order; images are left out.
+
+        If nothing is replaced, the two catalogues share the memory of the present rows, and of `index` if it is there.
+
+        Args:
+            items: n items.
+            rows: int64 [n], the row that each of them replaces, which has the same id; -1 for one that comes last.
+        """
+        frame, new = self.frame, rows < 0
+        if not new.all():
+            order = np.arange(len(self))
+            order[rows[~new]] = len(self) + np.flatnonzero(~new)
+            frame = pl.concat([frame, items.frame])[order]
+        added = items.frame.filter(pl.Series(new))
+        other = Catalog(pl.concat([frame, added], rechunk=frame.n_chunks() >= CHUNKS))
+        if "index" in vars(self):
+            before, others = self.index.maps
+            new_rows = range(len(self), len(other))
+            other.index = ChainMap({**before, **dict(zip(added["item_id"], new_rows, strict=True))}, others)
+        return other
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the frame to a parquet file."""

@@ -8,6 +8,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from llmrec.data.bad_rows import RowsError
@@ -45,6 +46,16 @@ def id_column(values: pl.Series, source: str) -> pl.Series:
     if len(missing):
         raise RowsError(source, missing.to_list(), lambda row: f"no {values.name}; expected one in every row")
     return texts if values.dtype.is_integer() else _without_zero_fractions(texts)
+
+
+def rows_of(ids: pl.Series, wanted: Sequence[str]) -> np.ndarray:
+    """The row of each of the n `wanted` ids among the N distinct `ids`, int64 [n]; -1 for an id that is not there.
+
+    It makes one pass over `ids` and no dictionary of them, which for ten million takes seconds and a gigabyte.
+    """
+    rows = ids.is_in(pl.Series(wanted, dtype=pl.String).implode()).arg_true()
+    row_of = dict(zip(ids.gather(rows).to_list(), rows.to_list(), strict=True))
+    return np.array([row_of.get(item, -1) for item in wanted], np.int64)
 
 
 def _whole_floats(values: pl.Series, source: str) -> pl.Series:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 import numpy as np
 import polars as pl
@@ -70,7 +70,7 @@ class Embeddings:
     def save(self, folder: Path) -> None:
         """Write embeddings.safetensors, item_ids.parquet, embed.json and the encoder's own files."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"embeddings": np.ascontiguousarray(self.vectors)}, folder / "embeddings.safetensors")
+        save_file({"embeddings": np.ascontiguousarray(self.vectors, np.float32)}, folder / "embeddings.safetensors")
         pl.DataFrame({"item_id": self.item_ids}).write_parquet(folder / "item_ids.parquet")
         (folder / "embed.json").write_text(json.dumps(asdict(self.encoder.config), indent=2) + "\n", "utf-8")
         self.encoder.save(folder)
@@ -89,11 +89,8 @@ class Embeddings:
         config = EmbedConfig.from_dict(json.loads((folder / "embed.json").read_text("utf-8")))
         stored = pl.read_parquet(folder / "item_ids.parquet")["item_id"].to_list()
         chosen = stored if item_ids is None else list(item_ids)
-        with safe_open(folder / "embeddings.safetensors", framework="np") as file:
-            if chosen == stored:
-                vectors = file.get_tensor("embeddings")
-            else:
-                vectors = _read_rows(file.get_slice("embeddings"), _rows_of(chosen, stored))
+        path = folder / "embeddings.safetensors"
+        vectors = _read(path) if chosen == stored else _read_rows(path, _rows_of(chosen, stored))
         return cls(chosen, vectors, make_encoder(config).load(folder))
 
     def take_ids(self, item_ids: Sequence[str]) -> "Embeddings":
@@ -116,16 +113,33 @@ def _rows_of(chosen: Sequence[str], stored: Sequence[str]) -> np.ndarray:
     return np.array([index[item] for item in chosen], np.int64)
 
 
-def _read_rows(stored: Any, rows: np.ndarray) -> np.ndarray:
-    """The `rows`, int64 [n], of the matrix `stored` (a slice of a safetensors file, [N, D]): float32 [n, D]."""
-    size, dims = stored.get_shape()
+def _shape(path: Path) -> tuple[int, int]:
+    """N and D of the only tensor of a safetensors file; raises SafetensorError for a damaged file."""
+    with safe_open(path, framework="np") as file:
+        return tuple(file.get_slice("embeddings").get_shape())
+
+
+def _read(path: Path, start: int = 0, rows: int | None = None) -> np.ndarray:
+    """Some `rows` of the tensor from row `start` on, or all of them: float32 [rows, D].
+
+    safetensors would map the file, and what it copies from there would be in memory twice.
+    """
+    size, dims = _shape(path)
+    rows = size - start if rows is None else rows
+    offset = path.stat().st_size - (size - start) * dims * 4  # the tensor is at the end of its file
+    return np.fromfile(path, "<f4", rows * dims, offset=offset).reshape(rows, dims)
+
+
+def _read_rows(path: Path, rows: np.ndarray) -> np.ndarray:
+    """The `rows`, int64 [n], of the tensor [N, D] of a safetensors file: float32 [n, D]."""
+    size, dims = _shape(path)
     vectors = np.empty((len(rows), dims), np.float32)
     order = np.argsort(rows, kind="stable")
     for start in range(0, size, BLOCK):
         low, high = np.searchsorted(rows, [start, start + BLOCK], sorter=order)
         if high > low:
             wanted = order[low:high]
-            vectors[wanted] = stored[start : min(start + BLOCK, size)][rows[wanted] - start]
+            vectors[wanted] = _read(path, start, min(BLOCK, size - start))[rows[wanted] - start]
     return vectors
 
 

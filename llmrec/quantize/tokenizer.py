@@ -3,8 +3,9 @@
 import copy
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,8 +14,9 @@ import polars as pl
 from safetensors.numpy import load_file, save_file
 
 from llmrec.collaborative.behaviour import Behaviour
-from llmrec.data.catalog import Catalog
+from llmrec.data.catalog import CHUNKS, Catalog
 from llmrec.data.files import read_stored
+from llmrec.data.ids import rows_of
 from llmrec.data.interactions import Interactions
 from llmrec.embed import (
     EmbedConfig,
@@ -49,7 +51,7 @@ class ItemTokenizer:
     """Turns items into semantic IDs. `fit` sets the attributes.
 
     Attributes:
-        item_ids: the N item ids, in catalogue order.
+        ids: the N item ids, in catalogue order; `item_ids` has them in a list.
         codes: the semantic IDs, int32 [N, L']; L' is L, or L + 1 with a dedup level.
         level_sizes: the number of codes of each of the L' levels.
         quantizer: the fitted `Quantizer` of the first L levels; it does not include the dedup level.
@@ -62,7 +64,7 @@ class ItemTokenizer:
         catalog: the catalogue that `fit` got; not saved with the tokenizer.
     """
 
-    item_ids: list[str]
+    ids: pl.Series
     codes: np.ndarray
     level_sizes: list[int]
     quantizer: Quantizer
@@ -169,7 +171,7 @@ class ItemTokenizer:
         if log is None and self.config.needs_log:
             raise UserError(_needs_log(self.config))
         require_finite(item_ids, embeddings)
-        self.item_ids, self.encoder = list(item_ids), encoder
+        self.ids, self.item_ids, self.encoder = _series(item_ids), list(item_ids), encoder
         if encoder is not None:
             self.embed_config = encoder.config
         behaviour = Behaviour.from_log(log, self.item_ids) if log is not None else None
@@ -258,6 +260,11 @@ class ItemTokenizer:
         """
         return self.quantizer.encode(self._as_new(embeddings))
 
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """The N item ids, in catalogue order."""
+        return self.ids.to_list()
+
     @property
     def dims(self) -> int:
         """D, the number of dimensions of the items' embeddings."""
@@ -275,8 +282,7 @@ class ItemTokenizer:
         """
         if self.joined is None:
             return embeddings
-        index = {item: row for row, item in enumerate(self.item_ids)}
-        return self.joined.join(embeddings, np.array([index.get(item, -1) for item in item_ids], np.int64))
+        return self.joined.join(embeddings, rows_of(self.ids, item_ids))
 
     def _as_new(self, embeddings: np.ndarray) -> np.ndarray:
         """What the quantizer gets for items without training events."""
@@ -332,25 +338,33 @@ class ItemTokenizer:
         x = self._as_new(vectors)
         codes = self.quantizer.encode(x)
         new = place(self.config.collisions, self.codes, self.level_sizes, codes, self.quantizer, x)
-        rows = np.append(np.arange(len(self.codes)), np.full(len(new), -1))
-        return self._with([*self.item_ids, *item_ids], np.concatenate([self.codes, new]), rows)
+        ids = pl.concat([self.ids, _series(item_ids)], rechunk=self.ids.n_chunks() >= CHUNKS)
+
+        def rows() -> np.ndarray:
+            return np.append(np.arange(len(self.codes)), np.full(len(new), -1))
+
+        return self._with(ids, np.concatenate([self.codes, new]), rows)
 
     def without_items(self, item_ids: Collection[str]) -> Self:
         """A tokenizer without these items; the other items keep their codes and their order."""
-        gone = set(item_ids)
-        return self.take_rows(np.flatnonzero([item not in gone for item in self.item_ids]))
+        gone = self.ids.is_in(_series(list(item_ids)).implode())
+        return self.take_rows((~gone).arg_true().to_numpy().astype(np.int64))
 
     def take_rows(self, rows: np.ndarray) -> Self:
         """A tokenizer of the items in `rows`, int64 [n], in this order; they keep their codes."""
-        return self._with([self.item_ids[row] for row in rows.tolist()], self.codes[rows], rows)
+        return self._with(self.ids.gather(rows), self.codes[rows], lambda: rows)
 
-    def _with(self, item_ids: list[str], codes: np.ndarray, rows: np.ndarray) -> Self:
-        """A copy with other items and codes [n, L'], without `catalog`; `rows` are as for `BehaviourCodes.of_rows`."""
+    def _with(self, ids: pl.Series, codes: np.ndarray, rows: Callable[[], np.ndarray]) -> Self:
+        """A copy with other items and codes [n, L'], without `catalog`.
+
+        `rows` makes the rows for `BehaviourCodes.of_rows`; it is called only if the items have more than codes.
+        """
         other = copy.copy(self)
-        other.__dict__.pop("catalog", None)
-        other.item_ids, other.codes = item_ids, codes
-        other.behaviour = None if self.behaviour is None else self.behaviour.of_rows(rows)
-        other.joined = None if self.joined is None else self.joined.of_rows(rows)
+        for name in ("catalog", "item_ids"):
+            other.__dict__.pop(name, None)
+        other.ids, other.codes = ids, codes
+        other.behaviour = None if self.behaviour is None else self.behaviour.of_rows(rows())
+        other.joined = None if self.joined is None else self.joined.of_rows(rows())
         return other
 
     def report(self) -> Report:
@@ -398,11 +412,10 @@ class ItemTokenizer:
 
     def save_codes(self, folder: Path) -> None:
         """Write item_codes.parquet, the only file of `save` with data per item."""
-        ids = pl.Series("item_id", self.item_ids, pl.String)
         arrays = {"codes": self.codes} | ({} if self.behaviour is None else {SECOND: self.behaviour.codes})
         arrays |= {} if self.joined is None else {JOINED: self.joined.behaviour}
         columns = [pl.Series(name, array).arr.to_list() for name, array in arrays.items()]
-        pl.DataFrame([ids, *columns]).write_parquet(folder / CODES)
+        pl.DataFrame([self.ids, *columns]).write_parquet(folder / CODES)
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -473,7 +486,7 @@ class ItemTokenizer:
         tokenizer.quantizer = quantizer_class(header["method"]).from_state(header["config"], tensors)
         tokenizer.level_sizes = header["level_sizes"]
         frame = read_stored(folder / CODES)
-        tokenizer.item_ids = frame["item_id"].to_list()
+        tokenizer.ids = frame["item_id"]
         tokenizer.codes = frame["codes"].list.to_array(len(tokenizer.level_sizes)).to_numpy()
         if sizes := header.get(SECOND):
             tokenizer.behaviour = BehaviourCodes(frame[SECOND].list.to_array(len(sizes)).to_numpy(), sizes)
@@ -482,6 +495,10 @@ class ItemTokenizer:
             tokenizer.joined = JoinedVectors.from_tensors(joined, own)
         tokenizer._report = Report(json.loads((folder / "report.json").read_text("utf-8")))
         return tokenizer
+
+
+def _series(item_ids: Sequence[str]) -> pl.Series:
+    return pl.Series("item_id", item_ids, pl.String)
 
 
 def _needs_log(config: TokenizeConfig) -> str:

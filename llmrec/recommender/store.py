@@ -20,6 +20,7 @@ from llmrec.atomic import put_in_place, replacing, usual_modes
 from llmrec.collaborative import fused
 from llmrec.console import get_logger
 from llmrec.data import Catalog
+from llmrec.data.ids import rows_of
 from llmrec.embed import GivenVectors, item_texts, require_finite
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
@@ -78,7 +79,7 @@ class ItemStore:
         index = bundle.read_index(folder)
         catalog, events = Catalog(bundle.catalog_frame(index)), index[bundle.EVENTS].to_numpy()
         tokenizer = ItemTokenizer.load(folder / bundle.QUANTIZER, False, encoder, image_encoder)
-        if tokenizer.item_ids != catalog.ids:
+        if not tokenizer.ids.equals(catalog.frame["item_id"]):
             raise UserError(f"{folder}: {bundle.INDEX} and {bundle.QUANTIZER}/{CODES} list other items.")
         if tokenizer.level_sizes != header.level_sizes:
             raise UserError(
@@ -151,7 +152,7 @@ class ItemStore:
             UserError: the store already has an item (`refuse`), an item has no text, there is neither an encoder nor
                 vectors, the vectors are not [n, D] or not finite, or no free codes are left.
         """
-        rows = np.array([self.catalog.index.get(item, -1) for item in catalog.ids], np.int64)
+        rows = rows_of(self.catalog.frame["item_id"], catalog.ids)
         old, new = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
         if len(old) and if_exists == "refuse":
             raise UserError(
@@ -170,13 +171,10 @@ class ItemStore:
         if experts is not None:
             experts = experts.with_texts(rows[old], made[old]) if len(old) else experts
             experts = experts.with_items(made[new]) if len(new) else experts
-        order = np.arange(len(self.catalog))
-        order[rows[old]] = len(self.catalog) + old
-        frame = pl.concat([self.catalog.frame, added.frame])[np.append(order, len(self.catalog) + new)]
         train_counts = np.append(self.train_counts, np.zeros(len(new), np.int64))
         return replace(
             self,
-            catalog=Catalog(frame),
+            catalog=self.catalog.with_items(added, rows),
             item_tokenizer=tokenizer,
             trie=trie,
             train_counts=train_counts,
@@ -207,11 +205,8 @@ class ItemStore:
 
     def semantic_ids(self, rows: Iterable[int], names: Sequence[Sequence[str]]) -> dict[str, str]:
         """Item id -> semantic ID for the items in `rows`; `names[l][c]` is the token of code c of level l."""
-        codes = self.item_tokenizer.codes
-        return {
-            self.catalog.ids[row]: "".join(level[code] for level, code in zip(names, codes[row], strict=True))
-            for row in rows
-        }
+        ids, codes = self.catalog.frame["item_id"], self.item_tokenizer.codes
+        return {ids[row]: "".join(level[code] for level, code in zip(names, codes[row], strict=True)) for row in rows}
 
     def _with_our_fields(self, catalog: Catalog, rows: np.ndarray) -> Catalog:
         """The items of `catalog` with the fields of this store, in the order of this store's fields.

@@ -16,6 +16,7 @@ import numpy as np
 from llmrec.atomic import MANIFEST
 from llmrec.console import get_logger
 from llmrec.data import Catalog
+from llmrec.data.ids import rows_of
 from llmrec.embed import GivenVectors
 from llmrec.errors import UserError
 from llmrec.model.tokens import token_names
@@ -69,9 +70,12 @@ class AddItems:
             ApiError: an item is there already, or the items have no vectors and this server has no encoder.
             UserError: as `ItemStore.with_items`.
         """
-        there = [item for item in self.catalog.ids if item in store.catalog.index]
-        if there and self.if_exists == "refuse":
-            message = f"items: {there[0]!r:.80} is in the catalogue already; leave it out, or say if_exists update."
+        ids = self.catalog.ids
+        there = np.flatnonzero(rows_of(store.catalog.frame["item_id"], ids) >= 0)
+        if len(there) and self.if_exists == "refuse":
+            message = (
+                f"items: {ids[there[0]]!r:.80} is in the catalogue already; leave it out, or say if_exists update."
+            )
             raise ApiError(409, "item_exists", message, "items")
         tokenizer = store.item_tokenizer
         by_hand = tokenizer.encoder is None or isinstance(tokenizer.encoder, GivenVectors)
@@ -268,8 +272,8 @@ def _applied(change: Change, store: ItemStore, prefix: str) -> tuple[Changed, It
     new = change.apply(store)
     if isinstance(change, RemoveItem):
         return Changed([], 0, 1, len(new.catalog), {}), new
-    added = [item for item in change.catalog.ids if item not in store.catalog.index]
     rows = range(len(store.catalog), len(new.catalog))
+    added = new.catalog.frame["item_id"][len(store.catalog) :].to_list()
     names = token_names(new.item_tokenizer.level_sizes, prefix)
     updated = len(change.catalog) - len(added)
     return Changed(added, updated, 0, len(new.catalog), new.semantic_ids(rows, names)), new

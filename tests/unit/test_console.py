@@ -1,5 +1,6 @@
 """Text of others, as it is printed: on one line, with nothing that a terminal takes for a command. Progress bars."""
 
+import copy
 import io
 import logging
 import re
@@ -54,15 +55,14 @@ def bundle(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -
     ids = [f"{item}{EVIL}".encode("utf-8", "replace").decode() for item in store.catalog.ids]
     evil = EVIL.encode("utf-8", "replace").decode()
     frame = store.catalog.frame.with_columns(item_id=pl.Series(ids), title=pl.col("title") + evil, brand=pl.lit(evil))
-    tokenizer = recommender.item_tokenizer
-    before = tokenizer.item_ids
-    tokenizer.item_ids = ids
+    tokenizer = copy.copy(recommender.item_tokenizer)
+    tokenizer.ids = pl.Series("item_id", ids)
     folder = tmp_path_factory.mktemp("evil") / "model"
-    recommender.store = replace(store, catalog=Catalog(frame))
+    recommender.store = replace(store, catalog=Catalog(frame), item_tokenizer=tokenizer)
     try:
         recommender.save_pretrained(folder)
     finally:
-        tokenizer.item_ids, recommender.store = before, store
+        recommender.store = store
     return folder
 
 

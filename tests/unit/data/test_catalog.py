@@ -1,7 +1,10 @@
+import numpy as np
 import polars as pl
 import pytest
 
 from llmrec.data import Catalog
+from llmrec.data.catalog import CHUNKS
+from llmrec.data.ids import rows_of
 from llmrec.errors import UserError
 
 
@@ -100,3 +103,39 @@ def test_from_file_names_the_missing_column(tmp_path):
     said = r"items\.csv: no column 'item_id' \(data\.columns\.item\); found: sku, name; .* alike"
     with pytest.raises(UserError, match=said):
         Catalog.from_file(path)
+
+
+def items(**titles: str) -> Catalog:
+    return Catalog(pl.DataFrame({"item_id": list(titles), "title": list(titles.values())}))
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_items_are_added_and_replaced_as_in_a_dictionary(indexed):
+    """The catalogues before keep what they had, also when two grow from the same one."""
+    rng, expected = np.random.default_rng(0), {"0": "first"}
+    grown = [(items(**expected), expected)]
+    for number in range(1, 200):
+        before, titles = grown[rng.integers(max(0, len(grown) - 3), len(grown))]
+        names = sorted({*rng.choice([*titles], 2).tolist(), *rng.choice(1000, 2).astype(str).tolist()})
+        more = {name: f"title {number}" for name in names}
+        rows = rows_of(before.frame["item_id"], names)
+        if indexed:
+            assert before.index[next(reversed(titles))] == len(titles) - 1
+        grown.append((before.with_items(items(**more), rows), {**titles, **more}))
+    for catalog, titles in grown:
+        assert dict(catalog.frame.iter_rows()) == titles
+        assert catalog.ids == list(titles)
+        assert catalog.index == {item: row for row, item in enumerate(titles)}
+        assert catalog.frame.n_chunks() <= CHUNKS + 1
+
+
+def test_a_catalogue_that_grows_passes_its_index_on():
+    """A dictionary of the whole catalogue after each added item took seconds at ten million."""
+    large = items(**{str(row): "" for row in range(1000)})
+    added = large.with_items(items(new="a"), np.array([-1]))
+    assert not {"ids", "index"} & (vars(large).keys() | vars(added).keys())
+    assert large.index["999"] == 999
+    added = large.with_items(items(new="a"), np.array([-1])).with_items(items(newer="b"), np.array([-1]))
+    assert added.index.maps == [{"new": 1000, "newer": 1001}, large.index.maps[1]]
+    assert added.index.maps[1] is large.index.maps[1]
+    assert "new" not in large.index

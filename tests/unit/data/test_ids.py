@@ -2,13 +2,14 @@
 
 from decimal import Decimal
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrec.data import Catalog, Interactions
-from llmrec.data.ids import difference, id_column, is_id, look_alikes
+from llmrec.data.ids import difference, id_column, is_id, look_alikes, rows_of
 from llmrec.errors import UserError
 
 
@@ -97,3 +98,12 @@ def test_difference_needs_most_ids():
     known = pl.Series(["A1", "A2", "A3"])
     assert difference(pl.Series(["a1", "a2", "zz"]), known) == "upper and lower case"
     assert difference(pl.Series(["a1", "yy", "zz"]), known) is None
+
+
+@given(st.lists(st.text("ab\N{LATIN SMALL LETTER E WITH ACUTE}", max_size=14), unique=True), st.data())
+def test_the_rows_of_ids_as_a_dictionary_finds_them(ids, data):
+    wanted = data.draw(st.lists(st.sampled_from([*ids, "c", "a longer id that is not there"])))
+    index = {item: row for row, item in enumerate(ids)}
+    found = rows_of(pl.Series("item_id", ids, pl.String), wanted)
+    assert found.dtype == np.int64
+    assert found.tolist() == [index.get(item, -1) for item in wanted]

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -80,6 +83,26 @@ def test_a_part_in_another_order_is_in_memory_once(tmp_path):
         tracemalloc.stop()
     np.testing.assert_array_equal(found.vectors, vectors[::-1])
     assert peak < vectors.nbytes + embeddings_module.BLOCK * 16 * 4 * 2 + index_of_items
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its memory from /proc")
+@pytest.mark.parametrize("chosen", ["None", "ids[::-1]"])
+def test_the_file_is_not_in_memory_beside_the_vectors(tmp_path, chosen):
+    """safetensors maps the file, whose pages count as memory of the process until it is closed."""
+    vectors = np.ones((100_000, 384), np.float32)
+    ids = [str(row) for row in range(len(vectors))]
+    Embeddings(ids, vectors, embed(CATALOG, EmbedConfig("tfidf-svd", dim=2)).encoder).save(tmp_path)
+    code = f"""
+from pathlib import Path
+from llmrec.embed import Embeddings
+ids = [str(row) for row in range({len(ids)})]
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+before = peak()
+assert Embeddings.load(Path({str(tmp_path)!r}), {chosen}).vectors.sum() == {vectors.size}
+print(peak() - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert vectors.nbytes * 0.9 < int(grown) < vectors.nbytes * 1.8
 
 
 SILENT = Catalog.from_frame(

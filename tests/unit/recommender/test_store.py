@@ -132,6 +132,17 @@ def test_one_call_or_several(shop: Recommender) -> None:
     assert_sound(other)
 
 
+def test_added_items_cost_no_lists_of_the_whole_catalogue(shop: Recommender) -> None:
+    """Ids as strings of Python and a dictionary of them took seconds and gigabytes at ten million items."""
+    tokenizer = shop.item_tokenizer.take_rows(np.arange(20))
+    store = replace(shop.store, catalog=Catalog(shop.catalog.frame), item_tokenizer=tokenizer)
+    grown = store.with_items(NEW)
+    grown.semantic_ids([20], [[f"<{level}_{code}>" for code in range(99)] for level in range(3)])
+    for each in (store, grown):
+        assert not {"ids", "index"} & vars(each.catalog).keys()
+        assert "item_ids" not in vars(each.item_tokenizer)
+
+
 def test_vectors_of_ones_own(shop: Recommender) -> None:
     vectors = shop.item_tokenizer.embed(NEW)
     by_text = copy.copy(shop).add_items(NEW)
