@@ -4,7 +4,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import polars as pl
@@ -121,9 +121,9 @@ class Catalog:
         return self.frame["item_id"].to_list()
 
     @cached_property
-    def index(self) -> ChainMap[str, int]:
-        """Item id -> row; the first map has only items that `with_items` has added."""
-        return ChainMap({}, {item: row for row, item in enumerate(self.ids)})
+    def index(self) -> Mapping[str, int]:
+        """Item id -> row."""
+        return {item: row for row, item in enumerate(self.ids)}
 
     @property
     def fields(self) -> list[str]:
@@ -180,9 +180,10 @@ class Catalog:
         added = items.frame.filter(pl.Series(new))
         other = Catalog(pl.concat([frame, added], rechunk=frame.n_chunks() >= CHUNKS))
         if "index" in vars(self):
-            before, others = self.index.maps
+            recent, index = self.index.maps if isinstance(self.index, ChainMap) else ({}, self.index)
             new_rows = range(len(self), len(other))
-            other.index = ChainMap({**before, **dict(zip(added["item_id"], new_rows, strict=True))}, others)
+            recent = {**recent, **dict(zip(added["item_id"], new_rows, strict=True))}
+            other.index = ChainMap(recent, cast(dict[str, int], index))
         return other
 
     def to_parquet(self, path: str | Path) -> None:

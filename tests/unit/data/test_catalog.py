@@ -136,6 +136,6 @@ def test_a_catalogue_that_grows_passes_its_index_on():
     assert not {"ids", "index"} & (vars(large).keys() | vars(added).keys())
     assert large.index["999"] == 999
     added = large.with_items(items(new="a"), np.array([-1])).with_items(items(newer="b"), np.array([-1]))
-    assert added.index.maps == [{"new": 1000, "newer": 1001}, large.index.maps[1]]
-    assert added.index.maps[1] is large.index.maps[1]
+    assert added.index.maps == [{"new": 1000, "newer": 1001}, large.index]
+    assert added.index.maps[1] is large.index
     assert "new" not in large.index

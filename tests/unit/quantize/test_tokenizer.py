@@ -159,7 +159,7 @@ def test_collaborative_vectors_reach_the_quantizer(monkeypatch):
 
 
 def test_the_texts_of_a_catalogue_reach_the_text_decoder(tmp_path):
-    network = RQVAEConfig(hidden=[8], latent=4, epochs=20, loss=LossConfig(words=1.0))
+    network = RQVAEConfig(hidden=[8], latent=4, epochs=150, loss=LossConfig(words=1.0))
     embed = EmbedConfig("tfidf-svd", dim=6, template="{title}")
     tokenizer = ItemTokenizer("rq-vae", levels=2, codes=4, rq_vae=network, embed=embed).fit(shop())
     words = tokenizer.words_of(tokenizer.codes)  # with the dedup level
