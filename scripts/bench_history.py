@@ -10,10 +10,10 @@ baselines; only `max_history` grows.
 
 import argparse
 import json
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -37,8 +37,8 @@ class Cost(NamedTuple):
 
 
 def peak() -> float:
-    """Largest memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest memory of this process so far, in MiB, on Linux; `resource` would count that of its parent."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def measure(model: str, length: int, items: int, rounds: int) -> Cost:
