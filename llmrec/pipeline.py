@@ -336,7 +336,7 @@ def evaluate_stage(config: Config, run: RunDirectory) -> None:
         if lost := sorted(set(split.frame["item_id"]).difference(items)):
             bundle = run.path("model")
             raise UserError(
-                f"--run {run.folder}: {bundle} lacks {len(lost):,} items of the log, such as {lost[0]!r}, which "
+                f"--run {run.folder}: {bundle} lacks {len(lost):,} of the items in the log, such as {lost[0]!r}, which "
                 f"`llmrec add-items --remove` took out; add them again, or delete {bundle}, which is then made again "
                 "without training, with the items that the run began with."
             )

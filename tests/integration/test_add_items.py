@@ -178,5 +178,5 @@ def test_an_evaluation_without_some_items_says_what_to_do(fails: Callable[..., s
     bought = pl.read_parquet(run_copy / "data" / "interactions.parquet")["item_id"][0]
     assert main(["add-items", "--model", str(run_copy / "model"), "--remove", bought]) == 0
     line = fails("evaluate", "--run", run_copy, "--evaluate.k", "[10]")
-    assert f"{run_copy / 'model'} lacks 1 items of the log, such as '{bought}'" in line
+    assert f"{run_copy / 'model'} lacks 1 of the items in the log, such as '{bought}'" in line
     assert f"delete {run_copy / 'model'}" in line
