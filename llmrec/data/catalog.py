@@ -11,7 +11,7 @@ import polars as pl
 
 from llmrec.console import get_logger
 from llmrec.data.bad_rows import RowsError
-from llmrec.data.files import SAME_NAME, read_table, require_column
+from llmrec.data.files import ITEM_NAMES, read_table, require_column
 from llmrec.data.ids import id_column
 from llmrec.data.images import image_sources
 from llmrec.data.text import fill_template, parse_template, plain_text
@@ -98,7 +98,7 @@ class Catalog:
         Raises:
             UserError: for a missing column, a column of images of another type, or a frame that `from_frame` refuses.
         """
-        require_column(frame, item_column, source, "--data.columns.item", SAME_NAME)
+        require_column(frame, item_column, source, "the column of item ids", ITEM_NAMES)
         require_column(frame, title_column, source, "--data.columns.title")
         places = [""] * len(frame)
         if image_column is not None:

@@ -1,7 +1,7 @@
 """Section `data` of the configuration: the source of the data, the filters and the split."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from llmrec.checks import check_fields
 from llmrec.data.bad_rows import BadRowsPolicy, Quoting, TextOptions
@@ -18,7 +18,9 @@ class ColumnsConfig:
     user: str = "user_id"
     """Column of user ids."""
     item: str = "item_id"
-    """Column of item ids; it has the same name in the events and in the items."""
+    """Column of item ids."""
+    item_in_items: str | None = None
+    """Column of item ids in the table of items, if its name differs there; null: as in the events."""
     time: str | None = "timestamp"
     """Column of times: numbers (seconds, milli-, micro- or nanoseconds, told apart by their size), dates such as
     20240531, or ISO dates, all in one form. null: there is none, and the rows of each user are in time order. A table
@@ -215,7 +217,14 @@ class DataConfig:
     @property
     def item_columns(self) -> tuple[str, str, str | None]:
         """Columns of the items' ids, titles and images, None without images."""
-        return self.columns.item, self.columns.title, self.columns.image
+        return self.columns.item_in_items or self.columns.item, self.columns.title, self.columns.image
+
+    def cache_key(self) -> dict[str, Any]:
+        """The fields on which the result depends. A column that version 0.1 could not name counts only if it is set."""
+        key = asdict(self)
+        if self.columns.item_in_items is None:
+            del key["columns"]["item_in_items"]
+        return key
 
     @property
     def source(self) -> str:

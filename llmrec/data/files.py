@@ -44,8 +44,8 @@ def require_folder(path: str | Path, flag: str = "--data.path") -> Path:
     return path
 
 
-SAME_NAME = "; it names the column of item ids in the events and in the items alike"
-"""Hint for `require_column`: one field of the configuration names a column of two tables."""
+ITEM_NAMES = "; set --data.columns.item for the events, and --data.columns.item_in_items if the items differ"
+"""Hint for `require_column`: the columns of item ids in the two tables."""
 
 
 def require_column(frame: pl.DataFrame, column: str, source: str | Path, flag: str, hint: str = "") -> None:

@@ -11,7 +11,7 @@ import polars as pl
 from llmrec.console import get_logger
 from llmrec.data.bad_rows import RowsError
 from llmrec.data.catalog import Catalog
-from llmrec.data.files import SAME_NAME, read_table, require_column
+from llmrec.data.files import ITEM_NAMES, read_table, require_column
 from llmrec.data.ids import id_column
 from llmrec.data.sequences import PARTS, TEST, TRAIN, VALID, EvalExamples, Sequences, item_rows
 from llmrec.data.times import microseconds
@@ -161,7 +161,7 @@ def select_columns(frame: pl.DataFrame, columns: dict[str, str | None], source: 
         del wanted["timestamp"]
     for ours, theirs in wanted.items():
         hint = "; if no column holds times, --data.columns.time null takes the rows as in time order"
-        advice = {"timestamp": hint, "item_id": SAME_NAME}.get(ours, "")
+        advice = {"timestamp": hint, "item_id": ITEM_NAMES}.get(ours, "")
         require_column(frame, theirs, source, f"--data.columns.{_FLAGS[ours]}", advice)
     return frame.select(pl.col(theirs).alias(ours) for ours, theirs in wanted.items())
 

@@ -26,6 +26,7 @@ NO_FILES = {
     "data.encoding",
     "data.columns.user",
     "data.columns.item",
+    "data.columns.item_in_items",
     "data.columns.time",
     "data.columns.rating",
     "data.columns.review",

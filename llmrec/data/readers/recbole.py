@@ -103,7 +103,7 @@ def _items(table: "_Atomic", config: DataConfig) -> Catalog:
             [title] = others
             log.info("%s: the titles are in column %r (--data.columns.title)", source, title)
     return build(
-        lambda rows: Catalog.from_table(rows, source, config.columns.item, title, config.columns.image),
+        lambda rows: Catalog.from_table(rows, source, config.item_columns[0], title, config.columns.image),
         table.frame,
         BadRows(table.path, config.text_options),
         table.places,

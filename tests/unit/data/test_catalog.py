@@ -100,7 +100,7 @@ def test_what_is_in_the_way_never_meets_another_column(tmp_path):
 def test_from_file_names_the_missing_column(tmp_path):
     path = tmp_path / "items.csv"
     path.write_text("sku,name\n1,Pen\n")
-    said = r"items\.csv: no column 'item_id' \(data\.columns\.item\); found: sku, name; .* alike"
+    said = r"items\.csv: no column 'item_id' \(the column of item ids\); found: sku, name; set data\.columns\.item "
     with pytest.raises(UserError, match=said):
         Catalog.from_file(path)
 

@@ -275,6 +275,25 @@ def test_messages_about_columns(writers, tmp_path):
         read(config)
 
 
+@pytest.mark.parametrize(
+    ("writer", "file", "old"), [("csv", "items.csv", "item_id,"), ("recbole", "D.item", "item_id:")]
+)
+def test_item_ids_may_have_another_name_in_the_items(writers, tmp_path, writer, file, old):
+    config = writers[writer](tmp_path)
+    expected = read(config)
+    edit(tmp_path / file, old, old.replace("item_id", "sku"))
+    with pytest.raises(UserError, match=rf"{file}: no column 'item_id' .*found: sku, title.*columns\.item_in_items"):
+        read(config)
+    catalog, log = read(replace(config, columns=ColumnsConfig(item_in_items="sku")))
+    assert catalog.frame.equals(expected[0].frame)
+    assert log.frame.equals(expected[1].frame)
+
+
+def test_a_column_that_0_1_could_not_name_changes_no_key_unless_it_is_set():
+    assert "item_in_items" not in DataConfig().cache_key()["columns"]
+    assert DataConfig(columns=ColumnsConfig(item_in_items="sku")).cache_key()["columns"]["item_in_items"] == "sku"
+
+
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_bad_rows_are_left_out(writers, tmp_path, caplog, quote):
     config = replace(writers["csv"](tmp_path), bad_rows="drop")
