@@ -42,8 +42,10 @@ class PreferenceConfig:
     group: int = 16
     """Method grpo: items per prompt (G)."""
     draw: Literal["beams", "samples"] = "beams"
-    """Method grpo: how a group is drawn. beams: the best G items. samples: G different items, drawn at random from the
-    model's distribution without replacement (stochastic beam search)."""
+    """How the items of a group (grpo), or the rejected items of the model's own list (s-dpo), are drawn. beams: the
+    best ones. samples: at random from the model's distribution; a group has different items (stochastic beam search),
+    rejected items are drawn one by one and may be equal. s-dpo on beams lowers what stands at the top of a list, right
+    or wrong; on samples it ends where the model has the distribution of the preferred items."""
     session: int = 1
     """Method grpo: items of a list that is generated in one go, each given those before it, and rewarded as a whole
     (OneRec, arXiv 2502.18965). 1: single items. Answers come from such lists with --decode.ranking session."""

@@ -159,22 +159,31 @@ def make_pairs(
 ) -> Pairs:
     """Draw the rejected items of all examples from the model as it is, and score them once.
 
-    No rejected item is the preferred one or in the history: a list would not show it.
+    No rejected item is in the history, and with beams none is the preferred one: a list would not show it. With samples
+    the rejected items are independent draws from the model, the preferred item among them: S-DPO is then noise
+    contrastive estimation, whose optimum is the distribution of the preferred items (InfoNCE, arXiv 1807.03748).
 
     Args:
         policy: before the alignment.
         prompts: n token ids.
         examples: n of them.
         train_counts: int [N], training events of each item.
-        config: number of negatives, seed.
+        config: number of negatives, how they are drawn, seed.
     """
-    size = config.negatives
+    size, sampled = config.negatives, config.draw == "samples"
     shown = [np.append(h, item) for h, item in zip(examples.histories, examples.preferred, strict=True)]
-    filters = [Filter(excluded=np.concatenate([own, bad])) for own, bad in zip(shown, examples.disliked, strict=True)]
-    beams = policy.search(prompts, size, filters).items
-    hard = np.full_like(beams, -1)
+    excluded = examples.histories if sampled else shown
+    filters = [
+        Filter(excluded=np.concatenate([own, bad])) for own, bad in zip(excluded, examples.disliked, strict=True)
+    ]
+    if sampled:
+        seeds = np.random.default_rng(config.seed).integers(2**32, size=(size, len(prompts)))
+        drawn = np.concatenate([policy.sample(prompts, 1, own, filters).items for own in seeds], axis=1)
+    else:
+        drawn = policy.search(prompts, size, filters).items
+    hard = np.full_like(drawn, -1)
     for row, bad in enumerate(examples.disliked):
-        known = np.concatenate([np.setdiff1d(bad, shown[row]), beams[row]])[:size]
+        known = np.concatenate([np.setdiff1d(bad, shown[row]), drawn[row]])[:size]
         hard[row, : len(known)] = known
     easy = easy_negatives(shown, train_counts, size, config.seed)
     items = np.concatenate([examples.preferred[:, None], hard, easy], axis=1)

@@ -99,6 +99,19 @@ def aligned(supervised, world, tmp_path: Path) -> Callable[..., tuple[Progress, 
 
 
 @pytest.fixture
+def probability(supervised) -> Callable[[np.ndarray], np.ndarray]:
+    """`probability(items)`: what the model gives to each of 20 items, int64 [20], after the history of its customer."""
+
+    def ask(items: np.ndarray) -> np.ndarray:
+        policy = Policy(supervised.model, supervised.vocabulary, supervised.trie, DecodeConfig(dtype="float32"))
+        prompts = supervised.renderer.encode_prompts([prompt_of(supervised, item) for item in range(2 * PAIRS)])
+        with torch.no_grad():
+            return policy.item_scores(prompts, items[:, None])[:, 0].exp().numpy()
+
+    return ask
+
+
+@pytest.fixture
 def liked() -> np.ndarray:
     """int64 [20], the liked item after each item."""
     return np.array([liked_after(item) for item in range(2 * PAIRS)])

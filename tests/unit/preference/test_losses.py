@@ -49,6 +49,32 @@ def test_s_dpo_with_one_rejected_item_is_dpo(toy):
     torch.testing.assert_close(s_dpo(pi, ref, everywhere(pi), 0.3), dpo)
 
 
+@pytest.mark.parametrize("draw", ["samples", "beams"])
+def test_s_dpo_on_samples_of_the_reference_ends_at_the_distribution_of_the_preferred(toy, draw):
+    """The expected loss over all pairs of a preferred and a rejected item, minimized over the logits of a policy. With
+    the two best items of the reference as the rejected ones, one of them loses nearly all of its probability."""
+    p, q = (logits[0].detach().softmax(-1) for logits in toy)
+    pairs = torch.cartesian_prod(torch.arange(12), torch.arange(12))
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    rejected = q if draw == "samples" else torch.zeros(12, dtype=torch.float64).index_fill(0, q.topk(2).indices, 0.5)
+    logits = q.log().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        pi = logits.log_softmax(-1)[pairs]
+        total = (p[pairs[:, 0]] * rejected[pairs[:, 1]] * s_dpo(pi, q.log()[pairs], everywhere(pi), 1.0)).sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    found = logits.detach().softmax(-1)
+    if draw == "samples":
+        torch.testing.assert_close(found, p, rtol=0, atol=1e-3)
+    else:
+        assert found[q.topk(2).indices].sum() < 0.5 * p[q.topk(2).indices].sum()
+
+
 def test_s_dpo_ignores_a_constant_and_missing_items(toy):
     pi, ref = map(of_items, toy)
     loss = s_dpo(pi, ref, everywhere(pi), 1.0)
