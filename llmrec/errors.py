@@ -37,6 +37,10 @@ class UserError(ValueError):
         self.field = _parameter(first[1]) if first else None
 
 
+class NotFittedError(UserError, AttributeError):
+    """Something was asked of an object that only its `fit` learns."""
+
+
 def with_parameters(text: str) -> str:
     """The text with each flag replaced by its parameter."""
     return _FLAG.sub(lambda found: _parameter(found[1]), text)

@@ -28,7 +28,7 @@ from llmrec.embed import (
     read_vectors,
     require_finite,
 )
-from llmrec.errors import UserError
+from llmrec.errors import NotFittedError, UserError
 from llmrec.quantize.arrivals import place, within_levels
 from llmrec.quantize.base import BLOCK, LikelyWord, Quantizer
 from llmrec.quantize.behaviour import BehaviourCodes
@@ -112,6 +112,12 @@ class ItemTokenizer:
             collaborative_weight=collaborative_weight,
         )
         self.embed_config = embed or EmbedConfig()
+
+    def __getattr__(self, name: str) -> Any:
+        # A property that reads a missing attribute ends here, too.
+        if name in ("_report", "item_ids", "dims", *ItemTokenizer.__annotations__) and "ids" not in vars(self):
+            raise NotFittedError(f"The item tokenizer has no {name.strip('_')} before it is fitted; call fit(catalog).")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def from_config(cls, config: TokenizeConfig, embed: EmbedConfig | None = None) -> Self:

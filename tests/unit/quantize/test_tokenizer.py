@@ -6,9 +6,10 @@ import pytest
 
 from llmrec.data import Catalog, Interactions
 from llmrec.embed import EmbedConfig
-from llmrec.errors import UserError
+from llmrec.errors import NotFittedError, UserError
 from llmrec.quantize import ItemTokenizer, LossConfig, RQVAEConfig, TokenizeConfig
 from llmrec.quantize.classical.residual import RQKMeans
+from llmrec.recommender.recommender import Recommender
 
 IDS = [f"B{row:03d}" for row in range(90)]
 X = np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32).repeat(3, axis=0)
@@ -33,6 +34,23 @@ def shop() -> Catalog:
             }
         )
     )
+
+
+@pytest.mark.parametrize(
+    ("ask", "missing"),
+    [
+        (lambda tokenizer: tokenizer.report(), "report"),
+        (lambda tokenizer: tokenizer.encode(X), "quantizer"),
+        (lambda tokenizer: tokenizer.item_ids, "item_ids"),
+        (lambda tokenizer: tokenizer.dims, "dims"),
+        (lambda tokenizer: tokenizer.with_items(["new"], X[:1]), "quantizer"),
+        (lambda tokenizer: tokenizer.embed(shop()), "encoder"),
+        (lambda tokenizer: Recommender.from_base(None, tokenizer), "catalog"),
+    ],
+)
+def test_before_it_is_fitted(ask, missing):
+    with pytest.raises(NotFittedError, match=rf"has no {missing} before it is fitted; call fit\(catalog\)"):
+        ask(ItemTokenizer())
 
 
 def test_dedup_belongs_to_the_tokenizer():
