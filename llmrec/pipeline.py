@@ -93,7 +93,7 @@ def data_stage(config: Config, run: RunDirectory) -> None:
             require_text(prepared.catalog, template)
         save(prepared, out)
 
-    run.build(Stage("data", config.data.cache_key() | chosen, make, files=files))
+    run.build(Stage("data", asdict(config.data) | chosen, make, files=files))
 
 
 def embed_stage(config: Config, run: RunDirectory) -> None:

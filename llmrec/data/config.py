@@ -1,7 +1,7 @@
 """Section `data` of the configuration: the source of the data, the filters and the split."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from llmrec.checks import check_fields
 from llmrec.data.bad_rows import BadRowsPolicy, Quoting, TextOptions
@@ -218,13 +218,6 @@ class DataConfig:
     def item_columns(self) -> tuple[str, str, str | None]:
         """Columns of the items' ids, titles and images, None without images."""
         return self.columns.item_in_items or self.columns.item, self.columns.title, self.columns.image
-
-    def cache_key(self) -> dict[str, Any]:
-        """The fields on which the result depends. A column that version 0.1 could not name counts only if it is set."""
-        key = asdict(self)
-        if self.columns.item_in_items is None:
-            del key["columns"]["item_in_items"]
-        return key
 
     @property
     def source(self) -> str:

@@ -118,6 +118,10 @@ class DenseConfig:
     vector_dropout: float = 0.2
     """With `item_vectors`, the share of the items that compete by their texts alone in a step, so that the head still
     learns from texts what ranks cold items (DropoutNet, Volkovs et al., NeurIPS 2017)."""
+    competing: int = 32_768
+    """Items that compete with the targets of a step. If more have training events, a random sample competes, and the
+    other targets of the step. On a CPU the head takes most of a step of a small model; fewer items take less."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "train.dense", at_least={0: ("weight",), 1: ("dim",)}, shares=("vector_dropout",))
+        at_least = {0: ("weight",), 1: ("dim", "competing")}
+        check_fields(self, "train.dense", at_least=at_least, shares=("vector_dropout",))

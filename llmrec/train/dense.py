@@ -20,6 +20,7 @@ from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.model.adapter import TEMPERATURE, DenseHead
 from llmrec.model.architecture import decoder_of, unwrapped
+from llmrec.model.config import DenseConfig
 from llmrec.tasks.mixture import predicting
 from llmrec.train.config import TrainConfig
 from llmrec.train.distill import LEAST, DistillLoss
@@ -27,8 +28,6 @@ from llmrec.train.distill import LEAST, DistillLoss
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COMPETING = 32_768
-"""If more items than this have training events, a random sample of at most this many competes with the targets."""
 DEPTHS = 2
 """Number of codes of an item before which the loss is computed: the first and the second."""
 
@@ -48,6 +47,8 @@ class DenseLoss(nn.Module):
         distill: has the teacher and the `events` of the batch; None: no teacher.
         share: of the teacher in the loss of an item with an event. Before the second code, the teacher's distribution
             is that of the items with the target's first code.
+        competing: if more items than this have training events, a random sample of at most this many competes with the
+            targets of a call.
 
     Attributes:
         items: int64 [B, T], `items` of the batch from a `Collator` with items. The caller sets it before each call.
@@ -67,8 +68,10 @@ class DenseLoss(nn.Module):
         dtype: torch.dtype = torch.float32,
         distill: DistillLoss | None = None,
         share: float = 0.0,
+        competing: int = DenseConfig.competing,
     ) -> None:
         super().__init__()
+        self.competing = competing
         self.distill = distill
         self.share = share
         self.head = head
@@ -119,8 +122,8 @@ class DenseLoss(nn.Module):
         row = where.flatten().cumsum(0) - 1
         texts, own = self.texts, cast(torch.Tensor | None, self.own)
         competing = torch.arange(len(texts), device=target.device)
-        if len(texts) > COMPETING:
-            chosen = torch.randint(len(texts), (COMPETING,), device=target.device)
+        if len(texts) > self.competing:
+            chosen = torch.randint(len(texts), (self.competing,), device=target.device)
             competing, target = torch.unique(torch.cat([target, chosen]), return_inverse=True)
             texts, own, target = texts[competing], None if own is None else own[competing], target[: len(at)]
         if own is not None and self.vector_dropout:
@@ -253,4 +256,6 @@ def dense_loss(
             own = trained.own.cpu().numpy()
     dtype = resolve_dtype(config.dtype, model.device)
     share = config.distill.dense_weight
-    return DenseLoss(head, levels, vectors, sequences, own, dense.vector_dropout, dtype, distill, share)
+    return DenseLoss(
+        head, levels, vectors, sequences, own, dense.vector_dropout, dtype, distill, share, dense.competing
+    )

@@ -17,7 +17,7 @@ from llmrec.tasks.config import TasksConfig
 from llmrec.tasks.mixture import IGNORE, Collator, Mixture, build_tasks, predicting, validation_examples
 from llmrec.tasks.render import Example
 from llmrec.train.config import TrainConfig
-from llmrec.train.dense import DenseLoss
+from llmrec.train.dense import DenseLoss, dense_loss
 from llmrec.train.finetune import TrainingData, finetune
 from llmrec.train.objective import Objective, answer_loss
 from llmrec.train.trainer import HEAD, last_checkpoint
@@ -210,6 +210,23 @@ def test_a_share_of_the_items_competes_without_its_own_vector(shop):
     assert 0.25 < without_own / (200 * 20) < 0.35
 
 
+def test_a_sample_of_the_items_competes_and_so_do_the_targets(shop):
+    config = TrainConfig(dense=DenseConfig(weight=1, dim=8, item_vectors=True, vector_dropout=0.0, competing=6))
+    loss = dense_loss(shop.model, vectors(), [np.arange(20)], 1, config)
+    loss.items, labels = torch.tensor([[-1, 3, -1]]), torch.tensor([[IGNORE, int(shop.vocabulary.ids[0][3]), 5]])
+    loss._hidden = torch.randn(1, 3, 32)
+    torch.manual_seed(0)
+    competed = np.zeros(20)
+    for _ in range(200):
+        loss.zero_grad()
+        loss(labels).backward()
+        here = (loss.own.grad.abs().sum(1) > 0).numpy()
+        assert here[3]
+        assert 2 <= here.sum() <= 7
+        competed += here
+    np.testing.assert_allclose(np.delete(competed, 3) / 200, 1 - 0.95**6, atol=0.12)
+
+
 def test_own_vectors_find_what_the_texts_cannot_tell(make_shop, tmp_path):
     """Items that all have the same text: only a head with vectors of their own learns which is next."""
     same = np.ones((20, TEXT), np.float32)
@@ -302,7 +319,7 @@ def assert_same(one, other):
     assert not [name for name in one if not torch.equal(one[name], other[name])]
 
 
-def dense_loss(shop, model, head) -> float:
+def loss_of(shop, model, head) -> float:
     """Mean over the items learnt in the sequential examples."""
     loss = DenseLoss(head, 2, vectors(), shop.sequences)
     batch = Collator(shop.renderer, 160, with_items=True)(examples(shop, replace(ALL, mixture={"sequential": 1.0})))
@@ -318,8 +335,8 @@ def test_the_head_learns_with_the_model(make_shop, tmp_path, config):
     model, dense = train(shop, config, tmp_path)
     assert dense is not None
     untrained = make_shop()
-    before = dense_loss(untrained, untrained.model, head_of(untrained))
-    assert dense_loss(shop, model, dense.head) < 0.6 * before
+    before = loss_of(untrained, untrained.model, head_of(untrained))
+    assert loss_of(shop, model, dense.head) < 0.6 * before
     assert log(tmp_path, "loss")[-1] < 0.75 * log(tmp_path, "loss")[0]
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert not hasattr(model, "dense_loss")

@@ -164,9 +164,8 @@ def test_loss_is_that_of_a_loop_over_targets(shop, tmp_path, packed, keep):
 
 @pytest.mark.parametrize("most", [1000, 4], ids=["all compete", "a sample competes"])
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
-def test_what_the_teacher_adds_to_the_dense_loss_is_that_of_a_loop(shop, tmp_path, monkeypatch, packed, most):
+def test_what_the_teacher_adds_to_the_dense_loss_is_that_of_a_loop(shop, tmp_path, packed, most):
     """w * (cross-entropy of the teacher among the competing items - that of the target), at both depths."""
-    monkeypatch.setattr("llmrec.train.dense.COMPETING", most)
     shop.sequences = [sequence[~np.isin(sequence, [4, 7])] for sequence in shop.sequences]
     shop.sequences = [np.append(sequence, sequence[:1]) for sequence in shop.sequences]  # nothing is said of these
     distill = distill_loss(of_shop(shop, tmp_path), shop.sequences, shop.codes, shop.vocabulary, 0.6)
@@ -177,7 +176,7 @@ def test_what_the_teacher_adds_to_the_dense_loss_is_that_of_a_loop(shop, tmp_pat
     inputs = {name: each for name, each in batch.items() if name in ("input_ids", "position_ids")}
     totals = []
     for share in (0.0, 0.6):
-        loss = DenseLoss(head, 2, texts, shop.sequences, distill=distill, share=share)
+        loss = DenseLoss(head, 2, texts, shop.sequences, distill=distill, share=share, competing=most)
         loss.items, distill.events = batch["items"], batch["events"]
         with loss.watching(model):
             hidden = model(**inputs, output_hidden_states=True).hidden_states[-1]

@@ -289,11 +289,6 @@ def test_item_ids_may_have_another_name_in_the_items(writers, tmp_path, writer, 
     assert log.frame.equals(expected[1].frame)
 
 
-def test_a_column_that_0_1_could_not_name_changes_no_key_unless_it_is_set():
-    assert "item_in_items" not in DataConfig().cache_key()["columns"]
-    assert DataConfig(columns=ColumnsConfig(item_in_items="sku")).cache_key()["columns"]["item_in_items"] == "sku"
-
-
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_bad_rows_are_left_out(writers, tmp_path, caplog, quote):
     config = replace(writers["csv"](tmp_path), bad_rows="drop")
