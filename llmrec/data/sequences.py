@@ -1,6 +1,6 @@
 """Interactions as arrays: each user's items in time order, and the evaluation cases (history, target)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,31 @@ class EvalExamples:
         """The cases where the mask `chosen` (bool [n]) is true."""
         histories = [self.histories[row] for row in np.flatnonzero(chosen)]
         return EvalExamples(self.users[chosen], histories, self.targets[chosen])
+
+    def per_user_table(
+        self, ranks: Mapping[str, np.ndarray], users: Sequence[str], items: Sequence[str]
+    ) -> pl.DataFrame:
+        """One row per case and system: `user_id`, `system`, `item_id` of the target, `rank` (null: not ranked).
+
+        Args:
+            ranks: system -> float64 [n], from 1 on, inf where the target is not ranked.
+            users: ids of all U users.
+            items: ids of the N items.
+        """
+        user_ids, targets = [users[user] for user in self.users], [items[item] for item in self.targets]
+        tables = [
+            pl.DataFrame(
+                {
+                    "user_id": user_ids,
+                    "system": [name] * len(self),
+                    "item_id": targets,
+                    "rank": [int(rank) if np.isfinite(rank) else None for rank in column],
+                },
+                schema={"user_id": pl.String, "system": pl.String, "item_id": pl.String, "rank": pl.Int64},
+            )
+            for name, column in ranks.items()
+        ]
+        return pl.concat(tables)
 
 
 @dataclass(frozen=True)

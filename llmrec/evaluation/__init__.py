@@ -10,7 +10,6 @@ from llmrec.evaluation.protocol import (
     Metrics,
     evaluate_systems,
     make_slices,
-    per_user_table,
     select_cases,
     warm_cold_slices,
 )
@@ -20,7 +19,6 @@ __all__ = [
     "Metrics",
     "evaluate_systems",
     "make_slices",
-    "per_user_table",
     "ranks_from_lists",
     "ranks_from_scores",
     "select_cases",

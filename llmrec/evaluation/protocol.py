@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from llmrec.collaborative.base import System
 from llmrec.collaborative.lists import beyond_accuracy
 from llmrec.console import track
-from llmrec.data.catalog import Catalog
 from llmrec.data.sequences import TEST, TRAIN, VALID, EvalExamples, Sequences
 from llmrec.data.times import DAY
 from llmrec.evaluation.config import EvaluateConfig
@@ -179,27 +177,6 @@ def summarise_systems(
         }
         for name, column in ranks.items()
     }
-
-
-def per_user_table(
-    ranks: Mapping[str, np.ndarray], cases: EvalExamples, sequences: Sequences, catalog: Catalog
-) -> pl.DataFrame:
-    """One row per case and system: `user_id`, `system`, `item_id` of the target, `rank` (null: not ranked)."""
-    users = [sequences.users[user] for user in cases.users]
-    targets = [catalog.ids[item] for item in cases.targets]
-    tables = [
-        pl.DataFrame(
-            {
-                "user_id": users,
-                "system": [name] * len(cases),
-                "item_id": targets,
-                "rank": [int(rank) if np.isfinite(rank) else None for rank in column],
-            },
-            schema={"user_id": pl.String, "system": pl.String, "item_id": pl.String, "rank": pl.Int64},
-        )
-        for name, column in ranks.items()
-    ]
-    return pl.concat(tables)
 
 
 def _checked(name: str, ranks: np.ndarray, n: int) -> np.ndarray:

@@ -30,7 +30,6 @@ from llmrec.evaluation.protocol import (
     evaluate_cold_candidates,
     evaluate_systems,
     make_slices,
-    per_user_table,
     select_cases,
 )
 from llmrec.evaluation.significance import compare_with_best, paired_difference
@@ -290,7 +289,7 @@ def measure(
         metrics["paired"] = paired
     if cold_candidates := evaluate_cold_candidates(systems, cases, cold, config):
         metrics["cold_candidates"] = cold_candidates
-    return Evaluation(metrics, per_user_table(ranks, cases, sequences, catalog))
+    return Evaluation(metrics, cases.per_user_table(ranks, sequences.users, catalog.ids))
 
 
 def compare_pair(a: np.ndarray, b: np.ndarray, users: np.ndarray, config: EvaluateConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
@@ -29,11 +30,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from llmrec.atomic import write_bytes, write_text
+from llmrec.atomic import write_bytes, write_file, write_text
 from llmrec.collaborative.base import ndcg
 from llmrec.collaborative.lists import beyond_accuracy
 from llmrec.console import get_logger, progress_bar
 from llmrec.data import EvalExamples
+from llmrec.data.files import read_stored
 from llmrec.decode.filters import Filter
 from llmrec.decode.search import NotNumbersError
 from llmrec.errors import UserError
@@ -47,7 +49,7 @@ from llmrec.preference.sessions import make_objective
 log = get_logger(__name__)
 
 START, LAST, BEST = "start.safetensors", "checkpoint.safetensors", "best.safetensors"
-PICTURE = "guards.png"
+PICTURE, RANKS = "guards.png", "per_user.parquet"
 LISTED = 50
 """Length of the lists of an evaluation."""
 WARMUP = 0.1
@@ -83,11 +85,13 @@ class Validation:
         cases: n cases.
         prompts: n token ids.
         n_users: users with training events.
+        users: ids of all users.
     """
 
     cases: EvalExamples
     prompts: Sequence[Sequence[int]]
     n_users: int
+    users: Sequence[str]
 
 
 def align(material: Material, validation: Validation | None, folder: Path, reward: Reward | None = None) -> Progress:
@@ -96,7 +100,7 @@ def align(material: Material, validation: Validation | None, folder: Path, rewar
     Args:
         material: the model, the examples and the configuration.
         validation: None: no guard, the last model is kept.
-        folder: for checkpoints, pairs, log.jsonl and the picture of the guards.
+        folder: for checkpoints, pairs, log.jsonl, per_user.parquet and the picture of the guards.
         reward: replaces the configured reward of method grpo.
 
     Raises:
@@ -209,7 +213,12 @@ def _evaluate(
         line["loss"] = progress.loss / (progress.step - progress.lines[-1]["step"])
         line |= objective.remark()
     if validation is not None:
-        box = [measure(material, validation) if state.is_main_process else None]
+        box: list[dict[str, float] | None] = [None]
+        if state.is_main_process:
+            box[0], ranks = measure(material, validation)
+            named = {f"step {progress.step}": ranks}
+            table = validation.cases.per_user_table(named, validation.users, material.catalog.ids)
+            _add_ranks(folder / RANKS, table, progress.step)
         broadcast_object_list(box)
         line |= box[0] or {}
     progress.lines.append(line | {"seconds": round(time.perf_counter() - started, 1)})
@@ -238,8 +247,12 @@ def better(lines: Sequence[Mapping[str, Any]], best: int, recall_lost: float) ->
     return bool(last["ndcg@10"] > bar and last["recall@50"] >= (1 - recall_lost) * first["recall@50"])
 
 
-def measure(material: Material, validation: Validation) -> dict[str, float]:
-    """Recall, NDCG, divergence from the model before the alignment (nats), and what the lists are like."""
+def measure(material: Material, validation: Validation) -> tuple[dict[str, float], np.ndarray]:
+    """Recall, NDCG, divergence from the model before the alignment (nats), and what the lists are like.
+
+    Returns:
+        These figures, and the ranks of the targets, float64 [n], inf for one that is not among the first `LISTED`.
+    """
     cases, policy = validation.cases, material.policy
     filters = [Filter(excluded=np.setdiff1d(h, t)) for h, t in zip(cases.histories, cases.targets, strict=True)]
     items = policy.search(validation.prompts, LISTED, filters).items
@@ -253,13 +266,22 @@ def measure(material: Material, validation: Validation) -> dict[str, float]:
         with torch.no_grad():
             now = policy.item_scores(prompts, drawn.items[chosen])
         divergence += float(k3(now, material.reference_scores(prompts, drawn.items[chosen])).sum())
-    return {
+    figures = {
         "recall@10": float((ranks <= 10).mean()),
         "recall@50": float((ranks <= LISTED).mean()),
         "ndcg@10": float(ndcg(ranks, 10).mean()),
         "kl": divergence / len(cases),
         **beyond_accuracy(items, material.train_counts, validation.n_users, 10),
     }
+    return figures, ranks
+
+
+def _add_ranks(path: Path, found: pl.DataFrame, step: int) -> None:
+    """Add the ranks of an evaluation to the table of all; a killed run may have written the same step already."""
+    if step and path.exists():
+        old = read_stored(path)
+        found = pl.concat([old.filter(pl.col("system") != found["system"][0]), found])
+    write_file(path, found.write_parquet)
 
 
 def _tell(progress: Progress) -> None:

@@ -88,7 +88,7 @@ def prefer(
     if validation is not None and len(validation):
         cases = validation.sample(config.validation_users, config.seed)
         prompts = [ranker.prompt_ids(history) for history in cases.histories]
-        guard = Validation(cases, prompts, sum(len(each) > 0 for each in events))
+        guard = Validation(cases, prompts, sum(len(each) > 0 for each in events), sequences.users)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(folder or temporary)
         place.mkdir(parents=True, exist_ok=True)

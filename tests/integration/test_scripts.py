@@ -95,6 +95,27 @@ def evaluated(run: Path, ranks: list[int | None], items: list[str], k: list[int]
     return run
 
 
+def aligned_run(run: Path, step: int) -> Path:
+    """A run with an alignment that found the targets of two users at ranks 2 and 30, and at 1 and none in the end."""
+    (run / "preference").mkdir(parents=True)
+    tables = [
+        pl.DataFrame({"user_id": ["u0", "u1"], "system": f"step {at}", "item_id": ["i", "j"], "rank": ranks})
+        for at, ranks in ((0, [2, 30]), (step, [1, None]))
+    ]
+    pl.concat(tables).write_parquet(run / "preference" / "per_user.parquet")
+    return run
+
+
+def test_compare_evaluations_of_an_alignment(environment: dict[str, str], tmp_path: Path) -> None:
+    runs = f"{aligned_run(tmp_path / 'a', 4)},{aligned_run(tmp_path / 'b', 4)}"
+    command = [sys.executable, str(SCRIPTS / "compare_runs.py"), "--preference", runs, "--k", "1", "50"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    _, _, *rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in found.stdout.splitlines()]
+    assert [row[:3] for row in rows[:2]] == [["step 0", "0.0000", "1.0000"], ["step 4", "0.5000", "0.5000"]]
+    assert rows[2][:2] == ["step 4 - step 0", "+0.5000 [+0.0000, +1.0000]"]
+    assert rows[2][2] == "-0.5000 [-1.0000, +0.0000]"
+
+
 def test_compare_runs(environment: dict[str, str], tmp_path: Path) -> None:
     """Recall@1 of the two seeds of b is 1/4 and 3/4, that of a 1/4; by user b - a is 0, .5, 0, .5."""
     items = ["i1", "i2", "i3", "i4"]
@@ -115,11 +136,14 @@ def test_compare_runs(environment: dict[str, str], tmp_path: Path) -> None:
     assert rows[2][0] == "b - a"
     assert rows[2][1].startswith("+0.2500 [+0.0000, +0.5000]")
     for words, said in (
-        ((f"a={a}", f"c={other}", "--k", "10"), "other test cases than the first run"),
+        ((f"a={a}", f"c={other}", "--k", "10"), "other cases than the first run"),
         ((f"a={a}", "--k", "50"), "--k 50: "),
         ((f"a={a}", "--system", "sasrec"), "expected one of llmrec"),
         ((f"a={tmp_path / 'nothing'}",), "no evaluation there"),
         (("a",), "expected NAME=RUN"),
+        ((), "Give NAME=RUN[,RUN...] or --preference"),
+        (("--preference", str(a)), "no preference alignment with validation cases there"),
+        (("--preference", f"{aligned_run(tmp_path / 'p', 4)},{aligned_run(tmp_path / 'q', 5)}"), "no step 4"),
     ):
         failed = run(*words)
         assert failed.returncode == 2

@@ -7,7 +7,7 @@ import pytest
 from llmrec.collaborative.base import Answers, System
 from llmrec.data.catalog import Catalog
 from llmrec.data.sequences import EvalExamples, Sequences
-from llmrec.evaluation import EvaluateConfig, evaluate_systems, per_user_table, select_cases, warm_cold_slices
+from llmrec.evaluation import EvaluateConfig, evaluate_systems, select_cases, warm_cold_slices
 from llmrec.evaluation.protocol import evaluate_cold_candidates, random_ranks, summarise_systems
 
 CASES = EvalExamples(
@@ -167,7 +167,7 @@ def test_the_per_user_table_names_users_and_targets():
         items=np.empty(0, np.int32),
         parts=np.empty(0, np.uint8),
     )
-    frame = per_user_table({"a": np.array([1, 2, np.inf]), "b": np.ones(3)}, CASES, sequences, catalog)
+    frame = CASES.per_user_table({"a": np.array([1, 2, np.inf]), "b": np.ones(3)}, sequences.users, catalog.ids)
     assert frame.rows()[:4] == [
         ("ann", "a", "y", 1),
         ("bob", "a", "z", 2),

@@ -124,7 +124,8 @@ def guard(supervised, liked) -> Validation:
 
     histories = [np.array([item]) for item in range(2 * PAIRS)]
     prompts = supervised.renderer.encode_prompts([prompt_of(supervised, item) for item in range(2 * PAIRS)])
-    return Validation(EvalExamples(np.arange(2 * PAIRS), histories, liked), prompts, 400)
+    users = [f"u{item}" for item in range(2 * PAIRS)]
+    return Validation(EvalExamples(np.arange(2 * PAIRS), histories, liked), prompts, 400, users)
 
 
 @pytest.fixture

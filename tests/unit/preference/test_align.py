@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from tolerances import SUMS
@@ -56,7 +57,7 @@ def test_grpo_learns_from_a_reward_what_the_log_hides(aligned, likes, liked, set
     ],
     ids=["s-dpo", "s-dpo, samples", "grpo"],
 )
-def test_killed_and_resumed_equals_undisturbed(aligned, supervised, guard, monkeypatch, config):
+def test_killed_and_resumed_equals_undisturbed(aligned, supervised, guard, monkeypatch, config, tmp_path):
     config = PreferenceConfig(**config)
     whole, _ = aligned(config, "whole", validation=guard)
     expected = {name: value.clone() for name, value in supervised.model.state_dict().items()}
@@ -76,6 +77,8 @@ def test_killed_and_resumed_equals_undisturbed(aligned, supervised, guard, monke
     for name, value in supervised.model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), expected[name].numpy())
     assert [{**line, "seconds": 0} for line in resumed.lines] == [{**line, "seconds": 0} for line in whole.lines]
+    cut, undisturbed = (pl.read_parquet(tmp_path / name / loop.RANKS) for name in ("cut", "whole"))
+    assert cut.equals(undisturbed)
 
 
 @pytest.mark.parametrize("config", [SDPO, GRPO, {**GRPO, "draw": "samples", "updates": 2, "clip": 0.2}], ids=str)
@@ -155,6 +158,12 @@ def test_the_guard_sees_what_is_measured(aligned, guard, tmp_path):
     assert last["kl"] > 0
     assert {"recall@10", "recall@50", "ndcg@10", "coverage@10", "popularity@10", "loss", "reward"} <= last.keys()
     assert first["recall@50"] == 1  # 20 items: each is in a list of 50
+    table = pl.read_parquet(tmp_path / "run" / loop.RANKS)
+    assert table["system"].unique(maintain_order=True).to_list() == [f"step {line['step']}" for line in progress.lines]
+    for line in progress.lines:
+        own = table.filter(system=f"step {line['step']}")
+        assert own["user_id"].to_list() == list(guard.users)
+        assert (own["rank"] <= 10).mean() == pytest.approx(line["recall@10"])
     assert (tmp_path / "run" / loop.PICTURE).stat().st_size > 10_000
 
 
