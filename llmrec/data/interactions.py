@@ -261,7 +261,8 @@ class Split:
     MADE_BY: ClassVar[str] = "log.leave_one_out() or log.timestamp_split()"
 
     def __init__(self, frame: pl.DataFrame, protocol: dict[str, Any]) -> None:
-        check_columns(frame, _COLUMNS | {"part": (pl.UInt8,)}, Split, self.MADE_BY)
+        ids = {"user_id": (pl.String,), "item_id": (pl.String,)}
+        check_columns(frame, ids | {"part": (pl.UInt8, pl.Int64)}, Split, self.MADE_BY)
         self.frame = frame
         self.protocol = protocol
 
