@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llmrec.errors import UserError
+from llmrec.errors import UserError, system_words
 from llmrec.lock import Lock, is_at, lock_of
 
 MARK = ".llmrec"  # marks a temporary folder that llmrec made
@@ -304,6 +304,19 @@ def put_in_place(sibling: Path, folder: Path) -> None:
     else:
         sibling.rename(folder)
     _sync(folder.parent)
+
+
+def make_folder(folder: str | Path) -> Path:
+    """The folder, made with the folders above it if it does not exist.
+
+    Raises:
+        UserError: it can't be made, as a file has its name, for example.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: no folder can be made there ({system_words(error)}); name another one.") from None
+    return Path(folder)
 
 
 def sync_folder(folder: Path) -> None:

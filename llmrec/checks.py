@@ -7,17 +7,30 @@ class DecodeConfig:
         check_fields(self, "decode", at_least={1: ("beams",)})
 
 DecodeConfig(beams=0)    # UserError: --decode.beams 0: expected at least 1.
+
+`checked` does the same for the arguments of a function:
+
+@checked
+def fit(self, log: Interactions) -> Self: ...
+
+recommender.fit("events.csv")    # UserError: log: found the text 'events.csv', expected Interactions; make ...
 """
 
+import inspect
+import os
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llmrec.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -29,7 +42,7 @@ def check_fields(
     positive: Sequence[str] = (),
     shares: Sequence[str] = (),
 ) -> None:
-    """Check the fields of a dataclass.
+    """Check the fields of a dataclass. A value that `plain` can bring into the form of its annotation is replaced.
 
     Args:
         config: instance of the dataclass; every field must have the type of its annotation.
@@ -43,6 +56,7 @@ def check_fields(
             of a surrogate pair.
     """
     for name, hint in _hints(config.__class__).items():
+        object.__setattr__(config, name, plain(getattr(config, name), hint))
         check_value(_flag(section, name), getattr(config, name), hint)
         check_texts(_flag(section, name), getattr(config, name))
     for least, names in (at_least or {}).items():
@@ -66,11 +80,104 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     if matches(value, hint):
         return
     choices = [str(choice) for choice in _choices(hint)]
+    if not choices and type(value).__module__.partition(".")[0] not in ("builtins", "pathlib"):  # no short text
+        raise UserError(f"{name}: found {found(value)}, expected {_named(hint)}.")
     if not choices:
         raise UserError(f"{name} {value!r:.80}: expected {_named(hint)}.")
     near = get_close_matches(str(value), choices, n=1)
     suggestion = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"{name} {value!s:.80}: {suggestion}Expected one of {', '.join(choices)}.")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which first checks its arguments against its annotations.
+
+    The elements of a `Sequence` or `Mapping` are not checked, and neither is an annotation in quotes.
+
+    Raises:
+        UserError: an argument has another type. The message names the parameter, and how to make such an object: the
+            `MADE_BY` of its class.
+    """
+    parameters = inspect.signature(function).parameters
+    hints = {name: each.annotation for name, each in parameters.items() if _is_hint(each)}
+
+    @wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        names = [*parameters][: len(args)]
+        positional = [_argument(name, value, hints) for name, value in zip(names, args, strict=False)]
+        named = {name: _argument(name, value, hints) for name, value in kwargs.items()}
+        return function(*positional, *args[len(names) :], **named)  # type: ignore[arg-type]  # the same, in plain form
+
+    return inner
+
+
+def check_argument(name: str, value: Any, hint: Any) -> None:
+    """Check that the argument `name` has the type `hint`; errors as in `checked`."""
+    if matches(value, hint):
+        return
+    classes = [each for each in _members(hint) if getattr(each, "__module__", "").startswith("llmrec.")]
+    if not classes:
+        check_value(name, value, hint)
+    made_by = getattr(classes[0], "MADE_BY", f"{classes[0].__name__}(...)")
+    raise UserError(f"{name}: found {found(value)}, expected {classes[0].__name__}; make it with {made_by}.")
+
+
+def check_names(call: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Check the names of the arguments that `call` hands on.
+
+    Raises:
+        UserError: a name is not one of `known`; the message suggests the closest one and lists all.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            suggestion = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{call} has no parameter {name}: {suggestion}Expected one of {', '.join(known)}.")
+
+
+def listed(values: Any, name: str, expected: str) -> list[Any]:
+    """The elements of a list, an array, a column or a generator.
+
+    Raises:
+        UserError: `values` is a text, a mapping or a table, whose elements are letters, keys or columns, or nothing
+            that has elements. The message calls it `name`, and says that `expected` was expected.
+    """
+    if isinstance(values, str):
+        raise UserError(f"{name} {values!r:.80}: found one text, expected {expected}.")
+    if not isinstance(values, bytes | Mapping) and not hasattr(values, "columns"):
+        try:
+            return [*values]
+        except TypeError:  # also an array without dimensions
+            pass
+    raise UserError(f"{name}: found {found(values)}, expected {expected}.")
+
+
+def found(value: Any) -> str:
+    """What a value is, in words: `None`, `the text 'a.csv'`, `a pandas DataFrame`, `a dict`."""
+    if value is None or isinstance(value, bool | int | float):
+        return str(value)
+    if isinstance(value, str):
+        return f"the text {value!r:.80}"
+    library = type(value).__module__.partition(".")[0]
+    name = type(value).__name__ if library in ("builtins", "llmrec") else f"{library} {type(value).__name__}"
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def plain(value: Any, hint: Any) -> Any:
+    """The value in the form of `hint`, if it has another form of the same: a number or array of numpy, a tuple, a path.
+
+    plain(np.int64(3), int) == 3; plain((8, 8), list[int]) == [8, 8]; plain(Path("a"), str) == "a"
+    """
+    if isinstance(value, tuple):
+        other: Any = list(value) if any(get_origin(each) is list for each in _members(hint)) else value
+    elif hasattr(value, "tolist") and (getattr(value, "ndim", 1) == 0 or not matches(value, hint)):
+        other = value.tolist()
+    elif isinstance(value, os.PathLike) and not matches(value, hint):
+        other = os.fspath(value)
+    else:
+        return value
+    return other if matches(other, hint) else value
 
 
 def check_texts(name: str, value: Any) -> None:
@@ -115,7 +222,26 @@ def matches(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _argument(name: str, value: Any, hints: Mapping[str, Any]) -> Any:
+    """The argument in plain form, checked."""
+    if name not in hints:
+        return value
+    value = plain(value, hints[name])
+    check_argument(name, value, hints[name])
+    return value
+
+
+def _is_hint(parameter: inspect.Parameter) -> bool:
+    by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    return by_name and parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str)
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types of a union; of another type, itself."""
+    return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
 
 
 def _check_range(config: Any, section: str, name: str, fits: Any, expected: str) -> None:
@@ -152,6 +278,10 @@ def _named(hint: Any) -> str:
         return "null"
     if is_dataclass(hint):
         return "a section of fields"
-    return {str: "text", int: "a whole number (int)", float: "a number (float)", bool: "true or false (bool)"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )
+    return {
+        str: "text",
+        Path: "a path",
+        int: "a whole number (int)",
+        float: "a number (float)",
+        bool: "true or false (bool)",
+    }.get(hint, getattr(hint, "__name__", str(hint)))

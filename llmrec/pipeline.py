@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from llmrec.atomic import KEY, remove_inside
+from llmrec.atomic import KEY, read_manifest, remove_inside
 from llmrec.config import Config, check_inputs
 from llmrec.console import get_logger
 from llmrec.continued import (
@@ -394,6 +394,29 @@ FOLDERS = tuple("data" if name == "prepare" else name for name in STAGES)
 COMPARE, BENCHMARK = "compare", "benchmark"
 NAMES = (*FOLDERS, COMPARE, BENCHMARK, CONFIG)
 """All files and folders that llmrec writes into a run directory, except for the mark and the lock."""
+
+
+def left_over(folder: Path) -> list[str]:
+    """Folders of finished stages that the configuration of a run no longer has, in the order of the stages."""
+    config = yaml.safe_load((folder / CONFIG).read_text("utf-8")) if (folder / CONFIG).is_file() else None
+    if not isinstance(config, dict):
+        return []
+
+    def setting(section: str, *names: str) -> Any:
+        value = config.get(section)
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    gone = {
+        "experts": not setting("experts", "models"),
+        "teacher": not setting("train", "distill", "weight"),
+        "intentions": setting("intentions", "source") in (None, "none"),
+        "base": setting("base", "model") is not None,
+        "refine": not setting("refine", "rounds"),
+        "preference": setting("preference", "method") in (None, "none"),
+    }
+    return [name for name in FOLDERS if gone.get(name) and read_manifest(folder / name) is not None]
 
 
 def metrics(run: RunDirectory) -> dict[str, Any]:

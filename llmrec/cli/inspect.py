@@ -30,6 +30,13 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(content))
         return
     report, rounds = content.pop("tokenize", None), content.pop("refine", {})
+    if old := content.pop("left_over", []):
+        content["stages"]["left over, no longer in the configuration"] = old
+    split = content.get("data", {}).get("split", {})
+    if "cuts" in split:
+        from llmrec.data.times import date
+
+        split["cuts"] = [date(cut) for cut in split["cuts"]]
     if options.model:
         from llmrec.recommender.bundle import readable
 
@@ -64,10 +71,11 @@ def _write_report(run: str | None, path: Path) -> None:
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
-    """The finished stages with their seconds and memory, sizes of the data, the tokenizer's report (and `refine`, those
-    of the refined ones, by round), the metrics."""
+    """The finished stages with their seconds and memory (and `left_over`, those that the configuration of the run no
+    longer has), sizes of the data, the tokenizer's report (and `refine`, those of the refined ones, by round), the
+    metrics."""
     from llmrec.data.prepare import load
-    from llmrec.pipeline import FOLDERS
+    from llmrec.pipeline import FOLDERS, left_over
     from llmrec.refine_stages import refined_tokenizers
 
     if not os.path.isdir(folder):
@@ -76,12 +84,16 @@ def describe_run(folder: Path) -> dict[str, Any]:
     manifests = {name: manifest for name, manifest in manifests.items() if manifest}
     if not manifests:
         raise UserError(f"--run {folder}: no finished stage there; start one with `llmrec run`.")
+    old = left_over(folder)
     content: dict[str, Any] = {
         "stages": {
             name: {"seconds": manifest["seconds"], "peak_memory_gib": manifest["peak_memory_gib"]}
             for name, manifest in manifests.items()
+            if name not in old
         }
     }
+    if old:
+        content["left_over"] = old
     if "data" in manifests:
         prepared = load(folder / "data")
         content["data"] = {"items": len(prepared.catalog), "split": prepared.split.protocol}

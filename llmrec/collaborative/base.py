@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from llmrec.data.sequences import EvalExamples
+from llmrec.errors import UserError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -106,11 +107,11 @@ class BaselineSystem(System):
         """Learn from U int arrays of catalogue rows (oldest first, some perhaps empty); returns itself.
 
         Raises:
-            ValueError: no events at all.
+            UserError: no events at all.
         """
         items = np.concatenate(train_sequences) if train_sequences else np.empty(0, np.int64)
         if not len(items):
-            raise ValueError(f"{self.name}: the training part has no events")
+            raise UserError(f"{self.name}: the training part has no events; give it at least one.")
         counts = np.bincount(items, minlength=n_items)
         self.popularity = popularity(counts)
         self._learn(train_sequences, n_items)

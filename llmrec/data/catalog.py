@@ -4,14 +4,16 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import polars as pl
 
+from llmrec.checks import checked
 from llmrec.console import get_logger
 from llmrec.data.bad_rows import RowsError
 from llmrec.data.files import ITEM_NAMES, read_table, require_column
+from llmrec.data.frames import as_frame, check_columns, written
 from llmrec.data.ids import id_column
 from llmrec.data.images import image_sources
 from llmrec.data.text import fill_template, parse_template, plain_text
@@ -33,28 +35,36 @@ class Catalog:
     All other modules of llmrec identify an item by its row number in this frame.
     """
 
+    MADE_BY: ClassVar[str] = "Catalog.from_file or Catalog.from_frame"
+
     def __init__(self, frame: pl.DataFrame, images: Mapping[str, str] | None = None) -> None:
         """`frame` must already have the form above; `from_frame` accepts other frames.
 
         `images` has the path or data URI of an item's image under the item's id, for the items that have one.
+
+        Raises:
+            UserError: the frame has no `item_id`, or a column that is not text.
         """
+        names = ["item_id", *getattr(frame, "columns", ())]
+        check_columns(frame, dict.fromkeys(names, (pl.String,)), Catalog, self.MADE_BY)
         self.frame = frame
         self.images = images or {}
 
     @classmethod
-    def from_frame(cls, frame: pl.DataFrame, source: str = "the items") -> Self:
-        """Build a catalogue from any frame with an `item_id` column.
+    def from_frame(cls, frame: Any, source: str = "the items") -> Self:
+        """Build a catalogue from any table with an `item_id` column.
 
         Lists are joined with ", ", and numbers become text. HTML tags are removed, entities decoded, and white space
         is collapsed. Columns that hold no text (images, nested records) are left out, and a log message names them.
 
         Args:
-            frame: one row per item.
+            frame: one row per item: a polars, pandas or Arrow table, a list of dicts, or a dict of columns.
             source: name of the data in messages.
 
         Raises:
             UserError: there is no `item_id` column, an item id is empty or repeated, or there are no items.
         """
+        frame = as_frame(frame, source)
         require_column(frame, "item_id", source, "the column of item ids")
         ids = id_column(frame["item_id"], source)
         if not len(ids):
@@ -68,6 +78,7 @@ class Catalog:
         return cls(pl.DataFrame([ids, title, *texts.values()]))
 
     @classmethod
+    @checked
     def from_file(
         cls,
         path: str | Path,
@@ -135,6 +146,7 @@ class Catalog:
         """The template of all fields, the title first: "{title}. {brand}. {categories}"."""
         return ". ".join(f"{{{field}}}" for field in self.fields)
 
+    @checked
     def texts(self, template: str) -> list[str]:
         """Fill a template such as `"{title}. {brand}. {categories}"` for each item.
 
@@ -156,12 +168,30 @@ class Catalog:
         return self.frame.row(self.index[item_id], named=True)
 
     def take_rows(self, rows: Sequence[int] | pl.Series) -> "Catalog":
-        """A catalogue of the given rows, in the given order."""
-        return Catalog(self.frame[rows], self.images)
+        """A catalogue of the given rows, in the given order; negative numbers count from the end.
+
+        Raises:
+            UserError: there is no such row.
+        """
+        try:
+            return Catalog(self.frame[pl.Series(rows, dtype=pl.Int64)], self.images)
+        except (pl.exceptions.PolarsError, TypeError, ValueError, IndexError):
+            raise UserError(f"rows: expected a list of row numbers below {len(self)}, found others in it.") from None
 
     def filter(self, kept: pl.Series | pl.Expr) -> "Catalog":
-        """A catalogue of the rows where `kept`, bool [N] or an expression over the columns, is true, in their order."""
-        return Catalog(self.frame.filter(kept), self.images)
+        """A catalogue of the rows where `kept`, bool [N] or an expression over the columns, is true, in their order.
+
+        Raises:
+            UserError: `kept` is not bool [N], or the expression fails.
+        """
+        try:
+            mask = self.frame.select(kept=kept)["kept"] if isinstance(kept, pl.Expr) else pl.Series(kept)
+            if len(mask) == len(self):
+                return Catalog(self.frame.filter(mask), self.images)
+            reason = f"found {len(mask)} values for {len(self)} items"
+        except (pl.exceptions.PolarsError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+        raise UserError(f"kept: expected one bool per item, or an expression over the columns: {reason}.")
 
     def with_items(self, items: "Catalog", rows: np.ndarray) -> "Catalog":
         """A catalogue with `items`, which have the same columns in the same order; images are left out.
@@ -186,11 +216,14 @@ class Catalog:
             other.index = ChainMap(recent, cast(dict[str, int], index))
         return other
 
+    @checked
     def to_parquet(self, path: str | Path) -> None:
-        """Write the frame to a parquet file."""
-        self.frame.write_parquet(path)
+        """Write the frame to a parquet file; raises UserError if it can't be written."""
+        with written(path):
+            self.frame.write_parquet(path)
 
     @classmethod
+    @checked
     def from_parquet(cls, path: str | Path) -> Self:
         """Read a file that `to_parquet` wrote; raises UserError for a missing, damaged or different file."""
         return cls.from_frame(read_table(path), str(path))
@@ -243,4 +276,6 @@ def _as_text(values: pl.Series) -> pl.Series | None:
         values = values.cast(pl.List(pl.String)).list.drop_nulls().list.join(", ")
     elif values.dtype.is_nested() or values.dtype in (pl.Binary, pl.Object, pl.Duration):
         return None
+    elif values.dtype.is_float():
+        values = values.fill_nan(None)
     return values.cast(pl.String).fill_null("")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from llmrec.checks import found, listed
 from llmrec.data.bad_rows import RowsError
 from llmrec.errors import UserError
 
@@ -46,6 +47,36 @@ def id_column(values: pl.Series, source: str) -> pl.Series:
     if len(missing):
         raise RowsError(source, missing.to_list(), lambda row: f"no {values.name}; expected one in every row")
     return texts if values.dtype.is_integer() else _without_zero_fractions(texts)
+
+
+def id_list(values: Any, name: str) -> list[str]:
+    """Ids of items that a caller names, as the catalogue writes them: 101, 101.0 and "101" are "101".
+
+    Args:
+        values: a list, an array, a column or a generator of ids.
+        name: what the error message calls them.
+
+    Raises:
+        UserError: `values` is none of these, or one of them is no id.
+    """
+    ids = listed(values, name, "a list of item ids")
+    if all(type(item) is str for item in ids):
+        return ids
+    for place, item in enumerate(ids):
+        if isinstance(item, str):
+            ids[place] = str(item)
+        elif _is_whole(item):
+            ids[place] = str(int(item))
+        else:
+            raise UserError(
+                f"{name}: entry {place + 1} is {found(item)}, expected an item id, which is text or a whole number."
+            )
+    return ids
+
+
+def _is_whole(value: Any) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole or (isinstance(value, float | np.floating) and value.is_integer())
 
 
 def rows_of(ids: pl.Series, wanted: Sequence[str]) -> np.ndarray:

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import polars as pl
 
+from llmrec.checks import checked
 from llmrec.console import get_logger
 from llmrec.data.bad_rows import RowsError
 from llmrec.data.catalog import Catalog
 from llmrec.data.files import ITEM_NAMES, read_table, require_column
+from llmrec.data.frames import as_frame, check_columns, written
 from llmrec.data.ids import id_column
 from llmrec.data.sequences import PARTS, TEST, TRAIN, VALID, EvalExamples, Sequences, item_rows
 from llmrec.data.times import microseconds
@@ -29,6 +31,8 @@ _FLAGS = {
     "review": "review",
 }
 
+_COLUMNS = {"user_id": (pl.String,), "item_id": (pl.String,), "timestamp": (pl.Int64, pl.Null)}
+
 
 class Interactions:
     """E events, one per row of a frame.
@@ -38,26 +42,37 @@ class Interactions:
     VALID, TEST) of a published split. The rows of a user are adjacent, by part if there is one, and in time order.
     """
 
+    MADE_BY: ClassVar[str] = "Interactions.from_file or Interactions.from_frame, or take split.train"
+
     def __init__(self, frame: pl.DataFrame) -> None:
-        """`frame` must already have the form above; `from_frame` accepts other frames."""
+        """`frame` must already have the form above; `from_frame` accepts other frames.
+
+        Raises:
+            UserError: a column is missing or has another type.
+        """
+        check_columns(frame, _COLUMNS, Interactions, self.MADE_BY)
         self.frame = frame
 
     @classmethod
-    def from_frame(cls, frame: pl.DataFrame, source: str = "the interactions", seed: int = 0) -> Self:
-        """Build a log from a frame with `user_id`, `item_id` and optionally `timestamp`, `rating`, `review`, `part`.
+    @checked
+    def from_frame(cls, frame: Any, source: str = "the interactions", seed: int = 0) -> Self:
+        """Build a log from a table with `user_id`, `item_id` and optionally `timestamp`, `rating`, `review`, `part`.
 
         Rows are sorted by user and time. A user's events with equal times are shuffled: many logs store only the day
         and list the items of a day by id, so their order in the file means nothing. Without timestamps, the rows of a
         user keep their order.
 
         Args:
-            frame: one row per event.
+            frame: one row per event: a polars, pandas or Arrow table, a list of dicts, or a dict of columns.
             source: name of the data in messages.
-            seed: seed of the shuffle.
+            seed: seed of the shuffle, at least 0.
 
         Raises:
-            UserError: for a missing column, an empty id, or a timestamp or rating that cannot be read.
+            UserError: for a missing column, an empty id, or a timestamp, rating, review or part that cannot be read.
         """
+        if seed < 0:
+            raise UserError(f"seed {seed}: expected at least 0.")
+        frame = as_frame(frame, source)
         for name in ("user_id", "item_id"):
             require_column(frame, name, source, f"the column of {name.removesuffix('_id')} ids")
         columns = [id_column(frame[name], source) for name in ("user_id", "item_id")]
@@ -67,13 +82,14 @@ class Interactions:
         if "rating" in frame.columns:
             columns.append(_as_numbers(frame["rating"], source))
         if "review" in frame.columns:
-            columns.append(frame["review"].cast(pl.String).fill_null(""))
+            columns.append(_as_texts(frame["review"], source))
         if "part" in frame.columns:
-            columns.append(frame["part"])
+            columns.append(_as_parts(frame["part"], source))
         events = pl.DataFrame(columns)
         return cls(events[_order(events, seed)])
 
     @classmethod
+    @checked
     def from_file(
         cls,
         path: str | Path,
@@ -114,6 +130,7 @@ class Interactions:
         """Whether the times of the events are known, not only their order."""
         return len(self) > 0 and not self.frame["timestamp"].null_count()
 
+    @checked
     def sequences(self, catalog: Catalog) -> "Sequences":
         """The log as arrays, all of it as the training part; errors as in `Split.sequences`."""
         events = self.frame.with_columns(part=pl.lit(TRAIN, dtype=pl.UInt8))
@@ -124,16 +141,20 @@ class Interactions:
 
         return leave_one_out(self)
 
+    @checked
     def timestamp_split(self, valid_share: float = 0.1, test_share: float = 0.1) -> "Split":
         """Split at two points in time, the same for all users; raises UserError for a log without timestamps."""
 
         return timestamp_split(self, valid_share, test_share)
 
+    @checked
     def to_parquet(self, path: str | Path) -> None:
-        """Write the frame to a parquet file."""
-        self.frame.write_parquet(path)
+        """Write the frame to a parquet file; raises UserError if it can't be written."""
+        with written(path):
+            self.frame.write_parquet(path)
 
     @classmethod
+    @checked
     def from_parquet(cls, path: str | Path) -> Self:
         """Read a file that `to_parquet` wrote, in its order; raises UserError if it is missing or damaged."""
         frame = read_table(path)
@@ -214,6 +235,22 @@ def _as_numbers(values: pl.Series, source: str) -> pl.Series:
     return numbers.fill_nan(None)
 
 
+def _as_texts(values: pl.Series, source: str) -> pl.Series:
+    """The texts, "" for a missing one."""
+    try:
+        return values.cast(pl.String).fill_null("")
+    except pl.exceptions.PolarsError:
+        raise UserError(f"{source}: {values.name} holds {values.dtype}; expected text") from None
+
+
+def _as_parts(values: pl.Series, source: str) -> pl.Series:
+    """The parts as uint8."""
+    if not values.dtype.is_integer() or not values.is_in(range(len(PARTS))).all() or values.null_count():
+        names = ", ".join(f"{number} ({name})" for number, name in enumerate(PARTS))
+        raise UserError(f"{source}: {values.name} holds other values than {names}; write one of these numbers per row")
+    return values.cast(pl.UInt8)
+
+
 class Split:
     """A log whose frame has a `part` column (uint8: TRAIN, VALID, TEST), which does not decrease within a user.
 
@@ -221,15 +258,20 @@ class Split:
     1970 UTC) if there are any, and the cold-start settings that `llmrec.data.prepare` applied.
     """
 
+    MADE_BY: ClassVar[str] = "log.leave_one_out() or log.timestamp_split()"
+
     def __init__(self, frame: pl.DataFrame, protocol: dict[str, Any]) -> None:
+        ids = {"user_id": (pl.String,), "item_id": (pl.String,)}
+        check_columns(frame, ids | {"part": (pl.UInt8, pl.Int64)}, Split, self.MADE_BY)
         self.frame = frame
         self.protocol = protocol
 
     def __repr__(self) -> str:
-        return f"Split({self.protocol['kind']}; {self.protocol['events']})"
+        return f"Split({self.protocol['kind']}; {_events(self.frame)})"
 
+    @checked
     def part(self, part: int) -> Interactions:
-        """The events of one part."""
+        """The events of one part: TRAIN, VALID or TEST."""
         return Interactions(self.frame.filter(pl.col("part") == part).drop("part"))
 
     @property
@@ -247,6 +289,7 @@ class Split:
         """The events to measure on."""
         return self.part(TEST)
 
+    @checked
     def sequences(self, catalog: Catalog) -> "Sequences":
         """The log as arrays, with items as rows of the catalogue and users in the order of the frame.
 
@@ -350,7 +393,7 @@ def timestamp_split(log: Interactions, valid_share: float = 0.1, test_share: flo
     """
     if not log.has_timestamps:
         raise UserError("--data.split timestamp: the log has no timestamps; use --data.split leave-one-out")
-    if min(valid_share, test_share) <= 0 or valid_share + test_share >= 1:
+    if not (min(valid_share, test_share) > 0 and valid_share + test_share < 1):  # also refuses NaN
         raise UserError(
             f"--data.valid_share {valid_share} and --data.test_share {test_share}: expected two shares above "
             "0 that leave some of the events for training"

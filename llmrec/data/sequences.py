@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
 
+from llmrec.data.ids import difference
 from llmrec.errors import UserError
 
 TRAIN, VALID, TEST = 0, 1, 2
@@ -17,6 +19,8 @@ PARTS = ("train", "valid", "test")
 @dataclass(frozen=True)
 class EvalExamples:
     """n evaluation cases: the history of a user, and the target (the item that the user takes next)."""
+
+    MADE_BY: ClassVar[str] = "split.validation_examples or split.calibration_examples"
 
     users: np.ndarray
     """int32 [n], indices into `Sequences.users`"""
@@ -155,8 +159,10 @@ def item_rows(events: pl.Series, item_ids: pl.Series) -> np.ndarray:
     rows = pl.DataFrame({"item_id": events}).join(items, on="item_id", how="left", maintain_order="left")
     if rows["item"].null_count():
         unknown = rows.filter(pl.col("item").is_null())["item_id"]
+        words = difference(unknown, item_ids)
+        fix = f"the ids differ in {words}; write them in one form" if words else "add them"
         raise UserError(
             f"the log names {unknown.n_unique()} items that the catalogue lacks, such as {unknown[0]!r}; "
-            "prepare the data with --data.unknown_items drop"
+            f"{fix}, or drop these events with --data.unknown_items drop"
         )
     return rows["item"].to_numpy().astype(np.int32)

@@ -9,6 +9,7 @@ distribution that the events are drawn from.
 import numpy as np
 import polars as pl
 
+from llmrec.checks import checked
 from llmrec.data.catalog import Catalog
 from llmrec.data.interactions import Interactions
 from llmrec.data.shop_words import COLORS, COMPLAINTS, DEPARTMENTS, DESCRIPTIONS, PRAISE
@@ -50,14 +51,17 @@ class SyntheticShop:
         successors: int64 [number of categories, 2], the first and the second successor of each category.
 
     Raises:
-        UserError: `n_items` or `n_users` is out of range.
+        UserError: `n_items`, `n_users` or `seed` is out of range.
     """
 
+    @checked
     def __init__(self, n_items: int = 3000, n_users: int = 4500, seed: int = 0) -> None:
         if not 50 <= n_items <= 50_000:
             raise UserError(f"synthetic shop: n_items is {n_items}, expected 50 to 50000")
         if n_users < 1:
             raise UserError(f"synthetic shop: n_users is {n_users}, expected at least 1")
+        if seed < 0:
+            raise UserError(f"synthetic shop: seed is {seed}, expected at least 0")
         rng = np.random.default_rng(seed)
         departments = DEPARTMENTS[: max(1, min(len(DEPARTMENTS), n_items // 100))]
         self._shelves = [(d, shelf) for d in departments for shelf in d.categories]

@@ -69,6 +69,11 @@ def microseconds(values: pl.Series, source: str) -> pl.Series:
     return times.alias("timestamp")
 
 
+def date(moment: int) -> str:
+    """Microseconds since 1970 (UTC) as a date: 1714564800000000 -> "2024-05-01 12:00:00"."""
+    return (_EPOCH + timedelta(microseconds=moment)).replace(tzinfo=None).isoformat(" ")
+
+
 def _as_numbers(values: pl.Series) -> pl.Series:
     """The numbers as Int64 if all are whole, otherwise as Float64; null for a number that is no time."""
     if values.dtype.is_integer():

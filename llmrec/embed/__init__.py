@@ -4,7 +4,7 @@ from llmrec.collaborative.behaviour import collaborative_vectors
 from llmrec.embed.config import AlignConfig, EmbedConfig
 from llmrec.embed.embeddings import Embeddings, embed, make_encoder
 from llmrec.embed.encoder import Encoder, item_texts
-from llmrec.embed.given import GivenVectors, read_vectors, require_finite, vector_files
+from llmrec.embed.given import GivenVectors, as_vectors, read_vectors, vector_files
 
 __all__ = [
     "AlignConfig",
@@ -12,11 +12,11 @@ __all__ = [
     "Embeddings",
     "Encoder",
     "GivenVectors",
+    "as_vectors",
     "collaborative_vectors",
     "embed",
     "item_texts",
     "make_encoder",
     "read_vectors",
-    "require_finite",
     "vector_files",
 ]

@@ -16,9 +16,11 @@ from typing import Self
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from llmrec.checks import found
 from llmrec.collaborative.behaviour import Behaviour
 from llmrec.console import get_logger
 from llmrec.data.catalog import Catalog
@@ -239,6 +241,36 @@ def read_vectors(path: str | Path, item_ids: Sequence[str], flag: str) -> np.nda
     vectors = np.asarray(matrix[[rows[item] for item in item_ids]], np.float32)
     require_finite(item_ids, vectors, f"{flag} {path}: ")
     return vectors
+
+
+def as_vectors(vectors: ArrayLike, name: str, item_ids: Sequence[str] | None = None) -> np.ndarray:
+    """The vectors that a caller gives, as an array [N, D] of numbers; one that is mapped from a file stays so.
+
+    Args:
+        vectors: an array, or what numpy can make one of: nested lists, a tensor, a frame.
+        name: what the error message calls them.
+        item_ids: of the N items; None for any number of vectors.
+
+    Raises:
+        UserError: the array has another shape or type; or, with `item_ids`, NaN or infinite values.
+    """
+    if hasattr(vectors, "detach"):  # a tensor, perhaps of bfloat16, which numpy lacks
+        vectors = vectors.detach().float().cpu().numpy()
+    try:
+        array = vectors if isinstance(vectors, np.ndarray) else np.asarray(vectors)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{name}: found {found(vectors)} with rows of several lengths; expected numbers [n, D]."
+        ) from None
+    if array.dtype.kind in "OSUMmc":
+        raise UserError(f"{name} of type {array.dtype}; expected numbers [n, D].")
+    if item_ids is None and array.ndim != 2:
+        raise UserError(f"{name} of shape {array.shape}; expected [n, D].")
+    if item_ids is not None and (array.ndim != 2 or len(array) != len(item_ids)):
+        raise UserError(f"{name} of shape {array.shape} for {len(item_ids)} items; expected one row per item.")
+    if item_ids is not None:
+        require_finite(item_ids, array)
+    return array
 
 
 def require_finite(item_ids: Sequence[str], vectors: np.ndarray, where: str = "") -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
+from llmrec.checks import checked
 from llmrec.collaborative.base import BATCH, Answers, BaselineSystem, System, only, ranks_from_scores, top, without
 from llmrec.collaborative.cornac import CornacSASRec, CornacTIGER
 from llmrec.collaborative.counting import EASE, DecayedMarkov, ItemKNN, Markov, Popularity, SmoothedMarkov, TextKNN
@@ -21,6 +23,7 @@ from llmrec.data.sequences import EvalExamples
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker
 from llmrec.decode.rankings.hybrid import interleave
+from llmrec.embed import as_vectors
 from llmrec.errors import UserError
 from llmrec.evaluation.config import READS_TEXT, EvaluateConfig
 from llmrec.evaluation.metrics import INTERVAL_METRICS, per_user, ranks_from_lists
@@ -121,7 +124,6 @@ def fit_baselines(
 
     Raises:
         UserError: a baseline lacks text vectors or its package, or there is too little to train it on.
-        ValueError: the training part has no events.
     """
     names = [part for name in config.baselines for part in (SASREC_KNN if name == "sasrec-knn" else (name,))]
     made = {name: _make(name, config, validation, vectors) for name in names}
@@ -210,11 +212,12 @@ class Evaluation:
     per_user: pl.DataFrame
 
 
+@checked
 def evaluate(
     recommender: Recommender,
     split: Split,
     config: EvaluateConfig | None = None,
-    text_vectors: np.ndarray | None = None,
+    text_vectors: ArrayLike | None = None,
 ) -> Evaluation:
     """Full ranking of a recommender and the baselines on the same users, and of the cold items alone.
 
@@ -234,7 +237,7 @@ def evaluate(
         split.sequences(catalog).train_sequences(),
         len(catalog),
         split.validation_examples(catalog),
-        vectors=text_vectors,
+        vectors=None if text_vectors is None else as_vectors(text_vectors, "text_vectors", catalog.ids),
     )
     systems: list[System] = [*generative_systems(recommender, config)]
     systems += [*([] if store.experts is None else [store.experts]), *baselines]

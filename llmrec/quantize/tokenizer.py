@@ -7,26 +7,29 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 from safetensors.numpy import load_file, save_file
 
+from llmrec.atomic import make_folder
+from llmrec.checks import check_argument, checked
 from llmrec.collaborative.behaviour import Behaviour
 from llmrec.data.catalog import CHUNKS, Catalog
 from llmrec.data.files import read_stored
-from llmrec.data.ids import rows_of
+from llmrec.data.ids import id_list, rows_of
 from llmrec.data.interactions import Interactions
 from llmrec.embed import (
     EmbedConfig,
     Encoder,
     GivenVectors,
+    as_vectors,
     embed,
     item_texts,
     make_encoder,
     read_vectors,
-    require_finite,
 )
 from llmrec.errors import NotFittedError, UserError
 from llmrec.quantize.arrivals import place, within_levels
@@ -63,6 +66,8 @@ class ItemTokenizer:
             of a model may come from a bundle of somebody else, and then the caller of `load` must give it too.
         catalog: the catalogue that `fit` got; not saved with the tokenizer.
     """
+
+    MADE_BY: ClassVar[str] = "ItemTokenizer(...).fit(catalog)"
 
     ids: pl.Series
     codes: np.ndarray
@@ -111,12 +116,15 @@ class ItemTokenizer:
             collaborative=collaborative,
             collaborative_weight=collaborative_weight,
         )
+        check_argument("embed", embed, EmbedConfig | None)
         self.embed_config = embed or EmbedConfig()
 
     def __getattr__(self, name: str) -> Any:
         # A property that reads a missing attribute ends here, too.
         if name in ("_report", "item_ids", "dims", *ItemTokenizer.__annotations__) and "ids" not in vars(self):
             raise NotFittedError(f"The item tokenizer has no {name.strip('_')} before it is fitted; call fit(catalog).")
+        if name == "catalog":
+            raise NotFittedError("The item tokenizer was loaded or given vectors, so it has no catalog; give catalog.")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
@@ -124,6 +132,7 @@ class ItemTokenizer:
         """Make an unfitted tokenizer from the `tokenize` and `embed` sections of a configuration."""
         return cls(**vars(config), embed=embed)
 
+    @checked
     def fit(self, catalog: Catalog, log: Interactions | None = None) -> Self:
         """Embed the catalogue's items and learn their semantic IDs.
 
@@ -143,10 +152,11 @@ class ItemTokenizer:
         items = (embeddings.item_ids, embeddings.vectors, embeddings.encoder)
         return self.fit_embeddings(*items, log, titles, self.texts(catalog))
 
+    @checked
     def fit_embeddings(
         self,
         item_ids: Sequence[str],
-        embeddings: np.ndarray,
+        embeddings: ArrayLike,
         encoder: Encoder | None = None,
         log: Interactions | None = None,
         titles: Sequence[str] | None = None,
@@ -167,17 +177,21 @@ class ItemTokenizer:
             The fitted tokenizer itself.
 
         Raises:
-            UserError: a file of semantic IDs is wrong (as for `read_codes`), NaN or infinite values, fewer distinct
-                embeddings than codes, no log or texts although the configuration needs them, an item of the log that
-                is not in `item_ids`, or more items than tuples of codes with collisions `nearest-free`.
-            ValueError: the number of rows of `embeddings` is not N.
+            UserError: a file of semantic IDs is wrong (as for `read_codes`), embeddings that are not [N, D] or not
+                finite, a repeated id, fewer distinct embeddings than codes, no log or texts although the configuration
+                needs them, an item of the log that is not in `item_ids`, not N titles or texts, or more items than
+                tuples of codes with collisions `nearest-free`.
         """
-        if len(item_ids) != len(embeddings):
-            raise ValueError(f"{len(item_ids)} item ids, but {len(embeddings)} embeddings")
+        item_ids = id_list(item_ids, "item_ids")
+        embeddings = as_vectors(embeddings, "embeddings", item_ids)
+        if repeats := len(item_ids) - len(set(item_ids)):
+            raise UserError(f"item_ids: found {repeats} repeated ids, expected each once; drop the repeats.")
+        for name, each in (("titles", titles), ("texts", texts)):
+            if each is not None and len(each) != len(item_ids):
+                raise UserError(f"{name}: found {len(each)} for {len(item_ids)} items, expected one for each.")
         if log is None and self.config.needs_log:
             raise UserError(_needs_log(self.config))
-        require_finite(item_ids, embeddings)
-        self.ids, self.item_ids, self.encoder = _series(item_ids), list(item_ids), encoder
+        self.ids, self.item_ids, self.encoder = _series(item_ids), item_ids, encoder
         if encoder is not None:
             self.embed_config = encoder.config
         behaviour = Behaviour.from_log(log, self.item_ids) if log is not None else None
@@ -218,6 +232,7 @@ class ItemTokenizer:
         )
         return self
 
+    @checked
     def texts(self, catalog: Catalog) -> list[str] | None:
         """The N texts of `catalog` that the quantizer learns from, made as those that are embedded; an item may have
         an empty one. None if the quantizer learns from none."""
@@ -256,15 +271,15 @@ class ItemTokenizer:
 
         return collaborative_vectors(behaviour, dim=self.config.rq_vae.latent, seed=self.config.seed)
 
-    def encode(self, embeddings: np.ndarray) -> np.ndarray:
+    def encode(self, embeddings: ArrayLike) -> np.ndarray:
         """Codes (int32 [n, L]) of any embeddings (float32 [n, D]), without resolving collisions.
 
         With `config.collaborative`, they are the codes of items without training events.
 
         Raises:
-            UserError: NaN or infinite values, or D differs from that of the fitted embeddings.
+            UserError: they are not [n, D] with the D of the fitted embeddings, or not finite.
         """
-        return self.quantizer.encode(self._as_new(embeddings))
+        return self.quantizer.encode(self._as_new(as_vectors(embeddings, "embeddings")))
 
     @cached_property
     def item_ids(self) -> list[str]:
@@ -294,6 +309,7 @@ class ItemTokenizer:
         """What the quantizer gets for items without training events."""
         return embeddings if self.joined is None else self.joined.join(embeddings)
 
+    @checked
     def embed(self, catalog: Catalog, files: Sequence[str] = ()) -> np.ndarray:
         """Vectors (float32 [n, D]) of any n items, made as the fitted embeddings were.
 
@@ -325,7 +341,7 @@ class ItemTokenizer:
             )
         return self.encoder.encode(item_texts(catalog, self.encoder.config))
 
-    def with_items(self, item_ids: Sequence[str], vectors: np.ndarray) -> Self:
+    def with_items(self, item_ids: Sequence[str], vectors: ArrayLike) -> Self:
         """A tokenizer with n more items after the present ones, whose codes don't change.
 
         The two tokenizers share quantizer and report.
@@ -337,11 +353,8 @@ class ItemTokenizer:
         Raises:
             UserError: `vectors` is not [n, D], has NaN or infinite values, or no semantic ID is free.
         """
-        vectors = np.asarray(vectors, np.float32)
-        if vectors.ndim != 2 or len(vectors) != len(item_ids):
-            raise UserError(f"vectors of shape {vectors.shape} for {len(item_ids)} items; expected one row per item")
-        require_finite(item_ids, vectors)
-        x = self._as_new(vectors)
+        item_ids = id_list(item_ids, "item_ids")
+        x = self._as_new(np.asarray(as_vectors(vectors, "vectors", item_ids), np.float32))
         codes = self.quantizer.encode(x)
         new = place(self.config.collisions, self.codes, self.level_sizes, codes, self.quantizer, x)
         ids = pl.concat([self.ids, _series(item_ids)], rechunk=self.ids.n_chunks() >= CHUNKS)
@@ -352,8 +365,16 @@ class ItemTokenizer:
         return self._with(ids, np.concatenate([self.codes, new]), rows)
 
     def without_items(self, item_ids: Collection[str]) -> Self:
-        """A tokenizer without these items; the other items keep their codes and their order."""
-        gone = self.ids.is_in(_series(list(item_ids)).implode())
+        """A tokenizer without these items; the other items keep their codes and their order.
+
+        Raises:
+            UserError: the tokenizer lacks one of the items.
+        """
+        wanted = set(id_list(item_ids, "item_ids"))
+        gone = self.ids.is_in(_series(list(wanted)).implode())
+        if gone.sum() < len(wanted):
+            missing = sorted(wanted.difference(self.ids))
+            raise UserError(f"item_ids: the item tokenizer has no {missing[0]!r} ({len(missing)} such ids).")
         return self.take_rows((~gone).arg_true().to_numpy().astype(np.int64))
 
     def take_rows(self, rows: np.ndarray) -> Self:
@@ -402,11 +423,11 @@ class ItemTokenizer:
         other.codes = within_levels(self.config.collisions, codes, self.level_sizes, quantizer, x, counts)
         return other.measured(vectors, log, titles)
 
+    @checked
     def save(self, folder: str | Path) -> None:
         """Write quantizer.safetensors, quantizer.json, item_codes.parquet, report.json, and the encoder's files."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: np.ascontiguousarray(array) for name, array in self.quantizer.tensors().items()}
+        folder = make_folder(folder)
         if self.joined is not None:
             tensors |= {f"{JOINED}.{name}": array for name, array in self.joined.tensors().items()}
         save_file(tensors, folder / "quantizer.safetensors")
@@ -434,6 +455,7 @@ class ItemTokenizer:
         }
 
     @classmethod
+    @checked
     def load(
         cls, folder: str | Path, own: bool = True, encoder: str | None = None, image_encoder: str | None = None
     ) -> Self:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from llmrec.atomic import make_folder
+from llmrec.checks import check_argument
 from llmrec.data import EvalExamples, Interactions
 from llmrec.decode.choose import check_decoding
 from llmrec.decode.ranker import ItemRanker
@@ -45,6 +47,7 @@ def prefer(
         UserError: the model can't be aligned, there is nothing to learn from, the reward fails, or `folder` holds
             another alignment.
     """
+    check_argument("config", config, PreferenceConfig | None)
     config = config or PreferenceConfig("s-dpo")
     if config.method == "none":
         raise UserError("--preference.method none: expected s-dpo or grpo.")
@@ -90,9 +93,7 @@ def prefer(
         prompts = [ranker.prompt_ids(history) for history in cases.histories]
         guard = Validation(cases, prompts, sum(len(each) > 0 for each in events), sequences.users)
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(folder or temporary)
-        place.mkdir(parents=True, exist_ok=True)
-        align(material, guard, place, reward)
+        align(material, guard, make_folder(folder or temporary), reward)
     recommender.model, recommender.preference = model.eval(), config.method
     recommender.fusion_weights = None  # they were learnt for other scores
     recommender.store = store  # the next request builds a new ranker

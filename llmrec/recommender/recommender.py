@@ -3,12 +3,15 @@
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from llmrec.atomic import make_folder
+from llmrec.checks import check_argument, check_names, checked, listed
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.teacher import Teacher
 from llmrec.data import Catalog, EvalExamples, Interactions
@@ -20,6 +23,7 @@ from llmrec.decode.queries import Queries
 from llmrec.decode.ranker import ItemRanker, make_prompt_ranking, make_ranking
 from llmrec.decode.rankings.base import ItemFacts
 from llmrec.decode.search import BeamSearch
+from llmrec.embed import as_vectors
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.intentions.intentions import Intentions
@@ -51,6 +55,8 @@ if TYPE_CHECKING:
 class Recommender:
     """A language model that recommends the items of one catalogue: from `from_base` and `fit`, or `from_pretrained`."""
 
+    MADE_BY: ClassVar[str] = "Recommender.from_base or Recommender.from_pretrained"
+
     def __init__(
         self,
         model: Any,
@@ -79,7 +85,12 @@ class Recommender:
             fusion_weights: weights of the fusion ranking; None before the calibration.
             preference: how the model was aligned with preferences.
             taught: names of the tasks that the model was trained on here.
+
+        Raises:
+            UserError: `max_history`, `decode_config` or `user_tokens` has another type, or `max_history` is below 1.
         """
+        check_argument("decode_config", decode_config, DecodeConfig | None)
+        TasksConfig(max_history=max_history, user_tokens=user_tokens)  # checks both
         self.model = model
         self.tokenizer = tokenizer
         self.base = base
@@ -95,6 +106,7 @@ class Recommender:
         self.taught: set[str] = set()
 
     @classmethod
+    @checked
     def from_base(
         cls,
         name: str | Path | None,
@@ -115,9 +127,13 @@ class Recommender:
             kwargs: `templates`, `max_history`, `decode_config`, `user_tokens` of the constructor.
 
         Raises:
-            UserError: the model can't be loaded, or its tokenizer already has tokens with the names of item tokens.
+            UserError: the model can't be loaded, its tokenizer already has tokens with the names of item tokens, or
+                `catalog` has other items than the item tokenizer.
         """
+        check_names("from_base", kwargs, ("templates", "max_history", "decode_config", "user_tokens"))
+        check_argument("templates", kwargs.get("templates"), dict | None)
         config, catalog = config or BaseConfig(), catalog or item_tokenizer.catalog
+        store = ItemStore.untrained(catalog, item_tokenizer)
         if name is None:
             templates = kwargs.get("templates") or load_templates()
             model, tokenizer = make_base(config, tokenizer_texts(catalog, templates))
@@ -135,7 +151,7 @@ class Recommender:
             same_codes = np.concatenate(vocabulary.ids[: len(users.ids)])
             add_item_rows(model, users.all_ids, len(tokenizer), config.seed, copied(same_codes))
         named = f"a {config.architecture} made by llmrec" if name is None else str(name)
-        return cls(model, tokenizer, ItemStore.untrained(catalog, item_tokenizer), config, named, **kwargs)
+        return cls(model, tokenizer, store, config, named, **kwargs)
 
     @property
     def store(self) -> ItemStore:
@@ -143,6 +159,7 @@ class Recommender:
         return self._store
 
     @store.setter
+    @checked
     def store(self, store: ItemStore) -> None:
         self._store, self._ranker = store, None
 
@@ -178,6 +195,7 @@ class Recommender:
         return self._decode_config
 
     @decode_config.setter
+    @checked
     def decode_config(self, config: DecodeConfig) -> None:
         self._decode_config, self._ranker = config, None
 
@@ -200,6 +218,7 @@ class Recommender:
         """The arguments of `check_decoding`."""
         return self.model, self.renderer.vocabulary, self.store.trie, config, self.tokenizer.pad_token_id or 0
 
+    @checked
     def ranked_by(self, name: RankingName) -> ItemRanker:
         """A ranker with the ranking method `name`, instead of that of `decode_config`.
 
@@ -223,6 +242,7 @@ class Recommender:
         in_words = make_prompt_ranking(search, facts, method, auto)
         return ItemRanker(renderer, search, context_length(self.model), method, in_words)
 
+    @checked
     def fit(
         self,
         log: Interactions,
@@ -231,7 +251,7 @@ class Recommender:
         train: TrainConfig | None = None,
         folder: str | Path | None = None,
         intentions: Intentions | None = None,
-        vectors: np.ndarray | None = None,
+        vectors: ArrayLike | None = None,
         decode_config: DecodeConfig | None = None,
         teacher: Teacher | None = None,
     ) -> Self:
@@ -244,7 +264,7 @@ class Recommender:
             train: method and schedule.
             folder: for checkpoints and the log; training resumes from a checkpoint there. Default: a temporary folder.
             intentions: what people want, in words: data for the tasks on requests and preferences.
-            vectors: float32 [N, D], the items' vectors for a dense head; default: the item tokenizer makes them.
+            vectors: floats [N, D], the items' vectors for a dense head; default: the item tokenizer makes them.
             decode_config: how the model will be decoded; default: as this recommender does.
             teacher: of the same log and item tokenizer; needed for `train.distill`.
 
@@ -255,20 +275,23 @@ class Recommender:
         check_decoding(*self._decoded(decode_config or self.decode_config))
         tasks = tasks or TasksConfig(max_history=self.max_history, user_tokens=self.user_tokens)
         train = train or TrainConfig()
-        if train.dense.weight and vectors is None:
-            vectors = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
+        made = None if vectors is None else as_vectors(vectors, "vectors", self.catalog.ids)
+        if train.dense.weight and made is None:
+            made = self.item_tokenizer.embed(self.catalog, self.item_tokenizer.embed_config.files)
         sequences = log.sequences(self.catalog)
         own = sequences.train_sequences()
         before = self.store.dense
-        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, vectors, teacher, before)
+        data = TrainingData(self.catalog, own, validation, sequences.users, intentions, made, teacher, before)
         with tempfile.TemporaryDirectory() as temporary:
-            self.model, dense = finetune(self.model, self.renderer, data, tasks, train, Path(folder or temporary))
+            place = make_folder(folder or temporary)
+            self.model, dense = finetune(self.model, self.renderer, data, tasks, train, place)
         counts = np.maximum(self.train_counts, sequences.train_counts(len(self.catalog)))  # logs may overlap
         self.store = replace(self.store, train_counts=counts, dense=dense)
         self.fusion_weights = None
         self.taught |= {name for name, rate in tasks.mixture.items() if rate > 0}
         return self
 
+    @checked
     def prefer(self, log: Interactions, validation: EvalExamples | None = None, **options: Any) -> Self:
         """Align the trained model with preferences, in place; `rec.prefer(log, config=PreferenceConfig("s-dpo"))`.
 
@@ -277,9 +300,11 @@ class Recommender:
             validation: examples for the guards; None: no guards, and the last model is kept.
             options: config, folder and reward of `llmrec.recommender.prefer.prefer`, which lists the errors.
         """
+        check_names("prefer", options, ("config", "folder", "reward"))
         prefer(self, log, validation, **options)
         return self
 
+    @checked
     def calibrate(
         self, cases: EvalExamples, most: int = 25_000, seed: int = 0, intentions: Intentions | None = None
     ) -> Self:
@@ -344,20 +369,22 @@ class Recommender:
         Raises:
             UserError: as for `Request` and `answer`, or `history` and `histories` are both given.
         """
+        check_names("recommend", options, ["histories", *(field.name for field in fields(Request))])
         if histories is None:
-            if not isinstance(prompt, str | None):
+            if isinstance(prompt, list | tuple):
                 raise UserError("prompt is a list, which needs histories: one for each text.")
-            return self.answer(Request(history, prompt, k, **options))
+            return self.answer(Request(history, cast(str | None, prompt), k, **options))
         if history is not None:
             raise UserError("history and histories are both given; leave one of them out.")
         requests = requests_of(histories, prompt, k, **options)
         return answers(self.store, self.ranker, requests) if requests else []
 
+    @checked
     def answer(self, request: Request) -> Answer:
         """The best items for a request; errors are those of `answers`."""
         return answers(self.store, self.ranker, [request])[0]
 
-    def add_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
+    def add_items(self, catalog: Catalog, vectors: ArrayLike | None = None, if_exists: IfExists = "refuse") -> Self:
         """Add items without training; they can be recommended at once.
 
         The items that are there keep their codes and rows. After an error nothing has changed. Arguments and errors are
@@ -371,6 +398,7 @@ class Recommender:
         self.store = self.store.without_items(item_ids)
         return self
 
+    @checked
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the bundle into `folder`, which is created if it does not exist; a bundle there is replaced.
 
@@ -379,6 +407,7 @@ class Recommender:
         """
         save_bundle(self, Path(folder))
 
+    @checked
     def push_to_hub(
         self,
         repo_id: str,
@@ -389,11 +418,13 @@ class Recommender:
         datasets: Sequence[str] = (),
     ) -> str:
         """Publish the bundle on the Hub. Arguments, errors and the returned address are those of `bundle.push`."""
+        datasets = listed(datasets, "datasets", "a list of Hub ids")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return bundle.push(folder, repo_id, private, revision, message, license, datasets)
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         name: str | Path,

@@ -1,7 +1,7 @@
 """A request to a recommender, the rows of the catalogue that its filters select, and the answer."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import polars as pl
 
-from llmrec.checks import check_fields
+from llmrec.checks import check_fields, check_value, found, listed, plain
 from llmrec.data import Catalog
+from llmrec.data.ids import id_list
 from llmrec.decode.filters import Quota
 from llmrec.errors import UserError, with_parameters
 
@@ -64,19 +65,32 @@ class Request:
     events of the items (popularity), or by the model after an empty history (model). The answer's `notes` say so."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.history, Set):
+            raise UserError("--history: found a set, which has no order, expected a list of item ids, oldest first.")
         for name in ("history", "exclude", "allow"):
-            ids = getattr(self, name)
-            if isinstance(ids, str):
-                raise UserError(f"--{name} {ids!r:.80}: found one text, expected a list of item ids.")
-            object.__setattr__(self, name, None if ids is None and name != "exclude" else list(ids or ()))
-        for name in ("where", "max_per_field"):
-            object.__setattr__(self, name, dict(getattr(self, name) or {}))
+            ids = [] if getattr(self, name) is None and name == "exclude" else getattr(self, name)
+            object.__setattr__(self, name, None if ids is None else id_list(ids, f"--{name}"))
+        for name, flag in (("where", "--where"), ("max_per_field", "--max-per")):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping | None):
+                raise UserError(f"{flag}: found {found(given)}, expected a dict whose keys are fields of the items.")
+            object.__setattr__(self, name, dict(given or {}))
+        if isinstance(self.offsets, Mapping):
+            ids = id_list([*self.offsets], "--boost")
+            object.__setattr__(self, "offsets", dict(zip(ids, self.offsets.values(), strict=True)))
+        elif hasattr(self.offsets, "keys"):  # a Series of pandas
+            raise UserError(
+                f"--boost: found {found(self.offsets)}, expected a dict of item id -> number, or numbers in catalogue "
+                "order; convert it with to_dict() or to_numpy()."
+            )
         for name, text in self.where.items():
             if not isinstance(text, str):
                 raise UserError(f"--where {name}: found {text!r:.80}, expected one text.")
         check_fields(self, "", at_least={1: ("k", "max_per_code", "phrasings")})
         for name, most in self.max_per_field.items():
-            if not isinstance(most, int) or most < 1:
+            self.max_per_field[name] = plain(most, int)  # type: ignore[index]  # a dict since above
+            check_value(f"--max-per {name}", self.max_per_field[name], int)
+            if most < 1:
                 raise UserError(f"--max-per {name}={most}: expected at least 1.")
         if self.history is None and self.prompt is None:
             raise UserError("--history and --prompt are both missing; give item ids, a text, or both.")
@@ -90,7 +104,10 @@ def requests_of(
     Raises:
         UserError: there are not as many prompts as histories; or as for `Request`.
     """
-    prompts = [prompt] * len(histories) if isinstance(prompt, str | None) else prompt
+    histories = listed(histories, "--histories", "a list of histories")
+    prompts = (
+        [prompt] * len(histories) if isinstance(prompt, str | None) else listed(prompt, "--prompt", "a list of texts")
+    )
     if len(prompts) != len(histories):
         raise UserError(f"prompt has {len(prompts)} texts for {len(histories)} histories; give one for each, or None.")
     return [Request(each, text, k, **options) for each, text in zip(histories, prompts, strict=True)]
@@ -315,14 +332,19 @@ class ItemLookup:
         Raises:
             UserError: an item is unknown, the shape is not [N], or an offset is not a finite number.
         """
-        if isinstance(offsets, Mapping):
-            values = np.zeros(len(self.catalog), np.float32)
-            rows = self.rows(list(offsets), "--boost")
+        try:
             with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
-                values[rows] = list(offsets.values())
-        else:
-            with np.errstate(over="ignore"):
-                values = np.asarray(offsets, np.float32)
+                if isinstance(offsets, Mapping):
+                    values = np.zeros(len(self.catalog), np.float32)
+                    values[self.rows(list(offsets), "--boost")] = list(offsets.values())
+                else:
+                    values = np.asarray(offsets, np.float32)
+        except UserError:
+            raise
+        except (TypeError, ValueError):
+            raise UserError(
+                f"--boost: found {found(offsets)} with other values than numbers, expected one number per item."
+            ) from None
         if values.shape != (len(self.catalog),):
             raise UserError(f"offsets: shape {values.shape}, expected one per item, ({len(self.catalog)},).")
         if not np.isfinite(values).all():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from llmrec import __version__
-from llmrec.atomic import usual_modes, write_text
+from llmrec.atomic import make_folder, usual_modes, write_text
 from llmrec.model.quantized import bits_of
 from llmrec.recommender import bundle, hub
 from llmrec.recommender.card import card_text
@@ -16,9 +16,9 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
     """Write the bundle into `folder`, which is created if it does not exist; a bundle there is replaced.
 
     Raises:
-        UserError: the folder holds no bundle, but a file with the name of a bundle file.
+        UserError: the folder can't be made, or holds no bundle, but a file with the name of a bundle file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     bundle.require_writable(folder)
     item_tokenizer = recommender.item_tokenizer
     save_weights(recommender.model, recommender.tokenizer, folder)

@@ -15,13 +15,15 @@ from typing import Literal, Self
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
 from llmrec.atomic import put_in_place, replacing, usual_modes
+from llmrec.checks import checked
 from llmrec.collaborative import fused
 from llmrec.console import get_logger
 from llmrec.data import Catalog
-from llmrec.data.ids import rows_of
-from llmrec.embed import GivenVectors, item_texts, require_finite
+from llmrec.data.ids import id_list, rows_of
+from llmrec.embed import GivenVectors, as_vectors, item_texts
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
 from llmrec.index.text import TextIndex
@@ -63,7 +65,16 @@ class ItemStore:
 
     @classmethod
     def untrained(cls, catalog: Catalog, item_tokenizer: ItemTokenizer) -> Self:
-        """The items of a model before its training; `catalog` and `item_tokenizer` list them in the same order."""
+        """The items of a model before its training.
+
+        Raises:
+            UserError: `catalog` and `item_tokenizer` do not list the same items in the same order.
+        """
+        if not item_tokenizer.ids.equals(catalog.frame["item_id"]):
+            raise UserError(
+                f"catalog: found {len(catalog)} items, expected the {len(item_tokenizer.ids)} of the item tokenizer in "
+                "its order; fit the item tokenizer on this catalogue."
+            )
         trie = ItemTrie.build(item_tokenizer.codes, item_tokenizer.level_sizes)
         return cls(catalog, item_tokenizer, trie, np.zeros(len(catalog), np.int64))
 
@@ -138,7 +149,8 @@ class ItemStore:
         if (folder / bundle.HEADER).exists():
             bundle.write_header(bundle.parse_header(folder), folder)
 
-    def with_items(self, catalog: Catalog, vectors: np.ndarray | None = None, if_exists: IfExists = "refuse") -> Self:
+    @checked
+    def with_items(self, catalog: Catalog, vectors: ArrayLike | None = None, if_exists: IfExists = "refuse") -> Self:
         """A store with the items of `catalog` too. Added items come last; all other items keep their codes and order.
 
         Args:
@@ -188,6 +200,7 @@ class ItemStore:
         Raises:
             UserError: the store lacks one of the items, or no item would be left.
         """
+        item_ids = id_list(item_ids, "--remove")
         gone = self.lookup.rows(item_ids, "--remove")
         stays = np.setdiff1d(np.arange(len(self.catalog)), gone)
         if not len(stays):
@@ -225,20 +238,20 @@ class ItemStore:
 
         return Catalog(pl.DataFrame([column(name) for name in self.catalog.frame.columns]), catalog.images)
 
-    def _vectors(self, added: Catalog, given: np.ndarray | None, wanted: np.ndarray) -> np.ndarray:
+    def _vectors(self, added: Catalog, given: ArrayLike | None, wanted: np.ndarray) -> np.ndarray:
         """Vectors float32 [n, D] of the items in `added`: `given`, or else made by the encoder.
 
         The encoder makes vectors only for the rows `wanted`; all other rows are 0.
         """
         dims = self.item_tokenizer.dims
         if given is not None:
-            if given.shape != (len(added), dims):
+            vectors = np.asarray(as_vectors(given, "vectors", added.ids), np.float32)
+            if vectors.shape[1] != dims:
                 raise UserError(
-                    f"vectors of shape {given.shape} for {len(added)} items; expected ({len(added)}, {dims}), "
+                    f"vectors of shape {vectors.shape} for {len(added)} items; expected ({len(added)}, {dims}), "
                     f"since the item tokenizer was fitted on vectors of {dims} dimensions"
                 )
-            require_finite(added.ids, given)
-            return np.asarray(given, np.float32)
+            return vectors
         encoder = self.item_tokenizer.encoder
         if encoder is not None and not isinstance(encoder, GivenVectors):
             item_texts(added, encoder.config)  # raises if any item has no text

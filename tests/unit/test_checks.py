@@ -1,12 +1,15 @@
 """One check of every configuration class: a wrong choice, type or number is one line that names field and choices."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import polars as pl
 import pytest
 
 from llmrec import BaseConfig, EmbedConfig, ItemTokenizer, TasksConfig, TrainConfig, UserError
-from llmrec.checks import check_fields, matches
+from llmrec.checks import check_fields, check_names, checked, listed, matches, plain
 from llmrec.config import ADDED, Config, with_new_names, with_old_names
 from llmrec.decode.config import DecodeConfig
 from llmrec.recommender.request import Request
@@ -47,6 +50,79 @@ def test_a_wrong_value_is_one_line(make: Any, said: str) -> None:
         make()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@checked
+def call(
+    log: TrainConfig, name: str | Path | None = None, most: int = 3, how: Literal["a", "b"] = "a", **more: Any
+) -> Any:
+    return log, name, most, how, more
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "said"),
+    [
+        ((None,), {}, "log: found None, expected TrainConfig; make it with TrainConfig(...)."),
+        (("a.csv",), {}, "log: found the text 'a.csv', expected TrainConfig; make it with TrainConfig(...)."),
+        ((pl.DataFrame(),), {}, "log: found a polars DataFrame, expected TrainConfig; make it with TrainConfig(...)."),
+        ((TrainConfig(), 3), {}, "name 3: expected text or a path or null."),
+        ((TrainConfig(), np.ones(9)), {}, "name: found a numpy ndarray, expected text or a path or null."),
+        ((TrainConfig(),), {"most": "3"}, "most '3': expected a whole number (int)."),
+        ((TrainConfig(),), {"how": "c"}, "how c: Expected one of a, b."),
+    ],
+)
+def test_arguments_are_checked(given: Any, named: Any, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        call(*given, **named)
+    assert str(caught.value) == said
+
+
+def test_checked_arguments_arrive_in_plain_form() -> None:
+    config = TrainConfig()
+    assert call(config, Path("a"), np.int64(4), "b", other=1) == (config, Path("a"), 4, "b", {"other": 1})
+    assert type(call(config, most=np.int64(4))[2]) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "wanted"),
+    [
+        (np.int64(3), int, 3),
+        (np.float32(0.5), float, 0.5),
+        (np.bool_(True), bool, True),
+        ((8, 8), int | list[int], [8, 8]),
+        (np.array([8, 8]), int | list[int], [8, 8]),
+        (Path("a"), str | None, "a"),
+        (Path("a"), str | Path, Path("a")),
+        (np.float64(1.5), int, np.float64(1.5)),
+        ("3", int, "3"),
+    ],
+)
+def test_plain_changes_the_form_alone(value: Any, hint: Any, wanted: Any) -> None:
+    assert plain(value, hint) == wanted
+    assert type(plain(value, hint)) is type(wanted)
+
+
+def test_fields_take_what_numpy_and_pathlib_give() -> None:
+    assert TrainConfig(epochs=np.int64(2)).epochs == 2
+    assert ItemTokenizer(codes=(4, 4, 4)).config.codes == [4, 4, 4]
+    assert EmbedConfig(model=Path("folder")).model == "folder"
+    assert type(Request([], k=np.int64(3)).k) is int
+
+
+def test_names_of_arguments_are_checked() -> None:
+    check_names("recommend", {"k": 1}, ("history", "k"))
+    with pytest.raises(UserError) as caught:
+        check_names("recommend", {"histroy": 1}, ("history", "k"))
+    said = "recommend has no parameter histroy: did you mean history? Expected one of history, k."
+    assert str(caught.value) == said
+
+
+def test_listed_takes_what_has_elements() -> None:
+    for values in (["a", "b"], ("a", "b"), (each for each in "ab"), np.array(["a", "b"]), pl.Series(["a", "b"])):
+        assert listed(values, "ids", "a list") == ["a", "b"]
+    for wrong in ("ab", b"ab", {"a": 1}, 3, None, np.array(3), pl.DataFrame({"a": [1]})):
+        with pytest.raises(UserError, match=r"^ids.*: found .*, expected a list\.$"):
+            listed(wrong, "ids", "a list")
 
 
 def test_an_error_speaks_of_flags_and_of_parameters() -> None:

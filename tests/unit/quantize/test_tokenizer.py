@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -265,8 +267,60 @@ def test_more_codes_than_distinct_embeddings():
 
 
 def test_one_row_per_item():
-    with pytest.raises(ValueError, match="89 item ids, but 90 embeddings"):
+    with pytest.raises(UserError, match=r"embeddings of shape \(90, 8\) for 89 items; expected one row per item"):
         ItemTokenizer(codes=8).fit_embeddings(IDS[:-1], X)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((["B1"] * 90, X), "item_ids: found 89 repeated ids, expected each once"),
+        (("B1", X), "item_ids 'B1': found one text, expected a list of item ids"),
+        ((IDS, X[:, 0]), r"embeddings of shape \(90,\) for 90 items"),
+        ((IDS, X.astype(str)), "embeddings of type <U32; expected numbers"),
+        ((IDS, [[1.0], [1.0, 2.0]]), "embeddings: found a list with rows of several lengths"),
+        ((IDS, X, None, None, ["a title"]), "titles: found 1 for 90 items"),
+        ((IDS, X, "an encoder"), "encoder: found the text 'an encoder', expected Encoder"),
+    ],
+)
+def test_wrong_arguments_of_a_fit(arguments: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ItemTokenizer(codes=8).fit_embeddings(*arguments)
+
+
+def test_ids_and_embeddings_of_any_library_fit_alike() -> None:
+    wanted = ItemTokenizer(levels=2, codes=8).fit_embeddings([str(row) for row in range(90)], X)
+    for ids, vectors in ((range(90), X.tolist()), (np.arange(90), X), (pl.Series(range(90)), pl.DataFrame(X))):
+        found = ItemTokenizer(levels=2, codes=8).fit_embeddings(ids, vectors)
+        assert found.item_ids == found.ids.to_list() == wanted.item_ids
+        assert (found.codes == wanted.codes).all()
+        assert (found.encode(X.tolist()) == wanted.encode(X)).all()
+
+
+@pytest.mark.parametrize("wrong", [None, "items.csv", pl.DataFrame({"item_id": ["a"]})])
+def test_a_fit_needs_a_catalogue_and_a_log(wrong: Any, tiny_catalog: Catalog) -> None:
+    with pytest.raises(UserError, match=r"^catalog: found .*, expected Catalog; make it with Catalog.from_file"):
+        ItemTokenizer().fit(wrong)
+    if wrong is not None:
+        with pytest.raises(UserError, match=r"^log: found .*, expected Interactions; make it with"):
+            ItemTokenizer().fit(tiny_catalog, wrong)
+
+
+def test_items_that_are_not_there_cannot_be_left_out() -> None:
+    tokenizer = ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X)
+    assert tokenizer.without_items(IDS[:2]).item_ids == IDS[2:]
+    with pytest.raises(UserError, match=r"item_ids: the item tokenizer has no 'Z' \(1 such ids\)"):
+        tokenizer.without_items([IDS[0], "Z"])
+    with pytest.raises(UserError, match="item_ids 'B000': found one text"):
+        tokenizer.without_items("B000")
+
+
+def test_a_loaded_tokenizer_says_that_it_has_no_catalogue(tmp_path: Path) -> None:
+    ItemTokenizer(levels=2, codes=8).fit_embeddings(IDS, X).save(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="so it has no catalog; give catalog"):
+        _ = ItemTokenizer.load(tmp_path / "tokenizer").catalog
+    with pytest.raises(UserError, match="no folder can be made there"):
+        ItemTokenizer.load(tmp_path / "tokenizer").save(tmp_path / "tokenizer" / "report.json")
 
 
 def test_not_a_tokenizer_or_another_version(tmp_path):
