@@ -181,12 +181,14 @@ def with_new_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 ADDED = {
     "data.columns.image": None,
+    "data.columns.item_in_items": None,
     "data.encoding": "auto",
     "data.quoting": "auto",
     "data.bad_rows": "fail",
     "embed.without_text": "fail",
     "train.dense.item_vectors": False,
     "train.dense.vector_dropout": 0.2,
+    "train.dense.competing": 32_768,
     "train.distill.dense_weight": 0.0,
 }
 """Field -> the value that does what was done before the field existed. Such a field is left out of a stage's key.
