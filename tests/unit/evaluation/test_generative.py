@@ -1,6 +1,7 @@
 """llmrec under the evaluator, with a ranker whose answers are known."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ from llmrec.decode.search import Ranking
 from llmrec.errors import UserError
 from llmrec.evaluation import EvaluateConfig
 from llmrec.evaluation.systems import GenerativeSystem, evaluate
+from llmrec.recommender.recommender import Recommender
 
 ITEMS = 6
 
@@ -82,7 +84,7 @@ def split(log=LOG):
 
 def measured(**settings):
     ranker = Downwards()
-    recommender = SimpleNamespace(catalog=CATALOG, ranker=ranker, store=SimpleNamespace(experts=None))
+    recommender = Mock(spec=Recommender, catalog=CATALOG, ranker=ranker, store=SimpleNamespace(experts=None))
     config = EvaluateConfig(baselines=["popularity", "text-knn"], **settings)
     return evaluate(recommender, split(), config, np.eye(ITEMS)).metrics
 
@@ -108,7 +110,7 @@ def test_the_whole_evaluation():
 def test_what_made_items_cold_is_told():
     made = split()
     made.protocol |= {"regime": "strict", "cold_users": 3, "cold": {"kind": "held-out", "share": 0.05, "items": 2}}
-    recommender = SimpleNamespace(catalog=CATALOG, ranker=Downwards(), store=SimpleNamespace(experts=None))
+    recommender = Mock(spec=Recommender, catalog=CATALOG, ranker=Downwards(), store=SimpleNamespace(experts=None))
     protocol = evaluate(recommender, made, EvaluateConfig(baselines=[])).metrics["protocol"]
     assert {name: protocol[name] for name in ("regime", "cold_users", "cold")} == {
         "regime": "strict",
@@ -118,6 +120,6 @@ def test_what_made_items_cold_is_told():
 
 
 def test_nobody_to_ask_is_said():
-    recommender = SimpleNamespace(catalog=CATALOG, ranker=Downwards(), store=SimpleNamespace(experts=None))
+    recommender = Mock(spec=Recommender, catalog=CATALOG, ranker=Downwards(), store=SimpleNamespace(experts=None))
     with pytest.raises(UserError, match=r"evaluate\.part test: no user has an event there"):
         evaluate(recommender, split({"u": "ab"}), EvaluateConfig())
