@@ -23,6 +23,7 @@ from llmrec.console import markdown
 from llmrec.errors import UserError
 from llmrec.evaluation.metrics import per_user
 from llmrec.evaluation.significance import paired_difference
+from llmrec.preference.align import LISTED
 
 RESAMPLES = 1000
 
@@ -38,6 +39,8 @@ def main() -> None:
     if bool(arguments.runs) == bool(arguments.preference):
         raise UserError("Give NAME=RUN[,RUN...] or --preference RUN[,RUN...].")
     if arguments.preference:
+        if (most := max(arguments.k)) > LISTED:
+            raise UserError(f"--k {most}: an alignment's lists have {LISTED} items; leave it out.")
         folders = [Path(folder) for folder in arguments.preference.split(",")]
         groups = {name: [(folder, name) for folder in folders] for name in _evaluations(folders[0])}
         read = _aligned

@@ -142,6 +142,7 @@ def test_compare_runs(environment: dict[str, str], tmp_path: Path) -> None:
         ((f"a={tmp_path / 'nothing'}",), "no evaluation there"),
         (("a",), "expected NAME=RUN"),
         ((), "Give NAME=RUN[,RUN...] or --preference"),
+        (("--preference", str(a), "--k", "10", "100"), "--k 100: an alignment's lists have 50 items"),
         (("--preference", str(a)), "no preference alignment with validation cases there"),
         (("--preference", f"{aligned_run(tmp_path / 'p', 4)},{aligned_run(tmp_path / 'q', 5)}"), "no step 4"),
     ):

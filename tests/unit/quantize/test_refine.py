@@ -194,8 +194,10 @@ def test_without_alignments_hardly_an_item_moves() -> None:
     for method in ("rq-kmeans", "rq-vae"):
         first = make(method)
         after = refined(first, x, *pairs(), PLAIN, seed=0)
-        # Which items near the border of two codes move depends on the processor's rounding: 18% were seen.
-        assert (after.encode(x) != first.encode(x)).any(axis=1).mean() < 0.25, method
+        moved = after.encode(x) != first.encode(x)
+        assert moved[:, 0].mean() < 0.15, method
+        # Which items near the border of two later codes move depends on the processor's rounding: 18% to 22% were seen.
+        assert moved.any(axis=1).mean() < 0.25, method
 
 
 def test_the_network_of_kmeans_encodes_as_its_quantizer_does() -> None:
