@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -313,7 +314,7 @@ class Split:
             UserError: for an item that is not in the catalogue.
         """
         sequences = self.sequences(catalog)
-        cases = self._validation(sequences)
+        cases = self._validation(sequences, catalog)
         return cases.where(sequences.train_counts(len(catalog))[cases.targets] > 0)
 
     def calibration_examples(self, catalog: Catalog) -> "EvalExamples":
@@ -324,10 +325,10 @@ class Split:
         Raises:
             UserError: for an item that is not in the catalogue.
         """
-        return self._validation(self.sequences(catalog))
+        return self._validation(self.sequences(catalog), catalog)
 
-    def _validation(self, sequences: "Sequences") -> "EvalExamples":
-        cases = sequences.cases(VALID, every=True)
+    def _validation(self, sequences: "Sequences", catalog: Catalog) -> "EvalExamples":
+        cases = replace(sequences.cases(VALID, every=True), item_ids=catalog.frame["item_id"])
         if not self.protocol.get("cold_users"):
             return cases
         return cases.where(sequences.parts[sequences.offsets[cases.users]] == TRAIN)

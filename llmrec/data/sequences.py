@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import polars as pl
 
-from llmrec.data.ids import difference
+from llmrec.data.ids import difference, rows_of
 from llmrec.errors import UserError
 
 TRAIN, VALID, TEST = 0, 1, 2
@@ -28,6 +28,8 @@ class EvalExamples:
     """n arrays of catalogue rows, int32, oldest first, none empty"""
     targets: np.ndarray
     """int32 [n], catalogue rows"""
+    item_ids: pl.Series | None = None
+    """ids of the N items whose rows these are; None: not known"""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -49,7 +51,22 @@ class EvalExamples:
     def where(self, chosen: np.ndarray) -> "EvalExamples":
         """The cases where the mask `chosen` (bool [n]) is true."""
         histories = [self.histories[row] for row in np.flatnonzero(chosen)]
-        return EvalExamples(self.users[chosen], histories, self.targets[chosen])
+        return EvalExamples(self.users[chosen], histories, self.targets[chosen], self.item_ids)
+
+    def in_catalog(self, item_ids: pl.Series) -> "EvalExamples":
+        """The same cases in the rows of another catalogue, which has these ids.
+
+        Items that it lacks leave the histories. Cases whose target it lacks, or whose history would be empty, are left
+        out. If the ids that the rows stand for are not known, the rows stay as they are.
+        """
+        own = self.item_ids
+        if own is None or own.equals(item_ids.head(len(own))):  # new items come after all others
+            return self
+        rows = rows_of(item_ids, own.to_list()).astype(np.int32)
+        targets, histories = rows[self.targets], [rows[history] for history in self.histories]
+        kept = [history[history >= 0] for history in histories]
+        told = np.array([len(history) > 0 for history in kept], bool)
+        return EvalExamples(self.users, kept, targets, item_ids).where((targets >= 0) & told)
 
     def per_user_table(
         self, ranks: Mapping[str, np.ndarray], users: Sequence[str], items: Sequence[str]

@@ -9,8 +9,8 @@ A small loop of our own and not trl's DPOTrainer and GRPOTrainer, because those
   items, drawn without replacement from a trie, would have to replace their generation.
 
 Guards: each evaluation ranks a sample of validation events with the decoder that serves. The model that is kept is the
-one with the largest ndcg@10 among those whose recall@50 has not fallen by more than `recall_lost`, that before the
-alignment included. A picture shows all evaluations.
+one with the largest ndcg@10 among those whose recall@50 has not fallen by more than `recall_lost` and whose ndcg@10 has
+risen by more than a standard error; without such a model, that before the alignment. A picture shows all evaluations.
 """
 
 import json
@@ -215,10 +215,11 @@ def _evaluate(
     if validation is not None:
         box: list[dict[str, float] | None] = [None]
         if state.is_main_process:
-            box[0], ranks = measure(material, validation)
+            figures, ranks = measure(material, validation)
             named = {f"step {progress.step}": ranks}
             table = validation.cases.per_user_table(named, validation.users, material.catalog.ids)
-            _add_ranks(folder / RANKS, table, progress.step)
+            before = _add_ranks(folder / RANKS, table, progress.step)
+            box[0] = figures | {"ndcg@10 error": error_of_gain(before, ranks)}
         broadcast_object_list(box)
         line |= box[0] or {}
     progress.lines.append(line | {"seconds": round(time.perf_counter() - started, 1)})
@@ -240,11 +241,23 @@ def _evaluate(
 
 
 def better(lines: Sequence[Mapping[str, Any]], best: int, recall_lost: float) -> bool:
-    """Whether the last evaluation is better than that of step `best`: a larger ndcg@10, and a recall@50 of at least
-    1 - recall_lost of the first evaluation's."""
+    """Whether the last evaluation is better than that of step `best`: a larger ndcg@10, which is above the first
+    evaluation's by more than the standard error of the difference, and a recall@50 of at least 1 - recall_lost of the
+    first evaluation's."""
     last, first = lines[-1], lines[0]
-    bar = next(line["ndcg@10"] for line in lines if line["step"] == best)
+    bar = max(first["ndcg@10"] + last["ndcg@10 error"], next(line["ndcg@10"] for line in lines if line["step"] == best))
     return bool(last["ndcg@10"] > bar and last["recall@50"] >= (1 - recall_lost) * first["recall@50"])
+
+
+def error_of_gain(before: np.ndarray, after: np.ndarray) -> float:
+    """The standard error of the mean difference in ndcg@10 between two rankings of the same n cases.
+
+    Args:
+        before: float64 [n], ranks of the targets, inf where one is not listed.
+        after: float64 [n].
+    """
+    gains = ndcg(after, 10) - ndcg(before, 10)
+    return float(gains.std() / math.sqrt(len(gains)))
 
 
 def measure(material: Material, validation: Validation) -> tuple[dict[str, float], np.ndarray]:
@@ -276,12 +289,17 @@ def measure(material: Material, validation: Validation) -> tuple[dict[str, float
     return figures, ranks
 
 
-def _add_ranks(path: Path, found: pl.DataFrame, step: int) -> None:
-    """Add the ranks of an evaluation to the table of all; a killed run may have written the same step already."""
-    if step and path.exists():
+def _add_ranks(path: Path, found: pl.DataFrame, step: int) -> np.ndarray:
+    """Add the ranks of an evaluation to the table of all; a killed run may have written the same step already.
+
+    Returns:
+        float64 [n], the ranks of the first evaluation.
+    """
+    if step:
         old = read_stored(path)
         found = pl.concat([old.filter(pl.col("system") != found["system"][0]), found])
     write_file(path, found.write_parquet)
+    return found.filter(pl.col("system") == "step 0")["rank"].cast(pl.Float64).fill_null(float("inf")).to_numpy()
 
 
 def _tell(progress: Progress) -> None:

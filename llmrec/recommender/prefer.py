@@ -88,6 +88,7 @@ def prefer(
         config,
     )
     guard = None
+    validation = None if validation is None else validation.in_catalog(recommender.catalog.frame["item_id"])
     if validation is not None and len(validation):
         cases = validation.sample(config.validation_users, config.seed)
         prompts = [ranker.prompt_ids(history) for history in cases.histories]

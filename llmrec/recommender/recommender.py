@@ -281,6 +281,7 @@ class Recommender:
         sequences = log.sequences(self.catalog)
         own = sequences.train_sequences()
         before = self.store.dense
+        validation = None if validation is None else validation.in_catalog(self.catalog.frame["item_id"])
         data = TrainingData(self.catalog, own, validation, sequences.users, intentions, made, teacher, before)
         with tempfile.TemporaryDirectory() as temporary:
             place = make_folder(folder or temporary)
@@ -321,7 +322,7 @@ class Recommender:
         Raises:
             UserError: the model has no dense head, or does not accept a tree attention mask.
         """
-        chosen = cases.sample_warm(self.train_counts == 0, most, seed)
+        chosen = cases.in_catalog(self.catalog.frame["item_id"]).sample_warm(self.train_counts == 0, most, seed)
         ranker = self.ranked_by("fusion")
         held_out = {} if intentions is None else intentions.held_out
         asked = Queries.of(held_out, self.catalog, ranker) if held_out else None

@@ -52,6 +52,29 @@ def test_sequences(split):
     assert arrays.train_counts(5).tolist() == [1, 1, 2, 2, 0]
 
 
+def test_cases_follow_their_items_into_another_catalogue(split):
+    """b is gone and e is new: x has no history left, u's loses b; the catalogue is in another order."""
+    cases = split.calibration_examples(catalog("dcba"))
+    moved = cases.in_catalog(catalog("caed").frame["item_id"])
+    assert (moved.users.tolist(), moved.targets.tolist()) == ([0], [0])
+    assert [(history.tolist(), history.dtype) for history in moved.histories] == [([1], np.int32)]
+    assert moved.in_catalog(catalog("dcbae").frame["item_id"]).targets.tolist() == [1], "and back"
+
+
+def test_cases_stay_where_a_catalogue_only_grew(split):
+    cases = split.calibration_examples(catalog("dcba"))
+    assert cases.in_catalog(catalog("dcbae").frame["item_id"]) is cases
+    unknown = split.sequences(catalog("dcba")).cases(VALID)
+    assert unknown.in_catalog(catalog("xyz").frame["item_id"]) is unknown
+
+
+def test_cases_of_removed_targets_are_left_out(split):
+    cases = split.calibration_examples(catalog("dcba"))
+    assert [cases.item_ids[int(row)] for row in cases.targets] == ["c", "b"]
+    moved = cases.where(np.array([False, True])).in_catalog(catalog("dca").frame["item_id"])
+    assert not len(moved)
+
+
 def test_cases(split):
     arrays = split.sequences(catalog("dcba"))
     test, valid = arrays.cases(TEST), arrays.cases(VALID)

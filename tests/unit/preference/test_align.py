@@ -11,7 +11,7 @@ from tolerances import SUMS
 from llmrec.errors import UserError
 from llmrec.preference import align as loop
 from llmrec.preference import objectives
-from llmrec.preference.align import _batches, better
+from llmrec.preference.align import _batches, better, error_of_gain
 from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.policy import Policy
 
@@ -164,6 +164,10 @@ def test_the_guard_sees_what_is_measured(aligned, guard, tmp_path):
         own = table.filter(system=f"step {line['step']}")
         assert own["user_id"].to_list() == list(guard.users)
         assert (own["rank"] <= 10).mean() == pytest.approx(line["recall@10"])
+    ranks = [
+        table.filter(system=f"step {line['step']}")["rank"].cast(pl.Float64).fill_null(np.inf) for line in (first, last)
+    ]
+    assert last["ndcg@10 error"] == error_of_gain(*(each.to_numpy() for each in ranks)) > 0
     assert (tmp_path / "run" / loop.PICTURE).stat().st_size > 10_000
 
 
@@ -176,11 +180,24 @@ def test_a_worse_model_is_not_kept(aligned, guard, caplog):
     assert "No evaluation was better" in caplog.text
 
 
+def line(step, ndcg, recall, error=0.02):
+    return {"step": step, "ndcg@10": ndcg, "recall@50": recall, "ndcg@10 error": error}
+
+
 def test_the_rule_of_the_best():
-    lines = [{"step": 0, "ndcg@10": 0.3, "recall@50": 0.5}, {"step": 4, "ndcg@10": 0.4, "recall@50": 0.48}]
+    lines = [line(0, 0.3, 0.5, 0.0), line(4, 0.4, 0.48)]
     assert better(lines, 0, 0.05)
     assert not better(lines, 0, 0.01)
-    assert not better([*lines, {"step": 8, "ndcg@10": 0.4, "recall@50": 0.6}], 4, 0.05)
+    assert not better([*lines, line(8, 0.4, 0.6)], 4, 0.05)
+    assert not better([lines[0], line(4, 0.31, 0.5)], 0, 0.05), "less than the error of the gain"
+    assert better([*lines, line(8, 0.41, 0.5)], 4, 0.05), "the error is that of the gain since the start"
+
+
+def test_the_error_of_a_gain_is_that_of_paired_differences():
+    """Gains of 1, 0, 0 and -1 have a standard deviation of 1 / sqrt(2) and a mean with half that error."""
+    before, after = np.array([np.inf, 3.0, 11.0, 1.0]), np.array([1.0, 3.0, np.inf, 11.0])
+    assert error_of_gain(before, after) == pytest.approx(0.5 / 2**0.5)
+    assert error_of_gain(before, before) == 0
 
 
 def test_equal_rewards_are_said(aligned, caplog):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from tolerances import SUMS
 
-from llmrec.data import Catalog
+from llmrec.data import Catalog, EvalExamples, Interactions
 from llmrec.decode.config import DecodeConfig, Scoring
 from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
@@ -187,6 +187,37 @@ def test_an_update_without_a_dense_index_needs_no_vectors(shop: Recommender) -> 
     without_encoder(shop)
     shop.add_items(of(item_id=["i0"], title=["Plum soap"]), if_exists="update")
     assert shop.catalog.row("i0")["title"] == "Plum soap"
+
+
+@pytest.mark.parametrize(
+    ("use", "place", "argument"),
+    [
+        (lambda rec, split, cases: rec.calibrate(cases), "recommender.calibrate", 1),
+        (lambda rec, split, cases: rec.fit(split.train, cases), "recommender.finetune", 2),
+        (lambda rec, split, cases: rec.prefer(split.train, cases), "prefer.align", 1),
+    ],
+)
+def test_cases_made_before_a_removal_keep_their_items(
+    shop: Recommender, monkeypatch: pytest.MonkeyPatch, use: Callable, place: str, argument: int
+) -> None:
+    """i0 goes, and every other item moves up by a row."""
+    split = Interactions.from_frame({"user_id": ["u"] * 4, "item_id": ["i5", "i6", "i7", "i8"]}).leave_one_out()
+    cases = split.calibration_examples(shop.catalog)
+    shop.remove_items(["i0"])
+
+    class Reached(Exception):
+        pass
+
+    def caught(*given: object) -> None:
+        raise Reached(given[argument])
+
+    monkeypatch.setattr(f"llmrec.recommender.{place}", caught)
+    with pytest.raises(Reached) as reached:
+        use(shop, split, cases)
+    got = reached.value.args[0]
+    got = got if isinstance(got, EvalExamples) else getattr(got, "validation", None) or got.cases
+    ids = shop.catalog.ids
+    assert [ids[row] for row in [*got.histories[0], *got.targets]] == ["i5", "i6", "i7"]
 
 
 def test_removed_items_are_gone_and_can_come_back(shop: Recommender) -> None:
