@@ -35,7 +35,7 @@ def test_shipped_prompts_load(name):
         assert all(text.count(f"[{key}]") == 1 for key in INPUTS[name])
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((resource_folder("prompts") / "short").iterdir())])
+@pytest.mark.parametrize("name", TASKS)
 def test_short_prompts_load_and_are_short(name):
     short, shipped = load_templates(resource_folder("prompts") / "short")[name], load_templates()[name]
     assert len(short.templates) >= 3
