@@ -29,7 +29,8 @@ def calibrate(
     Args:
         ranker: by fusion.
         examples: validation examples; the model was not trained on them.
-        floor: least recall@10 of warm targets, as a multiple of that of the beams alone.
+        floor: least recall@10 of warm targets, as a multiple of that of the beams alone; if another ranking of its own
+            beats the fusion so, because the cold items cost it too much, as a multiple of that ranking's.
         queries: requests in words, from which their own weights are learnt; as for `calibrate_prompts`.
 
     Returns:
@@ -37,13 +38,13 @@ def calibrate(
         their cold target there, cold items get the weights of warm items.
     """
     method, targets = _fusion(ranker), examples.targets
-    items, features, searched = gather(ranker, examples)
+    items, features, single = gather(ranker, examples)
     is_cold = method.facts.is_cold
-    found = searched["beam"][~is_cold[targets]] <= CUT
-    beams = float(found.mean()) if len(found) else 0.0
-    experts = method.facts.experts
-    least, share = floor * beams, 0.0 if experts is None else experts.config.warm_floor
-    weights = fit_fusion(items, features, targets, is_cold, method.features, least, share)
+    beams, experts = _warm_recall(single["beam"], is_cold[targets]), method.facts.experts
+    share = 0.0 if experts is None else experts.config.warm_floor
+    learnt_on = items, features, targets, is_cold, method.features
+    limits = floor * beams, share
+    weights = fit_fusion(*learnt_on, *limits)
     if weights is None:
         log.warning("the fusion is not calibrated: fewer than %d validation examples found their target", LEAST)
         return None
@@ -53,15 +54,21 @@ def calibrate(
             "with --data.cold.simulated_share 0.02",
             LEAST,
         )
-    learned, gains = None, dict[Best, float]()
+    single["dense"] = _ranks(items, features[..., method.features.index("dense")], targets)
+    chances = compare_rankings(*learnt_on, single, limits)
+    if is_cold.any() and (best := _largest(chances)) in single:
+        limits = floor * _warm_recall(single[best], is_cold[targets]), share
+        weights = fit_fusion(*learnt_on, *limits)
+        assert weights is not None, "it has learnt from these examples before"
+        chances = compare_rankings(*learnt_on, single, limits)
+    learned = None
     if experts is not None and experts.config.learned:
         learned = _learned_order(ranker, examples, items, features, weights, experts.config)
     if learned is not None:
-        gains["fusion"] = learned.gain
-    if experts is not None and experts.ranker is not None:
-        gains["experts"] = experts.ranker.gain
-    chances = compare_rankings(items, features, targets, is_cold, method.features, searched, (least, share), gains)
-    best = max(chances, key=lambda name: chances[name])
+        chances["fusion"] += learned.gain
+    if experts is not None and experts.ranker is not None and "experts" in chances:
+        chances["experts"] += experts.ranker.gain
+    best = _largest(chances)
     measured = {"beam_recall@10_warm": beams, **weights.measured} | {f"ndcg@10_{n}": v for n, v in chances.items()}
     log.info("fusion: %s", ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     prompts = calibrate_prompts(ranker, queries) if queries else None
@@ -76,15 +83,14 @@ def compare_rankings(
     targets: np.ndarray,
     is_cold: np.ndarray,
     names: Sequence[str],
-    searched: Mapping[Best, np.ndarray],
+    single: Mapping[Best, np.ndarray],
     limits: tuple[float, float],
-    gains: Mapping[Best, float],
 ) -> dict[Best, float]:
     """NDCG@10 on n validation examples of what `ranking: auto` may mean.
 
-    The weights of a half of the examples rank the other half. Arguments are those of `fit_fusion`, and `searched`, the
-    ranks float64 [n] that `gather` gives; `limits` are its least and share; `gains` are those of learned orders, which
-    are added. Only the fusion is compared where a half has too few examples to learn from.
+    The weights of a half of the examples rank the other half. Arguments are those of `fit_fusion`, whose least and
+    share are the `limits`; `single` are the ranks of the targets, float64 [n], by rankings without weights. Only the
+    fusion is compared where a half has too few examples to learn from.
     """
     experts = [column for column, name in enumerate(names) if name.startswith("experts.")]
     columns: dict[Best, list[int]] = {"fusion": list(range(len(names)))}
@@ -101,9 +107,17 @@ def compare_rankings(
             ranks[name][rest] = _ranks(
                 items[rest], weights.scores(features[rest][..., own], is_cold[items[rest]]), targets[rest]
             )
-    ranks["dense"] = _ranks(items, features[..., list(names).index("dense")], targets)
-    every = ranks | dict(searched)
-    return {name: float(ndcg(each, CUT).mean()) + gains.get(name, 0.0) for name, each in every.items()}
+    return {name: float(ndcg(each, CUT).mean()) for name, each in (ranks | dict(single)).items()}
+
+
+def _largest(chances: Mapping[Best, float]) -> Best:
+    return max(chances, key=lambda name: chances[name])
+
+
+def _warm_recall(ranks: np.ndarray, cold_target: np.ndarray) -> float:
+    """Recall@10 of the targets with ranks float64 [n] that are not cold; 0 if all are."""
+    warm = ranks[~cold_target]
+    return float((warm <= CUT).mean()) if len(warm) else 0.0
 
 
 def _ranks(items: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from circle import experts_of
 from tolerances import SCORES
 
 from llmrec.collaborative.fusion import FusionWeights
+from llmrec.collaborative.ranker import LearnedRanker
 from llmrec.data import EvalExamples
 from llmrec.decode.calibrate import calibrate, compare_rankings, gather
 from llmrec.decode.config import DecodeConfig
@@ -141,30 +143,53 @@ def test_validation_chooses_what_ranks_unseen_examples_best(n, noise, best):
     items, features, targets, names = planted(n, noise)
     beams = np.full(n, np.inf)
     beams[: n // 10] = 1.0
-    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, {"beam": beams}, (0.0, 0.0), {})
+    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, {"beam": beams}, (0.0, 0.0))
     assert max(chances, key=lambda name: chances[name]) == best
     assert chances["beam"] == pytest.approx(0.1)
-    own = features[..., noise]
-    places = [int((own[row] > own[row][items[row] == targets[row]]).sum()) for row in range(n)]
-    assert chances["dense"] == pytest.approx(np.mean([1 / np.log2(p + 2) if p < 10 else 0 for p in places]))
 
 
-def test_a_learned_order_counts_with_what_it_gained():
-    items, features, targets, names = planted(2000, 1)
-    rest = np.zeros(40, bool), names, {"beam": np.full(2000, np.inf)}, (0.0, 0.0)
-    plain = compare_rankings(items, features, targets, *rest, {})
-    ordered = compare_rankings(items, features, targets, *rest, {"experts": 0.3})
-    assert ordered == plain | {"experts": plain["experts"] + 0.3}
-    assert max(ordered, key=lambda name: ordered[name]) == "experts"
-
-
-def test_the_dense_head_or_the_beams_may_be_best():
+def test_the_beams_may_be_best():
     items, features, targets, names = planted(200, 1)
     none = np.zeros(40, bool)
     beams = np.ones(200)
-    assert compare_rankings(items, features, targets, none, names, {"beam": beams}, (0.0, 0.0), {})["beam"] == 1
-    few = compare_rankings(items[:10], features[:10], targets[:10], none, names, {"beam": beams[:10]}, (0.0, 0.0), {})
+    assert compare_rankings(items, features, targets, none, names, {"beam": beams}, (0.0, 0.0))["beam"] == 1
+    few = compare_rankings(items[:10], features[:10], targets[:10], none, names, {"beam": beams[:10]}, (0.0, 0.0))
     assert few == {"fusion": 0.0}, "too few examples to learn from"
+
+
+@pytest.fixture
+def chances(monkeypatch):
+    """`chances(fusion=0.2, ...)`: what the comparison of rankings says."""
+    return lambda **found: monkeypatch.setattr("llmrec.decode.calibrate.compare_rankings", lambda *_: dict(found))
+
+
+@pytest.mark.parametrize(("best", "floor", "least"), [("dense", 1.0, 0.4), ("dense", 0.9, 0.36), ("fusion", 1.0, 0.0)])
+def test_cold_items_cost_no_more_than_makes_another_ranking_better(
+    three, ranker_of, cases_of, new_items, chances, monkeypatch, best, floor, least
+):
+    """The dense head is said to find 24 of 60 warm targets, where the fusion would give up all but 18 for cold ones."""
+    cases = cases_of(60, 30)
+    ranks = np.where(np.arange(90) < 24, 1.0, np.inf)
+    monkeypatch.setattr("llmrec.decode.calibrate._ranks", lambda *_: ranks)
+    chances(**{"fusion": 0.2, "dense": 0.1, "beam": 0.1, best: 0.3})
+    weights = calibrate(ranker_of(), cases, floor)
+    warm, _ = recalls(ranker_of(weights), cases, new_items)
+    assert warm == pytest.approx(weights.measured["recall@10_warm"])
+    assert warm >= least
+    assert (warm > 0.31) == (best == "dense")
+
+
+def test_a_learned_order_counts_with_what_it_gained(ranker_of, cases_of, chances, monkeypatch):
+    ranker, gained = ranker_of(), LearnedRanker([], gain=0.3)
+    experts = experts_of(ranker.method.facts)
+    experts.config, experts.ranker = replace(experts.config, learned=True), LearnedRanker([], gain=0.1)
+    ranker.method.facts = replace(ranker.method.facts, experts=experts)
+    monkeypatch.setattr("llmrec.decode.calibrate._learned_order", lambda *_: gained)
+    chances(fusion=0.2, experts=0.3, dense=0.1, beam=0.1)
+    found = calibrate(ranker, cases_of(40, 30), 1.0)
+    assert (found.measured["ndcg@10_fusion"], found.measured["ndcg@10_experts"]) == pytest.approx((0.5, 0.4))
+    assert found.best == "fusion"
+    assert found.measured["ndcg@10_dense"] == 0.1
 
 
 def test_weights_say_what_was_best(ranker_of, cases_of, tmp_path):
