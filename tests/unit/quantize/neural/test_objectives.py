@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,7 @@ import torch.nn.functional as F
 from llmrec.quantize import RQVAEConfig, TokenizeConfig
 from llmrec.quantize.config import LossConfig
 from llmrec.quantize.neural.autoencoder import ResidualAutoencoder
+from llmrec.quantize.neural.estimators import log_likelihood
 from llmrec.quantize.neural.objectives import (
     Loss,
     cluster_contrast,
@@ -61,6 +64,25 @@ def test_reconstructions_compare_what_they_say():
     assert value(reconstruction="cosine") == pytest.approx(1 - F.cosine_similarity(total, X).mean().item() + cost)
     # the encoder is the identity, so latents compare like items
     assert value(reconstruction="latent") == pytest.approx(F.mse_loss(total, X).item() + cost)
+
+
+def test_stochastic_codes_learn_by_the_likelihood_whatever_the_scale_of_the_items():
+    network = RQVAEConfig(hidden=[], latent=4, estimator="sq-vae")
+    torch.manual_seed(0)
+    start = ResidualAutoencoder(4, TokenizeConfig("rq-vae", levels=2, codes=6, rq_vae=network), [])
+
+    def again(kind):
+        model = copy.deepcopy(start)
+        torch.manual_seed(1)  # the same draws of codes
+        decoded = model.decode(model.quantize(model.encode(X)).joined)
+        model = copy.deepcopy(start)
+        torch.manual_seed(1)
+        return Loss(LossConfig(reconstruction=kind), model, seed=0)(X, None)[0].item(), decoded
+
+    (mse, decoded), (cosine, _) = again("mse"), again("cosine")
+    angle = 1 - F.cosine_similarity(decoded, X).mean().item()
+    assert mse - cosine == pytest.approx(log_likelihood(X, decoded).item() - angle, abs=1e-5)
+    assert mse - cosine != pytest.approx(F.mse_loss(decoded, X).item() - angle, abs=1e-2)
 
 
 def test_the_quantization_weight_scales_it():
