@@ -29,8 +29,8 @@ def calibrate(
     Args:
         ranker: by fusion.
         examples: validation examples; the model was not trained on them.
-        floor: least recall@10 of warm targets, as a multiple of that of the beams alone; if another ranking of its own
-            beats the fusion so, because the cold items cost it too much, as a multiple of that ranking's.
+        floor: least recall@10 of warm targets, as a multiple of that of the beams alone. If another ranking without
+            weights (the dense head, two streams) has a higher NDCG@10 than the fusion, as a multiple of that ranking's.
         queries: requests in words, from which their own weights are learnt; as for `calibrate_prompts`.
 
     Returns:
@@ -56,7 +56,7 @@ def calibrate(
         )
     single["dense"] = _ranks(items, features[..., method.features.index("dense")], targets)
     chances = compare_rankings(*learnt_on, single, limits)
-    if is_cold.any() and (best := _largest(chances)) in single:
+    if is_cold.any() and (best := _largest(chances)) in single and best != "beam":  # the floor is of the beams already
         limits = floor * _warm_recall(single[best], is_cold[targets]), share
         weights = fit_fusion(*learnt_on, *limits)
         assert weights is not None, "it has learnt from these examples before"

@@ -65,8 +65,8 @@ class DecodeConfig:
     model reads at most this many prompts per request and item."""
     warm_floor: float = 1.0
     """Ranking fusion, used by calibration: least recall@10 of warm targets on validation examples, as a multiple of
-    that of the beams alone. If the dense head or the beams alone then have a higher NDCG@10 than the fusion, their
-    recall@10 counts instead."""
+    that of the beams alone. If the dense head alone then has a higher NDCG@10 than the fusion, its recall@10 counts
+    instead."""
     cold_bonus: float = 0.0
     """Ranking fusion: added to the score of cold items, on top of the calibrated bonus. A larger value puts more cold
     items into the lists, a negative one fewer."""

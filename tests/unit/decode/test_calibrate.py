@@ -11,7 +11,7 @@ from tolerances import SCORES
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.collaborative.ranker import LearnedRanker
 from llmrec.data import EvalExamples
-from llmrec.decode.calibrate import calibrate, compare_rankings, gather
+from llmrec.decode.calibrate import _ranks, calibrate, compare_rankings, gather
 from llmrec.decode.config import DecodeConfig
 from llmrec.decode.filters import Filter
 from llmrec.decode.ranker import ItemRanker, make_ranking
@@ -143,9 +143,13 @@ def test_validation_chooses_what_ranks_unseen_examples_best(n, noise, best):
     items, features, targets, names = planted(n, noise)
     beams = np.full(n, np.inf)
     beams[: n // 10] = 1.0
-    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, {"beam": beams}, (0.0, 0.0))
+    own = features[..., noise]
+    single = {"beam": beams, "dense": _ranks(items, own, targets)}
+    chances = compare_rankings(items, features, targets, np.zeros(40, bool), names, single, (0.0, 0.0))
     assert max(chances, key=lambda name: chances[name]) == best
     assert chances["beam"] == pytest.approx(0.1)
+    places = [int((own[row] > own[row][items[row] == targets[row]]).sum()) for row in range(n)]
+    assert chances["dense"] == pytest.approx(np.mean([1 / np.log2(p + 2) if p < 10 else 0 for p in places]))
 
 
 def test_the_beams_may_be_best():
