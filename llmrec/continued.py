@@ -120,20 +120,20 @@ def recommender_to_train(config: Config, base: Path, tokenizer: ItemTokenizer, p
     from llmrec.tasks.config import load_templates
 
     folder, frozen = bundle_of(config), config.train.method == "lora"
-    templates, most = load_templates(config.tasks.prompts), config.tasks.max_history
     if folder is not None:
         log.info("Training goes on from %s", folder)
         # Absolute, as an adapter keeps the name of its base, which must be valid in any working directory.
-        return further(folder.resolve(), tokenizer, prepared.catalog, config.base, frozen, templates, most)
+        return further(folder.resolve(), tokenizer, prepared.catalog, config.base, frozen, config.tasks)
     return Recommender.from_base(
         config.base.model or base.resolve(),
         tokenizer,
         prepared.catalog,
         config.base,
         frozen=frozen,
-        templates=templates,
-        max_history=most,
+        templates=load_templates(config.tasks.prompts),
+        max_history=config.tasks.max_history,
         user_tokens=config.tasks.user_tokens,
+        title_tokens=config.tasks.title_tokens,
     )
 
 

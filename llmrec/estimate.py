@@ -180,13 +180,14 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
     vocabulary = item_vocabulary(config, tokenizer, sizes)
     if config.tasks.user_tokens:
         notes.append("tokens of users are not counted, one per level in each prompt with a history")
-    second, most = None, config.tasks.max_history
+    second, shape = None, (templates, config.tasks.max_history)
+    told = learned.catalog.frame["title"], config.tasks.title_tokens
     if config.tokenize.behaviour:
         notes.append("the codes of behaviour are taken to be as many as those of the texts, for all items")
         named = item_vocabulary(config, tokenizer, sizes, BEHAVIOUR)
-        second = Renderer(tokenizer, named, codes, templates, most)
+        second = Renderer(tokenizer, named, codes, *shape, None, None, *told)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return model, Renderer(tokenizer, vocabulary, codes, templates, most, behaviour=second)
+    return model, Renderer(tokenizer, vocabulary, codes, *shape, None, second, *told)
 
 
 def _codes(config: Config, run: Path | None, learned: Learned, notes: list[str]) -> tuple[list[int], np.ndarray]:

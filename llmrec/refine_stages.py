@@ -44,7 +44,6 @@ def refine_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.recommender.further import further
     from llmrec.recommender.recommender import Recommender
     from llmrec.recommender.refine import refine_tokenizer
-    from llmrec.tasks.config import load_templates
 
     settings, tasks, base = config.refine, config.tasks, config.base
     if not settings.rounds:
@@ -72,9 +71,9 @@ def refine_stage(config: Config, run: RunDirectory) -> None:
             if (out / name).exists():
                 return tokenizer, out / name
             train = replace(config.train, epochs=settings.epochs, rows_first=0.0, seed=seed)
-            templates, frozen = load_templates(tasks.prompts), train.method == "lora"
+            frozen = train.method == "lora"
             # Absolute, as an adapter keeps the name of its base, which must be valid in any working directory.
-            recommender = further(before.resolve(), tokenizer, catalog, base, frozen, templates, tasks.max_history)
+            recommender = further(before.resolve(), tokenizer, catalog, base, frozen, tasks)
             own = vectors if train.dense.weight else None
             recommender.fit(events, validation, tasks, train, out / f"round-{number}", intentions, own, config.decode)
             if train.lora.merge:

@@ -35,7 +35,7 @@ class Export:
         self.items_of: dict[tuple[int, ...], list[str]] = {}
         with (folder / "items.jsonl").open(encoding="utf-8") as lines:
             for item in map(json.loads, lines):
-                self.text_of[item["item_id"]] = item["text"]
+                self.text_of[item["item_id"]] = item.get("in_history", item["text"])
                 self.items_of.setdefault(tuple(item["token_ids"]), []).append(item["item_id"])
 
     def prompt(self, history: Sequence[str] | None, query: str | None) -> list[int]:

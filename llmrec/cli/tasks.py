@@ -57,13 +57,13 @@ def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[st
         config.base.model or run.path("base"), config.base.trust_remote_code, config.base.chat_template
     )
     vocabulary = item_vocabulary(config, tokenizer, items.level_sizes)
-    templates = load_templates(config.tasks.prompts)
-    users = user_tokens(config, tokenizer, items)
-    most, second = config.tasks.max_history, None
+    shape = load_templates(config.tasks.prompts), config.tasks.max_history
+    told = prepared.catalog.frame["title"], config.tasks.title_tokens
+    users, second = user_tokens(config, tokenizer, items), None
     if items.behaviour is not None:
         named = item_vocabulary(config, tokenizer, items.behaviour.level_sizes, BEHAVIOUR)
-        second = Renderer(tokenizer, named, items.behaviour.codes, templates, most)
-    renderer = Renderer(tokenizer, vocabulary, items.codes, templates, most, users, second)
+        second = Renderer(tokenizer, named, items.behaviour.codes, *shape, None, None, *told)
+    renderer = Renderer(tokenizer, vocabulary, items.codes, *shape, users, second, *told)
     sequences = prepared.split.sequences(prepared.catalog)
     intentions, train = pipeline.load_intentions(config, run), sequences.train_sequences()
     tasks = build_tasks(config.tasks, prepared.catalog, train, renderer, sequences.users, intentions)

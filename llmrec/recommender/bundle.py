@@ -81,6 +81,7 @@ class Header:
         preference: method of the preference alignment after the training.
         bits: per weight of the linear layers of the base that an adapter was trained on; 32: not quantized.
         user_tokens: whether each history in a prompt begins with tokens of its user.
+        title_tokens: most tokens of each item's title in a history.
         files: file name -> size in bytes, for all other files of the bundle except the model card. Loading compares
             the sizes and so finds damaged files.
     """
@@ -98,6 +99,7 @@ class Header:
     preference: PreferenceMethod = "none"
     bits: int = 32
     user_tokens: bool = False
+    title_tokens: int = 0
     files: dict[str, int] = field(default_factory=dict)
 
 
@@ -190,6 +192,7 @@ def _expectations(header: Header) -> list[tuple[str, str, bool]]:
         ("bits", "32, 8 or 4", type(header.bits) is int and header.bits in (32, 8, 4)),
         ("preference", f"one of {', '.join(methods)}", header.preference in methods),
         ("user_tokens", "true or false", isinstance(header.user_tokens, bool)),
+        ("title_tokens", "0 or a number above it", whole(header.title_tokens, 0)),
         ("weights", "model or adapter", header.weights in ("model", "adapter")),
     ]
 

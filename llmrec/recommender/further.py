@@ -1,6 +1,5 @@
 """A recommender that is trained further: the model of a bundle, for a catalogue that may have changed."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from llmrec.model.config import BaseConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.store import ItemStore
-from llmrec.tasks.config import Template
+from llmrec.tasks.config import TasksConfig, load_templates
 
 
 def further(
@@ -22,8 +21,7 @@ def further(
     catalog: Catalog,
     config: BaseConfig,
     frozen: bool,
-    templates: Mapping[str, Template],
-    max_history: int,
+    tasks: TasksConfig,
 ) -> Recommender:
     """The recommender of a bundle, ready for `fit` on a new log: with its weights, item tokens and dense head.
 
@@ -33,11 +31,10 @@ def further(
         catalog: the N items. Those that the bundle knows keep their numbers of training events.
         config: settings of the base model.
         frozen: whether `fit` will leave the weights as they are (`TrainConfig.method` lora).
-        templates: task name -> prompts.
-        max_history: largest number of history items in a prompt.
+        tasks: what its prompts will be like.
 
     Raises:
-        UserError: the bundle can't be loaded.
+        UserError: the bundle or the prompts can't be loaded.
     """
     recommender = Recommender.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     adapted = hasattr(recommender.model, "peft_config")
@@ -57,6 +54,7 @@ def further(
         own[[i for i, _ in known]] = dense.own[[i for _, i in known]]
         dense = replace(dense, own=own)
     recommender.store = replace(new, train_counts=train_counts, dense=dense)
-    recommender.templates, recommender.max_history = dict(templates), max_history
+    recommender.templates = load_templates(tasks.prompts)
+    recommender.max_history, recommender.title_tokens = tasks.max_history, tasks.title_tokens
     recommender.fusion_weights, recommender.preference = None, "none"
     return recommender

@@ -68,6 +68,7 @@ class Recommender:
         max_history: int = TasksConfig.max_history,
         decode_config: DecodeConfig | None = None,
         user_tokens: bool = False,
+        title_tokens: int = 0,
     ) -> None:
         """
         Args:
@@ -80,6 +81,7 @@ class Recommender:
             max_history: largest number of history items in a prompt.
             decode_config: beams, batch size, device.
             user_tokens: whether each history in a prompt begins with tokens of its user (`TasksConfig.user_tokens`).
+            title_tokens: most tokens of each item's title in a history (`TasksConfig.title_tokens`).
 
         Attributes:
             fusion_weights: weights of the fusion ranking; None before the calibration.
@@ -87,10 +89,11 @@ class Recommender:
             taught: names of the tasks that the model was trained on here.
 
         Raises:
-            UserError: `max_history`, `decode_config` or `user_tokens` has another type, or `max_history` is below 1.
+            UserError: `max_history`, `decode_config`, `user_tokens` or `title_tokens` has another type, `max_history`
+                is below 1, or `title_tokens` below 0.
         """
         check_argument("decode_config", decode_config, DecodeConfig | None)
-        TasksConfig(max_history=max_history, user_tokens=user_tokens)  # checks both
+        TasksConfig(max_history=max_history, user_tokens=user_tokens, title_tokens=title_tokens)  # checks them
         self.model = model
         self.tokenizer = tokenizer
         self.base = base
@@ -98,6 +101,7 @@ class Recommender:
         self.templates = dict(templates or load_templates())
         self.max_history = max_history
         self.user_tokens = user_tokens
+        self.title_tokens = title_tokens
         self._store = store
         self._decode_config = decode_config or DecodeConfig()
         self.fusion_weights: FusionWeights | None = None
@@ -124,13 +128,14 @@ class Recommender:
             catalog: the items; default: the items that the item tokenizer was fitted on.
             config: sizes of a model made here, prefix of the item tokens' names, seed.
             frozen: whether `fit` will leave the weights of `name` as they are (`TrainConfig.method` lora).
-            kwargs: `templates`, `max_history`, `decode_config`, `user_tokens` of the constructor.
+            kwargs: `templates`, `max_history`, `decode_config`, `user_tokens`, `title_tokens` of the constructor.
 
         Raises:
             UserError: the model can't be loaded, its tokenizer already has tokens with the names of item tokens, or
                 `catalog` has other items than the item tokenizer.
         """
-        check_names("from_base", kwargs, ("templates", "max_history", "decode_config", "user_tokens"))
+        own = ("templates", "max_history", "decode_config", "user_tokens", "title_tokens")
+        check_names("from_base", kwargs, own)
         check_argument("templates", kwargs.get("templates"), dict | None)
         config, catalog = config or BaseConfig(), catalog or item_tokenizer.catalog
         store = ItemStore.untrained(catalog, item_tokenizer)
@@ -184,10 +189,11 @@ class Recommender:
         items, prefix = self.item_tokenizer, self.base.token_prefix
         vocabulary = ItemVocabulary.of(self.tokenizer, items.level_sizes, prefix)
         users, second = UserTokens.of(self.tokenizer, items, prefix) if self.user_tokens else None, None
+        shape, told = (self.templates, self.max_history), (self.catalog.frame["title"], self.title_tokens)
         if items.behaviour is not None:
             named = ItemVocabulary.of(self.tokenizer, items.behaviour.level_sizes, BEHAVIOUR + prefix)
-            second = Renderer(self.tokenizer, named, items.behaviour.codes, self.templates, self.max_history)
-        return Renderer(self.tokenizer, vocabulary, items.codes, self.templates, self.max_history, users, second)
+            second = Renderer(self.tokenizer, named, items.behaviour.codes, *shape, None, None, *told)
+        return Renderer(self.tokenizer, vocabulary, items.codes, *shape, users, second, *told)
 
     @property
     def decode_config(self) -> DecodeConfig:
@@ -273,7 +279,9 @@ class Recommender:
                 distillation has no teacher; or as in `check_decoding`.
         """
         check_decoding(*self._decoded(decode_config or self.decode_config))
-        tasks = tasks or TasksConfig(max_history=self.max_history, user_tokens=self.user_tokens)
+        tasks = tasks or TasksConfig(
+            max_history=self.max_history, user_tokens=self.user_tokens, title_tokens=self.title_tokens
+        )
         train = train or TrainConfig()
         made = None if vectors is None else as_vectors(vectors, "vectors", self.catalog.ids)
         if train.dense.weight and made is None:
@@ -465,6 +473,7 @@ class Recommender:
             header.max_history,
             decode_config or DecodeConfig(scoring=header.scoring),
             header.user_tokens,
+            header.title_tokens,
         )
         recommender.preference = header.preference
         if (folder / bundle.FUSION).exists():

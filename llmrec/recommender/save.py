@@ -45,6 +45,7 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
         preference=recommender.preference,
         bits=32 if adapter is None else bits_of(recommender.model),
         user_tokens=recommender.user_tokens,
+        title_tokens=recommender.title_tokens,
     )
     bundle.write_header(header, folder)
     write_text(folder / hub.CARD, card_text(folder))

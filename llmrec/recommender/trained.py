@@ -27,6 +27,7 @@ class Trained(Protocol):
     templates: dict[str, Template]
     max_history: int
     user_tokens: bool
+    title_tokens: int
     decode_config: DecodeConfig
     fusion_weights: FusionWeights | None
     preference: PreferenceMethod

@@ -175,10 +175,12 @@ def _let_older_transformers_read(folder: Path) -> None:
 
 
 def _item_lines(recommender: Recommender, vocabulary: ItemVocabulary) -> Iterator[str]:
-    codes = recommender.item_tokenizer.codes
+    codes, renderer = recommender.item_tokenizer.codes, recommender.renderer
     tokens = vocabulary.token_ids(codes).tolist()
-    for item, row, ids in zip(recommender.catalog.ids, codes.tolist(), tokens, strict=True):
+    for place, (item, row, ids) in enumerate(zip(recommender.catalog.ids, codes.tolist(), tokens, strict=True)):
         line = {"item_id": item, "text": vocabulary.text(row), "codes": row, "token_ids": ids}
+        if renderer.title_tokens:
+            line["in_history"] = renderer.in_history(place)
         yield json.dumps(line, ensure_ascii=False) + "\n"
 
 

@@ -66,6 +66,9 @@ class TasksConfig:
     `max_history` too, quantized by the items' codebooks (UIST). New users need no training. In training the tokens are
     made of events before the targets only: with `supervise` every-item, an example draws a position of its window; the
     tokens are made of what is before it, and only the items from there on, half of them on average, are targets."""
+    title_tokens: int = 0
+    """In prompts, each item of a history is followed by at most this many tokens of its title; 0: by none. The model
+    then reads what a person would read, at the price of longer prompts."""
     max_text_tokens: int = 48
     """Training prompts cut item texts and requests to this many tokens."""
 
@@ -75,13 +78,14 @@ class TasksConfig:
             name, colon, rate = str(unknown[0]).partition(":")
             hint = f"write a space after the colon ({name}: {rate}); " if colon else ""
             raise UserError(f"--tasks.mixture: unknown task {unknown[0]!r}; {hint}known are {', '.join(TASKS)}.")
-        check_fields(self, "tasks", at_least={1: ("max_history", "max_text_tokens")})
+        check_fields(self, "tasks", at_least={0: ("title_tokens",), 1: ("max_history", "max_text_tokens")})
         if any(rate < 0 for rate in self.mixture.values()) or not any(self.mixture.values()):
             raise UserError(f"--tasks.mixture {self.mixture}: rates are at least 0 and not all 0.")
 
     def cache_key(self) -> dict[str, Any]:
         """The fields on which the result depends. A field that version 0.1 lacked counts only if it is set."""
-        return {name: value for name, value in asdict(self).items() if name != "user_tokens" or value}
+        later = "user_tokens", "title_tokens"
+        return {name: value for name, value in asdict(self).items() if name not in later or value}
 
 
 INPUTS = {

@@ -52,7 +52,7 @@ class Sequential(Prompted):
         return int(min(self.ends[row] - 1, self.renderer.max_history)) + 1
 
     def length(self, row: int) -> int:
-        return self.overhead + self._shown(row) * self.levels
+        return self.overhead + self._shown(row) * self.per_item
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
         end, sequence = int(self.ends[row]), self.sequences[self.rows[row]]
@@ -78,7 +78,7 @@ class _EachUser(Prompted):
         return len(self.sequences)
 
     def length(self, row: int) -> int:
-        return self.overhead + min(len(self.sequences[row]), self.renderer.max_history) * self.levels
+        return self.overhead + min(len(self.sequences[row]), self.renderer.max_history) * self.per_item
 
 
 class TitlesToItem(_EachUser):
@@ -178,7 +178,7 @@ class Preference(Prompted):
     def length(self, row: int) -> int:
         sequence, texts = self.rows[row]
         shown = min(len(sequence), self.renderer.max_history)
-        return self.overhead + shown * self.levels + max(map(len, texts)) // 4
+        return self.overhead + shown * self.per_item + max(map(len, texts)) // 4
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
         sequence, texts = self.rows[row]
@@ -278,7 +278,7 @@ class PersonalSearch(Prompted):
 
     def length(self, row: int) -> int:
         shown = min(len(self.sequences[row][0]), self.renderer.max_history)
-        return 2 * self.overhead + shown * self.levels
+        return 2 * self.overhead + shown * self.per_item
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
         sequence, targets = self.sequences[row]

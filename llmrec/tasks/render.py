@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import polars as pl
 
 from llmrec.errors import UserError
 from llmrec.model.tokens import ItemVocabulary
@@ -179,6 +180,8 @@ class Renderer:
         templates: task name -> template.
         max_history: a prompt shows at most this many items of a history, the most recent ones.
         users: the tokens of users, which begin each history; None: no such tokens.
+        titles: of the N items; needed with `title_tokens`.
+        title_tokens: each item of a history is followed by at most this many tokens of its title.
         behaviour: renders prompts in the items' codes of behaviour; None: they have no such codes.
     """
 
@@ -191,6 +194,8 @@ class Renderer:
         max_history: int,
         users: UserTokens | None = None,
         behaviour: "Renderer | None" = None,
+        titles: Sequence[str] | pl.Series = (),
+        title_tokens: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
@@ -199,6 +204,9 @@ class Renderer:
         self.max_history = max_history
         self.users = users
         self.behaviour = behaviour
+        self.titles = titles
+        self.title_tokens = title_tokens
+        self._titled: dict[int, str] = {}
         self.item_text = [vocabulary.text(row) if row[0] >= 0 else "" for row in codes]
         self._chat = bool(tokenizer.chat_template)
         self._chat_formats: dict[int, list[str]] = {}
@@ -251,14 +259,24 @@ class Renderer:
         return items[-self.max_history :]
 
     def history(self, items: Sequence[int] | np.ndarray, known: Sequence[int] | np.ndarray | None = None) -> str:
-        """The item tokens of the items that a prompt shows, oldest first; the user's tokens, if any, come before them.
+        """What a prompt says of the items that it shows, oldest first; the user's tokens, if any, come before them.
 
         Args:
             items: the whole history, rows of the catalogue.
             known: the events that the user's tokens are made of; default: `items`.
         """
         user = "" if self.users is None else self.users.text(items if known is None else known)
-        return user + "".join(self.item_text[item] for item in self.shown(items))
+        return user + "".join(self.in_history(item) for item in self.shown(items))
+
+    def in_history(self, item: int) -> str:
+        """What a history says of an item, a row of the catalogue: its tokens, and the beginning of its title."""
+        tokens, item = self.item_text[item], int(item)
+        if not self.title_tokens or not tokens:
+            return tokens
+        if item not in self._titled:
+            (title,) = self.clip([self.titles[item]], self.title_tokens)
+            self._titled[item] = f"{tokens} {title} " if title else tokens
+        return self._titled[item]
 
     def prompt(self, task: str, phrasing: int, **values: str) -> str:
         """The full prompt of a task: in the tokenizer's chat format if it has one, otherwise the turns on one line."""
@@ -339,6 +357,7 @@ class Prompted:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
         self.levels = len(renderer.vocabulary.ids)
+        self.per_item = self.levels + renderer.title_tokens  # approximate tokens of an item of a history
         self.overhead = 12  # approximate tokens of a phrasing, used only for batching
 
     def prompt(self, rng: np.random.Generator, **values: str) -> str:

@@ -210,10 +210,11 @@ def finetune(
         head, or None if `config.dense.weight` is 0.
 
     Raises:
-        UserError: there are no training examples, the model was not made for `tasks.user_tokens`, the prompts do not
-            fit into the model's context, the method does not fit the model, this machine lacks a kernel that the
-            configuration names, the dense head has no text vectors or other sizes than configured, or the distillation
-            has no teacher of these sequences.
+        UserError: there are no training examples, the model was not made for `tasks.user_tokens` or
+            `tasks.title_tokens`, no item has a title that these would show, the prompts do not fit into the model's
+            context, the method does not fit the model, this machine lacks a kernel that the configuration names, the
+            dense head has no text vectors or other sizes than configured, or the distillation has no teacher of these
+            sequences.
     """
     from accelerate import PartialState
     from torch.utils.data import Subset
@@ -228,6 +229,13 @@ def finetune(
             f"--tasks.user_tokens {tasks.user_tokens}: the model has {has}; make it with user_tokens="
             f"{tasks.user_tokens}, or set this to {not tasks.user_tokens}."
         )
+    if tasks.title_tokens != renderer.title_tokens:
+        raise UserError(
+            f"--tasks.title_tokens {tasks.title_tokens}: the model was made for {renderer.title_tokens}; make it with "
+            f"title_tokens={tasks.title_tokens}, or set this to {renderer.title_tokens}."
+        )
+    if tasks.title_tokens and (data.catalog.frame["title"] == "").all():
+        raise UserError(f"--tasks.title_tokens {tasks.title_tokens}: no item has a title; set it to 0.")
     context = context_length(model)
     _check_context(renderer, tasks, context)
     step = config.batch_size * PartialState().num_processes
@@ -347,9 +355,11 @@ def _check_context(renderer: Renderer, tasks: TasksConfig, context: int) -> None
         for i in range(len(template.templates))
     )
     levels_of_user = 0 if renderer.users is None else len(renderer.users.vocabulary.ids)
-    needed = phrasings + levels_of_user + (tasks.max_history + 1) * levels + tasks.max_text_tokens
+    history = tasks.max_history * (levels + tasks.title_tokens)
+    needed = phrasings + levels_of_user + history + levels + tasks.max_text_tokens
     if needed > context:
         raise UserError(
-            f"--tasks.max_history {tasks.max_history} and --tasks.max_text_tokens {tasks.max_text_tokens} make "
-            f"prompts of up to {needed} tokens, but the model's context is {context}; lower them."
+            f"--tasks.max_history {tasks.max_history}, --tasks.title_tokens {tasks.title_tokens} and "
+            f"--tasks.max_text_tokens {tasks.max_text_tokens} make prompts of up to {needed} tokens, but the model's "
+            f"context is {context}; lower them."
         )

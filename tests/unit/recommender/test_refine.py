@@ -17,7 +17,7 @@ from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender.further import further
 from llmrec.recommender.recommender import Recommender
 from llmrec.recommender.refine import hidden_states, refine_tokenizer
-from llmrec.tasks.config import TasksConfig, load_templates
+from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
 
 ITEMS, DIMS = 48, 8
@@ -90,8 +90,7 @@ def test_refined_and_trained_on_it_is_a_bundle_as_any_other(
     assert across < 0.5
     assert second.level_sizes == first.level_sizes
     trained.save_pretrained(tmp_path / "first")
-    templates = load_templates()
-    more = further(tmp_path / "first", second, CATALOG, BASE, False, templates, 6)
+    more = further(tmp_path / "first", second, CATALOG, BASE, False, TasksConfig(max_history=6))
     more.fit(log, tasks=TASKS, train=train(40)).save_pretrained(tmp_path / "second")
     loaded = Recommender.from_pretrained(tmp_path / "second")
     np.testing.assert_array_equal(loaded.item_tokenizer.codes, second.codes)
