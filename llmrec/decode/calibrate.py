@@ -56,7 +56,7 @@ def calibrate(
         )
     single["dense"] = _ranks(items, features[..., method.features.index("dense")], targets)
     chances = compare_rankings(*learnt_on, single, limits)
-    if is_cold.any() and (best := _largest(chances)) in single and best != "beam":  # the floor is of the beams already
+    if is_cold.any() and (best := best_ranking(chances)) in single and best != "beam":  # beams have their floor already
         limits = floor * _warm_recall(single[best], is_cold[targets]), share
         weights = fit_fusion(*learnt_on, *limits)
         assert weights is not None, "it has learnt from these examples before"
@@ -65,11 +65,12 @@ def calibrate(
     if experts is not None and experts.config.learned:
         learned = _learned_order(ranker, examples, items, features, weights, experts.config)
     if learned is not None:
-        chances["fusion"] += learned.gain
+        chances["fusion"] = chances["fusion"] + learned.gain
     if experts is not None and experts.ranker is not None and "experts" in chances:
-        chances["experts"] += experts.ranker.gain
-    best = _largest(chances)
-    measured = {"beam_recall@10_warm": beams, **weights.measured} | {f"ndcg@10_{n}": v for n, v in chances.items()}
+        chances["experts"] = chances["experts"] + experts.ranker.gain
+    best = best_ranking(chances)
+    compared = {f"ndcg@10_{name}": float(each.mean()) for name, each in chances.items()}
+    measured = {"beam_recall@10_warm": beams, **weights.measured, **compared}
     log.info("fusion: %s", ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     prompts = calibrate_prompts(ranker, queries) if queries else None
     in_words = asdict(prompts) if prompts else None
@@ -85,12 +86,12 @@ def compare_rankings(
     names: Sequence[str],
     single: Mapping[Best, np.ndarray],
     limits: tuple[float, float],
-) -> dict[Best, float]:
-    """NDCG@10 on n validation examples of what `ranking: auto` may mean.
+) -> dict[Best, np.ndarray]:
+    """NDCG@10 of n validation examples, float64 [n], by each of the rankings that `ranking: auto` may mean.
 
     The weights of a half of the examples rank the other half. Arguments are those of `fit_fusion`, whose least and
-    share are the `limits`; `single` are the ranks of the targets, float64 [n], by rankings without weights. Only the
-    fusion is compared where a half has too few examples to learn from.
+    share are the `limits`; `single` are the ranks of the targets, float64 [n], by rankings without weights. Where a
+    half has too few examples to learn from, there is only the fusion, with zeros.
     """
     experts = [column for column, name in enumerate(names) if name.startswith("experts.")]
     columns: dict[Best, list[int]] = {"fusion": list(range(len(names)))}
@@ -103,15 +104,20 @@ def compare_rankings(
             table = items[learn], features[learn][..., own], targets[learn]
             weights = fit_fusion(*table, is_cold, [names[column] for column in own], *limits)
             if weights is None:
-                return {"fusion": 0.0}
+                return {"fusion": np.zeros(len(targets))}
             ranks[name][rest] = _ranks(
                 items[rest], weights.scores(features[rest][..., own], is_cold[items[rest]]), targets[rest]
             )
-    return {name: float(ndcg(each, CUT).mean()) for name, each in (ranks | dict(single)).items()}
+    return {name: ndcg(each, CUT) for name, each in (ranks | dict(single)).items()}
 
 
-def _largest(chances: Mapping[Best, float]) -> Best:
-    return max(chances, key=lambda name: chances[name])
+def best_ranking(chances: Mapping[Best, np.ndarray]) -> Best:
+    """The ranking with the largest mean of float64 [n]. The fusion, which has all that the others have, is kept unless
+    one is better by more than the standard error of the paired difference."""
+    differences = {name: each - chances["fusion"] for name, each in chances.items()}
+    error = {name: each.std() / np.sqrt(max(len(each), 1)) for name, each in differences.items()}
+    ahead = {name: each.mean() for name, each in differences.items() if each.mean() > error[name]}
+    return max(ahead, key=lambda name: ahead[name], default="fusion")
 
 
 def _warm_recall(ranks: np.ndarray, cold_target: np.ndarray) -> float:

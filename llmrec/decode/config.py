@@ -48,9 +48,9 @@ class DecodeConfig:
     the other, each given those before it. streams (EAGER): by beam search in the codes of the texts and in those of
     behaviour; each item has the better of its two log-probabilities. behaviour: in the codes of behaviour alone, which
     cold items do not have. auto: if the bundle has been calibrated, the one of fusion, experts, dense, streams and beam
-    with the best NDCG@10 on validation; else streams, where there are two, or beam. A cold item has no training events.
-    behaviour and streams need --tokenize.behaviour, all others but beam, quota, experts and session
-    --train.dense.weight."""
+    with the best NDCG@10 on validation, and fusion unless that is better by more than a standard error; else streams,
+    where there are two, or beam. A cold item has no training events. behaviour and streams need --tokenize.behaviour,
+    all others but beam, quota, experts and session --train.dense.weight."""
     quota: float = 0.1
     """Ranking quota: share of a list that is for cold items, 0 to 1."""
     quota_prefix: int = 0
