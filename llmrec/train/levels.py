@@ -72,7 +72,8 @@ class LevelSoftmax:
         scores = F.linear(states, *self._rows(states.dtype)).float()
         total = scores.new_zeros(())
         if len(words):
-            logits = type(self.head).forward(self.head, states[words])
+            # In mixed precision the states come back as float32, while frozen weights may be bfloat16.
+            logits = type(self.head).forward(self.head, states[words].to(self._base.weight.dtype))
             total = F.cross_entropy(logits.float(), targets[words], reduction="sum")
         first = 0
         for size, at in zip(self.sizes, here, strict=True):
@@ -81,10 +82,15 @@ class LevelSoftmax:
             first += size
         return total, scores
 
+    @property
+    def _base(self) -> Any:
+        """The output head without the trained rows beside it."""
+        head = getattr(self.head, "token_adapter", self.head)  # peft wraps its layer
+        return head.base_layer if isinstance(head, TokenRows) else head
+
     def _rows(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The rows [M, H] of the item tokens in the output head, and their biases [M] or None."""
-        head = getattr(self.head, "token_adapter", self.head)  # peft wraps its layer
-        base = head.base_layer if isinstance(head, TokenRows) else head
+        head, base = getattr(self.head, "token_adapter", self.head), self._base
         rows = base.weight[self.ids] if base is head else head.trainable_tokens_delta["default"]
         bias = getattr(base, "bias", None)
         return rows.to(dtype), None if bias is None else bias[self.ids].to(dtype)

@@ -8,7 +8,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausa
 from llmrec.errors import UserError
 from llmrec.model.adapter import add_item_rows, with_adapter
 from llmrec.model.config import AdapterConfig
-from llmrec.tasks.mixture import predicting
+from llmrec.tasks.mixture import Collator, predicting
+from llmrec.tasks.render import Example
 from llmrec.train.levels import LevelSoftmax
 from llmrec.train.objective import Objective
 
@@ -80,3 +81,25 @@ def test_capped_logits_are_refused(shop):
     model = Gemma2ForCausalLM(Gemma2Config(vocab_size=64, num_key_value_heads=1, head_dim=8, **sizes))
     with pytest.raises(UserError, match=r"train.softmax level: Gemma2ForCausalLM caps its logits"):
         LevelSoftmax(model, shop.renderer.vocabulary)
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_words_and_codes_are_learnt_in_mixed_precision(shop, untied, weights):
+    """accelerate gives back float32 states whatever the frozen weights are; the batch has words and item tokens."""
+    vocabulary = shop.renderer.vocabulary
+    examples = [Example("", "soap balm", ends=True), Example("soap", "<a_1><b_2>", ends=False)]
+    batch = Collator(shop.renderer, 160)(examples)
+    model = phi(shop) if untied else shop.model
+    model = with_adapter(model.to(weights), vocabulary.all_ids, AdapterConfig(rank=2, dropout=0.0)).eval()
+    plain = expected(model.float(), batch, vocabulary)
+    model.get_base_model().to(weights)
+    level = LevelSoftmax(model, vocabulary)
+    where = predicting(batch["labels"])
+    with level.hidden_states(), torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.bfloat16):
+        states = model(**inputs(batch), logits_to_keep=where).logits.float()
+    loss, scores = level(states, batch["labels"].roll(-1, dims=1)[where])
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(loss / int(where.sum()), plain, rtol=2e-2 if weights == torch.bfloat16 else 1e-5, atol=0)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
