@@ -88,7 +88,7 @@ class Config:
             )
         if self.refine.rounds:
             self._check_refine()
-        if self.train.distill.weight:
+        if self.train.distill.weight or self.preference.by_experts:
             self.train.distill.taught_by(self.experts.models)
         if self.base.model is None and self.base.architecture == "t5":
             check_encoder_decoder("--base.architecture t5", self.tasks, self.train)
@@ -106,6 +106,11 @@ class Config:
             raise UserError(
                 f"--refine.rounds {self.refine.rounds} gives the items other semantic IDs, and --train.distill.weight "
                 f"{self.train.distill.weight} has teachers for the first ones; set one of the two to 0."
+            )
+        if self.preference.by_experts:
+            raise UserError(
+                f"--refine.rounds {self.refine.rounds} gives the items other semantic IDs, and --preference.reward "
+                "experts has teachers for the first ones; set this to ranked-hit, or refine.rounds to 0."
             )
 
 

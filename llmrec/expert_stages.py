@@ -40,7 +40,7 @@ def experts_stage(config: Config, run: RunDirectory) -> None:
 
 def teacher_stage(config: Config, run: RunDirectory) -> None:
     """What the experts say of the next item at each training prefix -> teacher.npy, teacher.json; no stage if
-    `train.distill.weight` is 0."""
+    `train.distill.weight` is 0 and no `preference.reward` asks them."""
     from llmrec.collaborative.fused import FusedExperts
     from llmrec.collaborative.teacher import Teacher
     from llmrec.quantize.tokenizer import ItemTokenizer
@@ -57,7 +57,7 @@ def teacher_stage(config: Config, run: RunDirectory) -> None:
         validation = training.split.validation_examples(training.catalog)
         Teacher.make(fused.of_rows(rows), sequences, codes[:, 0], settings, out, validation)
 
-    if settings.weight:
+    if settings.weight or config.preference.by_experts:
         own = {name: value for name, value in asdict(settings).items() if name not in ("weight", "dense_weight")}
         teaching = config.experts.only(settings.taught_by(config.experts.models))
         # Its inputs are those of the experts that teach, not the whole stage `experts`: the others change nothing here.

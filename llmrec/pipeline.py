@@ -228,6 +228,7 @@ def train_stage(config: Config, run: RunDirectory) -> None:
 def preference_stage(config: Config, run: RunDirectory) -> None:
     """Align the trained model with preferences -> checkpoints, log.jsonl, guards.png, and the aligned bundle in
     `bundle/`; no stage if `preference.method` is none."""
+    from llmrec.collaborative.teacher import Teacher
     from llmrec.recommender.recommender import Recommender
 
     settings, files, before = config.preference, {}, trained_stage(config)
@@ -241,15 +242,17 @@ def preference_stage(config: Config, run: RunDirectory) -> None:
         trained = run.path(before) / "bundle"
         recommender = Recommender.from_pretrained(trained, config.decode, config.base.trust_remote_code)
         validation = prepared.split.validation_examples(prepared.catalog)
-        recommender.prefer(prepared.split.train, validation, config=settings, folder=out)
+        teacher = Teacher.load(run.path("teacher")) if settings.by_experts else None
+        recommender.prefer(prepared.split.train, validation, config=settings, folder=out, teacher=teacher)
         if run.main:
             remove_inside(out / "bundle", out, (KEY,))  # left by a killed process
             recommender.save_pretrained(out / "bundle")
 
     # The decoder that serves draws the lists that are learnt from.
-    steers = {"preference": asdict(settings), "decode": asdict(config.decode)}
+    steers = {"preference": {**asdict(settings), "kl": settings.kl_weight}, "decode": asdict(config.decode)}
+    reads = ["data", before, *(["teacher"] if settings.by_experts else [])]
     spare = ("start.safetensors", "checkpoint.safetensors", "best.safetensors", "pairs.parquet")
-    run.build(Stage("preference", steers, make, ["data", before], files, resumable=True, together=True, spare=spare))
+    run.build(Stage("preference", steers, make, reads, files, resumable=True, together=True, spare=spare))
 
 
 def model_stage(config: Config, run: RunDirectory) -> None:
@@ -410,7 +413,7 @@ def left_over(folder: Path) -> list[str]:
 
     gone = {
         "experts": not setting("experts", "models"),
-        "teacher": not setting("train", "distill", "weight"),
+        "teacher": not setting("train", "distill", "weight") and setting("preference", "reward") != "experts",
         "intentions": setting("intentions", "source") in (None, "none"),
         "base": setting("base", "model") is not None,
         "refine": not setting("refine", "rounds"),

@@ -410,7 +410,7 @@ class DistillConfig:
         names = [name for name in models if (name in self.experts if self.experts else name not in NETWORKS)]
         if not names:
             raise UserError(
-                f"--train.distill.weight {self.weight}: no expert can teach; name one with --experts.models, such as "
-                "smoothed-markov."
+                f"--train.distill.weight {self.weight}, --preference.reward: no expert can teach; name one with "
+                "--experts.models, such as smoothed-markov."
             )
         return names

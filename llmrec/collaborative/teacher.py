@@ -33,7 +33,8 @@ BATCH = 256
 ROWS, ABOUT, DONE = "teacher.npy", "teacher.json", "done.txt"
 FLUSHED = 20
 """Batches after which the finished rows are written to the disk, so that a killed process continues there."""
-
+LEAST = 1e-6
+"""Least probability of which a teacher has something to say: float16 knows nothing below."""
 
 Scores = Callable[[np.ndarray, list[np.ndarray]], np.ndarray]
 

@@ -49,12 +49,14 @@ class PreferenceConfig:
     session: int = 1
     """Method grpo: items of a list that is generated in one go, each given those before it, and rewarded as a whole
     (OneRec, arXiv 2502.18965). 1: single items. Answers come from such lists with --decode.ranking session."""
-    reward: Literal["hit", "ranked-hit"] = "ranked-hit"
+    reward: Literal["hit", "ranked-hit", "experts"] = "ranked-hit"
     """Method grpo: hit gives 1 for the item that the user took. ranked-hit also takes off something for each other item
     of a group with a hit, more at the top of the list (MiniOneRec). For lists of `session` items: 1 for a list that has
-    that item, or its NDCG. In Python, any function can be the reward."""
-    kl: float = 1e-3
-    """Method grpo: weight of the divergence from the model before the alignment."""
+    that item, or its NDCG. experts: the logarithm of the probability that the experts of train.distill give an item,
+    without the user's own events. In Python, any function can be the reward."""
+    kl: float | None = None
+    """Method grpo: weight of the divergence from the model before the alignment. Default: 1 with reward experts, which
+    have something to say against every item, else 0.001."""
     updates: int = 1
     """Method grpo: optimizer steps for which groups are drawn together, each with prompts of its own."""
     clip: float = 0.0
@@ -97,6 +99,13 @@ class PreferenceConfig:
                 f"--preference.clip {self.clip} limits nothing with --preference.updates 1: each group is drawn by the "
                 "model that learns from it; set updates to 2 or more, or clip to 0."
             )
+        if self.reward == "experts" and self.method == "s-dpo":
+            raise UserError("--preference.reward experts: --preference.method s-dpo has no reward; set it to grpo.")
+        if self.session > 1 and self.reward == "experts":
+            raise UserError(
+                f"--preference.reward experts judges items, but --preference.session {self.session} rewards lists; set "
+                "it to 1."
+            )
         if self.session > 1 and self.method == "s-dpo":
             raise UserError(
                 f"--preference.session {self.session} rewards lists, which --preference.method s-dpo does not; set "
@@ -106,3 +115,13 @@ class PreferenceConfig:
             raise UserError(
                 f"--preference.feedback {self.feedback} needs --preference.method s-dpo; set it, or leave the file out."
             )
+
+    @property
+    def by_experts(self) -> bool:
+        """Whether the experts reward the model's items."""
+        return self.method == "grpo" and self.reward == "experts"
+
+    @property
+    def kl_weight(self) -> float:
+        """`kl`, or its default."""
+        return self.kl if self.kl is not None else 1.0 if self.reward == "experts" else 1e-3

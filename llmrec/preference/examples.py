@@ -1,7 +1,7 @@
 """What a preference alignment learns from: prompts with a preferred item, and the items that are rejected there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from llmrec.console import get_logger
 from llmrec.data import Catalog
 from llmrec.data.files import read_stored, read_table, require_column
 from llmrec.data.ids import id_column
+from llmrec.data.sequences import first_target
 from llmrec.decode.filters import Filter
 from llmrec.errors import UserError
 from llmrec.preference.config import PreferenceConfig
@@ -29,11 +30,14 @@ class PreferenceExamples:
         histories: n int arrays, rows of the catalogue, oldest first, none empty.
         preferred: int64 [n], rows of the catalogue, none of them in its history.
         disliked: n int arrays, rows of the catalogue; empty where nothing is known.
+        targets: int64 [n], numbers of the preferred items among the targets of all training sequences, as in
+            `first_target`; empty if the examples do not come from these.
     """
 
     histories: list[np.ndarray]
     preferred: np.ndarray
     disliked: list[np.ndarray]
+    targets: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.preferred)
@@ -41,23 +45,23 @@ class PreferenceExamples:
     def sample(self, most: int, seed: int) -> "PreferenceExamples":
         """At most `most` random examples, in their order."""
         rows = np.sort(np.random.default_rng(seed).permutation(len(self))[:most])
-        return PreferenceExamples(
-            [self.histories[row] for row in rows], self.preferred[rows], [self.disliked[row] for row in rows]
-        )
+        histories, disliked = [self.histories[row] for row in rows], [self.disliked[row] for row in rows]
+        targets = self.targets[rows] if len(self.targets) else self.targets
+        return PreferenceExamples(histories, self.preferred[rows], disliked, targets)
 
 
 def training_examples(sequences: Sequence[np.ndarray]) -> PreferenceExamples:
     """Each training event after a history; events that repeat an item of the history are left out, as lists do not
     have such items."""
-    none = np.empty(0, np.int64)
+    none, starts = np.empty(0, np.int64), first_target(sequences)
     found = [
-        (sequence[:at], int(sequence[at]))
-        for sequence in sequences
+        (sequence[:at], int(sequence[at]), int(start) + at - 1)
+        for sequence, start in zip(sequences, starts[:-1], strict=True)
         for at in range(1, len(sequence))
         if sequence[at] not in sequence[:at]
     ]
-    preferred = np.array([item for _, item in found], np.int64)
-    return PreferenceExamples([history for history, _ in found], preferred, [none] * len(found))
+    preferred, targets = (np.array([each[part] for each in found], np.int64) for part in (1, 2))
+    return PreferenceExamples([history for history, *_ in found], preferred, [none] * len(found), targets)
 
 
 def feedback_examples(

@@ -1,7 +1,7 @@
 """What is learnt from a batch of prompts: S-DPO from pairs drawn once, GRPO from groups drawn by the current model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,14 @@ from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.examples import Pairs, PreferenceExamples, make_pairs
 from llmrec.preference.losses import advantages, grpo, s_dpo
 from llmrec.preference.policy import Policy, weights_of
-from llmrec.preference.rewards import Reward, rewards_of
+from llmrec.preference.rewards import ExpertsReward, Reward, rewards_of
 
 log = get_logger(__name__)
 
 PAIRS = "pairs.parquet"
+
+Judge = Callable[[int, np.ndarray], np.ndarray]
+"""(number of an example, what is in its group, [G']) -> rewards, float64 [G']."""
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Material:
         train_counts: int64 [N], training events of each item.
         catalog: the N items.
         config: of the alignment.
+        experts: what reward experts asks.
     """
 
     policy: Policy
@@ -47,11 +51,26 @@ class Material:
     train_counts: np.ndarray
     catalog: Catalog
     config: PreferenceConfig
+    experts: ExpertsReward | None = None
 
     def reference_scores(self, prompts: Sequence[Sequence[int]], items: np.ndarray) -> torch.Tensor:
         """The log-probabilities of `items` int64 [B, M] by the model before the alignment, float32 [B, M]."""
         with weights_of(self.trained, self.start), torch.no_grad():
             return self.policy.item_scores(prompts, items)
+
+    def named(self, row: int) -> tuple[list[str], str]:
+        """The history of example number `row` and the item that the user took, as ids."""
+        ids, examples = self.catalog.ids, self.examples
+        return [ids[item] for item in examples.histories[row]], ids[examples.preferred[row]]
+
+    def judge(self, reward: Reward) -> Judge:
+        """What a function of ids says of the items of a group."""
+
+        def of_items(row: int, group: np.ndarray) -> np.ndarray:
+            history, target = self.named(row)
+            return rewards_of(reward, history, [self.catalog.ids[item] for item in group], target)
+
+        return of_items
 
 
 class Objective(ABC):
@@ -105,9 +124,9 @@ class SDPO(Objective):
 class GRPO(Objective):
     """GRPO on groups of different items that the current model draws; items of the history are left out."""
 
-    def __init__(self, material: Material, reward: Reward) -> None:
+    def __init__(self, material: Material, judge: Judge) -> None:
         self.material = material
-        self.reward = reward
+        self.judge = judge
         self.place: dict[int, int] = {}
         self.groups = 0
         self.constant = 0
@@ -138,22 +157,16 @@ class GRPO(Objective):
         """bool [n, G]: where the groups that `draw` found have something."""
         return items >= 0
 
-    def reward_of(self, history: list[str], group: np.ndarray, target: str) -> np.ndarray:
-        """The rewards of what is in one group, float64 [G']."""
-        ids = self.material.catalog.ids
-        return rewards_of(self.reward, history, [ids[item] for item in group], target)
-
     def scores(self, rows: np.ndarray, items: np.ndarray) -> torch.Tensor:
         """The log-probabilities of groups by the current model, with gradients: float32 [n, G], 0 for none."""
         return self.material.policy.item_scores([self.material.prompts[row] for row in rows], items)
 
     def _rewards(self, rows: np.ndarray) -> np.ndarray:
-        ids, examples, there = self.material.catalog.ids, self.material.examples, self.there(self.items)
+        there = self.there(self.items)
         found = np.zeros(there.shape)
         for at, row in enumerate(rows):
             group = self.items[at][there[at]]
-            history = [ids[item] for item in examples.histories[row]]
-            rewards = self.reward_of(history, group, ids[examples.preferred[row]])
+            rewards = self.judge(int(row), group)
             found[at, : len(group)] = rewards
             self.groups += 1
             self.constant += bool(len(group) < 2 or np.ptp(rewards) == 0)
@@ -170,7 +183,7 @@ class GRPO(Objective):
         there = torch.from_numpy(self.there(items)).to(policy.device)
         drawn_now = config.updates == 1
         old = policy.detach() if drawn_now else torch.where(there, self.old[at].to(policy.device), 0.0)
-        losses = grpo(policy, old, reference, self.advantage[at].to(policy.device), config.kl, config.clip)
+        losses = grpo(policy, old, reference, self.advantage[at].to(policy.device), config.kl_weight, config.clip)
         return (torch.where(there, losses, 0.0).sum(dim=1) / there.sum(dim=1).clamp(min=1)).sum()
 
     def remark(self) -> dict[str, float]:

@@ -8,10 +8,10 @@ recommender.prefer(log, config=PreferenceConfig("grpo"), reward=cheap)
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
+from llmrec.collaborative.teacher import LEAST, Teacher
 from llmrec.errors import UserError
 
 Reward = Callable[[Sequence[str], Sequence[str], str], Sequence[float] | float]
@@ -45,9 +45,46 @@ def list_ranked_hit(history: Sequence[str], items: Sequence[str], target: str) -
     return 1 / math.log2(list(items).index(target) + 2) if target in items else 0.0
 
 
-RewardName = Literal["hit", "ranked-hit"]
-REWARDS: dict[RewardName, Reward] = {"hit": hit, "ranked-hit": ranked_hit}
-LIST_REWARDS: dict[RewardName, Reward] = {"hit": list_hit, "ranked-hit": list_ranked_hit}
+class ExpertsReward:
+    """The logarithms of the probabilities that a teacher gives to items.
+
+    With the group-normalised advantages of GRPO and a divergence of weight beta from the model before, the best model
+    is pi ~ pi_before * p^(1 / (beta * sigma)), with sigma the deviation of log p in a group: both have a say.
+
+    Args:
+        teacher: made from the training sequences.
+        first_codes: int [N], the first code of each item's semantic ID.
+    """
+
+    def __init__(self, teacher: Teacher, first_codes: np.ndarray) -> None:
+        self.teacher = teacher
+        self.first_codes = first_codes
+        self.sizes = np.bincount(first_codes)
+
+    def of(self, target: int, items: np.ndarray) -> np.ndarray:
+        """The rewards of items int [G] at a training target, float64 [G], at least log(`LEAST`); all 0 at a target of
+        which the teacher says nothing.
+
+        Args:
+            target: its number among the targets of all training sequences, as in `first_target`.
+            items: rows of the catalogue.
+        """
+        row, codes = self.teacher.rows[target], self.first_codes[items]
+        best, shares = row["items"], row["shares"].astype(float)
+        if not shares.any():
+            return np.zeros(len(items))
+        others = self.sizes - np.bincount(self.first_codes[best], minlength=len(self.sizes))
+        even = (row["rest"][: len(others)] / np.maximum(others, 1))[codes]
+        place = np.minimum(np.searchsorted(best, items), len(best) - 1)  # the best are in rising order
+        return np.log(np.maximum(np.where(best[place] == items, shares[place], even), LEAST))
+
+    def judge(self, targets: np.ndarray) -> Callable[[int, np.ndarray], np.ndarray]:
+        """A function of (number of an example, items): `of` at the example's target, int64 [n]."""
+        return lambda row, items: self.of(int(targets[row]), items)
+
+
+REWARDS: dict[str, Reward] = {"hit": hit, "ranked-hit": ranked_hit}
+LIST_REWARDS: dict[str, Reward] = {"hit": list_hit, "ranked-hit": list_ranked_hit}
 
 
 def rewards_of(reward: Reward, history: Sequence[str], items: Sequence[str], target: str) -> np.ndarray:

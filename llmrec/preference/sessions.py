@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from llmrec.decode.filters import Filter
 from llmrec.decode.search import Prompt
-from llmrec.preference.objectives import GRPO, SDPO, Material, Objective
+from llmrec.preference.objectives import GRPO, SDPO, Judge, Material, Objective
 from llmrec.preference.rewards import LIST_REWARDS, REWARDS, Reward, list_reward_of
 
 
@@ -47,11 +47,6 @@ class SessionGRPO(GRPO):
     def there(self, items: np.ndarray) -> np.ndarray:
         return super().there(items[:, :, 0])
 
-    def reward_of(self, history: list[str], group: np.ndarray, target: str) -> np.ndarray:
-        ids = self.material.catalog.ids
-        lists = [[ids[item] for item in each if item >= 0] for each in group]
-        return np.array([list_reward_of(self.reward, history, each, target) for each in lists])
-
     def scores(self, rows: np.ndarray, items: np.ndarray) -> torch.Tensor:
         total = super().scores(rows, items[:, :, 0])
         for at in range(1, items.shape[2]):
@@ -74,6 +69,18 @@ class SessionGRPO(GRPO):
         return prompts
 
 
+def judge_of_lists(material: Material, reward: Reward) -> Judge:
+    """What a function of ids says of the lists of a group."""
+    ids = material.catalog.ids
+
+    def of_lists(row: int, group: np.ndarray) -> np.ndarray:
+        history, target = material.named(row)
+        lists = [[ids[item] for item in each if item >= 0] for each in group]
+        return np.array([list_reward_of(reward, history, each, target) for each in lists])
+
+    return of_lists
+
+
 def make_objective(material: Material, reward: Reward | None, folder: Path, steps: int) -> Objective:
     """The objective of the configured method.
 
@@ -87,5 +94,9 @@ def make_objective(material: Material, reward: Reward | None, folder: Path, step
     if config.method == "s-dpo":
         return SDPO(material, folder, steps, PartialState().is_main_process)
     if config.session > 1:
-        return SessionGRPO(material, LIST_REWARDS[config.reward] if reward is None else reward)
-    return GRPO(material, REWARDS[config.reward] if reward is None else reward)
+        own = LIST_REWARDS[config.reward] if reward is None else reward
+        return SessionGRPO(material, judge_of_lists(material, own))
+    if reward is None and config.reward == "experts":
+        assert material.experts is not None, "reward experts has experts"
+        return GRPO(material, material.experts.judge(material.examples.targets))
+    return GRPO(material, material.judge(REWARDS[config.reward] if reward is None else reward))

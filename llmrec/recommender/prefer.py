@@ -8,6 +8,7 @@ from accelerate import PartialState
 
 from llmrec.atomic import make_folder
 from llmrec.checks import check_argument
+from llmrec.collaborative.teacher import Teacher
 from llmrec.data import EvalExamples, Interactions
 from llmrec.decode.choose import check_decoding
 from llmrec.decode.ranker import ItemRanker
@@ -19,7 +20,7 @@ from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.examples import feedback_examples, training_examples
 from llmrec.preference.objectives import Material
 from llmrec.preference.policy import Policy
-from llmrec.preference.rewards import Reward
+from llmrec.preference.rewards import ExpertsReward, Reward
 from llmrec.recommender.trained import Trained
 from llmrec.train.trainer import spread_over_processes
 
@@ -31,6 +32,7 @@ def prefer(
     config: PreferenceConfig | None = None,
     folder: str | Path | None = None,
     reward: Reward | None = None,
+    teacher: Teacher | None = None,
 ) -> None:
     """Align the model in place. What the training trained is trained further: all weights, or the adapter.
 
@@ -42,10 +44,11 @@ def prefer(
         folder: for checkpoints and the log; the alignment resumes from a checkpoint there. Default: a temporary folder.
         reward: method grpo: a function of (history, items, target), all ids, which returns a number per item; if
             `config.session` is above 1, one number for the list that the items are.
+        teacher: of the same log and item tokenizer; needed for `config.reward` experts.
 
     Raises:
-        UserError: the model can't be aligned, there is nothing to learn from, the reward fails, or `folder` holds
-            another alignment.
+        UserError: the model can't be aligned, there is nothing to learn from, the reward fails, the teacher is missing
+            or another log's, or `folder` holds another alignment.
     """
     check_argument("config", config, PreferenceConfig | None)
     config = config or PreferenceConfig("s-dpo")
@@ -53,6 +56,9 @@ def prefer(
         raise UserError("--preference.method none: expected s-dpo or grpo.")
     if reward is not None and config.method != "grpo":
         raise UserError(f"--preference.method {config.method} has no reward; set it to grpo.")
+    by_experts = config.by_experts and reward is None
+    if by_experts and teacher is None:
+        raise UserError("--preference.reward experts needs a teacher; pass teacher=, or set it to ranked-hit.")
     if spread_over_processes():
         raise UserError(
             f"--preference.method {config.method} works where each process holds all weights, not under FSDP or "
@@ -76,7 +82,11 @@ def prefer(
         examples = training_examples(events)
     else:
         examples = feedback_examples(config.feedback, sequences.users, events, recommender.catalog)
-    examples = examples.sample(config.examples, config.seed)
+    examples, experts = examples.sample(config.examples, config.seed), None
+    if by_experts and teacher is not None:
+        first_codes = recommender.item_tokenizer.codes[:, 0]
+        teacher.check(events, first_codes)
+        experts = ExpertsReward(teacher, first_codes)
     material = Material(
         policy,
         {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad},
@@ -86,6 +96,7 @@ def prefer(
         sequences.train_counts(len(recommender.catalog)),
         recommender.catalog,
         config,
+        experts,
     )
     guard = None
     validation = None if validation is None else validation.in_catalog(recommender.catalog.frame["item_id"])

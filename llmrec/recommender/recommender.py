@@ -307,9 +307,9 @@ class Recommender:
         Args:
             log: the events that the model was trained on.
             validation: examples for the guards; None: no guards, and the last model is kept.
-            options: config, folder and reward of `llmrec.recommender.prefer.prefer`, which lists the errors.
+            options: config, folder, reward and teacher of `llmrec.recommender.prefer.prefer`, which lists the errors.
         """
-        check_names("prefer", options, ("config", "folder", "reward"))
+        check_names("prefer", options, ("config", "folder", "reward", "teacher"))
         prefer(self, log, validation, **options)
         return self
 

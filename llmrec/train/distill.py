@@ -14,15 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llmrec.collaborative.teacher import Teacher
+from llmrec.collaborative.teacher import LEAST, Teacher
 from llmrec.data.sequences import first_target
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
 from llmrec.model.tokens import ItemVocabulary
 from llmrec.tasks.mixture import predicting
-
-LEAST = 1e-6
-"""Least probability of a prefix for which the teacher has a say about its next code: float16 knows nothing below."""
 
 
 @dataclass(frozen=True)

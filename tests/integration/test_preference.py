@@ -1,6 +1,7 @@
 """Preference alignment as a user runs it: killed at any moment it ends as undisturbed; mistakes lose nothing."""
 
 import json
+import math
 import random
 import shutil
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from llmrec.collaborative.teacher import Teacher
+
+Program = Callable[..., subprocess.CompletedProcess[str]]
 FAST = ["--preference.examples", "96", "--preference.batch_size", "16", "--preference.evaluations", "3"]
 FAST += ["--preference.learning_rate", "1e-3", "--preference.patience", "0", "--preference.validation_users", "40"]
 METHODS = {
@@ -95,3 +99,25 @@ def test_a_wrong_feedback_file_is_one_line_and_the_run_stays(
     assert said in line
     assert {path: path.stat().st_mtime_ns for path in (run_copy / "model").rglob("*") if path.is_file()} == before
     assert not (run_copy / "preference").exists()
+
+
+def test_experts_reward_the_models_items(llmrec: Program, run_copy: Path, tiny_flags: list[str]) -> None:
+    """The stage `teacher` is made for the reward alone, and found again."""
+    flags = [*tiny_flags, *METHODS["grpo"], "--preference.reward", "experts"]
+    flags += ["--experts.models", "[decayed-markov, popularity]", "--experts.learned", "false"]
+    result = llmrec("train", "--run", run_copy, *flags)
+    assert result.returncode == 0, result.stderr
+    assert len(Teacher.load(run_copy / "teacher"))
+    assert "train: unchanged" in result.stderr, "the teacher does not teach the training"
+    first, *_, last = lines_of(run_copy / "preference")
+    assert first["kl"] == 0 < last["kl"]
+    assert -math.log(1e6) <= last["reward"] < 0, "a logarithm"
+    again = llmrec("train", "--run", run_copy, *flags)
+    assert "preference: unchanged" in again.stderr
+    assert json.loads(llmrec("inspect", "--run", run_copy, "--json").stdout).get("left_over", []) == []
+
+
+def test_experts_that_reward_need_experts(fails: Callable[..., str], run_copy: Path, tiny_flags: list[str]) -> None:
+    flags = [*tiny_flags, *METHODS["grpo"], "--preference.reward", "experts", "--experts.models", "[]"]
+    line = fails("train", "--run", run_copy, *flags, "--experts.learned", "false")
+    assert "--preference.reward: no expert can teach; name one with --experts.models" in line

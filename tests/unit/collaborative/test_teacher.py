@@ -134,8 +134,8 @@ def test_experts_teach_held_out_or_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("experts", "models", "said"),
     [
-        ([], [], r"train\.distill\.weight 0\.5: no expert can teach"),
-        ([], ["bsarec"], r"train\.distill\.weight 0\.5: no expert can teach"),
+        ([], [], r"train\.distill\.weight 0\.5, preference\.reward: no expert can teach"),
+        ([], ["bsarec"], r"train\.distill\.weight 0\.5, preference\.reward: no expert can teach"),
         (["text"], ["popularity"], r"train\.distill\.experts text: not among experts\.models"),
     ],
 )

@@ -18,6 +18,7 @@ from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.examples import PreferenceExamples
 from llmrec.preference.objectives import Material
 from llmrec.preference.policy import Policy
+from llmrec.preference.rewards import ExpertsReward
 
 PAIRS = 10
 
@@ -71,6 +72,7 @@ def aligned(supervised, world, tmp_path: Path) -> Callable[..., tuple[Progress, 
         reward=None,
         disliked: bool = False,
         validation: Validation | None = None,
+        experts: ExpertsReward | None = None,
     ) -> tuple[Progress, np.ndarray]:
         shop.model.load_state_dict(weights)
         shop.model.requires_grad_(True)
@@ -84,10 +86,11 @@ def aligned(supervised, world, tmp_path: Path) -> Callable[..., tuple[Progress, 
             dict(shop.model.named_parameters()),
             {},
             [ItemRanker(shop.renderer, policy, 160).prompt_ids(history) for history in histories],
-            PreferenceExamples(histories, preferred, bad),
+            PreferenceExamples(histories, preferred, bad, np.arange(len(world))),
             np.bincount(np.concatenate(world), minlength=2 * PAIRS),
             shop.catalog,
             config,
+            experts,
         )
         place = tmp_path / folder
         place.mkdir(exist_ok=True)

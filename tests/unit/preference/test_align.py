@@ -8,12 +8,15 @@ import pytest
 import torch
 from tolerances import SUMS
 
+from llmrec.collaborative.config import DistillConfig
+from llmrec.collaborative.teacher import Teacher
 from llmrec.errors import UserError
 from llmrec.preference import align as loop
 from llmrec.preference import objectives
 from llmrec.preference.align import _batches, better, error_of_gain
 from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.policy import Policy
+from llmrec.preference.rewards import ExpertsReward
 
 FAST = {"batch_size": 40, "learning_rate": 1e-3, "patience": 0, "evaluations": 2, "easy": 0.0}
 SDPO = {**FAST, "method": "s-dpo", "negatives": 6, "epochs": 6, "beta": 1.0}
@@ -46,6 +49,28 @@ def test_s_dpo_on_samples_keeps_what_the_model_has_learnt_of_the_log(aligned, pr
 def test_grpo_learns_from_a_reward_what_the_log_hides(aligned, likes, liked, settings):
     _, tops = aligned(PreferenceConfig(**GRPO, **settings), reward=likes)
     assert (tops == liked).mean() > 0.9
+
+
+@pytest.mark.parametrize("draw", ["beams", "samples"])
+def test_experts_pull_and_divergence_holds_back(aligned, probability, liked, world, tmp_path, draw):
+    """The experts give the liked item of a pair .6, the offered one .3, and the others the rest.
+
+    The model begins with the offered item nearly always. The less a divergence counts, the closer it comes to them.
+    """
+    shares = {}
+    for kl in (0.01, 1.0, 30.0):
+        table = np.full((20, 20), 0.1 / 18)
+        table[np.arange(20), liked], table[np.arange(20), liked - 1] = 0.6, 0.3
+        scores = lambda users, histories: np.log(table[[history[-1] for history in histories]])  # noqa: B023, E731
+        codes = np.arange(20) // 5
+        teacher = Teacher.of_scores(scores, world, codes, DistillConfig(top=20), tmp_path / f"teacher-{kl}")
+        config = PreferenceConfig(**{**GRPO, "epochs": 2, "reward": "experts", "kl": kl, "draw": draw})
+        aligned(config, f"kl {kl}", experts=ExpertsReward(teacher, codes))
+        shares[kl] = probability(liked).mean()
+    before = 0.13
+    assert shares[0.01] > 0.3
+    assert shares[0.01] > shares[1.0] > before + 0.02
+    assert abs(shares[30.0] - before) < 0.05
 
 
 @pytest.mark.parametrize(

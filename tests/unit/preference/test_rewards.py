@@ -1,11 +1,25 @@
 """The shipped rewards on groups computed by hand; what a reward does wrong is one line."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.special import softmax
 
+from llmrec.collaborative.config import DistillConfig
+from llmrec.collaborative.teacher import Teacher
 from llmrec.errors import UserError
-from llmrec.preference.rewards import hit, list_hit, list_ranked_hit, list_reward_of, ranked_hit, rewards_of
+from llmrec.preference.examples import training_examples
+from llmrec.preference.rewards import (
+    ExpertsReward,
+    hit,
+    list_hit,
+    list_ranked_hit,
+    list_reward_of,
+    ranked_hit,
+    rewards_of,
+)
 
 
 def test_hits():
@@ -70,3 +84,47 @@ def test_what_the_reward_of_a_list_does_wrong_is_one_line(reward, said):
         list_reward_of(reward, ["h"], ["a", "b"], "t")
     assert "\n" not in str(error.value)
     assert said in str(error.value)
+
+
+ITEMS = 25
+SEQUENCES = [np.array([3, 1, 3, 2]), np.array([4]), np.array([9, 8, 7])]
+FIRST_CODES = np.random.default_rng(0).integers(0, 4, ITEMS)
+TABLE = 2 * np.random.default_rng(1).normal(size=(ITEMS, ITEMS))
+
+
+@pytest.fixture
+def experts(tmp_path: Path) -> ExpertsReward:
+    """By the last item; the six best items of each target are kept one by one."""
+    config = DistillConfig(top=6)
+    scores = lambda users, histories: TABLE[[history[-1] for history in histories]]  # noqa: E731
+    return ExpertsReward(Teacher.of_scores(scores, SEQUENCES, FIRST_CODES, config, tmp_path), FIRST_CODES)
+
+
+def test_experts_reward_by_the_logarithm_of_their_probability(experts):
+    """Targets: 1 after 3, 3 again, 2 after 3, 1, 3; 8 after 9; 7 after 9, 8."""
+    for target, history in ((0, [3]), (2, [3, 1, 3]), (3, [9]), (4, [9, 8])):
+        expected = TABLE[history[-1]].copy()
+        expected[history] = -np.inf
+        expected = softmax(expected)
+        best = np.argsort(-expected)[:6]
+        others = np.setdiff1d(np.arange(ITEMS), best)
+        for code in range(4):  # the other items of a first code share what is left evenly
+            same = others[FIRST_CODES[others] == code]
+            expected[same] = expected[same].sum() / max(len(same), 1)
+        found = experts.of(target, np.arange(ITEMS))
+        np.testing.assert_allclose(np.exp(found), np.maximum(expected, 1e-6), rtol=2e-3, atol=1e-6)
+        shuffled = np.random.default_rng(2).permutation(ITEMS)[:9]
+        np.testing.assert_array_equal(experts.of(target, shuffled), found[shuffled])
+
+
+def test_experts_say_nothing_of_an_item_that_is_taken_again(experts):
+    assert not experts.of(1, np.arange(ITEMS)).any()
+
+
+def test_experts_know_which_target_an_example_has(experts):
+    examples = training_examples(SEQUENCES)
+    assert examples.targets.tolist() == [0, 2, 3, 4], "item 3 is in its history"
+    few = examples.sample(2, seed=0)
+    judge = experts.judge(few.targets)
+    for row, target in enumerate(few.targets):
+        np.testing.assert_array_equal(judge(row, np.array([5, 6])), experts.of(int(target), np.array([5, 6])))

@@ -15,7 +15,7 @@ from llmrec.preference.examples import PreferenceExamples
 from llmrec.preference.objectives import Material
 from llmrec.preference.policy import Policy
 from llmrec.preference.rewards import list_hit
-from llmrec.preference.sessions import SessionGRPO
+from llmrec.preference.sessions import SessionGRPO, judge_of_lists
 
 HISTORIES = [[0, 5, 7], [11], [2, 4, 6]]
 
@@ -32,9 +32,8 @@ def objective(deep):
         examples = PreferenceExamples(histories, np.array([8, 9, 10]), [none] * 3)
         prompts = [ranker.prompt_ids(history) for history in HISTORIES]
         trained = dict(deep.model.named_parameters())
-        return SessionGRPO(
-            Material(policy, trained, {}, prompts, examples, np.ones(20), deep.catalog, config), list_hit
-        )
+        material = Material(policy, trained, {}, prompts, examples, np.ones(20), deep.catalog, config)
+        return SessionGRPO(material, judge_of_lists(material, list_hit))
 
     return make
 
