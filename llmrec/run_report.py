@@ -170,8 +170,10 @@ def _results(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
             if name in metrics["systems"][OURS]
         ]
         tables.append(("Cold items only", f"{cold_candidates_line(cold)}.", table_rows(cold, "all")))
+    paired = paired_lines(metrics)
     if words := _json(folder / "evaluate" / "text_queries.json"):
         tables.append(("Requests in plain words", f"{text_queries_line(words)}.", table_rows(words, "all")))
+        paired += [f"in plain words, {line}" for line in paired_lines(words)]
     own = metrics["systems"][OURS]["all"]
     return {
         "recall": own["recall@10"],
@@ -179,7 +181,7 @@ def _results(folder: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         "other": _best_other(metrics),
         "recall_other": max((entry["all"]["recall@10"] for entry in _others(metrics).values()), default=None),
         "tables": tables,
-        "paired": paired_lines(metrics),
+        "paired": paired,
         "paired_words": PAIRED,
     }
 

@@ -158,6 +158,7 @@ def _markdown(metrics: Metrics, text_queries: Metrics | None) -> str:
         parts += ["## Cold candidates only", f"{cold_candidates_line(cold).capitalize()}.", markdown_table(cold)]
     if text_queries is not None:
         parts += ["## In plain words", f"{text_queries_line(text_queries)}.", markdown_table(text_queries)]
+        parts.append("\n".join(f"- {line}" for line in paired_lines(text_queries)))
     if lines := paired_lines(metrics):
         parts += ["## Paired differences", PAIRED, "\n".join(f"- {line}" for line in lines)]
     if "decode" in metrics:

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from sklearn.preprocessing import normalize
 
 from llmrec.collaborative.base import ranks_from_scores
+from llmrec.collaborative.fusion import CUT
 from llmrec.console import get_logger, track
 from llmrec.decode.calibrate import calibrate_prompts
 from llmrec.decode.queries import Queries
@@ -18,7 +19,9 @@ from llmrec.decode.ranker import ItemRanker
 from llmrec.embed import Embeddings
 from llmrec.errors import UserError
 from llmrec.evaluation.config import EvaluateConfig
+from llmrec.evaluation.metrics import INTERVAL_METRICS, per_user
 from llmrec.evaluation.protocol import Metrics, summarise_systems
+from llmrec.evaluation.significance import compare_with_best
 from llmrec.index.text import BM25
 from llmrec.recommender.recommender import Recommender
 
@@ -123,7 +126,8 @@ def evaluate_text_queries(
         source: source of the intentions, to be recorded.
 
     Returns:
-        `protocol` and `systems` -> name -> `all` -> metric as in metrics.json, where `users` counts queries;
+        `protocol`, `systems` -> name -> `all` -> metric and `paired` as in metrics.json, where `users` counts queries.
+        The paired differences are from the best retriever without a language model, over the items that are asked for.
         None if there are no queries.
 
     Raises:
@@ -150,6 +154,16 @@ def evaluate_text_queries(
         ranks |= target_ranks(retrievers, FUSIONS | {"hybrid": (alone, "bm25", "dense")}, queries, batch)
     except UserError as error:
         raise UserError(f"--evaluate.text_queries (0 leaves them out): {error}") from None
+    paired = {
+        metric: compare_with_best(
+            {name: per_user(each, CUT)[metric] for name, each in ranks.items()},
+            ["bm25", "dense", *FUSIONS],
+            queries.targets,
+            config.bootstrap,
+            config.seed,
+        )
+        for metric in INTERVAL_METRICS
+    }
     return {
         "protocol": {
             "source": source,
@@ -161,6 +175,7 @@ def evaluate_text_queries(
             "seed": config.seed,
         },
         "systems": summarise_systems(ranks, {"all": np.ones(len(queries), bool)}, config, queries.targets),
+        "paired": paired,
     }
 
 

@@ -124,6 +124,13 @@ def test_every_system_answers_the_same_queries() -> None:
     assert systems["dense"]["recall@10"] == 1.0, "cosine 0, tied with all others, is still a place"
     assert systems["hybrid"]["recall@1"] == 0.5, "llmrec breaks the tie"
     assert len(systems["hybrid"]["recall@10_ci"]) == 2
+    assert list(metrics["paired"]) == ["recall@10", "ndcg@10"]
+    for metric, paired in metrics["paired"].items():
+        best = max(systems[name][metric] for name in ("bm25", "dense", "hybrid-text"))
+        assert systems[paired["best"]][metric] == best
+        assert list(paired["systems"]) == ["llmrec", "hybrid"]
+        for name, found in paired["systems"].items():
+            assert found["difference"] == pytest.approx(systems[name][metric] - best)
 
 
 def test_batches_make_no_difference() -> None:
