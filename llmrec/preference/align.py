@@ -10,7 +10,7 @@ A small loop of our own and not trl's DPOTrainer and GRPOTrainer, because those
 
 Guards: each evaluation ranks a sample of validation events with the decoder that serves. The model that is kept is the
 one with the largest ndcg@10 among those whose recall@50 has not fallen by more than `recall_lost` and whose ndcg@10 has
-risen by more than a standard error; without such a model, that before the alignment. A picture shows all evaluations.
+risen by more than chance (`margin`); without such a model, that before the alignment. A picture shows all evaluations.
 """
 
 import json
@@ -28,6 +28,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from scipy.stats import norm
 from torch import nn
 
 from llmrec.atomic import write_bytes, write_file, write_text
@@ -225,7 +226,7 @@ def _evaluate(
     progress.lines.append(line | {"seconds": round(time.perf_counter() - started, 1)})
     progress.loss = 0.0
     if validation is not None:
-        is_best = len(progress.lines) > 1 and better(progress.lines, progress.best, material.config.recall_lost)
+        is_best = len(progress.lines) > 1 and better(progress.lines, progress.best, material.config)
         progress.waited = 0 if is_best else progress.waited + (len(progress.lines) > 1)
         progress.best = progress.step if is_best else progress.best
         if is_best and state.is_main_process:
@@ -240,13 +241,20 @@ def _evaluate(
     state.wait_for_everyone()
 
 
-def better(lines: Sequence[Mapping[str, Any]], best: int, recall_lost: float) -> bool:
+def better(lines: Sequence[Mapping[str, Any]], best: int, config: PreferenceConfig) -> bool:
     """Whether the last evaluation is better than that of step `best`: a larger ndcg@10, which is above the first
-    evaluation's by more than the standard error of the difference, and a recall@50 of at least 1 - recall_lost of the
-    first evaluation's."""
+    evaluation's by more than `margin` standard errors of the difference, and a recall@50 of at least 1 - recall_lost of
+    the first evaluation's."""
     last, first = lines[-1], lines[0]
-    bar = max(first["ndcg@10"] + last["ndcg@10 error"], next(line["ndcg@10"] for line in lines if line["step"] == best))
-    return bool(last["ndcg@10"] > bar and last["recall@50"] >= (1 - recall_lost) * first["recall@50"])
+    bar = first["ndcg@10"] + margin(config.evaluations) * last["ndcg@10 error"]
+    bar = max(bar, next(line["ndcg@10"] for line in lines if line["step"] == best))
+    return bool(last["ndcg@10"] > bar and last["recall@50"] >= (1 - config.recall_lost) * first["recall@50"])
+
+
+def margin(evaluations: int) -> float:
+    """Standard errors that the largest of some independent gains without an effect exceeds with a probability of .16: 1
+    for one gain, 1.9 for six."""
+    return float(norm.ppf(norm.cdf(1) ** (1 / evaluations)))
 
 
 def error_of_gain(before: np.ndarray, after: np.ndarray) -> float:

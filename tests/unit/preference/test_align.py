@@ -13,7 +13,7 @@ from llmrec.collaborative.teacher import Teacher
 from llmrec.errors import UserError
 from llmrec.preference import align as loop
 from llmrec.preference import objectives
-from llmrec.preference.align import _batches, better, error_of_gain
+from llmrec.preference.align import _batches, better, error_of_gain, margin
 from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.policy import Policy
 from llmrec.preference.rewards import ExpertsReward
@@ -211,11 +211,24 @@ def line(step, ndcg, recall, error=0.02):
 
 def test_the_rule_of_the_best():
     lines = [line(0, 0.3, 0.5, 0.0), line(4, 0.4, 0.48)]
-    assert better(lines, 0, 0.05)
-    assert not better(lines, 0, 0.01)
-    assert not better([*lines, line(8, 0.4, 0.6)], 4, 0.05)
-    assert not better([lines[0], line(4, 0.31, 0.5)], 0, 0.05), "less than the error of the gain"
-    assert better([*lines, line(8, 0.41, 0.5)], 4, 0.05), "the error is that of the gain since the start"
+
+    def kept(lines, best, recall_lost, evaluations=1):
+        return better(lines, best, PreferenceConfig("grpo", recall_lost=recall_lost, evaluations=evaluations))
+
+    assert kept(lines, 0, 0.05)
+    assert not kept(lines, 0, 0.01)
+    assert not kept([*lines, line(8, 0.4, 0.6)], 4, 0.05)
+    assert not kept([lines[0], line(4, 0.31, 0.5)], 0, 0.05), "less than the error of the gain"
+    assert kept([*lines, line(8, 0.41, 0.5)], 4, 0.05), "the error is that of the gain since the start"
+    assert kept([lines[0], line(4, 0.33, 0.5)], 0, 0.05)
+    assert not kept([lines[0], line(4, 0.33, 0.5)], 0, 0.05, evaluations=6), "the best of six gains by chance is larger"
+
+
+def test_chance_keeps_one_alignment_of_six_however_often_it_is_evaluated():
+    assert margin(1) == pytest.approx(1)
+    for evaluations in (2, 6, 20):
+        gains = np.random.default_rng(0).normal(size=(20_000, evaluations)).max(axis=1)
+        assert (gains > margin(evaluations)).mean() == pytest.approx(0.1587, abs=0.01)
 
 
 def test_the_error_of_a_gain_is_that_of_paired_differences():
