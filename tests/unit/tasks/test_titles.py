@@ -149,3 +149,15 @@ def test_an_export_says_what_a_history_says_of_an_item(colours, tmp_path: Path) 
     lines = [json.loads(line) for line in (tmp_path / "out/items.jsonl").read_text().splitlines()]
     assert [line["in_history"] for line in lines] == [recommender.renderer.in_history(row) for row in range(10)]
     assert lines[1]["in_history"].startswith(f"{lines[1]['text']} blue")
+
+
+def test_new_and_changed_titles_are_read_at_once(colours) -> None:
+    catalog, tokenizer, _ = colours
+    recommender = Recommender.from_base(None, tokenizer, catalog, BASE, title_tokens=9)
+    assert recommender.renderer.in_history(1).endswith(" blue thing ")
+    items = Catalog.from_frame(pl.DataFrame({"item_id": ["i1", "new"], "title": ["for red", "for blue"]}))
+    recommender.add_items(items, np.ones((2, 4), np.float32), if_exists="update")
+    told = [recommender.ranker.renderer.in_history(recommender.catalog.index[item]) for item in ("i1", "new")]
+    assert [text.partition("> ")[2] for text in told] == ["for red ", "for blue "]
+    recommender.remove_items(["i0"])
+    assert recommender.ranker.renderer.in_history(0) == told[0]
