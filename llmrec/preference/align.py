@@ -9,14 +9,14 @@ A small loop of our own and not trl's DPOTrainer and GRPOTrainer, because those
   items, drawn without replacement from a trie, would have to replace their generation.
 
 Guards: each evaluation ranks a sample of validation events with the decoder that serves. The model that is kept is the
-one with the largest ndcg@10 among those whose recall@50 has not fallen by more than `recall_lost` and whose ndcg@10 has
+one with the largest `best_by` among those whose recall@50 has not fallen by more than `recall_lost`, and which has
 risen by more than chance (`margin`); without such a model, that before the alignment. A picture shows all evaluations.
 """
 
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ START, LAST, BEST = "start.safetensors", "checkpoint.safetensors", "best.safeten
 PICTURE, RANKS = "guards.png", "per_user.parquet"
 LISTED = 50
 """Length of the lists of an evaluation."""
+METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "recall@10": lambda ranks: (ranks <= 10).astype(float),
+    "recall@50": lambda ranks: (ranks <= LISTED).astype(float),
+    "ndcg@10": lambda ranks: ndcg(ranks, 10),
+}
+"""Name -> function of the targets' ranks, float64 [n] (inf for one that is not listed), with one value per case."""
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises."""
 MAX_GRAD_NORM = 1.0
@@ -220,7 +226,7 @@ def _evaluate(
             named = {f"step {progress.step}": ranks}
             table = validation.cases.per_user_table(named, validation.users, material.catalog.ids)
             before = _add_ranks(folder / RANKS, table, progress.step)
-            box[0] = figures | {"ndcg@10 error": error_of_gain(before, ranks)}
+            box[0] = figures | {"error": error_of_gain(before, ranks, material.config.best_by)}
         broadcast_object_list(box)
         line |= box[0] or {}
     progress.lines.append(line | {"seconds": round(time.perf_counter() - started, 1)})
@@ -242,13 +248,13 @@ def _evaluate(
 
 
 def better(lines: Sequence[Mapping[str, Any]], best: int, config: PreferenceConfig) -> bool:
-    """Whether the last evaluation is better than that of step `best`: a larger ndcg@10, which is above the first
-    evaluation's by more than `margin` standard errors of the difference, and a recall@50 of at least 1 - recall_lost of
-    the first evaluation's."""
-    last, first = lines[-1], lines[0]
-    bar = first["ndcg@10"] + margin(config.evaluations) * last["ndcg@10 error"]
-    bar = max(bar, next(line["ndcg@10"] for line in lines if line["step"] == best))
-    return bool(last["ndcg@10"] > bar and last["recall@50"] >= (1 - config.recall_lost) * first["recall@50"])
+    """Whether the last evaluation is better than that of step `best`: a larger metric `best_by`, which is above the
+    first evaluation's by more than `margin` standard errors of the difference, and a recall@50 of at least 1 -
+    recall_lost of the first evaluation's."""
+    last, first, metric = lines[-1], lines[0], config.best_by
+    bar = first[metric] + margin(config.evaluations) * last["error"]
+    bar = max(bar, next(line[metric] for line in lines if line["step"] == best))
+    return bool(last[metric] > bar and last["recall@50"] >= (1 - config.recall_lost) * first["recall@50"])
 
 
 def margin(evaluations: int) -> float:
@@ -257,14 +263,15 @@ def margin(evaluations: int) -> float:
     return float(norm.ppf(norm.cdf(1) ** (1 / evaluations)))
 
 
-def error_of_gain(before: np.ndarray, after: np.ndarray) -> float:
-    """The standard error of the mean difference in ndcg@10 between two rankings of the same n cases.
+def error_of_gain(before: np.ndarray, after: np.ndarray, metric: str) -> float:
+    """The standard error of the mean difference between two rankings of the same n cases.
 
     Args:
         before: float64 [n], ranks of the targets, inf where one is not listed.
         after: float64 [n].
+        metric: one of `METRICS`.
     """
-    gains = ndcg(after, 10) - ndcg(before, 10)
+    gains = METRICS[metric](after) - METRICS[metric](before)
     return float(gains.std() / math.sqrt(len(gains)))
 
 
@@ -288,9 +295,7 @@ def measure(material: Material, validation: Validation) -> tuple[dict[str, float
             now = policy.item_scores(prompts, drawn.items[chosen])
         divergence += float(k3(now, material.reference_scores(prompts, drawn.items[chosen])).sum())
     figures = {
-        "recall@10": float((ranks <= 10).mean()),
-        "recall@50": float((ranks <= LISTED).mean()),
-        "ndcg@10": float(ndcg(ranks, 10).mean()),
+        **{name: float(metric(ranks).mean()) for name, metric in METRICS.items()},
         "kl": divergence / len(cases),
         **beyond_accuracy(items, material.train_counts, validation.n_users, 10),
     }

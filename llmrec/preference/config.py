@@ -64,9 +64,11 @@ class PreferenceConfig:
     1 - clip to 1 + clip (ECPO, OneRec, arXiv 2506.13695). 0: no limit."""
     evaluations: int = 5
     """Number of times that the validation metrics are computed and a checkpoint is written, at regular intervals."""
+    best_by: Literal["ndcg@10", "recall@10", "recall@50"] = "ndcg@10"
+    """The metric that says which model is the best: recall@10 or recall@50 if a ranker will order the list again."""
     patience: int = 2
-    """Stop after this many evaluations without a better ndcg@10. 0: train to the end. The best model is kept. It has to
-    exceed the ndcg@10 before the alignment by more standard errors of the difference than chance reaches in one of six
+    """Stop after this many evaluations without a better model. 0: train to the end. The best model is kept. It has to
+    exceed the metric before the alignment by more standard errors of the difference than chance reaches in one of six
     alignments: 1 with one evaluation, 1.8 with five."""
     recall_lost: float = 0.02
     """An evaluation is only better if its recall@50 is at least 1 - recall_lost of that before the alignment."""

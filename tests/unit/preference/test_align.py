@@ -192,7 +192,7 @@ def test_the_guard_sees_what_is_measured(aligned, guard, tmp_path):
     ranks = [
         table.filter(system=f"step {line['step']}")["rank"].cast(pl.Float64).fill_null(np.inf) for line in (first, last)
     ]
-    assert last["ndcg@10 error"] == error_of_gain(*(each.to_numpy() for each in ranks)) > 0
+    assert last["error"] == error_of_gain(*(each.to_numpy() for each in ranks), "ndcg@10") > 0
     assert (tmp_path / "run" / loop.PICTURE).stat().st_size > 10_000
 
 
@@ -206,7 +206,7 @@ def test_a_worse_model_is_not_kept(aligned, guard, caplog):
 
 
 def line(step, ndcg, recall, error=0.02):
-    return {"step": step, "ndcg@10": ndcg, "recall@50": recall, "ndcg@10 error": error}
+    return {"step": step, "ndcg@10": ndcg, "recall@50": recall, "recall@10": 1 - ndcg, "error": error}
 
 
 def test_the_rule_of_the_best():
@@ -220,6 +220,9 @@ def test_the_rule_of_the_best():
     assert not kept([*lines, line(8, 0.4, 0.6)], 4, 0.05)
     assert not kept([lines[0], line(4, 0.31, 0.5)], 0, 0.05), "less than the error of the gain"
     assert kept([*lines, line(8, 0.41, 0.5)], 4, 0.05), "the error is that of the gain since the start"
+    by_recall = PreferenceConfig("grpo", best_by="recall@10", evaluations=1)
+    assert not better(lines, 0, by_recall)
+    assert better([lines[1] | {"step": 0}, lines[0] | {"step": 4, "error": 0.02}], 0, by_recall)
     assert kept([lines[0], line(4, 0.33, 0.5)], 0, 0.05)
     assert not kept([lines[0], line(4, 0.33, 0.5)], 0, 0.05, evaluations=6), "the best of six gains by chance is larger"
 
@@ -234,8 +237,11 @@ def test_chance_keeps_one_alignment_of_six_however_often_it_is_evaluated():
 def test_the_error_of_a_gain_is_that_of_paired_differences():
     """Gains of 1, 0, 0 and -1 have a standard deviation of 1 / sqrt(2) and a mean with half that error."""
     before, after = np.array([np.inf, 3.0, 11.0, 1.0]), np.array([1.0, 3.0, np.inf, 11.0])
-    assert error_of_gain(before, after) == pytest.approx(0.5 / 2**0.5)
-    assert error_of_gain(before, before) == 0
+    assert error_of_gain(before, after, "ndcg@10") == pytest.approx(0.5 / 2**0.5)
+    assert error_of_gain(before, before, "ndcg@10") == 0
+    found = [float(after[row] <= 10) - float(before[row] <= 10) for row in range(4)]  # 1, 0, 0, -1
+    assert error_of_gain(before, after, "recall@10") == pytest.approx(np.std(found) / 2)
+    assert error_of_gain(before, after, "recall@50") == pytest.approx(np.std([1, 0, -1, 0]) / 2)
 
 
 def test_equal_rewards_are_said(aligned, caplog):
