@@ -411,9 +411,10 @@ def left_over(folder: Path) -> list[str]:
             value = value.get(name) if isinstance(value, dict) else None
         return value
 
+    rewards = setting("preference", "method") == "grpo" and setting("preference", "reward") == "experts"
     gone = {
         "experts": not setting("experts", "models"),
-        "teacher": not setting("train", "distill", "weight") and setting("preference", "reward") != "experts",
+        "teacher": not setting("train", "distill", "weight") and not rewards,
         "intentions": setting("intentions", "source") in (None, "none"),
         "base": setting("base", "model") is not None,
         "refine": not setting("refine", "rounds"),

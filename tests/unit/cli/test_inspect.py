@@ -72,3 +72,13 @@ def test_nothing_is_left_over_in_a_run_as_its_configuration_says(run: Path, caps
             (run / CONFIG).write_text(text)
         finished = pipeline.left_over(run)
         assert finished == []
+
+
+@pytest.mark.parametrize(("method", "left"), [("grpo", []), ("s-dpo", ["teacher"]), ("none", ["teacher"])])
+def test_a_teacher_that_only_rewards_is_left_over_without_its_alignment(
+    run: Path, method: str, left: list[str]
+) -> None:
+    finish(run, "teacher")
+    settings = {"train": {"distill": {"weight": 0.0}}, "preference": {"method": method, "reward": "experts"}}
+    (run / CONFIG).write_text(yaml.safe_dump(settings))
+    assert pipeline.left_over(run) == left
