@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from llmrec.collaborative.config import DistillConfig
+from llmrec.collaborative.config import DistillConfig, ExpertsConfig
 from llmrec.collaborative.teacher import Teacher
+from llmrec.config import Config
 from llmrec.errors import UserError
+from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.examples import training_examples
 from llmrec.preference.rewards import (
     ExpertsReward,
@@ -20,6 +22,7 @@ from llmrec.preference.rewards import (
     ranked_hit,
     rewards_of,
 )
+from llmrec.quantize.config import RefineConfig
 
 
 def test_hits():
@@ -128,3 +131,32 @@ def test_experts_know_which_target_an_example_has(experts):
     judge = experts.judge(few.targets)
     for row, target in enumerate(few.targets):
         np.testing.assert_array_equal(judge(row, np.array([5, 6])), experts.of(int(target), np.array([5, 6])))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "s-dpo"}, r"preference\.reward experts: preference\.method s-dpo has no reward; set it to grpo"),
+        ({"method": "grpo", "session": 2}, r"reward experts judges items, but preference\.session 2 rewards lists"),
+    ],
+)
+def test_settings_in_which_experts_have_no_say(settings, said):
+    with pytest.raises(UserError, match=said):
+        PreferenceConfig(reward="experts", **settings)
+
+
+def test_experts_are_held_back_more_than_hits():
+    assert PreferenceConfig("grpo", reward="experts").kl_weight == 1
+    assert PreferenceConfig("grpo").kl_weight == 1e-3
+    assert PreferenceConfig("grpo", reward="experts", kl=0.0).kl_weight == 0
+    assert not PreferenceConfig("none", reward="experts").by_experts
+
+
+def test_experts_do_not_reward_codes_that_a_refinement_replaces():
+    experts = ExpertsConfig(models=["popularity"], learned=False)
+    preference = PreferenceConfig("grpo", reward="experts")
+    Config(experts=experts, preference=preference)
+    with pytest.raises(
+        UserError, match=r"refine\.rounds 1 gives .* preference\.reward experts has teachers for the first"
+    ):
+        Config(experts=experts, preference=preference, refine=RefineConfig(rounds=1))
