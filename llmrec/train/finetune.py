@@ -358,8 +358,8 @@ def _check_context(renderer: Renderer, tasks: TasksConfig, context: int) -> None
     history = tasks.max_history * (levels + tasks.title_tokens)
     needed = phrasings + levels_of_user + history + levels + tasks.max_text_tokens
     if needed > context:
+        titles = f", --tasks.title_tokens {tasks.title_tokens}" if tasks.title_tokens else ""
         raise UserError(
-            f"--tasks.max_history {tasks.max_history}, --tasks.title_tokens {tasks.title_tokens} and "
-            f"--tasks.max_text_tokens {tasks.max_text_tokens} make prompts of up to {needed} tokens, but the model's "
-            f"context is {context}; lower them."
+            f"--tasks.max_history {tasks.max_history}{titles} and --tasks.max_text_tokens {tasks.max_text_tokens} make "
+            f"prompts of up to {needed} tokens, but the model's context is {context}; lower them."
         )
