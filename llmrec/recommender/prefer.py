@@ -73,7 +73,8 @@ def prefer(
             f"--preference.method {config.method}: this model takes no tree attention mask ({support.no_tree}), which "
             "the alignment needs; set it to none."
         )
-    model = reopened(model) if hasattr(model, "peft_config") else model.requires_grad_(True)
+    # What is trained is float32, and the policy shares it; a merged bundle may hold its weights in two bytes.
+    model = reopened(model) if hasattr(model, "peft_config") else model.float().requires_grad_(True)
     policy = Policy(model, renderer.vocabulary, store.trie, decode, pad, store.train_counts == 0)
     ranker = ItemRanker(renderer, policy, context_length(model))
     sequences = log.sequences(recommender.catalog)
