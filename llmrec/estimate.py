@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def estimate(
     vocabulary, train = renderer.codes_of_both, config.train
     work = _work(mixture, make_collator(model, renderer, train), train, vocabulary)
     largest, usual = work.pop("largest"), work.pop("usual")
-    levels = LevelSoftmax(trained, vocabulary) if train.softmax == "level" else None
+    levels = None if train.softmax == "vocabulary" else LevelSoftmax(trained, vocabulary)
 
     @cache
     def needed(recomputed: bool) -> dict[str, int]:
@@ -180,14 +180,21 @@ def _model_and_renderer(config: Config, run: Path | None, learned: Learned, note
     vocabulary = item_vocabulary(config, tokenizer, sizes)
     if config.tasks.user_tokens:
         notes.append("tokens of users are not counted, one per level in each prompt with a history")
-    second, shape = None, (templates, config.tasks.max_history)
-    told = learned.catalog.frame["title"], config.tasks.title_tokens
+    render = partial(
+        Renderer,
+        tokenizer,
+        templates=templates,
+        max_history=config.tasks.max_history,
+        titles=learned.catalog.frame["title"],
+        title_tokens=config.tasks.title_tokens,
+    )
+    second = None
     if config.tokenize.behaviour:
         notes.append("the codes of behaviour are taken to be as many as those of the texts, for all items")
         named = item_vocabulary(config, tokenizer, sizes, BEHAVIOUR)
-        second = Renderer(tokenizer, named, codes, *shape, None, None, *told)
+        second = render(named, codes)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return model, Renderer(tokenizer, vocabulary, codes, *shape, None, second, *told)
+    return model, render(vocabulary, codes, behaviour=second)
 
 
 def _codes(config: Config, run: Path | None, learned: Learned, notes: list[str]) -> tuple[list[int], np.ndarray]:

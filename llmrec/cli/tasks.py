@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llmrec.cli.command import Command, config_parser, parse
@@ -57,13 +58,19 @@ def task_examples(config: "Config", run: "RunDirectory", n: int) -> list[dict[st
         config.base.model or run.path("base"), config.base.trust_remote_code, config.base.chat_template
     )
     vocabulary = item_vocabulary(config, tokenizer, items.level_sizes)
-    shape = load_templates(config.tasks.prompts), config.tasks.max_history
-    told = prepared.catalog.frame["title"], config.tasks.title_tokens
+    render = partial(
+        Renderer,
+        tokenizer,
+        templates=load_templates(config.tasks.prompts),
+        max_history=config.tasks.max_history,
+        titles=prepared.catalog.frame["title"],
+        title_tokens=config.tasks.title_tokens,
+    )
     users, second = user_tokens(config, tokenizer, items), None
     if items.behaviour is not None:
         named = item_vocabulary(config, tokenizer, items.behaviour.level_sizes, BEHAVIOUR)
-        second = Renderer(tokenizer, named, items.behaviour.codes, *shape, None, None, *told)
-    renderer = Renderer(tokenizer, vocabulary, items.codes, *shape, users, second, *told)
+        second = render(named, items.behaviour.codes)
+    renderer = render(vocabulary, items.codes, users=users, behaviour=second)
     sequences = prepared.split.sequences(prepared.catalog)
     intentions, train = pipeline.load_intentions(config, run), sequences.train_sequences()
     tasks = build_tasks(config.tasks, prepared.catalog, train, renderer, sequences.users, intentions)

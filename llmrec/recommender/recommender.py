@@ -4,6 +4,7 @@ import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, overload
 
@@ -189,11 +190,18 @@ class Recommender:
         items, prefix = self.item_tokenizer, self.base.token_prefix
         vocabulary = ItemVocabulary.of(self.tokenizer, items.level_sizes, prefix)
         users, second = UserTokens.of(self.tokenizer, items, prefix) if self.user_tokens else None, None
-        shape, told = (self.templates, self.max_history), (self.catalog.frame["title"], self.title_tokens)
+        render = partial(
+            Renderer,
+            self.tokenizer,
+            templates=self.templates,
+            max_history=self.max_history,
+            titles=self.catalog.frame["title"],
+            title_tokens=self.title_tokens,
+        )
         if items.behaviour is not None:
             named = ItemVocabulary.of(self.tokenizer, items.behaviour.level_sizes, BEHAVIOUR + prefix)
-            second = Renderer(self.tokenizer, named, items.behaviour.codes, *shape, None, None, *told)
-        return Renderer(self.tokenizer, vocabulary, items.codes, *shape, users, second, *told)
+            second = render(named, items.behaviour.codes)
+        return render(vocabulary, items.codes, users=users, behaviour=second)
 
     @property
     def decode_config(self) -> DecodeConfig:
