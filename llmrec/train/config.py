@@ -42,9 +42,10 @@ class TrainConfig:
     dropout: float = 0.1
     """Dropout rate in training, on the token embeddings and on the output of each attention and feed-forward block.
     Method full only."""
-    softmax: Literal["vocabulary", "level"] = "vocabulary"
-    """Among which tokens the loss of an item token is computed: the whole vocabulary, as published, or the codes of its
-    level, as decoding compares them by default. With the large vocabulary of a pretrained model, level is faster."""
+    softmax: Literal["vocabulary", "level", "catalogue"] = "vocabulary"
+    """Among which tokens the loss of an item token is computed: the whole vocabulary, as published; the codes of its
+    level; or the codes that continue its prefix to an item of the catalogue, as decoding compares them by default. With
+    the large vocabulary of a pretrained model, level and catalogue are faster."""
     code_dropout: float = 0.0
     """Share of the codes at levels 2 to L that training hides in the input. The model then relies less on single items
     and more on their first codes. Method full only."""

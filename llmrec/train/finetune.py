@@ -17,6 +17,7 @@ from llmrec.console import get_logger
 from llmrec.data import Catalog, EvalExamples
 from llmrec.errors import UserError
 from llmrec.index.dense import DenseIndex
+from llmrec.index.trie import ItemTrie
 from llmrec.intentions.intentions import Intentions
 from llmrec.model.adapter import reopened, with_adapter, with_rows
 from llmrec.model.architecture import context_length, encoder_of, start_token, unwrapped
@@ -260,10 +261,11 @@ def finetune(
         keeps_logits=_keeps_logits(model),
     )
     vocabulary, both = renderer.vocabulary, renderer.codes_of_both
+    tries = _tries(renderer) if config.softmax == "catalogue" else []
     distill = distill_loss(data.teacher, data.sequences, renderer.codes, vocabulary, config.distill.weight)
 
     def objective(trained: Any, dense: DenseLoss | None = None) -> Objective:
-        levels = LevelSoftmax(trained, both) if config.softmax == "level" else None
+        levels = None if config.softmax == "vocabulary" else LevelSoftmax(trained, both, tries)
         return Objective(dense, config.dense.weight, distill, levels)
 
     alone = step * min(round(config.rows_first * len(mixture) / step), (len(mixture) - 1) // step)
@@ -282,6 +284,12 @@ def finetune(
             dense = dense_loss(model, data.vectors, data.sequences, levels, config, data.dense, distill)
             trained = _learn(model, renderer, rest, config, folder, learn, objective, dense).eval()
     return trained, None if dense is None else dense.index()
+
+
+def _tries(renderer: Renderer) -> list[ItemTrie]:
+    """The tries of the items' codes, and of those of behaviour, which some items lack."""
+    streams = [renderer] if renderer.behaviour is None else [renderer, renderer.behaviour]
+    return [ItemTrie.build(stream.codes[stream.codes[:, 0] >= 0], stream.vocabulary.level_sizes) for stream in streams]
 
 
 def make_collator(model: "PreTrainedModel", renderer: Renderer, config: TrainConfig) -> Collator:

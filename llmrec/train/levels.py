@@ -1,4 +1,5 @@
-"""A softmax over the codes of one level instead of one over the vocabulary, as decoding normalises them."""
+"""A softmax over the codes of one level, or over those that continue the prefix to an item, instead of one over the
+vocabulary: as decoding normalises them with scoring `level` or `catalogue`."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from llmrec.errors import UserError
+from llmrec.index.trie import ItemTrie
 from llmrec.model.architecture import logit_cap, unwrapped
 from llmrec.model.rows import TokenRows
 from llmrec.model.tokens import ItemVocabulary
@@ -17,25 +19,31 @@ from llmrec.model.tokens import ItemVocabulary
 class LevelSoftmax:
     """The loss of item tokens among the codes of their level, and of all other tokens among the vocabulary.
 
+    With tries, only the codes that continue an item's prefix to an item compete, so that the losses of an item's codes
+    sum to -log of its probability among all items, and a code without a rival costs nothing.
+
     Hidden states are multiplied with the M rows of the item tokens, not with all V rows of the head, which costs as
     much as eight layers of a model with 135 million weights.
 
     Args:
         model: the model, or a PEFT model around it.
         vocabulary: the item tokens.
+        tries: of the items, for consecutive levels of `vocabulary`: one trie, or one for each of two streams. Every
+            item that is a target is in them. None: all codes of a level compete.
 
     Raises:
         UserError: the model caps its logits, so they are more than products with the rows.
     """
 
-    def __init__(self, model: Any, vocabulary: ItemVocabulary) -> None:
+    def __init__(self, model: Any, vocabulary: ItemVocabulary, tries: Sequence[ItemTrie] = ()) -> None:
         inner = unwrapped(model)
         if logit_cap(inner) is not None:
-            raise UserError(f"--train.softmax level: {type(inner).__name__} caps its logits; set it to vocabulary.")
+            raise UserError(f"--train.softmax: {type(inner).__name__} caps its logits; set it to vocabulary.")
         self.head: Any = inner.get_output_embeddings()
         device = self.head.weight.device
         self.ids = torch.from_numpy(vocabulary.all_ids).to(device)
         self.sizes = vocabulary.level_sizes
+        self.tries = [trie.to(device) for trie in tries]
         self.place = torch.full((len(self.head.weight),), -1, device=device)
         self.place[self.ids] = torch.arange(len(self.ids), device=device)
 
@@ -53,7 +61,7 @@ class LevelSoftmax:
 
         Args:
             states: float [P, H], what the model returned in the context `hidden_states`.
-            targets: int64 [P], the tokens to predict.
+            targets: int64 [P], the tokens to predict; those of an item follow each other.
 
         Returns:
             The sum of their cross-entropies, a scalar, and the logits of the item tokens, float32 [P, M] in level
@@ -63,12 +71,26 @@ class LevelSoftmax:
         ends = list(itertools.accumulate(self.sizes))
         codes = [(place >= end - size) & (place < end) for size, end in zip(self.sizes, ends, strict=True)]
         here = [of_level.nonzero()[:, 0] for of_level in codes]
-        return self.of_positions(states, targets, (place < 0).nonzero()[:, 0], here)
+        rivals = self._rivals(place, here) if self.tries else None
+        return self.of_positions(states, targets, (place < 0).nonzero()[:, 0], here, rivals)
 
     def of_positions(
-        self, states: torch.Tensor, targets: torch.Tensor, words: torch.Tensor, here: Sequence[torch.Tensor]
+        self,
+        states: torch.Tensor,
+        targets: torch.Tensor,
+        words: torch.Tensor,
+        here: Sequence[torch.Tensor],
+        rivals: Sequence[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As a call, with `words` and `here`, int64, the positions of words and of the codes of each level."""
+        """As a call, with what a call finds out.
+
+        Args:
+            states: as for a call.
+            targets: as for a call.
+            words: int64, the positions of tokens that are not of items.
+            here: per level, int64 [n], the positions of its codes.
+            rivals: per level, bool [n, C_l], the codes that compete there; None: all.
+        """
         scores = F.linear(states, *self._rows(states.dtype)).float()
         total = scores.new_zeros(())
         if len(words):
@@ -76,11 +98,34 @@ class LevelSoftmax:
             logits = type(self.head).forward(self.head, states[words].to(self._base.weight.dtype))
             total = F.cross_entropy(logits.float(), targets[words], reduction="sum")
         first = 0
-        for size, at in zip(self.sizes, here, strict=True):
-            codes = self.place[targets[at]] - first
-            total = total + F.cross_entropy(scores[at, first : first + size], codes, reduction="sum")
+        for level, (size, at) in enumerate(zip(self.sizes, here, strict=True)):
+            codes, among = self.place[targets[at]] - first, scores[at, first : first + size]
+            if rivals is not None:
+                among = among.masked_fill(~rivals[level], -torch.inf)
+            total = total + F.cross_entropy(among, codes, reduction="sum")
             first += size
         return total, scores
+
+    def _rivals(self, place: torch.Tensor, here: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Per level, bool [n, C_l]: the codes that continue the prefix of the n targets of this level to an item.
+
+        Args:
+            place: int64 [P], the targets' places among the item tokens; those of an item follow each other.
+            here: per level, int64 [n], the positions of its codes.
+        """
+        found, first, at_level = [], 0, iter(here)
+        node = torch.zeros_like(place)  # of the trie on the last level done; the root before the first
+        for trie in self.tries:
+            for level, size in enumerate(trie.level_sizes):
+                at = next(at_level)
+                parents = node[at - 1] if level else torch.zeros_like(at)
+                row, children = trie.children(level, parents)
+                rivals = torch.zeros(len(at), size, dtype=torch.bool, device=place.device)
+                rivals[row, trie.codes(level, children)] = True
+                found.append(rivals)
+                node[at] = trie.step(level, parents, place[at] - first)
+                first += size
+        return found
 
     @property
     def _base(self) -> Any:

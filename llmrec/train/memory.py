@@ -272,7 +272,7 @@ def recompute_here(
         return recompute(config, 0, None)
     bare = on_meta(model)
     trained = bare if config.method == "full" else with_adapter(bare, vocabulary.all_ids, config.lora)
-    levels = LevelSoftmax(trained, vocabulary) if config.softmax == "level" else None
+    levels = None if config.softmax == "vocabulary" else LevelSoftmax(trained, vocabulary)
     longest = batches(mixture, collate, config, longest_step(mixture, config))
     batch = max((Batch.of(each, vocabulary, collate.one_row) for each in longest), key=lambda one: one.size)
     share = PartialState().num_processes if spread_over_processes() else 1

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from second_stream import second_renderer
 from tolerances import CURVES
 from transformers import TrainingArguments
 
 from llmrec.data import EvalExamples
+from llmrec.decode.choose import make_search
+from llmrec.decode.config import DecodeConfig
 from llmrec.errors import UserError
 from llmrec.model.architecture import context_length
 from llmrec.model.config import AdapterConfig
@@ -257,6 +260,24 @@ def test_new_adapter_changes_nothing(make_shop, tied):
     plain = shop.model.eval()(ids).logits
     adapted = with_adapter(shop.model, shop.vocabulary.all_ids, LORA.lora).eval()(ids).logits
     torch.testing.assert_close(adapted, plain)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_among_items_validation_measures_what_decoding_ranks_by(shop, tmp_path, streams):
+    """With softmax catalogue, the validation loss per code times L is the mean -log-probability of the target in the
+    exact ranking of all items."""
+    known = data(shop)
+    if streams == 2:
+        shop.renderer.behaviour = second_renderer(shop, without=np.array([3, 8]))
+    config = replace(FULL, softmax="catalogue", epochs=1, evaluations=1)
+    model = finetune(shop.model, shop.renderer, known, TASKS, config, tmp_path)[0]
+    search = make_search(model, shop.vocabulary, shop.trie, DecodeConfig(beams=len(shop.codes), dtype="float32"))
+    cases = known.validation.sample(config.validation_users, config.seed)
+    prompts = [example.prompt for example in validation_examples(shop.renderer, cases)]
+    found = search.search(shop.renderer.encode_prompts(prompts), len(shop.codes))
+    mine = found.scores[found.items == cases.targets[:, None]]
+    assert len(mine) == len(cases)
+    assert log(tmp_path, "eval_loss") == pytest.approx([-float(mine.mean()) / shop.codes.shape[1]], rel=CURVES)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

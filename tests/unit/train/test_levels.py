@@ -1,13 +1,17 @@
 """The loss among the codes of a level equals that computed from the logits of the whole vocabulary."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
 from llmrec.errors import UserError
+from llmrec.index.trie import ItemTrie
 from llmrec.model.adapter import add_item_rows, with_adapter
 from llmrec.model.config import AdapterConfig
+from llmrec.model.tokens import ItemVocabulary
+from llmrec.tasks.examples import Sequential
 from llmrec.tasks.mixture import Collator, predicting
 from llmrec.tasks.render import Example
 from llmrec.train.levels import LevelSoftmax
@@ -34,6 +38,23 @@ def ours(model, batch, vocabulary):
     with objective.reading():
         outputs = model(**inputs(batch), logits_to_keep=predicting(batch["labels"]))
     return objective(outputs, batch["labels"])
+
+
+def among_items(logits, targets, vocabulary, codes):
+    """-log p of each target item, from logits [P, V] at the tokens of items alone: each code against the codes by which
+    the items with this prefix go on, found by comparing all prefixes."""
+    tokens = vocabulary.token_ids(codes)
+    losses = []
+    for place in range(0, len(targets), codes.shape[1]):
+        item = targets[place : place + codes.shape[1]].tolist()
+        loss = torch.zeros(())
+        for level in range(len(item)):
+            below = (tokens[:, :level] == item[:level]).all(axis=1)
+            rivals = sorted(set(tokens[below, level].tolist()))
+            row = logits[place + level][torch.tensor(rivals)]
+            loss = loss + row.logsumexp(0) - row[rivals.index(item[level])]
+        losses.append(loss)
+    return torch.stack(losses)
 
 
 def gradients(model, loss):
@@ -79,7 +100,7 @@ def test_the_model_returns_logits_again_afterwards(shop, batch):
 def test_capped_logits_are_refused(shop):
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = Gemma2ForCausalLM(Gemma2Config(vocab_size=64, num_key_value_heads=1, head_dim=8, **sizes))
-    with pytest.raises(UserError, match=r"train.softmax level: Gemma2ForCausalLM caps its logits"):
+    with pytest.raises(UserError, match=r"train.softmax: Gemma2ForCausalLM caps its logits"):
         LevelSoftmax(model, shop.renderer.vocabulary)
 
 
@@ -103,3 +124,65 @@ def test_words_and_codes_are_learnt_in_mixed_precision(shop, untied, weights):
     torch.testing.assert_close(loss / int(where.sum()), plain, rtol=2e-2 if weights == torch.bfloat16 else 1e-5, atol=0)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def items_alone(shop):
+    """A batch of histories whose every item but the first is a target, and no words."""
+    task = Sequential(shop.renderer, shop.sequences, every_item=True)
+    rng = np.random.default_rng(0)
+    return Collator(shop.renderer, 160, packed=True)([task.example(row, rng) for row in range(0, len(task), 3)])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_among_items_it_is_minus_log_p_of_the_item(shop, lora):
+    """With a trie, the losses of an item's codes sum to what the exact ranking of all items would give it."""
+    vocabulary, codes = shop.renderer.vocabulary, shop.renderer.codes
+    model = with_adapter(shop.model, vocabulary.all_ids, AdapterConfig(rank=2, dropout=0.0)) if lora else shop.model
+    model.eval()
+    batch = items_alone(shop)
+    where = predicting(batch["labels"])
+    logits, targets = model(**inputs(batch)).logits[where], batch["labels"].roll(-1, dims=1)[where]
+    plain = among_items(logits, targets, vocabulary, codes).sum() / len(targets)
+    level = LevelSoftmax(model, vocabulary, [ItemTrie.build(codes, vocabulary.level_sizes)])
+    objective = Objective(levels=level)
+    with objective.reading():
+        outputs = model(**inputs(batch), logits_to_keep=where)
+    loss = objective(outputs, batch["labels"])
+    torch.testing.assert_close(loss, plain)
+    stock, fast = gradients(model, plain), gradients(model, loss)
+    for name, gradient in stock.items():
+        torch.testing.assert_close(fast[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_words_beside_items_keep_the_vocabulary(shop, batch):
+    """In a trie of all possible codes each code has all rivals: the loss is that of the level. Words are as before."""
+    vocabulary = shop.renderer.vocabulary
+    all_codes = np.stack(np.meshgrid(*map(np.arange, vocabulary.level_sizes), indexing="ij"), axis=-1)
+    trie = ItemTrie.build(all_codes.reshape(-1, len(vocabulary.level_sizes)), vocabulary.level_sizes)
+    level = LevelSoftmax(shop.model.eval(), vocabulary, [trie])
+    where = predicting(batch["labels"])
+    with level.hidden_states():
+        states = shop.model(**inputs(batch), logits_to_keep=where).logits
+    loss, _ = level(states, batch["labels"].roll(-1, dims=1)[where])
+    torch.testing.assert_close(loss / int(where.sum()), expected(shop.model, batch, vocabulary))
+
+
+def test_each_of_two_streams_has_its_own_trie(shop):
+    """Items of both streams stand in one batch; each is normalised among the items of its own stream."""
+    size = len(shop.renderer.tokenizer)
+    names, ids = [["a", "b"], ["c", "d"], ["e", "f", "g"]], [np.array([2, 3]), np.array([4, 5]), np.array([6, 7, 8])]
+    one, two = np.array([[0, 0], [0, 1], [1, 1]]), np.array([[0], [2]])
+    tries = [ItemTrie.build(one, [2, 2]), ItemTrie.build(two, [3])]
+    level = LevelSoftmax(shop.model.eval(), ItemVocabulary(names, ids), tries)
+    states = torch.randn(6, shop.model.config.hidden_size)
+    targets = torch.tensor([8, 2, 5, 1, 3, 5])  # item 1 of the second stream, item 1 of the first, a word, item 2
+    loss, _ = level(states, targets)
+    logits = shop.model.get_output_embeddings()(states)
+    assert logits.shape[1] == size
+
+    def nll(row, target, *rivals):
+        return logits[row][list(rivals)].logsumexp(0) - logits[row][target]
+
+    word = logits[3].logsumexp(0) - logits[3][1]
+    plain = nll(0, 8, 6, 8) + nll(1, 2, 2, 3) + nll(2, 5, 4, 5) + word + nll(4, 3, 2, 3)  # after 1 there is only 1
+    torch.testing.assert_close(loss, plain)
