@@ -262,15 +262,17 @@ def test_new_adapter_changes_nothing(make_shop, tied):
     torch.testing.assert_close(adapted, plain)
 
 
-@pytest.mark.parametrize("streams", [1, 2])
-def test_among_items_validation_measures_what_decoding_ranks_by(shop, tmp_path, streams):
+@pytest.mark.parametrize("case", ["one stream", "two streams", "encoder-decoder"])
+def test_among_items_validation_measures_what_decoding_ranks_by(make_shop, tmp_path, case):
     """With softmax catalogue, the validation loss per code times L is the mean -log-probability of the target in the
     exact ranking of all items."""
-    known = data(shop)
-    if streams == 2:
+    shop, tasks = make_shop(architecture="t5" if case == "encoder-decoder" else "qwen3"), TASKS
+    known, config = data(shop), replace(FULL, softmax="catalogue", epochs=1, evaluations=1)
+    if case == "two streams":
         shop.renderer.behaviour = second_renderer(shop, without=np.array([3, 8]))
-    config = replace(FULL, softmax="catalogue", epochs=1, evaluations=1)
-    model = finetune(shop.model, shop.renderer, known, TASKS, config, tmp_path)[0]
+    if case == "encoder-decoder":
+        config, tasks = replace(config, packing=False), replace(TASKS, supervise="target")
+    model = finetune(shop.model, shop.renderer, known, tasks, config, tmp_path)[0]
     search = make_search(model, shop.vocabulary, shop.trie, DecodeConfig(beams=len(shop.codes), dtype="float32"))
     cases = known.validation.sample(config.validation_users, config.seed)
     prompts = [example.prompt for example in validation_examples(shop.renderer, cases)]
