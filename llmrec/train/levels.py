@@ -29,7 +29,7 @@ class LevelSoftmax:
         model: the model, or a PEFT model around it.
         vocabulary: the item tokens.
         tries: of the items, for consecutive levels of `vocabulary`: one trie, or one for each of two streams. Every
-            item that is a target is in them. None: all codes of a level compete.
+            item that is a target is in them. Without tries, all codes of a level compete.
 
     Raises:
         UserError: the model caps its logits, so they are more than products with the rows.

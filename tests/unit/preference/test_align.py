@@ -56,21 +56,22 @@ def test_experts_pull_and_divergence_holds_back(aligned, probability, liked, wor
     """The experts give the liked item of a pair .6, the offered one .3, and the others the rest.
 
     The model begins with the offered item nearly always. The less a divergence counts, the closer it comes to them.
-    Where it begins, and how far chance moves it, differ between processors, so gains are compared.
+    Where it begins differs between processors, so this is measured. The steps are small enough for the divergence to
+    hold the model where it began; larger ones wander.
     """
-    before, gains = probability(liked).mean(), {}
+    before, shares = probability(liked).mean(), {}
     for kl in (0.01, 1.0, 30.0):
         table = np.full((20, 20), 0.1 / 18)
         table[np.arange(20), liked], table[np.arange(20), liked - 1] = 0.6, 0.3
         scores = lambda users, histories: np.log(table[[history[-1] for history in histories]])  # noqa: B023, E731
         codes = np.arange(20) // 5
         teacher = Teacher.of_scores(scores, world, codes, DistillConfig(top=20), tmp_path / f"teacher-{kl}")
-        settings = {**FAST, "method": "grpo", "group": 6, "epochs": 2, "reward": "experts", "kl": kl, "draw": draw}
-        aligned(PreferenceConfig(**settings), f"kl {kl}", experts=ExpertsReward(teacher, codes))
-        gains[kl] = probability(liked).mean() - before
-    assert gains[0.01] > 0.1
-    assert gains[0.01] > gains[1.0] > gains[30.0]
-    assert gains[30.0] < gains[0.01] / 2
+        config = PreferenceConfig(**{**GRPO, "learning_rate": 1e-3, "reward": "experts", "kl": kl, "draw": draw})
+        aligned(config, f"kl {kl}", experts=ExpertsReward(teacher, codes))
+        shares[kl] = probability(liked).mean()
+    assert shares[0.01] > 0.3
+    assert shares[0.01] > shares[1.0] > before + 0.02
+    assert abs(shares[30.0] - before) < 0.02
 
 
 @pytest.mark.parametrize(
