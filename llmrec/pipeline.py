@@ -163,7 +163,7 @@ def intentions_stage(config: Config, run: RunDirectory) -> None:
 def base_stage(config: Config, run: RunDirectory) -> None:
     """Make a small language model from the catalogue's text, unless `base.model` names a model."""
     from llmrec.model.base import make_base
-    from llmrec.tasks.config import load_templates, tokenizer_texts
+    from llmrec.tasks.config import load_templates, prompt_files, tokenizer_texts
     from llmrec.train.finetune import pretrain
 
     def make(out: Path) -> None:
@@ -175,7 +175,8 @@ def base_stage(config: Config, run: RunDirectory) -> None:
         tokenizer.save_pretrained(out)
 
     if config.base.model is None:
-        run.build(Stage("base", config.base.cache_key(), make, reads=["data"]))
+        files = file_hashes(prompt_files(config.tasks))
+        run.build(Stage("base", config.base.cache_key(), make, reads=["data"], files=files))
 
 
 def train_stage(config: Config, run: RunDirectory) -> None:
@@ -183,9 +184,9 @@ def train_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.collaborative.teacher import Teacher
     from llmrec.embed import Embeddings
     from llmrec.quantize.tokenizer import ItemTokenizer
+    from llmrec.tasks.config import prompt_files
 
     local = Path(config.base.model) if config.base.model is not None else None
-    prompts = sorted(Path(config.tasks.prompts).glob("*.yaml")) if config.tasks.prompts else []
     dense, taught = config.train.dense.weight > 0, config.train.distill.weight > 0
     told = config.intentions.source != "none"
     made = {"base": config.base.model is None, "intentions": told, "embed": dense, "teacher": taught}
@@ -214,7 +215,8 @@ def train_stage(config: Config, run: RunDirectory) -> None:
             {"train": config.train.cache_key(), "tasks": config.tasks.cache_key(), "base": config.base.cache_key()},
             make,
             reads=["data", "tokenize", *(stage for stage, here in made.items() if here)],
-            files=file_hashes(prompts) | (model_state(local) if local is not None and local.exists() else {}),
+            files=file_hashes(prompt_files(config.tasks))
+            | (model_state(local) if local is not None and local.exists() else {}),
             resumable=True,
             together=True,
             spare=("checkpoint-*", "rows/*"),
@@ -270,6 +272,9 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 
     strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
     experts = bool(config.experts.models)
+    # The fusion is calibrated for the scores that it will rank by. Other constraints are for measurements alone.
+    scoring = config.decode.scoring if config.decode.constraint == "trie" else "auto"
+    steers = {"warm_floor": config.decode.warm_floor} | ({} if scoring == "auto" else {"scoring": scoring})
     last = trained_stage(config) if config.preference.method == "none" else "preference"
 
     def make(out: Path) -> None:
@@ -280,7 +285,9 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         if cold_items is None and not dense and not experts:
             return
         own = config.decode
-        decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
+        decode = DecodeConfig(
+            batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor, scoring=scoring
+        )
         recommender = Recommender.from_pretrained(bundle, decode, config.base.trust_remote_code)
         if cold_items is not None:
             recommender.add_items(cold_items, Embeddings.load(run.path("embed"), cold_items.ids).vectors)
@@ -302,7 +309,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     run.build(
         Stage(
             "model",
-            {"warm_floor": config.decode.warm_floor} if dense else {},
+            steers if dense else {},
             make,
             reads=[
                 last,

@@ -44,11 +44,11 @@ def refine_stage(config: Config, run: RunDirectory) -> None:
     from llmrec.recommender.further import further
     from llmrec.recommender.recommender import Recommender
     from llmrec.recommender.refine import refine_tokenizer
+    from llmrec.tasks.config import prompt_files
 
     settings, tasks, base = config.refine, config.tasks, config.base
     if not settings.rounds:
         return
-    prompts = sorted(Path(tasks.prompts).glob("*.yaml")) if tasks.prompts else []
     told = config.intentions.source != "none"
 
     def make(out: Path) -> None:
@@ -91,7 +91,7 @@ def refine_stage(config: Config, run: RunDirectory) -> None:
             steers | {"base": base.cache_key()},
             make,
             reads=["data", "embed", "tokenize", "train", *(["intentions"] if told else [])],
-            files=file_hashes(prompts),
+            files=file_hashes(prompt_files(tasks)),
             resumable=True,
             together=True,
             spare=("round-*/checkpoint-*", "tokenize-*", "bundle-*"),

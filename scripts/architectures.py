@@ -172,7 +172,7 @@ def probe(name: str) -> Row:
             packed = False
         for method in METHODS:
             train = TrainConfig(method, epochs=2, batch_size=32, evaluations=1, dropout=0.0, packing=packed)
-            recommender = Recommender.from_base(base, items)
+            recommender = Recommender.from_base(base, items, max_history=tasks.max_history)
             try:
                 recommender.fit(log.leave_one_out().train, tasks=tasks, train=train)
             except UserError as error:

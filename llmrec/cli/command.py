@@ -199,9 +199,10 @@ def _configs_first(arguments: Sequence[str]) -> list[str]:
 
 
 def with_config_of_run(arguments: Sequence[str]) -> list[str]:
-    """`arguments`, after a `--config` that names the configuration of the run directory, if it has one and they have
-    neither a `--config` nor a flag of `data`: nobody who leaves these out wants its data made again by the defaults."""
-    named = any(word == "--config" or word.startswith(("--config=", "--data.")) for word in arguments)
+    """`arguments`, after a `--config` that names the configuration of the run directory, if it has one and they name
+    no other data: nobody who leaves `--config` out wants the run's data replaced by those of the defaults."""
+    elsewhere = ("--config", "--data.format", "--data.path")
+    named = any(word.partition("=")[0] in elsewhere for word in arguments)
     if named or (own := _config_of_run(arguments)) is None:
         return list(arguments)
     log.warning("No --config: going on with %s.", own)

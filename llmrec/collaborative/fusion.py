@@ -272,7 +272,9 @@ def fit_weights(
     if len(rows) < LEAST:
         return None
     x, y, open_ = features[rows].astype(np.float64), hit[rows].argmax(axis=1), among[rows]
-    scale = x[open_].std(axis=0) + 1e-9
+    # A feature that is the same for all candidates says nothing, and gets the weight 0.
+    spread, size = x[open_].std(axis=0), np.abs(x[open_]).max(axis=0)
+    scale = np.where(spread > 1e-6 * size, spread, np.inf)
     x = x / scale
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:

@@ -322,13 +322,18 @@ class Context:
         return hidden.scatter_(1, chosen[:, :, None].expand(-1, -1, ran.shape[2]), ran), ancestors
 
     def _run(self, ids: torch.Tensor, mask: torch.Tensor | dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
-        if (check := _check.get()) is not None:
-            check()
+        self._before()
         output = self.body.decoder(
             input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
         )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden.to(self.body.device)
+
+    @staticmethod
+    def _before() -> None:
+        """What `before_each_pass` asks for."""
+        if (check := _check.get()) is not None:
+            check()
 
 
 class Slots(DynamicLayer):

@@ -4,6 +4,7 @@ All beams of a user are query positions of one row, so they share the keys and v
 themselves they see what the tree attention mask of `Context` lets them see.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -60,6 +61,7 @@ class EncodedContext(Context):
     def _run(self, ids: torch.Tensor, mask: torch.Tensor | dict[str, torch.Tensor], at: torch.Tensor) -> torch.Tensor:
         encoder = encoder_of(self.body.model)
         assert encoder is not None, "an encoder-decoder"
+        self._before()
         if self._encoded is None:
             self._encoded = encoder(input_ids=self.prompts, attention_mask=self.mask).last_hidden_state
         with _placed(self.body.decoder, at, self.positions):
@@ -75,9 +77,14 @@ class EncodedContext(Context):
         return hidden.to(self.body.device)
 
 
+_placing = threading.Lock()
+
+
 @contextmanager
 def _placed(decoder: nn.Module, at: torch.Tensor, keys: torch.Tensor) -> Iterator[None]:
     """Context manager: relative position biases (T5) follow these positions, not the places in the cache.
+
+    It changes the decoder, which other threads may use; so only one thread at a time is inside.
 
     Args:
         decoder: its layers with a `relative_attention_bias` change.
@@ -85,13 +92,14 @@ def _placed(decoder: nn.Module, at: torch.Tensor, keys: torch.Tensor) -> Iterato
         keys: int64 [B, S], positions of the keys.
     """
     layers: list[Any] = [layer for layer in decoder.modules() if hasattr(layer, "relative_attention_bias")]
-    for layer in layers:
-        layer.compute_bias = partial(_bias, layer, at, keys)
-    try:
-        yield
-    finally:
+    with _placing:
         for layer in layers:
-            del layer.compute_bias
+            layer.compute_bias = partial(_bias, layer, at, keys)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.compute_bias
 
 
 def _bias(layer: Any, at: torch.Tensor, keys: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

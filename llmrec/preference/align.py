@@ -13,6 +13,7 @@ one with the largest `best_by` among those whose recall@50 has not fallen by mor
 risen by more than chance (`margin`); without such a model, that before the alignment. A picture shows all evaluations.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -120,7 +121,7 @@ def align(material: Material, validation: Validation | None, folder: Path, rewar
     batches = _batches(len(material.examples), config, state.num_processes)
     steps, every = len(batches), math.ceil(len(batches) / config.evaluations)
     every = math.ceil(every / config.updates) * config.updates  # a checkpoint stands between two draws
-    own = {"config": asdict(config), "examples": len(material.examples), "processes": state.num_processes}
+    own = {"config": asdict(config), "learns_from": _digest(material, validation), "processes": state.num_processes}
     optimizer = torch.optim.AdamW(material.trained.values(), config.learning_rate, weight_decay=0.0)
     progress = _open(folder, own, material, optimizer)
     objective = make_objective(material, reward, folder, steps)
@@ -334,6 +335,22 @@ def _restore(trained: Mapping[str, nn.Parameter], values: Mapping[str, torch.Ten
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(values[name])
+
+
+def _digest(material: Material, validation: Validation | None) -> str:
+    """A digest of what an alignment learns from, and of the cases of its guards."""
+    examples, cases = material.examples, None if validation is None else validation.cases
+    found = hashlib.sha256()
+    for part in (
+        [examples.preferred, examples.targets],
+        examples.histories,
+        examples.disliked,
+        [] if cases is None else [cases.targets, *cases.histories],
+    ):
+        found.update(f"{len(part)}|".encode())
+        for array in part:
+            found.update(f"{len(array)}:".encode() + np.asarray(array, np.int64).tobytes())
+    return found.hexdigest()
 
 
 def _open(folder: Path, own: Mapping[str, Any], material: Material, optimizer: torch.optim.Optimizer) -> Progress:

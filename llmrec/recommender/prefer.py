@@ -14,7 +14,7 @@ from llmrec.decode.choose import check_decoding
 from llmrec.decode.ranker import ItemRanker
 from llmrec.errors import UserError
 from llmrec.model.adapter import reopened
-from llmrec.model.architecture import context_length
+from llmrec.model.architecture import context_length, encoder_of, unwrapped
 from llmrec.preference.align import Validation, align
 from llmrec.preference.config import PreferenceConfig
 from llmrec.preference.examples import feedback_examples, training_examples
@@ -65,6 +65,11 @@ def prefer(
             "ZeRO-3; use configs/accelerate/ddp.yaml or zero2.yaml, or set it to none."
         )
     model, store, renderer = recommender.model, recommender.store, recommender.renderer
+    if encoder_of(unwrapped(model)) is not None:
+        raise UserError(
+            f"--preference.method {config.method} aligns decoders, and this model is an encoder-decoder; set it to "
+            "none."
+        )
     decode = replace(recommender.decode_config, device=str(PartialState().device))
     pad = recommender.tokenizer.pad_token_id or 0
     support = check_decoding(model, renderer.vocabulary, store.trie, decode, pad)

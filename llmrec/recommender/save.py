@@ -30,6 +30,8 @@ def save_bundle(recommender: Trained, folder: Path) -> None:
     recommender.store.save(folder)
     if recommender.fusion_weights is not None:
         recommender.fusion_weights.save(folder / bundle.FUSION)
+    else:
+        (folder / bundle.FUSION).unlink(missing_ok=True)  # of another model, which was saved here before
     adapter = getattr(recommender.model, "peft_config", {}).get("default")
     header = bundle.Header(
         schema=bundle.SCHEMA,

@@ -3,13 +3,11 @@
     users.parquet -> .recs.parquet.parts/000000.parquet, 000001.parquet, ... -> recs.parquet
 
 A chunk is written atomically, so a killed job goes on after its last finished chunk, and the result is the same row for
-row. Memory holds one chunk, whatever the number of users. Under `accelerate launch`, each of n processes makes every
-n-th chunk, and the first one joins them.
+row. Memory holds one chunk, and an input of CSV or TSV as a whole. Under `accelerate launch`, each of n processes makes
+every n-th chunk, and the first one joins them.
 """
 
-import csv
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +22,8 @@ import polars as pl
 from llmrec import atomic
 from llmrec.console import get_logger, progress_bar
 from llmrec.data.bad_rows import TextOptions
-from llmrec.data.files import read_records, require_file
+from llmrec.data.files import read_records, read_table, require_file, row_places, table_kind
 from llmrec.data.ids import is_id
-from llmrec.data.lines import find_encoding, open_bytes
 from llmrec.device import process_state
 from llmrec.errors import UserError, system_words
 from llmrec.lock import Lock, lock_of
@@ -52,6 +49,10 @@ SCHEMA = {
 """Columns of the output: one row per user and rank. A user without any answer has one row, whose rank is null. `note`
 is what `Answer.notes` and `Answer.reason` say, null if they say nothing."""
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+COLUMNS = ("user_id", "history", "prompt")
+"""Columns of the input; all others are left out."""
+_WHOLE_NUMBERS = r"^\s*(?:[+-]?\d+(?:\.0+)?(?:\s+|$))*$"
+"""A history of whole numbers. If a column holds nothing else, 101.0 is 101 there, as in the columns of other tables."""
 JOB, COMPLETE = "job.json", "complete"
 SECONDS = 10
 """Least time between two lines of progress."""
@@ -129,18 +130,19 @@ def predict(
                     stack.enter_context(Lock(lock_of(output), busy))
                     if output.exists() and not (folder / COMPLETE).is_file():
                         raise UserError(f"--output {output}: is there already; name another file, or remove it.")
+                    total = sum(1 for _ in users(source))  # a wrong row ends the job before it begins
                     _begin(folder, _key(bundle, source, output, {**decode, **options}))
                 there = {path.name for path in folder.glob("*.parquet")}
             if make is None:
                 if state.is_main_process:
-                    parts = _showing(parts, sum(1 for _ in users(source)))
+                    parts = _showing(parts, total)
                 done = _make_parts(recommender, parts, folder, there, state, options)
             else:
                 done = make(parts, folder, there)
             if not state.is_main_process:
                 return None
             (folder / COMPLETE).touch()
-            atomic.write_file(output, lambda file: _join(folder, output.suffix, file))
+            atomic.write_file(output, lambda file: _join(folder, output.suffix.lower(), file))
             atomic.remove_folder(folder, (atomic.MARK,))
     except OSError as error:
         raise UserError(f"--output {output}: can't be written ({system_words(error)}).") from None
@@ -267,7 +269,7 @@ def _key(bundle: Path, source: Path, output: Path, settings: Mapping[str, Any]) 
     content = {
         "input": sha256(source),
         "bundle": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
-        "suffix": output.suffix,
+        "suffix": output.suffix.lower(),
         "chunk": CHUNK,
         "settings": settings,
     }
@@ -275,7 +277,7 @@ def _key(bundle: Path, source: Path, output: Path, settings: Mapping[str, Any]) 
 
 
 def _require_suffix(output: Path) -> None:
-    if output.suffix not in SUFFIXES:
+    if output.suffix.lower() not in SUFFIXES:
         raise UserError(f"--output {output}: unknown kind of file; expected {', '.join(SUFFIXES)}.")
 
 
@@ -283,7 +285,7 @@ def _require_suffix(output: Path) -> None:
 
 
 def users(path: Path) -> Iterator[User]:
-    """Yield each row of a table, in its order, without reading it as a whole.
+    """Yield each row of a table, in its order. Parquet and JSON lines are not read as a whole.
 
     The column `history` holds a list of ids, or a text of ids with spaces between them, or a text with a JSON list of
     ids; an empty one is a user without events. The column `prompt` may be missing.
@@ -292,17 +294,24 @@ def users(path: Path) -> Iterator[User]:
         UserError: the file is missing, unreadable or of an unknown kind, lacks a column, or has a row without a user.
     """
     require_file(path, "--input")
-    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    match kind:
+    match table_kind(path):
         case ".parquet":
-            records = _parquet_records(path)
+            return _users(path, _parquet_records(path))
         case ".csv" | ".tsv":
-            records = _separated_records(path, "\t" if kind == ".tsv" else ",")
+            return _users(path, _separated_records(path))
         case ".jsonl" | ".ndjson":
-            records = (record for _, record in read_records(path))
+            return _users(path, (record for _, record in read_records(path)))
         case _:
             raise UserError(f"--input {path}: unknown kind of file; expected {', '.join(SUFFIXES)} (text also .gz).")
-    return (_user(record, f"--input {path}, row {row}") for row, record in enumerate(records, start=1))
+
+
+def _users(path: Path, records: Iterator[Mapping[str, Any]]) -> Iterator[User]:
+    for row, record in enumerate(records):
+        try:
+            user = _user(record)
+        except UserError as error:
+            raise UserError(f"--input {path}, {row_places(path, [row], TextOptions())[0]}: {error}") from None
+        yield user
 
 
 def _parquet_records(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -312,7 +321,7 @@ def _parquet_records(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             _require_columns(path, file.schema_arrow.names)
-            columns = [name for name in ("user_id", "history", "prompt") if name in file.schema_arrow.names]
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             for batch in file.iter_batches(CHUNK, columns=columns):
                 yield from batch.to_pylist()
     except (OSError, ArrowException) as error:
@@ -320,29 +329,27 @@ def _parquet_records(path: Path) -> Iterator[Mapping[str, Any]]:
         raise UserError(f"--input {path}: not a readable parquet file: {reason}.") from None
 
 
-def _separated_records(path: Path, separator: str) -> Iterator[Mapping[str, Any]]:
-    try:
-        encoding = find_encoding(path, TextOptions())
-        with open_bytes(path) as file:
-            records = csv.DictReader(io.TextIOWrapper(file, encoding, newline=""), delimiter=separator)
-            _require_columns(path, records.fieldnames or ())
-            yield from records
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--input {path}: can't be read as a table: {error}.") from None
+def _separated_records(path: Path) -> Iterator[Mapping[str, Any]]:
+    frame = read_table(path, "--input", used=COLUMNS)
+    _require_columns(path, frame.columns)
+    if frame["history"].fill_null("").str.contains(_WHOLE_NUMBERS).all():
+        frame = frame.with_columns(pl.col("history").str.replace_all(r"\.0+(\s|$)", "$1"))
+    return frame.select(name for name in COLUMNS if name in frame.columns).iter_rows(named=True)
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:
     if not {"user_id", "history"} <= set(names):
-        raise UserError(f"--input {path}: found the columns {', '.join(names)}; expected user_id and history.")
+        raise UserError(
+            f"--input {path}: found the columns {', '.join(map(repr, names))}; expected user_id and history."
+        )
 
 
-def _user(record: Mapping[str, Any], where: str) -> User:
-    history, prompt = record.get("history"), record.get("prompt")
+def _user(record: Mapping[str, Any]) -> User:
+    user, prompt = _id(record.get("user_id"), "user_id"), record.get("prompt")
     if not isinstance(prompt, str | None):
-        raise UserError(f"{where}: prompt {prompt!r:.80}: expected a text, or nothing.")
-    items = history_of(history, f"{where}: history")
+        raise UserError(f"prompt {prompt!r:.80}: expected a text, or nothing.")
     wish = prompt if prompt is not None and prompt.strip() else None
-    return User(_id(record.get("user_id"), f"{where}: user_id"), items, wish)
+    return User(user, history_of(record.get("history"), "history"), wish)
 
 
 def history_of(value: Any, where: str) -> list[str]:

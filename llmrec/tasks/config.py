@@ -182,6 +182,11 @@ def _check_phrasing(path: Path, template: Template, phrasing: Any) -> None:
         raise UserError(f"{path}: template {phrasing!r} has placeholders {holes}, expected {template.inputs}.")
 
 
+def prompt_files(tasks: TasksConfig) -> list[Path]:
+    """The files of `tasks.prompts`, sorted; none for the shipped prompts."""
+    return sorted(Path(tasks.prompts).glob("*.yaml")) if tasks.prompts else []
+
+
 def load_templates(folder: str | Path | None = None) -> dict[str, Template]:
     """Read the templates in `folder`, or the shipped ones.
 

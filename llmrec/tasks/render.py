@@ -268,6 +268,11 @@ class Renderer:
         user = "" if self.users is None else self.users.text(items if known is None else known)
         return user + "".join(self.in_history(item) for item in self.shown(items))
 
+    @property
+    def most_of_title(self) -> int:
+        """Most tokens that a title takes behind an item of a history, the space after it included."""
+        return self.title_tokens + 1 if self.title_tokens else 0
+
     def in_history(self, item: int) -> str:
         """What a history says of an item, a row of the catalogue: its tokens, and the beginning of its title."""
         tokens, item = self.item_text[item], int(item)
@@ -357,7 +362,7 @@ class Prompted:
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
         self.levels = len(renderer.vocabulary.ids)
-        self.per_item = self.levels + renderer.title_tokens  # approximate tokens of an item of a history
+        self.per_item = self.levels + renderer.most_of_title  # approximate tokens of an item of a history
         self.overhead = 12  # approximate tokens of a phrasing, used only for batching
 
     def prompt(self, rng: np.random.Generator, **values: str) -> str:

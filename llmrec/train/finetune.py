@@ -211,8 +211,8 @@ def finetune(
         head, or None if `config.dense.weight` is 0.
 
     Raises:
-        UserError: there are no training examples, the model was not made for `tasks.user_tokens` or
-            `tasks.title_tokens`, no item has a title that these would show, the prompts do not fit into the model's
+        UserError: there are no training examples, the model was not made for `tasks.user_tokens`, `tasks.max_history`
+            or `tasks.title_tokens`, no item has a title that these would show, the prompts do not fit into the model's
             context, the method does not fit the model, this machine lacks a kernel that the configuration names, the
             dense head has no text vectors or other sizes than configured, or the distillation has no teacher of these
             sequences.
@@ -229,6 +229,11 @@ def finetune(
         raise UserError(
             f"--tasks.user_tokens {tasks.user_tokens}: the model has {has}; make it with user_tokens="
             f"{tasks.user_tokens}, or set this to {not tasks.user_tokens}."
+        )
+    if tasks.max_history != renderer.max_history:
+        raise UserError(
+            f"--tasks.max_history {tasks.max_history}: the model was made for {renderer.max_history}; make it with "
+            f"max_history={tasks.max_history}, or set this to {renderer.max_history}."
         )
     if tasks.title_tokens != renderer.title_tokens:
         raise UserError(
@@ -363,7 +368,7 @@ def _check_context(renderer: Renderer, tasks: TasksConfig, context: int) -> None
         for i in range(len(template.templates))
     )
     levels_of_user = 0 if renderer.users is None else len(renderer.users.vocabulary.ids)
-    history = tasks.max_history * (levels + tasks.title_tokens)
+    history = renderer.max_history * (levels + renderer.most_of_title)
     needed = phrasings + levels_of_user + history + levels + tasks.max_text_tokens
     if needed > context:
         titles = f", --tasks.title_tokens {tasks.title_tokens}" if tasks.title_tokens else ""

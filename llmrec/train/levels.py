@@ -40,12 +40,11 @@ class LevelSoftmax:
         if logit_cap(inner) is not None:
             raise UserError(f"--train.softmax: {type(inner).__name__} caps its logits; set it to vocabulary.")
         self.head: Any = inner.get_output_embeddings()
-        device = self.head.weight.device
-        self.ids = torch.from_numpy(vocabulary.all_ids).to(device)
+        self.ids = torch.from_numpy(vocabulary.all_ids)
         self.sizes = vocabulary.level_sizes
-        self.tries = [trie.to(device) for trie in tries]
-        self.place = torch.full((len(self.head.weight),), -1, device=device)
-        self.place[self.ids] = torch.arange(len(self.ids), device=device)
+        self.tries = list(tries)
+        self.place = torch.full((len(self.head.weight),), -1)
+        self.place[self.ids] = torch.arange(len(self.ids))
 
     @contextmanager
     def hidden_states(self) -> Iterator[None]:
@@ -67,6 +66,7 @@ class LevelSoftmax:
             The sum of their cross-entropies, a scalar, and the logits of the item tokens, float32 [P, M] in level
             order.
         """
+        self._follow(targets.device)
         place = self.place[targets]
         ends = list(itertools.accumulate(self.sizes))
         codes = [(place >= end - size) & (place < end) for size, end in zip(self.sizes, ends, strict=True)]
@@ -91,6 +91,7 @@ class LevelSoftmax:
             here: per level, int64 [n], the positions of its codes.
             rivals: per level, bool [n, C_l], the codes that compete there; None: all.
         """
+        self._follow(targets.device)
         scores = F.linear(states, *self._rows(states.dtype)).float()
         total = scores.new_zeros(())
         if len(words):
@@ -105,6 +106,12 @@ class LevelSoftmax:
             total = total + F.cross_entropy(among, codes, reduction="sum")
             first += size
         return total, scores
+
+    def _follow(self, device: torch.device) -> None:
+        """Move to the device of a batch: a training moves the model to the GPU only after this object is made."""
+        if self.place.device != device:
+            self.ids, self.place = self.ids.to(device), self.place.to(device)
+            self.tries = [trie.to(device) for trie in self.tries]
 
     def _rivals(self, place: torch.Tensor, here: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Per level, bool [n, C_l]: the codes that continue the prefix of the n targets of this level to an item.

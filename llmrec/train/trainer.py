@@ -238,7 +238,7 @@ def run_trainer(
     dense = objective.dense
     if dense is not None:
         model.dense_loss = dense  # a submodule in training, so that Trainer optimizes, moves and synchronises it
-    arguments = _arguments(model, config, folder, len(train), validation is not None, dense is not None)
+    arguments = _arguments(model, config, folder, len(train), validation is not None, objective)
     _use_one_gpu(arguments)
     trainer = _Trainer(
         model=model,
@@ -286,7 +286,7 @@ def _use_one_gpu(arguments: TrainingArguments) -> None:
 
 
 def _arguments(
-    model: nn.Module, config: TrainConfig, folder: Path, examples: int, validate: bool, dense: bool
+    model: nn.Module, config: TrainConfig, folder: Path, examples: int, validate: bool, objective: Objective
 ) -> TrainingArguments:
     from accelerate import PartialState
 
@@ -325,8 +325,9 @@ def _arguments(
         prediction_loss_only=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        # The loss uses the dense head after the forward pass, so DDP would take its parameters for unused.
-        ddp_find_unused_parameters=False if dense else None,
+        # The loss uses the dense head and the rows of the output head after the forward pass, so DDP would take these
+        # parameters for unused.
+        ddp_find_unused_parameters=None if objective.dense is None and objective.levels is None else False,
         dataloader_pin_memory=state.device.type == "cuda",
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",

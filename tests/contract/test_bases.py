@@ -95,7 +95,7 @@ def trained(request, make_model: Callable, tiny_catalog: Catalog, tmp_path_facto
     log = Interactions.from_frame(pl.DataFrame(events, ["user_id", "item_id", "timestamp"], orient="row"))
 
     def fit(folder: Path) -> Recommender:
-        return Recommender.from_base(base, items).fit(log, tasks=TASKS, train=LORA, folder=folder)
+        return Recommender.from_base(base, items, max_history=4).fit(log, tasks=TASKS, train=LORA, folder=folder)
 
     def fit_again(recommender: Recommender) -> Recommender:
         return recommender.fit(log, tasks=TASKS, train=replace(LORA, epochs=1, evaluations=1))

@@ -1,6 +1,7 @@
 """Encoder-decoders under the beam search: equal to scoring the whole catalogue by the model's own forward passes."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from transformers import (
 
 from llmrec.decode.choose import make_search
 from llmrec.decode.config import DecodeConfig
-from llmrec.decode.context import ItemHead
+from llmrec.decode.context import ItemHead, before_each_pass
 from llmrec.decode.exact import ExactSearch
 from llmrec.decode.filters import Filter
 from llmrec.decode.generate import GenerateSearch
@@ -192,6 +193,29 @@ def test_the_encoder_runs_once_per_prompt(t5, monkeypatch):
     assert len(ran["decoder"]) == 1 + 2 * (len(SIZES) - 1), "the start token, and two searches"
     assert {rows for rows, _ in ran["decoder"]} == {4}, "the beams of a user share a row"
     np.testing.assert_array_equal(first.items, again.items)
+
+
+def test_threads_share_a_search(t5):
+    """Serving decodes quick and long requests at once, by one model."""
+    search = searcher(TreeSearch, t5, "catalogue")
+    parts = [PROMPTS[:1], PROMPTS[1:]] * 2
+    expected = [search.search(prompts, 10) for prompts in parts]
+    with ThreadPoolExecutor(len(parts)) as threads:
+        rounds = [list(threads.map(search.search, parts, [10] * len(parts))) for _ in range(10)]
+    for one, alone in zip(itertools.chain.from_iterable(rounds), itertools.cycle(expected), strict=False):
+        np.testing.assert_array_equal(one.items, alone.items)
+        np.testing.assert_allclose(one.scores, alone.scores, rtol=0, atol=SCORES)
+
+
+def test_each_pass_can_be_stopped(t5):
+    """Abandoned requests end, and long ones give way."""
+
+    def stop():
+        raise InterruptedError
+
+    search = searcher(TreeSearch, t5, "catalogue")
+    with before_each_pass(stop), pytest.raises(InterruptedError):
+        search.search(PROMPTS, 10)
 
 
 @torch.inference_mode()

@@ -65,7 +65,7 @@ def test_a_fresh_process_computes_the_same_bits(
     train = TrainConfig(
         method="lora", lora=AdapterConfig(rank=4), epochs=1, batch_size=4, evaluations=1, learning_rate=1e-2
     )
-    recommender = Recommender.from_base(base, items).fit(log, tasks=tasks, train=train)
+    recommender = Recommender.from_base(base, items, max_history=4).fit(log, tasks=tasks, train=train)
     tokens = recommender.renderer.vocabulary.all_ids
     assert tokens[0] == 151_669
     learnt = {name: p for name, p in recommender.model.named_parameters() if p.requires_grad}

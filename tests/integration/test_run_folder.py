@@ -248,6 +248,15 @@ def test_without_a_configuration_the_one_of_the_run_counts(project: Path, caplog
     assert "dim: 4" in (project / "run" / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("flag", [["--data.user_core", "2"], ["--data.user_core=2"]])
+def test_a_setting_of_the_data_does_not_exchange_the_data(project: Path, flag: list[str]) -> None:
+    assert main(["prepare", "--run", "run", *flags()]) == 0
+    known = set(pl.read_parquet(project / "run" / "data" / "items.parquet")["item_id"])
+    assert main(["prepare", "--run", "run", *flag]) == 0
+    assert "user_core: 2" in (project / "run" / "config.yaml").read_text()
+    assert set(pl.read_parquet(project / "run" / "data" / "items.parquet")["item_id"]) <= known
+
+
 def test_a_configuration_that_is_named_counts_instead_of_that_of_the_run(project: Path) -> None:
     assert main(["prepare", "--run", "run", *flags(), "--data.min_rating", "null"]) == 0
     (project / "own.yaml").write_text("data:\n  synthetic_users: 300\n  synthetic_items: 200\n")

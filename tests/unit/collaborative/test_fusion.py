@@ -119,6 +119,16 @@ def test_planted_weights_are_found():
     np.testing.assert_allclose(found * [1, 3, 0.5, 0.2], np.array(weights) * [1, 3, 0.5, 0.2], atol=0.08)
 
 
+@pytest.mark.parametrize("constant", [0.0, 3.0, -7.541, 1e-12])
+def test_a_feature_that_is_the_same_everywhere_has_no_weight(constant):
+    items, features, targets = planted(400, 12, [1.0, 0.3, 0.0, 4.0])
+    everything, cases = np.ones(items.shape, bool), np.ones(400, bool)
+    alone = fit_weights(items, features, targets, everything, cases)
+    beside = np.concatenate([features, np.full((*items.shape, 1), constant, np.float32)], axis=2)
+    found = fit_weights(items, beside, targets, everything, cases)
+    np.testing.assert_allclose(found, [*alone, 0.0], atol=SCORES)
+
+
 def test_only_the_candidates_and_cases_of_a_kind_count():
     items, features, targets = planted(400, 12, [1.0, 0.3, 0.0, 4.0])
     mine = np.arange(12) < 8

@@ -273,6 +273,13 @@ def test_another_configuration_in_the_same_folder(aligned):
         aligned(PreferenceConfig(**{**config, "beta": 2.0}))
 
 
+def test_other_examples_in_the_same_folder(aligned):
+    """As many as before, after the same histories."""
+    aligned(PreferenceConfig(**{**SDPO, "epochs": 1}))
+    with pytest.raises(UserError, match="another model, configuration or log"):
+        aligned(PreferenceConfig(**{**SDPO, "epochs": 1}), disliked=True)
+
+
 def test_each_example_is_learnt_once_per_epoch():
     config = PreferenceConfig("s-dpo", batch_size=3, epochs=2)
     batches = _batches(9, config, 1)

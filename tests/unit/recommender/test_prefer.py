@@ -7,7 +7,11 @@ import polars as pl
 import pytest
 import torch
 
+from llmrec.collaborative.fusion import FusionWeights
+from llmrec.config import Config
 from llmrec.data import Catalog, Interactions
+from llmrec.decode.rankings.fusion import FEATURES
+from llmrec.errors import UserError
 from llmrec.model.base import make_base
 from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.preference.config import PreferenceConfig
@@ -39,7 +43,8 @@ def test_a_bundle_is_aligned_whatever_its_weights_are(shop, tmp_path: Path, merg
     model, words = make_base(BASE, catalog.texts("{title}"))
     model.save_pretrained(tmp_path / "base")
     words.save_pretrained(tmp_path / "base")
-    recommender = Recommender.from_base(tmp_path / "base", tokenizer, catalog, BaseConfig(dtype=dtype), frozen=True)
+    own = BaseConfig(dtype=dtype)
+    recommender = Recommender.from_base(tmp_path / "base", tokenizer, catalog, own, frozen=True, max_history=3)
     train = TrainConfig(method="lora", epochs=1, batch_size=8, evaluations=1, lora=AdapterConfig(rank=2))
     recommender.fit(log, tasks=TasksConfig({"sequential": 1}, max_history=3, max_text_tokens=8), train=train)
     if merged:
@@ -57,3 +62,26 @@ def test_a_bundle_is_aligned_whatever_its_weights_are(shop, tmp_path: Path, merg
     loaded.save_pretrained(tmp_path / "aligned")
     again = Recommender.from_pretrained(tmp_path / "aligned", base=None if merged else tmp_path / "base")
     assert again.recommend(IDS[:2], k=5) == loaded.recommend(IDS[:2], k=5)
+
+
+def test_an_encoder_decoder_is_refused(shop) -> None:
+    catalog, tokenizer, log = shop
+    base = BaseConfig(architecture="t5", hidden_size=32, layers=1, heads=2, vocabulary=300, context=96)
+    recommender = Recommender.from_base(None, tokenizer, catalog, base)
+    with pytest.raises(UserError, match=r"preference.method grpo aligns decoders, and this model is an encoder-dec"):
+        recommender.prefer(log, config=ALIGNED)
+    tasks, train = {"supervise": "target"}, {"packing": False}
+    with pytest.raises(UserError, match=r"preference.method grpo aligns decoders, and base.architecture t5"):
+        Config(base=base, preference=ALIGNED, tasks=TasksConfig(**tasks), train=TrainConfig(**train))
+
+
+def test_weights_of_the_fusion_do_not_outlive_their_model(shop, tmp_path: Path) -> None:
+    catalog, tokenizer, log = shop
+    recommender = Recommender.from_base(None, tokenizer, catalog, BASE)
+    recommender.fusion_weights = FusionWeights([1.0] * 4, [1.0] * 4, 0.0, {}, list(FEATURES))
+    recommender.save_pretrained(tmp_path)
+    assert Recommender.from_pretrained(tmp_path).fusion_weights is not None
+    recommender.prefer(log, config=ALIGNED)
+    recommender.save_pretrained(tmp_path)
+    assert Recommender.from_pretrained(tmp_path).fusion_weights is None
+    assert "fusion.json" not in (tmp_path / "llmrec.json").read_text()

@@ -240,13 +240,13 @@ def test_a_request_that_is_too_long_names_the_rows(predict: Callable[..., module
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("u.csv", "user,history\nu,i1\n", "found the columns user, history; expected user_id and history"),
-        ("u.csv", "", "expected user_id and history"),
-        ("u.csv", "user_id,history\nu,i1\n,i1\n", "row 2: user_id: found ''"),
-        ("u.csv", "user_id,history\nu,[1\n", "row 1: history '[1': malformed JSON"),
-        ("u.jsonl", '{"user_id": "u"}\n{"user_id": "u", "history": 3}\n', "row 2: history 3: expected a list"),
-        ("u.jsonl", '{"user_id": "u", "history": [], "prompt": 7}\n', "row 1: prompt 7: expected a text"),
-        ("u.jsonl", '{"user_id": "u", "history": ["a", null]}\n', "row 1: history: found None, expected an id"),
+        ("u.csv", "user,history\nu,i1\n", "found the columns 'user', 'history'; expected user_id and history"),
+        ("u.csv", "", "no line of column names as the file is empty"),
+        ("u.csv", "user_id,history\nu,i1\n,i1\n", "line 3: user_id: found None"),
+        ("u.csv", "user_id,history\nu,[1\n", "line 2: history '[1': malformed JSON"),
+        ("u.jsonl", '{"user_id": "u"}\n{"user_id": "u", "history": 3}\n', "line 2: history 3: expected a list"),
+        ("u.jsonl", '{"user_id": "u", "history": [], "prompt": 7}\n', "line 1: prompt 7: expected a text"),
+        ("u.jsonl", '{"user_id": "u", "history": ["a", null]}\n', "line 1: history: found None, expected an id"),
         ("u.jsonl", '{"user_id": "\\ud83d", "history": []}\n', "line 1: malformed JSON"),
         ("u.parquet", "x", "not a readable parquet file"),
         ("u.txt", "x", "unknown kind of file"),
@@ -272,3 +272,54 @@ def test_nothing_is_overwritten(predict: Callable[..., module.Predicted], tmp_pa
         predict(tmp_path / "other.csv")
     with pytest.raises(UserError, match=r"unknown kind of file; expected \.parquet"):
         predict(tmp_path / "recs.xlsx")
+
+
+def table(tmp_path: Path, name: str, content: str) -> list[module.User]:
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    return list(module.users(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("users.CSV", "user_id,history\nu1,B1 B2\n"),
+        ("users.csv", "user_id, history\nu1, B1 B2\n"),
+        ("users.csv", "user_id;history\nu1;B1 B2\n"),
+        ("users.csv", "\ufeffuser_id\thistory\r\nu1\tB1 B2\r\n"),
+        ("users.csv", 'sep=;\nuser_id;history\n"u1";"[""B1"", ""B2""]"\n'),
+        ("users.Jsonl", '{"user_id": "u1", "history": ["B1", "B2"]}\n'),
+    ],
+)
+def test_tables_as_other_commands_read_them(name: str, content: str, tmp_path: Path) -> None:
+    assert table(tmp_path, name, content) == [module.User("u1", ["B1", "B2"], None)]
+
+
+def test_a_column_of_whole_numbers_has_no_zeros_after_the_point(tmp_path: Path) -> None:
+    found = table(tmp_path, "users.csv", "user_id,history\nu1,1.0 07 10.00\nu2,\nu3, 2\n")
+    assert [user.history for user in found] == [["1", "07", "10"], [], ["2"]]
+    found = table(tmp_path, "users.csv", "user_id,history\nu1,1.0\nu2,v1.0 B7\n")
+    assert [user.history for user in found] == [["1.0"], ["v1.0", "B7"]], "one is no number, so all are texts"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("u.csv", "user_id,history\nu0,1\nu1,1,7\nu2,7\n", "u.csv, line 3: 3 fields with ',' between them, expected 2"),
+        ("u.csv", 'user_id,history\nu1,"1 7\nu2,7\nu3,9\n', "u.csv, line 2: the quotation mark that opens a field"),
+        ("u.csv", "user_id,history,history\nu1,1,7\n", "u.csv, line 1: column 'history' stands twice"),
+        ("u.csv", "user,history\nu1,1\n", "found the columns 'user', 'history'; expected user_id and history."),
+        ("u.csv", "user_id,history\nu1,1\n\n,7\n", "u.csv, line 4: user_id: found None"),
+        ("u.csv", 'user_id,history\nu1,"[1, 7"\n', "u.csv, line 2: history '[1, 7': malformed JSON"),
+        ("u.jsonl", '{"user_id": "u1"}\n\n{"user_id": "u2", "history": 7}\n', "u.jsonl, line 3: history 7: expected"),
+    ],
+)
+def test_a_wrong_row_ends_the_job_before_it_begins(
+    name: str, content: str, words: str, predict: Callable[..., module.Predicted], tmp_path: Path
+) -> None:
+    source, output = tmp_path / name, tmp_path / "new" / "recs.csv"
+    source.write_text(content)
+    with pytest.raises(UserError) as caught:
+        predict(output, source)
+    assert words in str(caught.value)
+    assert not list(output.parent.glob("*")), "not even a hidden folder"

@@ -1,6 +1,7 @@
 """Tiny fine-tunings: what is trained, what stays, and that an interrupted run ends as an undisturbed one."""
 
 import contextlib
+import copy
 import json
 import re
 from dataclasses import replace
@@ -348,8 +349,13 @@ def test_runs_with_bfloat16(shop, tmp_path):
 
 def test_prompts_must_fit_the_context(shop, tmp_path):
     assert context_length(shop.model) == 160
-    tasks = replace(TASKS, max_history=70)
+    tasks, long = replace(TASKS, max_history=70), copy.copy(shop.renderer)
+    long.max_history = 70
     with pytest.raises(UserError, match=r"tasks\.max_history 70 .* the model's context is 160; lower them"):
+        finetune(shop.model, long, data(shop), tasks, FULL, tmp_path)
+    with pytest.raises(
+        UserError, match=r"tasks\.max_history 70: the model was made for 4; make it with max_history=70"
+    ):
         finetune(shop.model, shop.renderer, data(shop), tasks, FULL, tmp_path)
 
 
