@@ -298,7 +298,8 @@ class RunDirectory:
                 if stage.resumable and partial.exists():
                     log.warning("%s: interrupted before with other settings or inputs; what it left is removed", name)
                 self._start(name, key)
-        log.info("%s: started%s", name, stage.again(found))
+        why = " again, for changed inputs" if found is not None and found["key"] != key else ""
+        log.info("%s: started%s", name, stage.again(found) or why)
         return True
 
     def _recover(self, stage: str, precious: Sequence[str]) -> None:

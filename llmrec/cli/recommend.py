@@ -1,6 +1,5 @@
 """`llmrec recommend`: recommend items for a history, a request in plain words, or both."""
 
-import csv
 import json
 import sys
 import time
@@ -52,9 +51,10 @@ def _recommender(options: Namespace) -> "Recommender | ExpertRecommender":
     if (options.model is None) == (options.run is None):
         raise UserError("--model, --run: give one of them, a bundle or the folder of a run.")
     if options.run is not None:
+        from llmrec.data.files import require_folder
         from llmrec.recommender.untrained import ExpertRecommender
 
-        run = Path(options.run)
+        run = require_folder(options.run, "--run")
         model, experts = run / "model", run / "experts"
         if not (model / "manifest.json").exists():
             if not (experts / "manifest.json").exists():
@@ -80,7 +80,7 @@ def _parser() -> PlainParser:
     parser.add_argument("--prompt", metavar="TEXT", help="the request in plain words")
     add_request_flags(parser)
     parser.add_argument(
-        "--boost", metavar="FILE", help="CSV with columns item_id,offset; the offset is added to the score"
+        "--boost", metavar="FILE", help="table with columns item_id and offset; the offset is added to the score"
     )
     _several(parser, "--max-per", "FIELD=M", "at most M results with the same text in this field")
     parser.add_argument("--max-per-code", type=int, metavar="M", help="at most M results with the same first code")
@@ -158,11 +158,18 @@ def load_ranked(options: Namespace) -> "Recommender":
     """Load the bundle that the flags of `add_model_flags` choose, with the ranking of `add_request_flags`.
 
     Raises:
-        UserError: the number of beams is below 1, or the bundle can't be loaded.
+        UserError: the number of beams is below 1, the bundle can't be loaded, or a bonus is given that its ranking
+            does not know.
     """
     if options.beams < 1:
         raise UserError(f"--beams {options.beams}: expected at least 1.")
-    return load_model(options, beams=options.beams, ranking=options.ranking, cold_bonus=options.cold_bonus)
+    recommender = load_model(options, beams=options.beams, ranking=options.ranking, cold_bonus=options.cold_bonus)
+    if options.cold_bonus and (name := recommender.ranker.name) != "fusion":
+        raise UserError(
+            f"--cold-bonus {options.cold_bonus:g} is for the ranking fusion, and this model ranks by {name}; add "
+            "--ranking fusion, or leave it out."
+        )
+    return recommender
 
 
 def _request(options: Namespace) -> "Request":
@@ -198,23 +205,33 @@ def _pairs(flag: str, words: Sequence[str], example: str) -> dict[str, str]:
 
 
 def _offsets(path: Path) -> dict[str, float]:
-    """Read the offsets of a CSV file: item id -> offset."""
-    offsets: dict[str, float] = {}
+    """Read the offsets of a table: item id -> offset.
+
+    Raises:
+        UserError: the table can't be read, lacks a column, or has a row that is wrong.
+    """
+    from llmrec.data.bad_rows import RowsError, TextOptions
+    from llmrec.data.files import read_table, require_column, row_places
+    from llmrec.data.ids import id_column
+
+    def wrong(row: int, reason: str) -> UserError:
+        return UserError(f"--boost {path}, {row_places(path, [row], TextOptions())[0]}: {reason}.")
+
+    frame = read_table(path, "--boost", used=("item_id", "offset"))
+    for name in ("item_id", "offset"):
+        require_column(frame, name, path, "--boost")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if not {"item_id", "offset"} <= set(rows.fieldnames or ()):
-                raise UserError(f"--boost {path}: found columns {rows.fieldnames}, expected item_id,offset.")
-            for row in rows:
-                where = f"--boost {path}, line {rows.line_num}"
-                if row["item_id"] in offsets:
-                    raise UserError(f"{where}: item {row['item_id']} stands there twice; keep one of its offsets.")
-                try:
-                    offsets[row["item_id"]] = float(row["offset"])
-                except (TypeError, ValueError):
-                    raise UserError(f"{where}: offset {row['offset']!r}, expected a number.") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--boost {path}: can't be read as CSV: {error}.") from None
+        ids = id_column(frame["item_id"], f"--boost {path}").to_list()
+    except RowsError as error:
+        raise wrong(error.rows[0], error.reason(error.rows[0])) from None
+    offsets: dict[str, float] = {}
+    for row, (item, offset) in enumerate(zip(ids, frame["offset"].to_list(), strict=True)):
+        if item in offsets:
+            raise wrong(row, f"item {item} stands there twice; keep one of its offsets")
+        try:
+            offsets[item] = float(offset)
+        except (TypeError, ValueError):
+            raise wrong(row, f"offset {offset!r}, expected a number such as 1.5") from None
     return offsets
 
 

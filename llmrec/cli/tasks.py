@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     with open_run(options.run) as run:
         shown = task_examples(configuration(options), run, options.examples)
     if options.task is not None:
-        shown = _only(shown, options.task.split(","))
+        shown = _only(shown, [name.strip() for name in options.task.split(",")])
     say(*([json.dumps({"tasks": shown})] if options.json else "\n".join(map(_text, shown)).split("\n")))
 
 

@@ -116,6 +116,11 @@ class ItemRanker:
         self.beams_invalid = 0
         self.first_invalid = 0
 
+    @property
+    def name(self) -> RankingName:
+        """The name of the ranking after a history."""
+        return "beam" if self.method is None else self.method.name
+
     def without_retrieval(self) -> Self:
         """The same, but requests in words are ranked as histories are."""
         return self if self.in_words is None else type(self)(self.renderer, self.search, self.context, self.method)

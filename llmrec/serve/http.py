@@ -36,8 +36,8 @@ from llmrec.serve.guard import Guard, error_response
 from llmrec.serve.limits import ApiError, Limits
 from llmrec.serve.live import AddItems, RemoveItem, unknown_item
 from llmrec.serve.page import add_page
-from llmrec.serve.service import Service, name_of
-from llmrec.serve.why import RequestPart, measured, parts_of, questions
+from llmrec.serve.service import Service
+from llmrec.serve.why import RequestPart, measured, parts_of, questions, sampled
 
 DESCRIPTION = """Recommend the items of one catalogue with a language model.
 
@@ -98,6 +98,7 @@ WRONG = {
     "unexpected_keyword_argument": f"no such field; known are {', '.join(sorted(schemas.FIELDS))}",
     "extra_forbidden": "no such field",
     "sequence_str": "found one text, expected a list of texts",
+    "string_type": 'found no text, expected one; write a number in quotation marks, such as "7"',
 }
 """Type of an error of pydantic -> what it means, where its own words speak of Python."""
 
@@ -175,22 +176,27 @@ def _add_recommend(app: FastAPI, service: Service) -> None:
         own = service.recommender
         if asked.item_id not in own.catalog.index:
             raise unknown_item(asked.item_id)
-        if (name := ranking or name_of(own.ranker)) in WITHOUT_SCORES:
+        if (name := ranking or own.ranker.name) in WITHOUT_SCORES:
             message = f"ranking {name} scores lists, not items; choose another of GET /v1/model's rankings."
             raise ApiError(422, "invalid_request", message, "ranking")
         parts, asked_of, notes = await to_thread.run_sync(_left_out, asked, own, service.limits)
         answers = await service.recommend(own, asked_of, False, ranking)
-        (score, rank), *without = measured(asked.item_id, answers)
+        whole, *without = measured(asked.item_id, answers)
         return schemas.Explained(
             item_id=asked.item_id,
             ranking=name,
-            score=score,
-            rank=rank,
+            score=whole.score,
+            rank=whole.rank,
             parts=[
                 schemas.Part(
-                    kind=part.kind, place=part.place, text=part.text, score=less, rank=there, change=score - less
+                    kind=part.kind,
+                    place=part.place,
+                    text=part.text,
+                    score=less.score,
+                    rank=less.rank,
+                    change=whole.lead - less.lead,
                 )
-                for part, (less, there) in zip(parts, without, strict=True)
+                for part, less in zip(parts, without, strict=True)
             ],
             notes=[*answers[0].notes, *notes],
         )
@@ -209,9 +215,14 @@ def _add_items(app: FastAPI, service: Service) -> None:
         The answer comes when the change is on the disk. Reads go on meanwhile, and later ones see the change.
         """
         change = await to_thread.run_sync(_addition, new, service)
+        unknown = [name for name in change.catalog.fields if name not in service.recommender.catalog.fields]
         done = await service.change(change)
         return schemas.ItemsAdded(
-            added=len(done.added), updated=done.updated, items=done.items, semantic_ids=done.semantic_ids
+            added=len(done.added),
+            updated=done.updated,
+            items=done.items,
+            semantic_ids=done.semantic_ids,
+            notes=[f"Left out fields that the catalogue lacks: {', '.join(unknown)}."] if unknown else [],
         )
 
     @app.delete("/v1/items/{item_id:path}", responses={**changing, 404: MISSING}, tags=["items"])
@@ -267,7 +278,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
             fields=[name for name in own.catalog.fields if name != "title"],
             level_sizes=list(own.item_tokenizer.level_sizes),
             max_history=own.max_history,
-            ranking=name_of(own.ranker),
+            ranking=own.ranker.name,
             rankings=list(service.rankers(own)),
             scoring=search.config.scoring,
             beams=search.config.beams,
@@ -305,7 +316,8 @@ def _left_out(
     most = max(0, limits.requests // 2 - 1)
     parts = list(islice(parts_of(asked.request, own.store, own.ranker.renderer), most + 1))
     notes = [f"Measured the first {most} parts only."] if len(parts) > most else []
-    return parts[:most], questions(asked.request, asked.item_id, parts[:most]), notes
+    others = sampled(own.store, asked.item_id)
+    return parts[:most], questions(asked.request, asked.item_id, parts[:most], others), notes
 
 
 def _addition(new: schemas.NewItems, service: Service) -> AddItems:

@@ -110,7 +110,8 @@ class Part(BaseModel):
     rank: int | None
     """Its rank then; null if it is not among the answers."""
     change: float
-    """What the part brings: the score with it minus the score without it."""
+    """What the part brings: how much further the item's score is above those of other items, a sample of the catalogue,
+    with it than without it."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -166,6 +167,8 @@ class ItemsAdded(BaseModel):
     """Number of items of the catalogue."""
     semantic_ids: dict[str, str]
     """Item id -> the item tokens that the model knows it by, for the added items."""
+    notes: list[str]
+    """What was left out."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

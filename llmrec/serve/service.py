@@ -138,7 +138,7 @@ class Service:
         """
         deadline = time.monotonic() + self.limits.deadline
         ranker = recommender.ranker
-        if ranking is not None and ranking != name_of(ranker):
+        if ranking is not None and ranking != ranker.name:
             ranker = await to_thread.run_sync(self._ranker, recommender, ranking, limiter=self._threads)
         if len(requests) > self.limits.requests:
             message = f"{len(requests):,} requests in a list, expected at most {self.limits.requests}."
@@ -147,8 +147,8 @@ class Service:
         for place, request in enumerate(requests):
             with _located(place, listed):
                 self.limits.check(request)
-                if request.exact and name_of(ranker) != "beam":
-                    message = f"exact: the ranking {name_of(ranker)} has no exact search; leave exact out."
+                if request.exact and ranker.name != "beam":
+                    message = f"exact: the ranking {ranker.name} has no exact search; leave exact out."
                     raise ApiError(422, "invalid_request", message, "exact")
             lanes.append(self.slow if self.limits.is_slow(request) else self.fast)
 
@@ -257,13 +257,8 @@ class Service:
         self._resumed = time.perf_counter()
 
 
-def name_of(ranker: ItemRanker) -> RankingName:
-    """The name of a ranking."""
-    return "beam" if ranker.method is None else ranker.method.name
-
-
 def _rankers(recommender: Recommender) -> dict[RankingName, ItemRanker]:
-    rankers = {name_of(recommender.ranker): recommender.ranker}
+    rankers = {recommender.ranker.name: recommender.ranker}
     for name in COMPARED:
         if name not in rankers and (name != "fusion" or recommender.fusion_weights is not None):
             with suppress(UserError):  # the model lacks what it needs

@@ -270,8 +270,8 @@ class Renderer:
 
     @property
     def most_of_title(self) -> int:
-        """Most tokens that a title takes behind an item of a history, the space after it included."""
-        return self.title_tokens + 1 if self.title_tokens else 0
+        """Most tokens that a title takes behind an item of a history, the spaces around it included."""
+        return self.title_tokens + 2 if self.title_tokens else 0
 
     def in_history(self, item: int) -> str:
         """What a history says of an item, a row of the catalogue: its tokens, and the beginning of its title."""

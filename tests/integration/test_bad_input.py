@@ -194,7 +194,11 @@ def test_a_defect_of_ours_ends_with_1(llmrec_process: Program, run_copy: Path, t
         (["--prompt", "soap", "--max-per", "brand=0"], "--max-per brand=0: expected at least 1"),
         (["--prompt", "soap", "--max-per", "colour=1"], "--max-per colour=1: no such field; known are"),
         (["--prompt", "soap", "--max-per-code", "0"], "--max-per-code 0: expected at least 1"),
-        (["--prompt", "soap", "--boost", "nowhere.csv"], "--boost nowhere.csv: can't be read"),
+        (["--prompt", "soap", "--boost", "nowhere.csv"], "--boost: nowhere.csv: expected a file, found nothing there"),
+        (
+            ["--prompt", "soap", "--cold-bonus", "2"],
+            "--cold-bonus 2 is for the ranking fusion, and this model ranks by ",
+        ),
         (["--prompt", "soap", "--k", "0"], "--k 0"),
         (["--prompt", "soap", "--k", "many"], "--k"),
         (["--prompt", "soap", "--beams", "0"], "--beams 0"),
@@ -214,8 +218,11 @@ def test_recommend(tiny_run: Path, words: list[str], said: str, capsys: pytest.C
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "found columns None, expected item_id,offset"),
-        ("item,offset\nx,1\n", "found columns ['item', 'offset'], expected item_id,offset"),
+        ("", "boost.csv: no line of column names as the file is empty"),
+        ("item,offset\nx,1\n", "boost.csv: no column 'item_id' (--boost); found: item, offset"),
+        ("item_id,offset\n{0},1\n{1},1,5\n", "boost.csv, line 3: 3 fields with ',' between them, expected 2"),
+        ("item_id;offset\n{0};1,5\n", "boost.csv, line 2: offset '1,5', expected a number such as 1.5"),
+        ("item_id,offset\n,1\n", "boost.csv, line 2: no item_id; expected one in every row"),
         ("item_id,offset\n{0},1\n{1},much\n", "boost.csv, line 3: offset 'much', expected a number"),
         ("item_id,offset\n{0},1\n{1}\n", "boost.csv, line 3: offset None, expected a number"),
         ("item_id,offset\n{0},1\n{0},2\n", "boost.csv, line 3: item {0} stands there twice"),

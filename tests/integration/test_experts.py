@@ -95,6 +95,9 @@ def test_experts_answer_before_the_model_is_trained(run: Path, llmrec: Callable,
         shutil.copytree(run / stage, early / stage)
     ids = pl.read_parquet(run / "data" / "items.parquet")["item_id"].to_list()
     words = ["--history", ids[0], ids[1], "--k", "5", "--json"]
+    missing = llmrec("recommend", "--run", tmp_path / "nope", *words)
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert "nope: expected a folder, found nothing there" in missing.stderr
     done = llmrec("recommend", "--run", early, *words)
     assert done.returncode == 0, done.stderr
     assert "the experts of the run answer" in done.stderr

@@ -1,9 +1,11 @@
-"""Which fields name files of the user, and that none of them may lie where a stage is written."""
+"""Which fields name files of the user, that none of them may lie where a stage is written, what makes a stage anew."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +14,16 @@ from llmrec import pipeline
 from llmrec.config import INPUTS, Config, check_inputs
 from llmrec.data import DataConfig
 from llmrec.data.config import ColumnsConfig
+from llmrec.decode.config import DecodeConfig
 from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.intentions import IntentionsConfig
-from llmrec.model.config import BaseConfig
+from llmrec.model.config import BaseConfig, DenseConfig
 from llmrec.preference.config import PreferenceConfig
 from llmrec.quantize.config import TokenizeConfig
+from llmrec.resources import resource_folder
 from llmrec.rundir import LOCK, RunDirectory
+from llmrec.stage import Stage
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
 
@@ -144,3 +149,34 @@ def test_what_the_training_lacks_is_named_before_the_first_stage(
         pipeline.check(lacking, run, "evaluate")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
     pipeline.check(lacking, run, "tokenize")  # nothing is trained
+
+
+def stage_of(make: Callable[[Config, Any], object], config: Config) -> Stage:
+    """The stage that `make` asks a run directory for."""
+    found: list[Stage] = []
+    make(config, SimpleNamespace(build=found.append, path=Path, main=True))
+    return found[0]
+
+
+def test_the_base_depends_on_the_prompts(tmp_path: Path) -> None:
+    """Its tokenizer learns from them."""
+    prompts = shutil.copytree(resource_folder("prompts"), tmp_path / "prompts")
+    config = Config(tasks=TasksConfig(prompts=str(prompts)))
+    assert stage_of(pipeline.base_stage, Config()).files == {}
+    before = stage_of(pipeline.base_stage, config).files
+    (prompts / "search.yaml").write_text((prompts / "search.yaml").read_text() + "# another line")
+    after = stage_of(pipeline.base_stage, config).files
+    assert [name for name in before if after[name] != before[name]] == [str(prompts / "search.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("decode", "scoring"),
+    [
+        (DecodeConfig(), {}),
+        (DecodeConfig(scoring="vocab"), {"scoring": "vocab"}),
+        (DecodeConfig(scoring="vocab", constraint="none"), {}),
+    ],
+)
+def test_the_fusion_is_calibrated_anew_for_another_scoring(decode: DecodeConfig, scoring: dict[str, str]) -> None:
+    config = Config(decode=decode, train=TrainConfig(dense=DenseConfig(weight=1.0)))
+    assert stage_of(pipeline.model_stage, config).config == {"warm_floor": decode.warm_floor} | scoring

@@ -125,7 +125,7 @@ function reasons({ parts, notes }, body) {
       el("td", { class: "number" }, part.rank ? String(part.rank) : `> ${body.k}`));
   });
   const head = el("tr", {}, el("th", { scope: "col" }, "Part"), el("td", {}),
-    el("th", { scope: "col", class: "number" }, "Score it brings"), el("th", { scope: "col", class: "number" }, "Place without it"));
+    el("th", { scope: "col", class: "number" }, "What it brings"), el("th", { scope: "col", class: "number" }, "Place without it"));
   return [el("p", {}, `${words}.`), el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)),
     ...notes.map((note) => el("p", { class: "quiet" }, note))];
 }

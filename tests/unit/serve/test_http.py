@@ -47,6 +47,12 @@ def test_answers_as_the_python_api(
     assert answer.json()["seconds"] >= 0
 
 
+def test_an_id_that_is_a_number_is_refused_with_the_fix(client: TestClient) -> None:
+    answer = client.post("/v1/recommend", json={"history": ["i1", 7]})
+    message = 'history.1: found no text, expected one; write a number in quotation marks, such as "7".'
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, message)
+
+
 def test_a_list_gets_a_list(client: TestClient, recommender: Recommender) -> None:
     requests = [
         {"history": ["i1"], "k": 3},

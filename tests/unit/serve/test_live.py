@@ -56,12 +56,19 @@ def test_an_added_item_is_on_the_disk_and_recommended(live: TestClient, bundle: 
         "updated": 0,
         "items": None,
         "semantic_ids": None,
+        "notes": [],
     }
     assert {"n/1", "n2"} <= set(ids_on_disk(bundle))
     item = live.get("/v1/items/n/1").json()
     assert (item["training_events"], item["semantic_id"]) == (0, answer.json()["semantic_ids"]["n/1"])
     found = live.post("/v1/recommend", json={"prompt": "soap", "allow": ["n/1", "n2"]}).json()["items"]
     assert {each["item_id"] for each in found} == {"n/1", "n2"}
+
+
+def test_fields_that_the_catalogue_lacks_are_named(live: TestClient) -> None:
+    item = {"item_id": "typo", "title": "Soap", "fields": {"brnd": "Alba", "brand": "Alba"}}
+    answer = live.post("/v1/items", json={"items": [item]}).json()
+    assert answer["notes"] == ["Left out fields that the catalogue lacks: brnd."]
 
 
 def test_an_item_that_is_there_is_refused_or_updated(live: TestClient, bundle: Path) -> None:

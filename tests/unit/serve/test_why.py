@@ -10,8 +10,8 @@ pytest.importorskip("prometheus_client", reason="the serve extra is not installe
 from tolerances import DENSE
 
 from llmrec.recommender.recommender import Recommender
-from llmrec.recommender.request import Request
-from llmrec.serve.why import parts_of
+from llmrec.recommender.request import Answer, Recommendation, Request
+from llmrec.serve.why import measured, parts_of
 
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
@@ -21,6 +21,30 @@ def score_of(recommender: Recommender, item_id: str, **request: Any) -> Any:
     options = {"k": 20, "include_seen": True, "empty_history": "model", **request}
     score = next(item.score for item in recommender.recommend(**options) if item.item_id == item_id)
     return pytest.approx(score, abs=DENSE)
+
+
+def lead_of(recommender: Recommender, item_id: str, **request: Any) -> float:
+    """The score of an item above the mean of all 19 others."""
+    items = recommender.recommend(**{"k": 20, "include_seen": True, "empty_history": "model", **request})
+    scores = {item.item_id: item.score for item in items}
+    own = scores.pop(item_id)
+    assert len(scores) == 19
+    return own - sum(scores.values()) / 19
+
+
+def test_what_moves_all_scores_speaks_for_none() -> None:
+    """Without the history, the scores of a fusion are higher for all items, also for the one that it speaks for."""
+
+    def answer(**scores: float) -> Answer:
+        ranked = sorted(scores.items(), key=lambda pair: -pair[1])
+        return Answer(Recommendation(rank, item, score, "", {}) for rank, (item, score) in enumerate(ranked, 1))
+
+    asked = [answer(a=-11.0, b=-12.0), answer(b=-5.0)]
+    scored = [answer(a=-11.0, b=-12.0, c=-20.0), answer(a=-7.0, b=-5.0, c=-6.0)]
+    whole, without = measured("a", [*asked, *scored])
+    assert (whole.score, whole.rank, whole.lead) == (-11.0, 1, 5.0)
+    assert (without.score, without.rank, without.lead) == (-7.0, None, -1.5)
+    assert measured("a", [answer(a=-11.0)] * 2)[0].lead == -11.0, "the catalogue has one item"
 
 
 def test_each_part_is_left_out(client: "TestClient", recommender: Recommender) -> None:
@@ -38,7 +62,8 @@ def test_each_part_is_left_out(client: "TestClient", recommender: Recommender) -
     assert [(part["kind"], part["place"], part["text"]) for part in found["parts"]] == [row[:3] for row in expected]
     for part, (_, _, _, rest) in zip(found["parts"], expected, strict=True):
         assert part["score"] == score_of(recommender, "i8", **rest)
-        assert part["change"] == pytest.approx(found["score"] - part["score"])
+        lead = lead_of(recommender, "i8", history=["i1", "i5"], prompt="gentle soap")
+        assert part["change"] == pytest.approx(lead - lead_of(recommender, "i8", **rest), abs=DENSE)
         answer = [item.item_id for item in recommender.recommend(**rest, k=17)]
         assert part["rank"] == (answer.index("i8") + 1 if "i8" in answer else None)
 

@@ -62,6 +62,12 @@ def test_items_are_learnt_and_titles_are_not(renderer, every_item: bool) -> None
     assert found == sequence[1:].tolist()
 
 
+def test_no_item_takes_more_tokens_than_is_said(renderer) -> None:
+    texts = [renderer.in_history(item) for item in range(len(TITLES))]
+    lengths = [len(ids) for ids in renderer.encode_prompts(texts)]
+    assert max(lengths) == len(renderer.vocabulary.ids) + renderer.most_of_title
+
+
 def test_a_title_comes_after_its_item_so_no_target_is_told(renderer) -> None:
     """What stands before each target is the history up to it, whatever the target is."""
     sequence = np.array([7, 0, 3, 2])

@@ -347,6 +347,20 @@ def test_runs_with_bfloat16(shop, tmp_path):
     assert np.isfinite(log(tmp_path, "eval_loss")).all()
 
 
+@pytest.mark.parametrize(("softmax", "expected"), [("vocabulary", None), ("level", False), ("catalogue", False)])
+def test_no_process_takes_the_output_head_for_unused(shop, tmp_path, monkeypatch, softmax, expected):
+    """The loss among codes reads its rows after the forward pass, where DDP does not see it."""
+    found = []
+
+    def made(**options):
+        found.append(options["ddp_find_unused_parameters"])
+        return TrainingArguments(**options)
+
+    monkeypatch.setattr("llmrec.train.trainer.TrainingArguments", made)
+    train(shop, replace(FULL, epochs=1, softmax=softmax), tmp_path)
+    assert found == [expected]
+
+
 def test_prompts_must_fit_the_context(shop, tmp_path):
     assert context_length(shop.model) == 160
     tasks, long = replace(TASKS, max_history=70), copy.copy(shop.renderer)
