@@ -316,7 +316,7 @@ def _left_out(
     most = max(0, limits.requests // 2 - 1)
     parts = list(islice(parts_of(asked.request, own.store, own.ranker.renderer), most + 1))
     notes = [f"Measured the first {most} parts only."] if len(parts) > most else []
-    others = sampled(own.store, asked.item_id)
+    others = sampled(own.store, asked.item_id)[: min(limits.answers, limits.ids) - 1]
     return parts[:most], questions(asked.request, asked.item_id, parts[:most], others), notes
 
 
