@@ -298,7 +298,7 @@ def test_tables_as_other_commands_read_them(name: str, content: str, tmp_path: P
 
 
 def test_an_open_quotation_mark_swallows_no_user(tmp_path: Path) -> None:
-    """It is an ordinary character then, as for other commands; the note of the answer tells the id that nobody knows."""
+    """It is an ordinary character then, as for other commands; the note of the answer tells which id nobody knows."""
     found = table(tmp_path, "users.csv", 'user_id,history\nu,"i1 i2\nv,i2\nw,i3\n')
     assert [(user.user_id, user.history) for user in found] == [("u", ['"i1', "i2"]), ("v", ["i2"]), ("w", ["i3"])]
 
