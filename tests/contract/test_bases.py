@@ -28,7 +28,7 @@ CHAT = (
 )
 KINDS = ["qwen3", "llama", "gpt2", "gemma3", "phi"]
 PADDED = 7  # token rows beyond the tokenizer's, as many checkpoints have them
-TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_history=4, max_text_tokens=12)
+TASKS = TasksConfig(mixture={"sequential": 1.0, "item-to-codes": 0.5}, max_text_tokens=12)
 LORA = TrainConfig(method="lora", lora=AdapterConfig(rank=8), epochs=3, batch_size=8, evaluations=3, learning_rate=1e-2)
 
 
@@ -95,7 +95,7 @@ def trained(request, make_model: Callable, tiny_catalog: Catalog, tmp_path_facto
     log = Interactions.from_frame(pl.DataFrame(events, ["user_id", "item_id", "timestamp"], orient="row"))
 
     def fit(folder: Path) -> Recommender:
-        return Recommender.from_base(base, items, max_history=4).fit(log, tasks=TASKS, train=LORA, folder=folder)
+        return Recommender.from_base(base, items).fit(log, tasks=TASKS, train=LORA, folder=folder)
 
     def fit_again(recommender: Recommender) -> Recommender:
         return recommender.fit(log, tasks=TASKS, train=replace(LORA, epochs=1, evaluations=1))
