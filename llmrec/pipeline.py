@@ -272,9 +272,6 @@ def model_stage(config: Config, run: RunDirectory) -> None:
 
     strict, dense = config.data.regime == "strict", config.train.dense.weight > 0
     experts = bool(config.experts.models)
-    # The fusion is calibrated for the scores that it will rank by. Other constraints are for measurements alone.
-    scoring = config.decode.scoring if config.decode.constraint == "trie" else "auto"
-    steers = {"warm_floor": config.decode.warm_floor} | ({} if scoring == "auto" else {"scoring": scoring})
     last = trained_stage(config) if config.preference.method == "none" else "preference"
 
     def make(out: Path) -> None:
@@ -285,9 +282,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
         if cold_items is None and not dense and not experts:
             return
         own = config.decode
-        decode = DecodeConfig(
-            batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor, scoring=scoring
-        )
+        decode = DecodeConfig(batch_size=own.batch_size, dtype=own.dtype, device=own.device, warm_floor=own.warm_floor)
         recommender = Recommender.from_pretrained(bundle, decode, config.base.trust_remote_code)
         if cold_items is not None:
             recommender.add_items(cold_items, Embeddings.load(run.path("embed"), cold_items.ids).vectors)
@@ -309,7 +304,7 @@ def model_stage(config: Config, run: RunDirectory) -> None:
     run.build(
         Stage(
             "model",
-            steers if dense else {},
+            {"warm_floor": config.decode.warm_floor} if dense else {},
             make,
             reads=[
                 last,

@@ -27,7 +27,7 @@ def test_examples_as_json(run_copy: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_examples_as_text(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show(run_copy, "--task", "sequential, search ", "--examples", "1") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert len(capsys.readouterr().out.splitlines()) == 6
     assert show(run_copy, "--task", "search", "--examples", "1") == 0
     head, example, end = capsys.readouterr().out.splitlines()
     assert head.startswith("search: ")

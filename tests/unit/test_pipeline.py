@@ -14,11 +14,10 @@ from llmrec import pipeline
 from llmrec.config import INPUTS, Config, check_inputs
 from llmrec.data import DataConfig
 from llmrec.data.config import ColumnsConfig
-from llmrec.decode.config import DecodeConfig
 from llmrec.embed.encoder import EmbedConfig
 from llmrec.errors import UserError
 from llmrec.intentions import IntentionsConfig
-from llmrec.model.config import BaseConfig, DenseConfig
+from llmrec.model.config import BaseConfig
 from llmrec.preference.config import PreferenceConfig
 from llmrec.quantize.config import TokenizeConfig
 from llmrec.resources import resource_folder
@@ -167,16 +166,3 @@ def test_the_base_depends_on_the_prompts(tmp_path: Path) -> None:
     (prompts / "search.yaml").write_text((prompts / "search.yaml").read_text() + "# another line")
     after = stage_of(pipeline.base_stage, config).files
     assert [name for name in before if after[name] != before[name]] == [str(prompts / "search.yaml")]
-
-
-@pytest.mark.parametrize(
-    ("decode", "scoring"),
-    [
-        (DecodeConfig(), {}),
-        (DecodeConfig(scoring="vocab"), {"scoring": "vocab"}),
-        (DecodeConfig(scoring="vocab", constraint="none"), {}),
-    ],
-)
-def test_the_fusion_is_calibrated_anew_for_another_scoring(decode: DecodeConfig, scoring: dict[str, str]) -> None:
-    config = Config(decode=decode, train=TrainConfig(dense=DenseConfig(weight=1.0)))
-    assert stage_of(pipeline.model_stage, config).config == {"warm_floor": decode.warm_floor} | scoring
