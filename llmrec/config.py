@@ -92,11 +92,7 @@ class Config:
             self.train.distill.taught_by(self.experts.models)
         if self.base.model is None and self.base.architecture == "t5":
             check_encoder_decoder("--base.architecture t5", self.tasks, self.train)
-            if self.preference.method != "none":
-                raise UserError(
-                    f"--preference.method {self.preference.method} aligns decoders, and --base.architecture t5 is an "
-                    "encoder-decoder; set one of the two to another value."
-                )
+            self.preference.check_encoder_decoder("--base.architecture t5")
         asked = "diagnose" if self.evaluate.diagnose else "rankings" if self.evaluate.rankings else None
         if asked and self.decode.constraint != "trie":
             raise UserError(

@@ -67,6 +67,7 @@ def check(config: Config, run: RunDirectory, until: str) -> None:
     check_inputs(config, list(run.places([*FOLDERS, COMPARE, BENCHMARK])))
     if config.base.model is not None and says_encoder_decoder(Path(config.base.model)):
         check_encoder_decoder(f"--base.model {config.base.model}", config.tasks, config.train)
+        config.preference.check_encoder_decoder(f"--base.model {config.base.model}")
     check_bundle(config)
     make_stages(config, run.rehearsal(), until)
     run.claim(NAMES)

@@ -119,6 +119,14 @@ class PreferenceConfig:
                 f"--preference.feedback {self.feedback} needs --preference.method s-dpo; set it, or leave the file out."
             )
 
+    def check_encoder_decoder(self, subject: str) -> None:
+        """Raise UserError if an encoder-decoder would be aligned; `subject`: what it is, in the message."""
+        if self.method != "none":
+            raise UserError(
+                f"--preference.method {self.method} aligns decoders, and {subject} is an encoder-decoder; set it to "
+                "none."
+            )
+
     @property
     def by_experts(self) -> bool:
         """Whether the experts reward the model's items."""

@@ -66,10 +66,7 @@ def prefer(
         )
     model, store, renderer = recommender.model, recommender.store, recommender.renderer
     if encoder_of(unwrapped(model)) is not None:
-        raise UserError(
-            f"--preference.method {config.method} aligns decoders, and this model is an encoder-decoder; set it to "
-            "none."
-        )
+        config.check_encoder_decoder("this model")
     decode = replace(recommender.decode_config, device=str(PartialState().device))
     pad = recommender.tokenizer.pad_token_id or 0
     support = check_decoding(model, renderer.vocabulary, store.trie, decode, pad)

@@ -1,6 +1,7 @@
 """Why an item is recommended: each part of the request is left out in turn, and the change of the item's lead counts.
 
-parts, others = list(parts_of(request, store, renderer)), sampled(store, item_id)
+parts = list(parts_of(request, store, renderer))
+others = sampled(store, item_id)
 asked = questions(request, item_id, parts, others) # two requests for the whole one, and two for each part
 whole, *without = measured(item_id, answers)       # of their answers: score, rank, and lead over the other items
 """

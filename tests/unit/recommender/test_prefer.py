@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import torch
 
+from llmrec import pipeline
 from llmrec.collaborative.fusion import FusionWeights
 from llmrec.config import Config
 from llmrec.data import Catalog, Interactions
@@ -17,6 +18,7 @@ from llmrec.model.config import AdapterConfig, BaseConfig
 from llmrec.preference.config import PreferenceConfig
 from llmrec.quantize.tokenizer import ItemTokenizer
 from llmrec.recommender.recommender import Recommender
+from llmrec.rundir import RunDirectory
 from llmrec.tasks.config import TasksConfig
 from llmrec.train.config import TrainConfig
 
@@ -64,15 +66,20 @@ def test_a_bundle_is_aligned_whatever_its_weights_are(shop, tmp_path: Path, merg
     assert again.recommend(IDS[:2], k=5) == loaded.recommend(IDS[:2], k=5)
 
 
-def test_an_encoder_decoder_is_refused(shop) -> None:
+def test_an_encoder_decoder_is_refused(shop, tmp_path: Path) -> None:
+    """Before it is trained, too."""
     catalog, tokenizer, log = shop
     base = BaseConfig(architecture="t5", hidden_size=32, layers=1, heads=2, vocabulary=300, context=96)
     recommender = Recommender.from_base(None, tokenizer, catalog, base)
     with pytest.raises(UserError, match=r"preference.method grpo aligns decoders, and this model is an encoder-dec"):
         recommender.prefer(log, config=ALIGNED)
-    tasks, train = {"supervise": "target"}, {"packing": False}
+    tasks, train = TasksConfig(supervise="target"), TrainConfig(packing=False)
     with pytest.raises(UserError, match=r"preference.method grpo aligns decoders, and base.architecture t5"):
-        Config(base=base, preference=ALIGNED, tasks=TasksConfig(**tasks), train=TrainConfig(**train))
+        Config(base=base, preference=ALIGNED, tasks=tasks, train=train)
+    recommender.model.save_pretrained(tmp_path / "base")
+    named = Config(base=BaseConfig(model=str(tmp_path / "base")), preference=ALIGNED, tasks=tasks, train=train)
+    with pytest.raises(UserError, match=r"preference.method grpo aligns decoders, and base.model .*base is an enc"):
+        pipeline.check(named, RunDirectory(tmp_path / "run"), "evaluate")
 
 
 def test_weights_of_the_fusion_do_not_outlive_their_model(shop, tmp_path: Path) -> None:

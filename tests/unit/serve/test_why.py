@@ -60,9 +60,9 @@ def test_each_part_is_left_out(client: "TestClient", recommender: Recommender) -
         ("word", 1, "soap", {"history": ["i1", "i5"], "prompt": "gentle"}),
     ]
     assert [(part["kind"], part["place"], part["text"]) for part in found["parts"]] == [row[:3] for row in expected]
+    lead = lead_of(recommender, "i8", history=["i1", "i5"], prompt="gentle soap")
     for part, (_, _, _, rest) in zip(found["parts"], expected, strict=True):
         assert part["score"] == score_of(recommender, "i8", **rest)
-        lead = lead_of(recommender, "i8", history=["i1", "i5"], prompt="gentle soap")
         assert part["change"] == pytest.approx(lead - lead_of(recommender, "i8", **rest), abs=DENSE)
         answer = [item.item_id for item in recommender.recommend(**rest, k=17)]
         assert part["rank"] == (answer.index("i8") + 1 if "i8" in answer else None)

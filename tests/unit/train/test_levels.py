@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
 from llmrec.errors import UserError
 from llmrec.index.trie import ItemTrie
@@ -75,24 +75,17 @@ def phi(shop):
 
 
 @pytest.mark.parametrize("among_items", [False, True])
-def test_it_follows_the_model_to_another_device(among_items):
+def test_it_follows_the_model_to_another_device(make_shop, among_items):
     """Trainer moves the model to the GPU after the loss is made. The device "meta" stands for a GPU."""
-    vocabulary = ItemVocabulary([["<a>"] * 4, ["<b>"] * 4], [np.arange(30, 34), np.arange(34, 38)])
-    config = Qwen3Config(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=False,
-    )
-    model = Qwen3ForCausalLM(config)
-    tries = [ItemTrie.build(np.array([[0, 1], [2, 3]]), [4, 4])] if among_items else []
-    softmax = LevelSoftmax(model, vocabulary, tries)
-    model.to("meta")
-    states, at = torch.zeros(6, 16, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
-    total, _ = softmax.of_positions(states, torch.zeros(6, dtype=torch.int64, device="meta"), at, [at, at])
+    shop = make_shop()
+    vocabulary = shop.renderer.vocabulary
+    tries = [ItemTrie.build(shop.codes, vocabulary.level_sizes)] if among_items else []
+    softmax = LevelSoftmax(shop.model, vocabulary, tries)
+    shop.model.to("meta")
+    states = torch.zeros(6, shop.model.config.hidden_size, device="meta")
+    at = torch.zeros(2, dtype=torch.int64, device="meta")
+    here = [at] * len(vocabulary.ids)
+    total, _ = softmax.of_positions(states, torch.zeros(6, dtype=torch.int64, device="meta"), at, here)
     devices = {total.device.type, softmax.ids.device.type, softmax.place.device.type}
     assert devices | {trie.order.device.type for trie in softmax.tries} == {"meta"}
 
